@@ -1,0 +1,61 @@
+"""Packs the default data set: scikit-learn's 1,797 real handwritten digits, made hard enough to tell models apart.
+
+As they come, 8 x 8 pixels, they are too easy: any network reads nearly all of them. Here each is drawn 14 x 14 with a
+small random scale, rotation and shift and Gaussian noise. Training images come from 900 originals (900 images), test
+images from the other 897 (4,000), so that no original is on both sides. The random numbers are fixed: every machine
+packs the same pixels.
+
+    python data_prep/digits.py [--out data/digits]
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from repro import packed
+from repro.paths import DATA
+
+SIDE = 14  # stored; the network sees 12 x 12 of it, the 7/8 that 224 is of 256
+NOISE = 0.2  # standard deviation, of a full scale of 1
+SPLITS = {"train": (slice(0, 900), 900), "test": (slice(900, None), 4000)}  # originals, images drawn
+
+
+def draw(digit: np.ndarray, generator: np.random.Generator) -> bytes:
+    """A PNG of one original (8 x 8, 0 to 16), distorted."""
+    scale, angle = generator.uniform(0.85, 1.15), np.deg2rad(generator.uniform(-15, 15))
+    shift = generator.uniform(-0.6, 0.6, size=2)
+    # The inverse map, from a stored pixel to a place in the original, both measured from their centres.
+    zoom = 8 / SIDE / scale
+    cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
+    middle = SIDE / 2
+    coefficients = (cosine, -sine, 4 + shift[0] - cosine * middle + sine * middle,
+                    sine, cosine, 4 + shift[1] - sine * middle - cosine * middle)
+    image = Image.fromarray((digit / 16).astype(np.float32))
+    image = image.transform((SIDE, SIDE), Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BICUBIC)
+    pixels = np.asarray(image) + generator.normal(0, NOISE, (SIDE, SIDE))
+    file = io.BytesIO()
+    Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=DATA / "digits", help="folder (default: %(default)s)")
+    out = parser.parse_args().out
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))  # the file's order follows its writers
+    for split, (originals, count) in SPLITS.items():
+        chosen = order[originals]
+        generator = np.random.default_rng([1, len(chosen)])
+        records = ((int(digits.target[i]), draw(digits.images[i], generator))
+                   for i in (chosen[n % len(chosen)] for n in range(count)))
+        manifest = packed.write(out / f"{split}.lmdb", "digits", split, [str(n) for n in range(10)], records)
+        print(f"{out / split}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
+
+
+if __name__ == "__main__":
+    main()

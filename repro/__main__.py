@@ -1,0 +1,111 @@
+"""The command line: `python -m repro COMMAND`; for all ranks of a batch system, `mpiexec -n R python -m repro train ...`."""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import traceback
+
+from repro import ReproError, __version__
+from repro.paths import RUNS
+from repro.recipes import RECIPES, SHRINKS, find
+from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m repro", description="Large-minibatch SGD and the Collapsed Ensemble.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train one recipe on all ranks that mpiexec started",
+                                description="Trains one recipe; the last line on standard output is the run's folder. "
+                                            "The same command again continues an incomplete run.")
+    train.add_argument("recipe", help="a name that `python -m repro recipes` lists")
+    train.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
+    train.add_argument("--shrink", default="laptop", help=f"{', '.join(SHRINKS)} (default: laptop), or none: as released")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    train.add_argument("--reduction", default="exact", help="exact (default) or fast")
+    train.add_argument("--precision", default="fp32", help="fp32 (default) or bf16")
+    train.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    train.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
+    for switch, values in SWITCHES.items():
+        kind = type(values[0])
+        train.add_argument("--" + switch.replace("_", "-"), type=_boolean if kind is bool else kind,
+                           help=f"{' or '.join(map(str, values))} (default: the recipe's)")
+
+    listing = commands.add_parser("recipes", help="list the recipes")
+    listing.add_argument("--json", action="store_true", help="every number of every recipe")
+
+    rates = commands.add_parser("lr", help="print learning rates as step,lr lines")
+    rates.add_argument("recipe")
+    rates.add_argument("--formula", default=LR_FORMULAS[0], help=" or ".join(LR_FORMULAS))
+    rates.add_argument("--steps", required=True, help="steps from the start of the recipe: 0,1,445,446")
+    return top
+
+
+def _boolean(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from repro import comm
+    from repro.comm import PeerError
+    from repro.train import train
+
+    world = comm.world()
+    logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
+    parameters = {key: value for key, value in vars(arguments).items() if key != "command" and value is not None}
+    try:
+        folder = train(**parameters)
+    except PeerError:  # the rank that failed says why
+        world.abort()
+        sys.exit(2)
+    except BaseException as error:
+        report(error)
+        world.abort()
+        sys.exit(2 if isinstance(error, ReproError) else 1)
+    if world.rank == 0:
+        print(folder)
+
+
+def report(error: BaseException) -> None:
+    """One line for what the user can mend, the whole traceback for what is a defect of ours."""
+    if isinstance(error, ReproError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+
+
+def recipes(arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(recipe) for recipe in RECIPES.values()], indent=1))
+        return
+    for recipe in RECIPES.values():
+        print(f"{recipe.name:30} batch {recipe.global_batch:5} = {recipe.workers} workers x {recipe.images_per_worker}, "
+              f"{recipe.epochs():.2f} epochs\n    {recipe.summary}")
+
+
+def lr(arguments: argparse.Namespace) -> None:
+    recipe = find(arguments.recipe)
+    try:
+        steps = [int(step) for step in arguments.steps.split(",")]
+    except ValueError:
+        raise ReproError(f"--steps {arguments.steps!r}: give whole numbers with commas between them") from None
+    for step in steps:
+        print(f"{step},{learning_rate(recipe, step, arguments.formula)!r}")
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        {"train": train, "recipes": recipes, "lr": lr}[arguments.command](arguments)
+    except ReproError as error:
+        report(error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

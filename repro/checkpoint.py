@@ -1,0 +1,76 @@
+"""Atomic, digest-checked snapshots: tensors as safetensors, their digest and progress as JSON. No pickle."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
+from safetensors.torch import save_file
+
+from repro import ReproError
+from repro.paths import replacing
+
+
+class CheckpointError(ReproError):
+    """A snapshot is missing or damaged."""
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
+    """Writes `path`.safetensors and then `path`.json, which makes it count: without it the snapshot is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path.with_suffix(".safetensors")) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        content = temporary.read_bytes()
+        seal = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        # The old seal would not fit the new tensors: between the two renames there is no snapshot of this name.
+        path.with_suffix(".json").unlink(missing_ok=True)
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(progress | seal, indent=1))
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and progress of a snapshot; raises CheckpointError if it is missing, cut short or changed."""
+    try:
+        progress = json.loads(path.with_suffix(".json").read_text())
+        content = path.with_suffix(".safetensors").read_bytes()
+        if (len(content), hashlib.sha256(content).hexdigest()) != (progress["bytes"], progress["sha256"]):
+            raise CheckpointError(f"{path}.safetensors is damaged: its digest is not the one in {path.name}.json")
+        return parse(content), progress
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no snapshot {path}: {error.filename} is missing") from error
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"snapshot {path} cannot be read: {error}") from error
+
+
+def generations(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, whose names are steps, the newest first."""
+    return sorted((path.with_suffix("") for path in folder.glob("*.json")), key=lambda path: -int(path.name))
+
+
+def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The newest undamaged checkpoint; raises CheckpointError if there are some and all are damaged."""
+    damage = []
+    for path in generations(folder):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            damage.append(str(error))
+    raise CheckpointError("no checkpoint can be used: " + "; ".join(damage) + f". Delete {folder.parent} to start anew.")
+
+
+def prune(folder: Path, keep: int = 2) -> None:
+    """Deletes all but the newest checkpoints."""
+    for path in generations(folder)[keep:]:
+        path.with_suffix(".json").unlink()
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and bits, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        total.update(tensors[name].contiguous().numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,93 @@
+"""Ranks and a handful of collective verbs over MPI; one process alone is a world of size 1. The one importer of mpi4py.
+
+Collectives work in place on contiguous NumPy arrays; the caller hands out views of its tensors.
+"""
+
+import os
+import socket
+import sys
+
+from repro import ReproError
+
+
+class PeerError(ReproError):
+    """Another rank failed; its own error says why."""
+
+
+class Alone:
+    """The world of one process: every collective is already done."""
+
+    rank, size = 0, 1
+    leaving = False  # all ranks know of an error and leave by themselves
+
+    def sum(self, array) -> None:
+        """Adds up `array` over all ranks, in place, on every rank."""
+
+    def gather(self, value) -> list:
+        """Every rank's `value` in rank order, on every rank (pickled: for small things)."""
+        return [value]
+
+    def broadcast(self, value):
+        """Rank 0's `value` on every rank."""
+        return value
+
+    def check(self, error: Exception | None) -> None:
+        """Raises on every rank if any rank brings an error: its own where it is news, a PeerError elsewhere."""
+        failures = self.gather(error and f"{type(error).__name__}: {error}")
+        first = next((rank for rank, failure in enumerate(failures) if failure), None)
+        if first is None:
+            return
+        self.leaving = True
+        if error and (self.rank == first or failures[self.rank] != failures[first]):
+            raise error
+        raise PeerError(f"rank {first} failed: {failures[first]}")
+
+    def abort(self) -> None:
+        """Ends all ranks at once, also those that wait in a collective, unless they are leaving anyway."""
+
+
+class World(Alone):
+    """All ranks that mpiexec (or the engines) started together."""
+
+    def __init__(self, mpi):
+        self.mpi, self.all = mpi, mpi.COMM_WORLD
+        self.rank, self.size = self.all.Get_rank(), self.all.Get_size()
+
+    def sum(self, array) -> None:
+        self.all.Allreduce(self.mpi.IN_PLACE, array, op=self.mpi.SUM)
+
+    def gather(self, value) -> list:
+        return self.all.allgather(value)
+
+    def broadcast(self, value):
+        return self.all.bcast(value)
+
+    def abort(self) -> None:
+        if not self.leaving:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self.all.Abort(1)
+
+
+def launched() -> int:
+    """How many ranks the launcher says that it started: from the variables of MPICH and Intel MPI, then Open MPI."""
+    return int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+
+
+def world() -> Alone:
+    """The ranks this process belongs to; raises ReproError if its MPI is not the one that launched it."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        if launched() > 1:
+            raise ReproError(f"{launched()} ranks were started, but mpi4py cannot load an MPI library ({error}). "
+                             "Install the one that belongs to this mpiexec (`make setup` brings MPICH's), or load its "
+                             "module.") from error
+        return Alone()
+    if MPI.COMM_WORLD.Get_size() == 1 and launched() > 1:
+        library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+        raise ReproError(
+            f"{launched()} ranks were started on {socket.gethostname()}, but each sees itself alone: mpiexec belongs "
+            f"to another MPI than mpi4py's library ({library}). Use that library's own mpiexec; "
+            f"`make setup` puts one beside {sys.executable}.")
+    return World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()

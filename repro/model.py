@@ -1,0 +1,179 @@
+"""torchvision's ResNets as released: initialisation, stem, strides, batch statistics as values, flat vectors.
+
+`Network` keeps parameters and running statistics as views of two flat vectors, and what one worker adds to the average
+(gradients, batch statistics, loss, correct count) as views of a third. The optimizer and the averaging then work on
+whole vectors and know nothing of layers.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models import resnet
+
+from repro import choose
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm over one worker's images, which hands out their mean and variance instead of folding them in.
+
+    In training, `batch_mean` and `batch_var` (unbiased) are written; the running statistics move only through
+    `Network.update_statistics`, after the averages over all workers are known.
+    """
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.register_buffer("batch_mean", torch.zeros(features), persistent=False)
+        self.register_buffer("batch_var", torch.ones(features), persistent=False)
+
+    def forward(self, x):
+        if self.training:  # momentum 1: "running" means this batch's alone
+            return F.batch_norm(x, self.batch_mean, self.batch_var, self.weight, self.bias, True, 1.0, self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class ResNet11(nn.Module):
+    """Three of torchvision's bottleneck blocks (widths 16, 32, 64) for small images of any size and 1 or 3 channels."""
+
+    def __init__(self, classes: int, channels: int, width: int = 16):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = BatchNorm(width)
+        blocks, inputs = [], width
+        for planes, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+            outputs = planes * resnet.Bottleneck.expansion
+            shortcut = nn.Sequential(resnet.conv1x1(inputs, outputs, stride), BatchNorm(outputs))
+            blocks.append(nn.Sequential(resnet.Bottleneck(inputs, planes, stride, shortcut, norm_layer=BatchNorm)))
+            inputs = outputs
+        self.layer1, self.layer2, self.layer3 = blocks
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+MODELS = ("resnet50", "resnet11")
+
+
+def build(name: str, classes: int, channels: int = 3, stride: str = "v1.5", zero_gamma: str = "last_of_stage",
+          released_stem: bool = True) -> nn.Module:
+    """The model, initialised from torch's global generator as the net files say.
+
+    MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
+    in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
+    The released stem has a bias and pools without padding, in Caffe's ceiling mode (both give 56 x 56);
+    `released_stem=False` is torchvision's.
+    """
+    if choose("model", name, MODELS) == "resnet11":
+        model = ResNet11(classes, channels)
+    else:
+        model = resnet.resnet50(num_classes=classes, norm_layer=BatchNorm)
+        if released_stem:
+            model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=True)
+            model.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    stages = [layer for layer_name, layer in model.named_children() if layer_name.startswith("layer")]
+    if choose("stride", stride, ("v1.5", "v1")) == "v1":
+        for stage in stages:
+            stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan = module.weight[0].numel()
+            if module is model.conv1:
+                fan = module.weight[:, 0].numel()
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.normal_(model.fc.weight, std=0.01)
+    nn.init.zeros_(model.fc.bias)
+    zeroed = {"last_of_stage": [stage[-1] for stage in stages], "all_blocks": [b for stage in stages for b in stage],
+              "none": []}
+    for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:
+        nn.init.zeros_(block.bn3.weight)
+    return model
+
+
+class Network:
+    """A model whose parameters, statistics and gradients lie in flat vectors.
+
+    weights       (P,) parameters; those of batch norm last, from `undecayed` on
+    statistics    (S,) running means and variances
+    contribution  (P + S + 2,) what one worker adds to the average: gradients, batch means and variances, then the
+                  mean loss of its images and their number of correct predictions
+    """
+
+    def __init__(self, model: nn.Module, device="cpu"):
+        self.model = model.to(device)
+        norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+        gammas_betas = [parameter for norm in norms for parameter in (norm.weight, norm.bias)]
+        last = {id(parameter) for parameter in gammas_betas}
+        parameters = [p for p in model.parameters() if id(p) not in last] + gammas_betas
+        self.undecayed = sum(p.numel() for p in parameters if id(p) not in last)
+        size = sum(p.numel() for p in parameters)
+        self.weights = torch.empty(size, device=device)
+        running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+        batch = [buffer for norm in norms for buffer in (norm.batch_mean, norm.batch_var)]
+        self.statistics = torch.empty(sum(buffer.numel() for buffer in running), device=device)
+        self.contribution = torch.zeros(size + len(self.statistics) + 2, device=device)
+        self.gradients = self.contribution[:size]
+        self.loss, self.correct = self.contribution[-2], self.contribution[-1]
+        _adopt(parameters, self.weights)
+        _adopt(running, self.statistics)
+        _adopt(batch, self.contribution[size:-2])
+        for parameter, gradient in zip(parameters, _views(parameters, self.gradients)):
+            parameter.grad = gradient
+        self.norms = norms
+
+    def contribute(self, images: torch.Tensor, labels: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
+        """Forward and backward of one worker's images (N, C, H, W) and labels (N,); returns `contribution`."""
+        images, labels = images.to(self.weights.device), labels.to(self.weights.device)
+        self.model.train()
+        self.gradients.zero_()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()
+        self.loss.copy_(loss.detach())
+        self.correct.copy_((logits.detach().argmax(1) == labels).sum())
+        return self.contribution
+
+    @torch.no_grad()
+    def update_statistics(self, batch_statistics: torch.Tensor, momentum: float) -> None:
+        """Moves the running statistics by the averaged ones of this step: a bias-corrected moving average.
+
+        Caffe keeps a decayed sum and a decayed count apart and divides them; the same average has a momentum of
+        m / (1 - (1 - m)**t) at its t-th step, which is 1 at the first.
+        """
+        self.norms[0].num_batches_tracked += 1
+        for norm in self.norms[1:]:
+            norm.num_batches_tracked.copy_(self.norms[0].num_batches_tracked)
+        steps = int(self.norms[0].num_batches_tracked)
+        self.statistics.lerp_(batch_statistics, momentum / (1 - (1 - momentum) ** steps))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of parameters and statistics under torchvision's names."""
+        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes the values of `state`; raises RuntimeError if names or shapes differ."""
+        self.model.load_state_dict(state)
+
+
+def _views(tensors, flat):
+    """Views of `flat` in the tensors' shapes; convolution weights lie channels-last, which oneDNN runs faster."""
+    for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors):
+        if tensor.dim() == 4:
+            outputs, inputs, height, width = tensor.shape
+            yield part.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+        else:
+            yield part.view(tensor.shape)
+
+
+@torch.no_grad()
+def _adopt(tensors, flat):
+    """Moves the tensors' values into `flat` and makes them views of it."""
+    for tensor, view in zip(tensors, _views(tensors, flat)):
+        view.copy_(tensor)
+        tensor.data = view

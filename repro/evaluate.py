@@ -1,10 +1,13 @@
 """Exact top-1 and top-5 counts, for models alone and for the average of their predictions."""
 
+from pathlib import Path
+
 import torch
 from torch.nn import functional as F
 
-from repro import choose
+from repro import ReproError, checkpoint, choose, comm, records
 from repro.data import Images
+from repro.model import build
 
 CHUNK = 250  # images a forward pass: a chunk is one rank's, so every image meets the same batch on any number of ranks
 AVERAGES = ("softmax", "logit")
@@ -50,3 +53,32 @@ def _tally(scores, labels, correct, losses, chunk):
     hits = order == labels[:, None]
     correct += torch.stack([hits[:, 0].sum(), hits.sum()])
     losses[chunk] = F.cross_entropy(scores, labels, reduction="sum")
+
+
+def ensemble(folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "") -> dict:
+    """Evaluates the ensemble of a complete run's stage ends, on all ranks, and records it in the run's folder.
+
+    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` is the data set's
+    folder, if it does not lie where its name says. Returns {"members", "average", "images", "top1", "top5", "loss"}.
+    """
+    world = comm.world()
+    run = records.read(folder)
+    if run.get("status") != "complete":
+        raise ReproError(f"{folder} is not the folder of a complete run: train it first, or continue it")
+    recipe = run["recipe"]
+    stages = [stage["name"] for stage in recipe["stages"]]
+    members = list(members or [stage["name"] for stage in recipe["stages"] if stage["member"]])
+    for member in members:
+        choose(f"stage of {recipe['name']}", member, stages)
+    images = Images(data or run["data"]["name"], "test")
+    if images.digest != run["data"]["test"]:
+        raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or train anew")
+    states = [checkpoint.load(Path(folder) / "snapshots" / member)[0] for member in members]
+    torch.set_num_threads(run["parameters"]["threads"])
+    model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"])
+    counted = counts(world, model, states, images, average, precision=run["parameters"]["precision"])
+    entry = {"members": members, "average": average, "images": counted["images"], **counted["ensemble"]}
+    if world.rank == 0:
+        records.add_ensemble(folder, entry)
+    world.check(None)  # no rank returns before it is on disk
+    return entry

@@ -10,6 +10,7 @@ import hashlib
 import json
 import struct
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import lmdb
@@ -66,6 +67,12 @@ def _chunks(items, size):
     yield chunk
 
 
+@lru_cache(maxsize=None)
+def _open(path: str, inode: int, changed: int) -> lmdb.Environment:
+    """One environment for a file's every reader in this process: LMDB forbids a second one."""
+    return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=16)
+
+
 class Packed:
     """Reads a packed file: `len(packed)`, `packed[i]` -> (label, encoded image), `packed.manifest`."""
 
@@ -74,8 +81,8 @@ class Packed:
         if not self.path.is_file():
             raise PackedError(f"no packed data at {path}: make it with `python data_prep/{dataset}.py`")
         try:
-            self.environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False,
-                                         max_spare_txns=16)
+            file = self.path.stat()
+            self.environment = _open(str(self.path.resolve()), file.st_ino, file.st_mtime_ns)
             with self.environment.begin() as transaction:
                 manifest = transaction.get(b"manifest")
                 entries = transaction.stat()["entries"]

@@ -9,8 +9,10 @@ from repro import ReproError
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-RUNS = ROOT / "results" / "runs"
-PUBLISHED = ROOT / "results" / "published"
+RESULTS = ROOT / "results"
+RUNS = RESULTS / "runs"
+PUBLISHED = RESULTS / "published"
+REFERENCE = RESULTS / "reference"
 
 
 @contextmanager

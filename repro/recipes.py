@@ -8,7 +8,7 @@ them. Accuracies are on ImageNet-1K, top-1 / top-5 in per cent.
 from dataclasses import dataclass, replace
 
 from repro import ReproError, choose
-from repro.schedule import SWITCHES, Recipe, Stage
+from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe, Stage
 
 RELEASE = "sara-nl/caffe@610a2fa9, models/intel_optimized_models/multinode/"
 SKX = "nodes of 2 x Xeon Platinum 8160, Omni-Path, 2 processes a node (Stampede2)"
@@ -173,8 +173,8 @@ class Shrink:
 
     name: str
     images: int  # training images used, at most
-    divide_workers: int
-    divide_images_per_worker: int
+    divide_batch: int
+    images_per_worker: int
     epochs: float  # factor on the epochs of every stage
     rate: float  # factor on every rate beyond the linear rule: the small model bears a higher rate an image
     weight_decay: float  # factor
@@ -184,15 +184,15 @@ class Shrink:
 
 
 SHRINKS = {profile.name: profile for profile in (
-    Shrink("laptop", images=900, divide_workers=32, divide_images_per_worker=1, epochs=1, rate=8, weight_decay=1,
-           evaluations=12, summary="900 images and a thirty-second of the workers; epochs as in the paper's recipe"),
-    Shrink("smoke", images=300, divide_workers=64, divide_images_per_worker=2, epochs=0.1, rate=8, weight_decay=1,
+    Shrink("laptop", images=900, divide_batch=32, images_per_worker=32, epochs=1, rate=8, weight_decay=1,
+           evaluations=12, summary="900 images, a thirty-second of the batch; epochs as in the recipe"),
+    Shrink("smoke", images=300, divide_batch=128, images_per_worker=8, epochs=0.1, rate=8, weight_decay=1,
            evaluations=2, summary="seconds, not accuracy: a tenth of the epochs on 300 images"),
 )}
 
 
-def shrink(recipe: Recipe, profile: str, images: int) -> Recipe:
-    """A small version of `recipe` for a data set of `images` training images; its name says so.
+def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recipe:
+    """A small version of `recipe` for a data set of at most so many training images; its name says so.
 
     "none" keeps batch, rates and iterations as they are, whatever the data set's size.
     """
@@ -200,9 +200,8 @@ def shrink(recipe: Recipe, profile: str, images: int) -> Recipe:
         return recipe
     small = SHRINKS[profile]
     images = min(images, small.images)
-    workers = max(1, round(recipe.workers / small.divide_workers))
-    images_per_worker = max(2, round(recipe.images_per_worker / small.divide_images_per_worker))
-    batch = workers * images_per_worker
+    workers = max(1, round(recipe.global_batch / small.divide_batch / small.images_per_worker))
+    batch = workers * small.images_per_worker
     if batch > images:
         raise ReproError(f"{recipe.name} shrunk to {profile} takes {batch} images a step, but the data set has only "
                          f"{images}: choose a smaller shrink or a larger data set")
@@ -216,7 +215,7 @@ def shrink(recipe: Recipe, profile: str, images: int) -> Recipe:
         recipe,
         name=f"{recipe.name}-{profile}",
         workers=workers,
-        images_per_worker=images_per_worker,
+        images_per_worker=small.images_per_worker,
         epoch_images=images,
         model=small.model,
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,

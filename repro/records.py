@@ -7,6 +7,7 @@ the same folder: complete, it is skipped; incomplete, it is continued.
     metrics.jsonl  a row an epoch
     snapshots/     the model at the end of each stage
     checkpoints/   where to continue from, while the run is incomplete
+    ensembles.json counts of the ensembles that were evaluated from the snapshots
 """
 
 import hashlib
@@ -152,6 +153,22 @@ def follow(folder: Path | str, done, interval: float = 0.3):
         if finished:
             return
         time.sleep(interval)
+
+
+def ensembles(folder: Path | str) -> list[dict]:
+    """The ensembles that were evaluated from a run's snapshots."""
+    try:
+        return json.loads((Path(folder) / "ensembles.json").read_text())
+    except FileNotFoundError:
+        return []
+
+
+def add_ensemble(folder: Path | str, entry: dict) -> None:
+    """Records an evaluated ensemble; an earlier one of the same members and average gives way."""
+    which = ("members", "average")
+    kept = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in which)]
+    with replacing(Path(folder) / "ensembles.json") as temporary:
+        temporary.write_text(json.dumps([*kept, entry], indent=1))
 
 
 def complete_runs(out: Path | str) -> list[Path]:

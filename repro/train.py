@@ -62,6 +62,28 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
     return Task(small, train, test, parameters, records.Run(out, small, parameters, digests))
 
 
+def plan(recipe: str, **parameters) -> dict:
+    """What `train` would do, as plain values: the run's folder, whether it is complete, its recipe and its images."""
+    task = prepare(recipe, **parameters)
+    small = task.recipe
+    return {"folder": str(task.run.folder), "complete": task.run.complete, "recipe": small.name,
+            "workers": small.workers, "global_batch": small.global_batch, "iterations": small.iterations,
+            "epochs": small.epochs(), "images": small.iterations * small.global_batch}
+
+
+def pace(recipe: str, **parameters) -> float:
+    """Images a second that all ranks together train, over a few steps after a first; writes nothing. Collective."""
+    world = comm.world()
+    task = prepare(recipe, **parameters)
+    network, _, stream, average = _assemble(world, task)
+    steps = range(max(2, 2000 // task.recipe.global_batch))
+    for step in steps:
+        average_over_workers(world, average, network, stream, step, "scale_aspect", task.parameters["precision"])
+        if step == 0:
+            start = time.monotonic()
+    return (len(steps) - 1) * task.recipe.global_batch / (time.monotonic() - start)
+
+
 def train(recipe: str, **parameters) -> str:
     """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
 
@@ -99,14 +121,7 @@ def train(recipe: str, **parameters) -> str:
 
 def _train(world, task: Task) -> dict:
     recipe, parameters, run = task.recipe, task.parameters, task.run
-    torch.set_num_threads(parameters["threads"])  # kernels split their sums by thread, so the bits depend on it
-    torch.manual_seed(parameters["seed"])
-    network = Network(build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride,
-                            recipe.zero_gamma), parameters["device"])
-    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
-    stream = Stream(task.train, parameters["seed"], recipe.workers, recipe.images_per_worker)
-    average = Average(parameters["reduction"], world, recipe.workers, network)
-
+    network, optimizer, stream, average = _assemble(world, task)
     step, seconds = _resume(run, network, optimizer) if run.checkpoints else (0, 0.0)
     if world.rank == 0:
         run.rewind(step)
@@ -150,10 +165,23 @@ def _train(world, task: Task) -> dict:
                 _save(run, network, optimizer, row)
                 saved = time.monotonic()
 
-    ends = {stage.name: checkpoint.load(run.snapshot(stage.name))[1] for stage in recipe.stages} if world.rank == 0 else {}
-    last = ends.get(recipe.stages[-1].name, {})
-    return {"ends": ends, "images": last.get("images"), "top1": last.get("top1"), "top5": last.get("top5"),
+    if world.rank != 0:
+        return {}
+    ends = {stage.name: checkpoint.load(run.snapshot(stage.name))[1] for stage in recipe.stages}
+    last = ends[recipe.stages[-1].name]
+    return {"ends": ends, "images": last["images"], "top1": last["top1"], "top5": last["top5"],
             "seconds": seconds + time.monotonic() - clock, "weights_sha256": checkpoint.digest(network.state())}
+
+
+def _assemble(world, task: Task) -> tuple[Network, SGD, Stream, Average]:
+    recipe, parameters = task.recipe, task.parameters
+    torch.set_num_threads(parameters["threads"])  # kernels split their sums by thread, so the bits depend on it
+    torch.manual_seed(parameters["seed"])
+    network = Network(build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride,
+                            recipe.zero_gamma), parameters["device"])
+    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
+    stream = Stream(task.train, parameters["seed"], recipe.workers, recipe.images_per_worker)
+    return network, optimizer, stream, Average(parameters["reduction"], world, recipe.workers, network)
 
 
 def average_over_workers(world, average: Average, network: Network, stream: Stream, step: int, augmentation: str,

@@ -1,0 +1,108 @@
+"""Each figure as a function of a tidy table, in one seaborn style; `save` puts the table that it plots beside it."""
+
+from pathlib import Path
+from textwrap import wrap
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+from repro.paths import replacing
+
+sns.set_theme(style="whitegrid", context="notebook", palette="colorblind",
+              rc={"figure.dpi": 100, "savefig.bbox": "tight", "axes.titlesize": "medium", "svg.hashsalt": "repro"})
+
+
+def save(figure: plt.Figure, table: pd.DataFrame, results: Path | str, name: str) -> None:
+    """Writes figures/name.svg, .png and .csv (what the figure plots) into the results folder."""
+    folder = Path(results) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("svg", "png"):
+        with replacing(folder / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
+    with replacing(folder / f"{name}.csv") as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
+    """The learning rate of every recipe over epochs, as released and as designed. Takes `tables.rates`."""
+    grid = sns.relplot(rates, x="epoch", y="rate", hue="formula", style="formula", col="recipe", col_wrap=columns,
+                       kind="line", estimator=None, height=2.3, aspect=1.6, facet_kws={"sharex": False, "sharey": False})
+    grid.set_titles("{col_name}").set_axis_labels("epoch", "learning rate")
+    sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncol=2, title=None)
+    grid.figure.tight_layout()
+    return grid.figure
+
+
+def training_curves(curves: pd.DataFrame) -> plt.Figure:
+    """Test accuracy and training loss over epochs: mean over seeds, band of one standard deviation.
+
+    Takes `tables.curves` of one data set and one shrink.
+    """
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 7.5), sharex=True)
+    tested = curves.dropna(subset="top1")
+    shared = dict(x="epoch", hue="recipe", style="recipe", errorbar="sd", hue_order=sorted(curves.recipe.unique()),
+                  style_order=sorted(curves.recipe.unique()))
+    sns.lineplot(tested, y="top1", ax=top, markers=True, markersize=5, **shared)
+    sns.lineplot(curves.assign(epoch=curves.epoch.round()), y="train_loss", ax=bottom, legend=False, **shared)
+    # The first epochs are far below: the interesting part would be a thin strip at the top.
+    low = tested[tested.epoch > tested.epoch.max() / 5].top1.min()
+    top.set(ylabel="test top-1, %", ylim=(low - 2, tested.top1.max() + 1))
+    bottom.set(xlabel="epoch (images seen / training images)", ylabel="training loss")
+    n = curves.groupby("recipe").seed.nunique()
+    top.set_title(f"{curves.data.iloc[0]}: mean and standard deviation over n = {n.min()} seeds"
+                  if n.min() == n.max() else f"{curves.data.iloc[0]}: mean and standard deviation over {n.min()} to "
+                                             f"{n.max()} seeds")
+    sns.move_legend(top, "lower right", title=None)
+    figure.tight_layout()
+    return figure
+
+
+def ensemble(shown: pd.DataFrame) -> plt.Figure:
+    """Top-1 of one model, of each member and of the ensembles, a point a seed, the mean as a bar.
+
+    Takes columns label, top1, seed, group, in the order in which labels shall stand.
+    """
+    figure, axes = plt.subplots(figsize=(8, 0.5 * shown.label.nunique() + 1.3))
+    sns.stripplot(shown, x="top1", y="label", hue="group", ax=axes, alpha=0.6, jitter=0.15)
+    sns.pointplot(shown, x="top1", y="label", ax=axes, errorbar=("ci", 95), seed=0, linestyle="none", marker="|",
+                  markersize=18, color="0.2")
+    axes.set(xlabel=f"test top-1, %  (a point a seed, n = {shown.seed.nunique()}; bar: mean, 95% interval)", ylabel="")
+    sns.move_legend(axes, "lower left", bbox_to_anchor=(0, 1), ncol=3, title=None, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def effects(table: pd.DataFrame) -> plt.Figure:
+    """Paired differences with their 95% intervals. Takes `tables.effects` of one data set and one shrink."""
+    colours = {"supported": "C2", "contradicted": "C3", "not resolved": "0.5"}
+    table = table[table.n > 0].iloc[::-1]
+    figure, axes = plt.subplots(figsize=(9, 0.6 * len(table) + 1.2))
+    for place, row in enumerate(table.itertuples()):
+        axes.plot([row.low, row.high], [place, place], color=colours[row.verdict], linewidth=2)
+        axes.plot(row.difference, place, "o", color=colours[row.verdict])
+        axes.annotate(f" {row.verdict}, n = {row.n}", (max(row.difference, row.high), place), va="center", fontsize=9)
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(table)), ["\n".join(wrap(claim, 44)) for claim in table.claim], fontsize=9)
+    axes.set_xlabel("difference in test top-1, percentage points (paired over seeds, 95% interval)")
+    axes.margins(x=0.2)
+    figure.tight_layout()
+    return figure
+
+
+def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
+    """Published time to train against published top-1, this paper's releases among their peers. No number is ours."""
+    peers = peers[~peers.work.str.contains("release")].rename(columns={"work": "label"})
+    released = released.assign(label=released.id + " " + released.recipe)
+    shown = pd.concat([peers.assign(group="peers"), released.assign(group="this paper's releases")])
+    shown = shown.assign(top1=pd.to_numeric(shown.top1, errors="coerce")).dropna(subset=["minutes", "top1"])
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    sns.scatterplot(shown, x="minutes", y="top1", hue="group", style="group", s=70, ax=axes)
+    for place, row in enumerate(shown.sort_values(["top1", "minutes"]).itertuples()):
+        axes.annotate(row.label, (row.minutes, row.top1), (6, 4 if place % 2 else -9), textcoords="offset points",
+                      fontsize=8)  # in turn above and below: some points lie on one another
+    axes.set(xscale="log", xlabel="minutes to train (published)", ylabel="top-1 on ImageNet-1K, % (published)")
+    axes.margins(x=0.25)
+    sns.move_legend(axes, "lower right", title=None)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,81 @@
+"""`make reproduce`: one profile's runs, tables, figures and report, through the notebooks, on one set of engines."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro import ReproError, choose, engines, notebooks, records, report
+from repro.paths import RESULTS, ROOT
+from repro.recipes import find, shrink
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Which runs make one reproduction."""
+
+    data: str
+    shrink: str
+    seeds: tuple[int, ...]
+    recipes: tuple[str, ...] = ("resnet50_448nodes", "resnet50_448nodes_no_warmup", "resnet50_448nodes_uncollapsed",
+                                "collapsed_ensemble", "one_model")
+
+
+PROFILES = {
+    "laptop": Profile(data="digits", shrink="laptop", seeds=tuple(range(8))),
+    "smoke": Profile(data="digits", shrink="smoke", seeds=(0, 1, 2)),
+}
+OVERHEAD = 90  # seconds beside training: engines, notebooks, evaluation, figures; only the forecast uses it
+
+
+def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
+    """Runs what is missing of a profile and makes its tables, figures and report; returns the report's path.
+
+    Raises ReproError at the first thing that fails; a later call goes on from there.
+    """
+    chosen = PROFILES[choose("profile", profile, PROFILES)]
+    began, runs = time.monotonic(), results / "runs"
+    notebooks.ensure_data(chosen.data)
+    ranks = ranks or notebooks.ranks_for([shrink(find(name), chosen.shrink) for name in chosen.recipes])
+    with engines.start(ranks) as cluster:
+        shared = dict(data=chosen.data, shrink=chosen.shrink, out=str(runs))
+        plans = {(name, seed): cluster.run("repro.train:plan", recipe=name, seed=seed, **shared)[0]
+                 for name in chosen.recipes for seed in chosen.seeds}
+        _announce(profile, chosen, cluster, plans, shared)
+        handed = dict(data=chosen.data, shrink=chosen.shrink, seeds=list(chosen.seeds),
+                      cluster=cluster.connection_file, live=False, out=str(runs))
+        kept = results / "notebooks"
+        for name in chosen.recipes:
+            _run("10-train", {"recipe": name, **handed}, kept / f"10-train-{name}.ipynb")
+        _run("12-collapsed-ensemble", {**handed, "results": str(results)}, kept / "12-collapsed-ensemble.ipynb")
+    _run("01-recipes", {"results": str(results)}, kept / "01-recipes.ipynb")
+    _run("20-tables", {"runs": str(runs), "results": str(results)}, kept / "20-tables.ipynb")
+    _run("21-figures", {"runs": str(runs), "results": str(results), "data": chosen.data, "shrink": chosen.shrink},
+         kept / "21-figures.ipynb")
+    page = report.write(results, [plan["folder"] for plan in plans.values()])
+    _summarise(time.monotonic() - began, plans, page)
+    return page
+
+
+def _announce(profile, chosen, cluster, plans, shared) -> None:
+    todo = [plan for plan in plans.values() if not plan["complete"]]
+    images = sum(plan["images"] for plan in todo)
+    print(f"profile {profile}: {len(plans)} runs on {chosen.data} ({len(chosen.recipes)} recipes x {len(chosen.seeds)} "
+          f"seeds), {len(plans) - len(todo)} of them complete; {cluster.ranks} ranks")
+    for name in chosen.recipes:
+        plan = plans[name, chosen.seeds[0]]
+        print(f"  {plan['recipe']:40} {plan['workers']:3} workers, batch {plan['global_batch']:4}, "
+              f"{plan['epochs']:6.2f} epochs, {plan['iterations']:5} steps")
+    if todo:
+        pace = cluster.run("repro.train:pace", recipe=chosen.recipes[0], **shared)[0]
+        print(f"expected: {images / pace / 60 + OVERHEAD / 60:.0f} minutes ({images:,} images at {pace:,.0f} images/s, "
+              f"measured just now)", flush=True)
+
+
+def _run(name: str, parameters: dict, output: Path) -> None:
+    print(f"\n== {name} -> {output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}", flush=True)
+    notebooks.execute(name, parameters, output, log=name.startswith("1"))
+
+
+def _summarise(wall: float, plans: dict, page: Path) -> None:
+    trained = sum(records.read(plan["folder"])["seconds"] for plan in plans.values() if not plan["complete"])
+    print(f"\ndone in {wall / 60:.1f} minutes, {100 * trained / wall:.0f}% of it training\nreport: {page}")

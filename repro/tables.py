@@ -1,0 +1,201 @@
+"""Each table as a function of the run folders. Percentages are of test images; a mean comes with its n and spread."""
+
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from repro import ReproError, records
+from repro.paths import PUBLISHED, REFERENCE, RUNS, replacing
+from repro.recipes import RECIPES, SHRINKS
+from repro.schedule import Recipe, learning_rate
+
+KEYS = ["recipe", "data", "seed"]
+
+
+def published(name: str) -> pd.DataFrame:
+    """A table of published numbers with their sources: claims, released_runs or peers."""
+    return pd.read_csv(PUBLISHED / f"{name}.csv")
+
+
+def save(table: pd.DataFrame, results: Path | str, name: str) -> None:
+    """Writes tables/name.csv into the results folder."""
+    folder = Path(results) / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / f"{name}.csv") as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def runs_or_reference(runs: str = "") -> Path:
+    """The folder to read runs from: the one asked for; else results/runs; else, if that has none, the reference."""
+    for folder in [Path(runs)] if runs else [RUNS, REFERENCE / "runs"]:
+        if records.complete_runs(folder):
+            return folder
+    raise ReproError(f"there are no complete runs in {runs or RUNS}: `make reproduce` makes them")
+
+
+def recipes() -> pd.DataFrame:
+    """Every recipe: batch, epochs, stages, and what its source reports."""
+    return pd.DataFrame([{
+        "recipe": recipe.name, "workers": recipe.workers, "images a worker": recipe.images_per_worker,
+        "global batch": recipe.global_batch, "epochs": round(recipe.epochs(), 2),
+        "stages": " > ".join(stage.name for stage in recipe.stages), "hardware": recipe.hardware, "cost": recipe.cost,
+        "reported top-1 / top-5": recipe.reported, "source": recipe.source,
+    } for recipe in RECIPES.values()])
+
+
+def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
+    """Learning rates over epochs for both formulas: recipe, formula, stage, step, epoch, rate."""
+    rows = []
+    for recipe in chosen:
+        # Evenly spaced, and both sides of every joint: where stages meet and where warm-up ends.
+        steps = set(range(0, recipe.iterations, max(1, recipe.iterations // points)))
+        for stage, start in zip(recipe.stages, recipe.starts):
+            for joint in (start, start + stage.warmup_iterations, *(start + drop for drop in stage.drops)):
+                steps |= {joint - 1, joint}
+        for step in sorted(step for step in steps | {recipe.iterations - 1} if 0 <= step < recipe.iterations):
+            for formula in ("as_released", "as_designed"):
+                rows.append({"recipe": recipe.name, "formula": formula, "stage": recipe.stage_at(step)[0].name,
+                             "step": step, "epoch": recipe.epochs(step), "rate": learning_rate(recipe, step, formula)})
+    return pd.DataFrame(rows)
+
+
+def models(runs: Path | str) -> pd.DataFrame:
+    """One row a trained model or ensemble of every complete run: the end of each stage, then the ensembles.
+
+    Columns: recipe, data, seed, model, members, average, epochs (of all training it took), top1, top5 (per cent),
+    images (of the test set), seconds, ranks, folder.
+    """
+    rows = []
+    for folder in records.complete_runs(runs):
+        run = records.read(folder)
+        shared = {"recipe": run["recipe"]["name"], "data": run["data"]["name"], "seed": run["parameters"]["seed"],
+                  "seconds": run["seconds"], "ranks": run["ranks"], "folder": folder.name}
+        for stage, end in run["ends"].items():
+            rows.append(shared | {"model": stage, "members": 1, "average": "", "epochs": end["epoch"]} | _percent(end))
+        for entry in records.ensembles(folder):
+            rows.append(shared | {"model": " + ".join(entry["members"]), "members": len(entry["members"]),
+                                  "average": entry["average"], "epochs": run["ends"][entry["members"][-1]]["epoch"]}
+                        | _percent(entry))
+    return pd.DataFrame(rows, columns=[*KEYS, "model", "members", "average", "epochs", "top1", "top5", "images",
+                                       "seconds", "ranks", "folder"])
+
+
+def _percent(counted: dict) -> dict:
+    images = counted["images"]
+    return {"top1": 100 * counted["top1"] / images, "top5": 100 * counted["top5"] / images, "images": images}
+
+
+def curves(runs: Path | str) -> pd.DataFrame:
+    """Every metric row of every complete run: recipe, data, seed, and the columns of metrics.jsonl; top1 in per cent."""
+    rows = []
+    for folder in records.complete_runs(runs):
+        run = records.read(folder)
+        for row in records.metric_rows(folder):
+            row = {"recipe": run["recipe"]["name"], "data": run["data"]["name"],
+                   "seed": run["parameters"]["seed"]} | row
+            rows.append(row | ({"top1": 100 * row["top1"] / row["images"]} if "top1" in row else {}))
+    return pd.DataFrame(rows)
+
+
+def only(table: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
+    """The rows of one data set and one shrink; raises ReproError if there are none."""
+    chosen = table[(table.data == data) & (table.recipe.map(shrink_of) == shrink)]
+    if chosen.empty:
+        raise ReproError(f"there are no complete runs on {data} with shrink {shrink}: `make reproduce` makes those of "
+                         f"its profile, notebook 10-train any other")
+    return chosen
+
+
+def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
+    """What `figures.ensemble` draws: one model, the members, the ensembles; a row a seed."""
+    labels = {("one_model", "collapse", ""): ("one model, collapsed", "one model, same images seen"),
+              **{("collapsed_ensemble", f"{kind}{n}", ""): (f"{what} {n}", f"single {what}s")
+                 for kind, what in (("cyc", "cycle end"), ("collapse", "collapsed member")) for n in (1, 2, 3)},
+              ("collapsed_ensemble", SNAPSHOTS, "softmax"): ("ensemble of the cycle ends", "ensembles"),
+              ("collapsed_ensemble", ENSEMBLE, "logit"): ("Collapsed Ensemble, logit mean", "ensembles"),
+              ("collapsed_ensemble", ENSEMBLE, "softmax"): ("Collapsed Ensemble", "ensembles")}
+    rows = []
+    for (recipe, model, average), (label, group) in labels.items():
+        chosen = models[(models.recipe.map(_unshrunk) == recipe) & (models.model == model) & (models.average == average)]
+        rows.append(chosen.assign(label=label, group=group)[["label", "group", "data", "seed", "top1", "epochs"]])
+    return pd.concat(rows)
+
+
+def accuracy(models: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 of every model over the seeds: n, mean, standard deviation, smallest and largest."""
+    grouped = models.groupby(["recipe", "data", "model", "average"], sort=False)
+    table = grouped.agg(epochs=("epochs", "first"), n=("top1", "count"), top1=("top1", "mean"), sd=("top1", "std"),
+                        smallest=("top1", "min"), largest=("top1", "max"), top5=("top5", "mean")).reset_index()
+    return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
+
+
+# --- What the paper's method does, on the runs at hand ----------------------------------------------------------------
+ENSEMBLE = "collapse1 + collapse2 + collapse3"
+SNAPSHOTS = "cyc1 + cyc2 + cyc3"
+EFFECTS = (  # (what is claimed, the better by the claim, what it is compared with): each a (recipe, model, average)
+    ("Large batch needs warm-up",
+     ("resnet50_448nodes", "collapse", ""), ("resnet50_448nodes_no_warmup", "collapse", "")),
+    ("The collapse helps: against the plain end of the decay, same images seen",
+     ("resnet50_448nodes", "collapse", ""), ("resnet50_448nodes_uncollapsed", "main", "")),
+    ("The collapse helps: after the last cycle, against before",
+     ("collapsed_ensemble", "collapse3", ""), ("collapsed_ensemble", "cyc3", "")),
+    ("The Collapsed Ensemble beats one model of the same number of images seen",
+     ("collapsed_ensemble", ENSEMBLE, "softmax"), ("one_model", "collapse", "")),
+    ("The Collapsed Ensemble beats its own last member",
+     ("collapsed_ensemble", ENSEMBLE, "softmax"), ("collapsed_ensemble", "collapse3", "")),
+    ("Collapsed members make a better ensemble than un-collapsed snapshots",
+     ("collapsed_ensemble", ENSEMBLE, "softmax"), ("collapsed_ensemble", SNAPSHOTS, "softmax")),
+    ("Averaging softmax beats averaging logits",
+     ("collapsed_ensemble", ENSEMBLE, "softmax"), ("collapsed_ensemble", ENSEMBLE, "logit")),
+)
+
+
+def effects(models: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences in top-1 over the seeds, with a paired t-test, for each data set and shrink at hand.
+
+    A difference is `supported` or `contradicted` if its 95% confidence interval (Student's t over seeds) leaves out
+    zero, and `not resolved` otherwise, which includes n < 3. Rows are not corrected for being several.
+    """
+    rows = []
+    kinds = models.assign(shrink=models.recipe.map(shrink_of))[["data", "shrink"]].drop_duplicates()
+    for data, shrink in kinds.itertuples(index=False):
+        for claim, better, other in EFFECTS:
+            pair = [_by_seed(models, data, shrink, *which) for which in (better, other)]
+            paired = pd.concat(pair, axis=1, join="inner").dropna()
+            rows.append({"claim": claim, "data": data, "shrink": shrink, **compare(paired.iloc[:, 0], paired.iloc[:, 1])})
+    return pd.DataFrame(rows)
+
+
+def shrink_of(recipe: str) -> str:
+    """The shrink in a run's recipe name, or "none"."""
+    return next((shrink for shrink in SHRINKS if recipe.endswith(f"-{shrink}")), "none")
+
+
+def _unshrunk(recipe: str) -> str:
+    return recipe.removesuffix(f"-{shrink_of(recipe)}")
+
+
+def _by_seed(models, data, shrink, recipe, model, average):
+    name = recipe if shrink == "none" else f"{recipe}-{shrink}"
+    chosen = models[(models.data == data) & (models.recipe == name) & (models.model == model)
+                    & (models.average == average)]
+    return chosen.groupby("seed").top1.mean()
+
+
+def compare(better: pd.Series, other: pd.Series) -> dict:
+    """n, both means, mean paired difference, its 95% interval, the paired t-test's p (two-sided), and the verdict."""
+    difference = better - other
+    n, mean = len(difference), difference.mean()
+    low = high = p = float("nan")
+    verdict = "not run" if n == 0 else "not resolved"
+    if n >= 3:
+        if difference.std() == 0:  # the t distribution of no spread is a point
+            low = high = mean
+            p = 1.0 if mean == 0 else 0.0
+        else:
+            test = stats.ttest_rel(better, other)
+            p, (low, high) = test.pvalue, test.confidence_interval(0.95)
+        verdict = "supported" if low > 0 else "contradicted" if high < 0 else verdict
+    return {"n": n, "top1": better.mean(), "against": other.mean(), "difference": mean, "low": low, "high": high,
+            "p": p, "verdict": verdict}

@@ -53,7 +53,8 @@ class Average:
     def add(self, vector: torch.Tensor) -> None:
         """Adds one worker's contribution; raises NotFinite if it holds what cannot be averaged."""
         for part, total, bits in self._parts(vector):
-            largest = float(torch.linalg.vector_norm(part, ord=torch.inf))
+            low, high = torch.aminmax(part)  # either is NaN if any element is
+            largest = float(torch.maximum(-low, high))
             if not largest < (2.0 ** (self.headroom - bits) if self.exact else float("inf")):
                 raise NotFinite(f"a gradient or batch statistic is {largest:g}: the run has diverged")
             if not self.exact:

@@ -34,9 +34,9 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class ResNet11(nn.Module):
-    """Three of torchvision's bottleneck blocks (widths 16, 32, 64) for small images of any size and 1 or 3 channels."""
+    """Three of torchvision's bottleneck blocks (widths 8, 16, 32) for small images of any size and 1 or 3 channels."""
 
-    def __init__(self, classes: int, channels: int, width: int = 16):
+    def __init__(self, classes: int, channels: int, width: int = 8):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = BatchNorm(width)

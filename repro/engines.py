@@ -1,0 +1,456 @@
+"""MPI engines for notebooks: start them or join running ones, call a function on all ranks, leave nothing behind.
+
+A small guard process owns the controller and mpiexec, not the process that called `start`: whichever way the owner
+ends, the guard sees it and ends everything. The connection file stands for the cluster: it is there as long as the
+engines are, and whoever deletes it ends them. All of it stays on this machine, on the loopback interface.
+
+The one importer of ipyparallel. Importing this module loads neither that nor MPI.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION
+from concurrent.futures import wait as wait_for
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from repro import ReproError
+
+POLL = 0.1  # seconds between two looks at whether everybody is still alive
+GRACE = 1.0  # seconds that the other ranks have, after one has failed, to finish by themselves
+PATIENCE = 10.0  # seconds for the guard to end all; it needs less than one
+MPI_HELP = "`make setup` installs MPICH's; on a cluster, load its MPI module."
+AGAIN = "Start them again (in a notebook: run it from the top)."
+
+
+class EnginesError(ReproError):
+    """Engines cannot be started, joined or used."""
+
+
+class NoMpiexec(EnginesError):
+    """There is no mpiexec beside this Python nor on PATH."""
+
+
+class MixedMPI(EnginesError):
+    """mpiexec and mpi4py belong to different MPIs, so that each engine is a world of its own."""
+
+
+class StartTimeout(EnginesError):
+    """The engines did not answer in time."""
+
+
+class EnginesEnded(EnginesError):
+    """The engines are gone, because one of the processes died or somebody ended them."""
+
+
+class RankError(EnginesError):
+    """The function raised on `rank`; the message has that rank's traceback."""
+
+    def __init__(self, message: str, rank: int):
+        super().__init__(message)
+        self.rank = rank
+
+
+# --- Using engines ----------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """One call on all ranks, on its way or done."""
+
+    def __init__(self, cluster: "Cluster", calls: list):
+        self._cluster, self._calls = cluster, calls  # ipyparallel's futures, in rank order
+
+    def done(self) -> bool:
+        """Whether `result` would return or raise without waiting for the ranks' work. Raises nothing itself."""
+        return all(call.done() for call in self._calls) or bool(self._failed()) or not self._cluster.alive
+
+    def wait(self, timeout: float = float("inf")) -> bool:
+        """Waits until `done`, for at most `timeout` seconds; returns whether it is."""
+        deadline = time.monotonic() + timeout
+        while not self.done() and time.monotonic() < deadline:
+            wait_for(self._calls, timeout=POLL, return_when=FIRST_EXCEPTION)
+        return self.done()
+
+    def result(self) -> list:
+        """Waits; returns what the ranks returned, in rank order.
+
+        Raises RankError if the function raised on a rank, EnginesEnded if a process died. A rank that waits for a failed
+        one in a collective can only be killed: if such a rank is left after a second, the engines are ended. An
+        interrupt (KeyboardInterrupt) ends them too, also if another process owns them: nothing computes on unseen.
+        """
+        try:
+            self.wait()
+            if self._failed():
+                wait_for(self._calls, timeout=GRACE)
+                raise self._error()
+            if not all(call.done() for call in self._calls):
+                raise self._cluster._why_ended()
+        except KeyboardInterrupt:
+            self._cluster._end("they were interrupted")
+            raise
+        return [call.result() for call in self._calls]
+
+    def _failed(self) -> dict:
+        return {rank: call.exception() for rank, call in enumerate(self._calls) if call.done() and call.exception()}
+
+    def _error(self) -> RankError:
+        # A PeerError only repeats what another rank raised.
+        texts = {rank: _text(error) for rank, error in self._failed().items()}
+        first = min(texts, key=lambda rank: ("PeerError:" in _last_line(texts[rank]), rank))
+        lines = [f"rank {first} failed:", texts.pop(first).rstrip()]
+        lines += [f"rank {rank} failed too: {_last_line(text)}" for rank, text in texts.items()]
+        stuck = [str(rank) for rank, call in enumerate(self._calls) if not call.done()]
+        if stuck:
+            self._cluster._end("a rank had failed and others did not finish")
+            lines.append(f"Rank {', '.join(stuck)} did not finish, so the engines were ended. {AGAIN}")
+        return RankError("\n".join(lines), first)
+
+
+class Cluster:
+    """Engines that form one MPI world, as `start` and `join` return them; leaving a `with` block closes it.
+
+    `ranks` is their number, `pids` are their process ids in rank order, `connection_file` is what `join` takes. What the
+    ranks print goes to `log`, as long as the engines live.
+    """
+
+    ranks: int
+    pids: list[int]
+
+    def __init__(self, folder: Path, guard: subprocess.Popen | None = None):
+        self.connection_file, self.log = str(folder / "security" / "ipcontroller-client.json"), str(folder / "mpiexec.log")
+        self._folder, self._guard, self._ended = folder, guard, ""
+        self._client, self._views, self._job = None, [], None
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engines can be used."""
+        guarded = self._guard is None or self._guard.poll() is None
+        return not self._ended and guarded and os.path.exists(self.connection_file)
+
+    def run(self, function: Callable | str, /, *args, **kwargs) -> list:
+        """Calls `function` on all ranks and waits: `submit(...).result()`."""
+        return self.submit(function, *args, **kwargs).result()
+
+    def submit(self, function: Callable | str, /, *args, **kwargs) -> Job:
+        """Starts `function(*args, **kwargs)` on all ranks and returns at once.
+
+        `function` may be named "module:function", so that the caller need not import it. Raises EnginesError while an
+        earlier job of this object is under way, EnginesEnded if the engines are gone.
+        """
+        if not self.alive:
+            raise self._why_ended()
+        if self._job and not self._job.done():
+            raise EnginesError("the engines are still at an earlier job: wait for its result(), or close() and start again")
+        self._job = Job(self, [view.apply_async(_call, function, args, kwargs) for view in self._views])
+        return self._job
+
+    def close(self) -> None:
+        """Ends the engines if this process started them; else only lets go of them."""
+        if self._guard:
+            self._end("they were closed")
+        self._ended = self._ended or "this connection to them was closed"
+        if self._client:
+            self._client.close(linger=0)
+
+    def _connect(self, ranks: int, timeout: float) -> list[tuple]:
+        """Waits until `ranks` engines answer; returns (rank, world size, pid, MPI library) of each, in rank order."""
+        import ipyparallel
+
+        deadline = time.monotonic() + timeout
+        while not _complete(Path(self.connection_file)):
+            self._pause(deadline)
+        try:
+            self._client = ipyparallel.Client(self.connection_file, timeout=max(1.0, deadline - time.monotonic()),
+                                              ipython_dir=str(self._folder))
+        except OSError as error:  # TimeoutError is one
+            raise StartTimeout(f"the controller does not answer: {error}") from error
+        while len(self._client.ids) < ranks:
+            self._pause(deadline)
+        views = [self._client[engine] for engine in self._client.ids]
+        job = Job(self, [view.apply_async(_call, _describe, (), {}) for view in views])
+        if not job.wait(deadline - time.monotonic()):
+            raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are at work")
+        answers = sorted(zip(job.result(), views), key=lambda pair: pair[0])
+        self._views = [view for _, view in answers]
+        self.ranks, self.pids = len(answers), [pid for (_, _, pid, _), _ in answers]
+        return [answer for answer, _ in answers]
+
+    def _pause(self, deadline: float) -> None:
+        time.sleep(POLL / 2)
+        if self._guard and self._guard.poll() is not None:
+            raise self._why_ended()
+        if time.monotonic() > deadline:
+            raise StartTimeout("the engines were not ready in time; give `start` a longer timeout on a busy machine")
+
+    def _why_ended(self) -> EnginesEnded:
+        self._end()
+        return EnginesEnded(f"the engines have ended: {self._ended}\n{AGAIN}")
+
+    def _end(self, reason: str = "") -> None:
+        """Ends the engines, whoever owns them, and waits until they are gone; without a `reason` the guard tells it."""
+        if self._ended:
+            return
+        Path(self.connection_file).unlink(missing_ok=True)  # the guard looks for it
+        self._ended = reason or "a process of them died, or another process ended them"
+        if self._guard:
+            try:
+                told, _ = self._guard.communicate(timeout=PATIENCE)  # this closes its stdin, too
+                self._ended = reason or told.strip() or self._ended
+            except subprocess.TimeoutExpired:
+                self._guard.kill()
+            shutil.rmtree(self._folder, ignore_errors=True)  # the guard has done this, unless it was killed
+        deadline = time.monotonic() + PATIENCE
+        while self._folder.exists() and time.monotonic() < deadline:
+            time.sleep(POLL / 2)
+
+
+def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
+    """Starts `ranks` MPI engines on this machine; they end with this process, or by `close`.
+
+    They run in this process's working directory, import what it can import, and compute with one OpenMP thread unless
+    OMP_NUM_THREADS says otherwise. Raises NoMpiexec, MixedMPI, StartTimeout after `timeout` seconds, or EnginesEnded
+    with the last lines of the log.
+    """
+    if ranks < 1:
+        raise EnginesError(f"{ranks} engines cannot be started: ask for 1 or more")
+    mpiexec = find_mpiexec()
+    launch = [mpiexec, *_options(mpiexec), "-n", str(ranks)]
+    folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user may enter
+    guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
+        [sys.executable, "-m", "repro.engines", "guard", str(folder), str(os.getpid()), *launch], env=_environment(folder),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    cluster = Cluster(folder, guard)
+    try:
+        answers = cluster._connect(ranks, timeout)
+        _, size, _, library = answers[0]
+        if size != ranks:
+            raise MixedMPI(f"{ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to another "
+                           f"MPI than the library that mpi4py loads ({library}). Use that library's own mpiexec: "
+                           f"{MPI_HELP}")
+    except RankError as error:
+        cluster.close()
+        raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
+    except StartTimeout as error:
+        cluster._end()
+        cluster.close()
+        raise StartTimeout(f"{error}\n{cluster._ended}") from None
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
+
+
+def join(connection_file: str, timeout: float = 60.0) -> Cluster:
+    """Uses engines that another process started; its `close` leaves them running.
+
+    Raises EnginesEnded if there are none, StartTimeout if they do not answer within `timeout` seconds. Jobs of several
+    processes should not overlap: ranks could take them in different order and wait for each other for ever.
+    """
+    cluster = Cluster(Path(connection_file).resolve().parents[1])
+    if not Path(connection_file).is_file():
+        raise EnginesEnded(f"there are no engines behind {connection_file}: the process that started them has ended")
+    try:
+        cluster._connect(1, timeout)
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
+
+
+def start_or_join(connection_file: str, ranks: int) -> Cluster:
+    """Joins the engines of `connection_file`, however many they are; starts `ranks` if it is ""."""
+    return join(connection_file) if connection_file else start(ranks)
+
+
+def find_mpiexec() -> str:
+    """The mpiexec beside this Python (a virtual environment need not be activated), else the one on PATH.
+
+    Raises NoMpiexec.
+    """
+    beside = os.path.dirname(sys.executable)
+    found = shutil.which("mpiexec", path=beside) or shutil.which("mpiexec")
+    if not found:
+        raise NoMpiexec(f"no mpiexec in {beside} nor on PATH: {MPI_HELP}")
+    return found
+
+
+def _options(mpiexec: str) -> list[str]:
+    """What this kind of mpiexec needs to start any number of ranks here, each free to use all cores."""
+    version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
+    if "Open MPI" in version or "OpenRTE" in version:
+        return ["--bind-to", "none", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+    if "HYDRA" in version:
+        return ["-launcher", "fork"]  # under Slurm it would ask srun, and the ranks would not be our descendants
+    return []
+
+
+def _environment(folder: Path) -> dict:
+    """The owner's environment, less what would lead engines to another controller; they import what the owner can."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
+    paths = [str(Path(__file__).resolve().parents[1]), *(path or os.getcwd() for path in sys.path)]
+    return {"OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": str(folder)}
+
+
+def _complete(file: Path) -> bool:
+    """Whether a connection file has been written to its end."""
+    try:
+        return bool(json.loads(file.read_text()))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _text(error: Exception) -> str:
+    """What a rank raised: the traceback that `_call` sent, or the error that kept `_call` from running."""
+    return error.evalue if error.ename == _Raised.__name__ else f"{error.ename}: {error.evalue}"
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip().rsplit("\n", 1)[-1]
+
+
+# --- On an engine -----------------------------------------------------------------------------------------------------
+
+
+def _engine(arguments: list[str]) -> None:
+    """Runs one engine, as `python -m ipyparallel.engine` would."""
+    sys.modules["debugpy"] = None  # ipykernel does without; importing it takes half a second
+    from ipyparallel.engine.app import IPEngine
+
+    class Engine(IPEngine):
+        def redirect_output(self, iopub_socket):
+            """What a rank prints goes to mpiexec's log, where it outlives the rank, and not to the clients."""
+
+    Engine.launch_instance(arguments)
+
+
+class _Raised(Exception):
+    """Carries a traceback as plain text: ipyparallel's own has colours and half a page for each frame."""
+
+
+def _call(function: Callable | str, args: tuple, kwargs: dict):
+    try:
+        if isinstance(function, str):
+            module, name = function.split(":")
+            function = getattr(importlib.import_module(module), name)
+        return function(*args, **kwargs)
+    except BaseException as error:
+        frames = error.__traceback__.tb_next  # without this one
+        raise _Raised("".join(traceback.format_exception(type(error), error, frames))) from None
+
+
+def _describe() -> tuple[int, int, int, str]:
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Barrier()
+    # MPICH leaves its shared-memory file (2 MB) behind when ranks are killed. All have opened it by now: it needs no name.
+    with suppress(OSError), open("/proc/self/maps") as maps:
+        for file in {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}:
+            Path(file).unlink(missing_ok=True)
+    library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.getpid(), library
+
+
+# --- The guard --------------------------------------------------------------------------------------------------------
+
+# Heartbeats serve only to register engines soon: whether a process lives is the guard's to see, however busy it is.
+CONTROLLER = ["-m", "ipyparallel.controller", "--ip=127.0.0.1", "--location=127.0.0.1", "--nodb", "--ping=100",
+              "--HeartMonitor.max_heartmonitor_misses=1000000000", "--log-level=CRITICAL"]
+ENGINE = ["-m", "repro.engines", "engine", "--timeout=60", "--IPEngine.max_heartbeat_misses=0",
+          "--IPEngine.enable_nanny=False", "--log-level=ERROR"]
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
+
+
+def _guard(folder: Path, owner: int, launch: list[str]) -> None:
+    """Runs the controller and `launch` engines until one of them, the connection file or the owner is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit())
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead mpiexec leaves behind stays our descendant
+    python, profile = sys.executable, f"--profile-dir={folder}"
+    client_file, engine_file = (folder / "security" / f"ipcontroller-{kind}.json" for kind in ("client", "engine"))
+    children, joinable, reason = {}, False, "the guard was told to end"
+    try:
+        # On SIGTERM the controller ends its own children, mpiexec ends its ranks only when it is killed.
+        children["controller"] = _spawn(folder, "controller", [python, *CONTROLLER, profile], signal.SIGTERM)
+        while not (reason := _ending(children, owner) or (joinable and not client_file.exists() and "they were ended")):
+            if not joinable and _complete(engine_file):  # written after the client's
+                joinable = True
+                engine = [python, *ENGINE, profile, f"--file={engine_file}"]
+                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine], signal.SIGKILL)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        client_file.unlink(missing_ok=True)  # first: all who wait see that it is over
+        _kill_descendants()
+        told = [name for name in children if reason.startswith(name)] or children
+        last_words = reason + "".join(_tail(folder / f"{name}.log") for name in told)
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # nobody listens
+            os.write(1, last_words.encode())
+
+
+def _ending(children: dict[str, subprocess.Popen], owner: int) -> str:
+    """Waits a moment; says what has ended, "" if nothing has."""
+    closed, _, _ = select.select([0], [], [], POLL)  # nobody writes there: readable means that the owner's end is closed
+    if closed or os.getppid() != owner:  # a process that the owner forked may hold that end open
+        return "their owner ended them"
+    return next((f"{name} ended with status {child.returncode}" for name, child in children.items()
+                 if child.poll() is not None), "")
+
+
+def _spawn(folder: Path, name: str, command: list[str], when_guard_dies: signal.Signals) -> subprocess.Popen:
+    with open(folder / f"{name}.log", "wb") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                preexec_fn=partial(_prctl, PR_SET_PDEATHSIG, when_guard_dies))
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def _kill_descendants() -> None:
+    """Leaves first: when its ranks are gone, mpiexec removes its own files and ends."""
+    import psutil
+
+    while True:
+        with suppress(psutil.NoSuchProcess):  # one ended while we looked: look again
+            family = psutil.Process().children(recursive=True)
+            running = [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
+            if not running:
+                return
+            parents = {process.ppid() for process in running}
+            for process in running:
+                if process.pid not in parents:
+                    process.kill()
+            psutil.wait_procs(running, timeout=2 * POLL)
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log that say something, with its name above; "" if there are none."""
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("=")]
+    return f"\nlast lines of {log.name}:\n" + "\n".join(said[-lines:]) if said else ""
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "engine":
+        _engine(sys.argv[2:])
+    else:
+        _guard(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

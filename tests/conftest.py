@@ -1,0 +1,97 @@
+"""What the tests share: packed digits, processes under a hard time-out, one small run, and the same on several ranks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = {"recipe": "resnet50_448nodes", "shrink": "smoke", "seed": 5, "device": "cpu"}  # 14 workers, 24 steps
+
+
+def launch(*command, **environment) -> subprocess.Popen:
+    """Starts a process with this checkout's package, without a launcher's variables, in a session of its own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PMI", "OMPI_", "PRTE_"))}
+    return subprocess.Popen(list(map(str, command)), text=True, start_new_session=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=kept | {"PYTHONPATH": str(ROOT)} | environment)
+
+
+def run(*command, timeout=60, **environment) -> subprocess.CompletedProcess:
+    """Runs a process to its end; one that takes too long is ended with all that it started, and fails the test."""
+    process = launch(*command, **environment)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"still running after {timeout} s: {command}\n{process.communicate()[1]}")
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def python(*arguments, **options) -> subprocess.CompletedProcess:
+    return run(sys.executable, *arguments, **options)
+
+
+def mpiexec(ranks: int, *arguments, **options) -> subprocess.CompletedProcess:
+    """Runs Python on so many ranks."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if not found:
+        pytest.skip("no mpiexec beside this Python or on PATH: nothing can be tried on several ranks")
+    return run(found, "-n", ranks, sys.executable, *arguments, **options)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> str:
+    """The folder of the packed digits, made as the README says."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    packing = python(ROOT / "data_prep" / "digits.py", "--out", folder)
+    assert packing.returncode == 0, packing.stderr
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def whole(digits, tmp_path_factory) -> Path:
+    """The folder of the smoke run, made in this process without a break."""
+    from repro.train import train
+    return Path(train(**SMOKE, data=digits, out=str(tmp_path_factory.mktemp("whole"))))
+
+
+@pytest.fixture(scope="session")
+def killed(digits, tmp_path_factory) -> Path:
+    """The folder of the smoke run in another process, which SIGKILL ended after its first checkpoint."""
+    out = tmp_path_factory.mktemp("killed")
+    code = f"from repro import train; train.CHECKPOINT_SECONDS = 0; train.train(**{SMOKE}, data={digits!r}, out={str(out)!r})"
+    process = launch(sys.executable, "-c", code)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*/checkpoints/*.json")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+    finally:
+        process.kill()
+    said = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, f"the run was not there to be killed: {said}"
+    return next(out.iterdir())
+
+
+@pytest.fixture(scope="session")
+def on_ranks(digits, killed, tmp_path_factory):
+    """on_ranks(n): what tests/on_ranks.py reports from n ranks, run once."""
+    reports = {}
+
+    def report(ranks: int) -> SimpleNamespace:
+        if ranks not in reports:
+            out = tmp_path_factory.mktemp(f"ranks{ranks}")
+            shutil.copytree(killed, out / "killed" / killed.name)
+            process = mpiexec(ranks, ROOT / "tests" / "on_ranks.py", json.dumps(SMOKE), digits, out, timeout=120)
+            assert process.returncode == 0, process.stderr
+            reports[ranks] = SimpleNamespace(out=out, **json.loads(process.stdout.splitlines()[-1]))
+        return reports[ranks]
+
+    return report

@@ -1,0 +1,62 @@
+"""Runs under mpiexec for the fixture of the same name: trains, continues a killed run, evaluates, and fails on purpose.
+
+    mpiexec -n R python tests/on_ranks.py SMOKE DIGITS OUT
+
+The last line on standard output is a JSON object. A launch costs seconds of imports, so one serves several tests.
+"""
+
+import json
+import sys
+import time
+
+import torch
+
+from repro import comm, evaluate, train
+from repro.data import Images, Stream
+from repro.model import build
+
+FAILING_STEP = 2
+
+
+def trained(digits, out, smoke):
+    """The folders of a run from its start, and of one that this many ranks continue."""
+    return {name: train.train(**smoke, data=digits, out=f"{out}/{name}") for name in ("whole", "killed")}
+
+
+def evaluated(world, digits):
+    """Counts of two random models and their ensemble over 601 images, which no number of ranks divides."""
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(build("resnet11", 10, 1).state_dict())
+    return evaluate.counts(world, build("resnet11", 10, 1), states, Images(digits, "test", limit=601))
+
+
+def failed(world, digits, out, smoke):
+    """What each rank raises when the last one cannot read its images, at which step, and after how many seconds."""
+    original, steps, times = Stream.batch, [], []
+
+    def batch(self, step, worker, augmentation):
+        steps.append(step)
+        if step == FAILING_STEP and world.rank == world.size - 1:
+            times.append(time.monotonic())
+            raise OSError("the disk is gone")
+        return original(self, step, worker, augmentation)
+
+    Stream.batch = batch
+    try:
+        train.train(**smoke, data=digits, out=f"{out}/failed")
+        raised = None
+    except Exception as error:
+        raised = [type(error).__name__, str(error)]
+    return {"raised": world.gather(raised), "steps": world.gather(steps[-1]),
+            "seconds": max(time.monotonic() - min(times, default=time.monotonic()) for times in world.gather(times))}
+
+
+if __name__ == "__main__":
+    smoke, digits, out = json.loads(sys.argv[1]), *sys.argv[2:]
+    world = comm.world()
+    report = {"folders": trained(digits, out, smoke), "counts": evaluated(world, digits),
+              "failure": failed(world, digits, out, smoke)}
+    if world.rank == 0:
+        print(json.dumps(report))

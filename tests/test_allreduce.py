@@ -1,0 +1,133 @@
+"""The average over workers: its error, its independence of order and ranks, and what it refuses."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from repro.allreduce import Average, NotFinite
+from repro.comm import Alone
+
+SPLIT, STATISTICS = 70_000, 40  # gradients (more than one piece of the conversion), then statistics, loss and count
+NETWORK = SimpleNamespace(weights=torch.zeros(SPLIT), contribution=torch.zeros(SPLIT + STATISTICS))
+
+
+class Rest:
+    """A simulated rank's world: the sum adds what the other ranks have added up."""
+
+    def __init__(self, others):
+        self.others = others
+
+    def sum(self, array):
+        for other in self.others:
+            array += other.total.numpy()
+
+
+def average(shares, reduction="exact", workers=None):
+    """The mean of the vectors in `shares`, one list of workers a simulated rank, as the first rank sees it."""
+    workers = workers or sum(map(len, shares))
+    others = []
+    for share in shares[1:]:
+        others.append(Average(reduction, Alone(), workers, NETWORK))
+        for vector in share:
+            others[-1].add(vector)
+    first = Average(reduction, Rest(others), workers, NETWORK)
+    for vector in shares[0]:
+        first.add(vector)
+    mean, failed = first.mean()
+    assert not failed
+    return torch.cat([mean.gradient, mean.statistics, mean.loss[None], mean.correct[None]]).clone()
+
+
+def contributions(workers=14):
+    generator = torch.Generator().manual_seed(0)
+    vectors = []
+    for _ in range(workers):
+        sizes = 10.0 ** torch.empty(SPLIT + STATISTICS).uniform_(-9, 1.5, generator=generator)
+        vectors.append(torch.randn(SPLIT + STATISTICS, generator=generator) * sizes)
+    return vectors
+
+
+def naive(vectors):
+    total = torch.zeros_like(vectors[0])
+    for vector in vectors:
+        total += vector
+    return total / len(vectors)
+
+
+def test_exact_is_the_float64_mean_within_half_a_unit_and_one_rounding():
+    vectors = contributions()
+    mean = torch.stack(vectors).double().mean(0)
+    error = (average([vectors]).double() - mean).abs()
+    allowed = mean.abs() * 2**-24 * 1.0001
+    allowed[:SPLIT] += 2**-41
+    allowed[SPLIT:] += 2**-25
+    assert (error <= allowed).all()
+    assert error[SPLIT:].max() > 2**-41, "the two scales cannot be told apart by this test"
+
+
+def test_exact_depends_neither_on_order_nor_on_ranks_but_float32_does():
+    vectors = contributions()
+    one = average([vectors])
+    for ranks in (2, 3, 4, 14):
+        assert torch.equal(average([vectors[rank::ranks] for rank in range(ranks)]), one)
+    assert torch.equal(average([vectors[::-1]]), one)
+    assert not torch.equal(naive(vectors[::-1]), naive(vectors))
+    fast = average([vectors], "fast")
+    assert any(not torch.equal(average([vectors[rank::ranks] for rank in range(ranks)], "fast"), fast) for ranks in (2, 3))
+
+
+def test_fast_is_close_to_the_float64_mean():
+    vectors = contributions()
+    magnitude = torch.stack(vectors).double().abs().mean(0)
+    error = (average([vectors[::2], vectors[1::2]], "fast").double() - torch.stack(vectors).double().mean(0)).abs()
+    assert (error <= 14 * 2**-24 * magnitude).all()
+
+
+def test_each_average_starts_anew():
+    vectors, again = contributions(4), Average("exact", Alone(), 2, NETWORK)
+    for pair in (vectors[:2], vectors[2:]):
+        for vector in pair:
+            again.add(vector)
+        assert torch.equal(again.mean()[0].gradient, average([pair])[:SPLIT])
+
+
+@pytest.mark.parametrize("reduction, values", [("exact", (float("nan"), float("inf"), -float("inf"), 4096.0, -1e9)),
+                                               ("fast", (float("nan"), float("inf"), -float("inf")))])
+@pytest.mark.parametrize("place", [0, SPLIT - 1, SPLIT + 3])
+def test_what_cannot_be_averaged_is_refused(reduction, values, place):
+    for value in values:
+        if value == 4096 and place >= SPLIT:
+            continue  # statistics have a coarser scale and more room
+        vector = torch.zeros(SPLIT + STATISTICS)
+        vector[place] = value
+        with pytest.raises(NotFinite, match="diverged"):
+            Average(reduction, Alone(), 896, NETWORK).add(vector)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_values_of_896_workers_do_not_overflow(sign):
+    largest = torch.full((SPLIT + STATISTICS,), 4096.0)
+    largest[SPLIT:] = 2.0**28
+    vector = sign * torch.nextafter(largest, torch.zeros(()))
+    assert torch.equal(average([[vector] * 500, [vector] * 396]), vector)
+
+
+def test_a_failure_is_in_the_vector_itself():
+    for reduction in ("exact", "fast"):
+        other = Average(reduction, Alone(), 2, NETWORK)
+        other.fail()
+        first = Average(reduction, Rest([other]), 2, NETWORK)
+        first.add(contributions(1)[0])
+        assert first.mean()[1] is True
+        assert Average(reduction, Alone(), 2, NETWORK).mean()[1] is False
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_when_one_rank_fails_all_raise_at_that_step_and_name_the_cause(on_ranks, ranks):
+    failure = on_ranks(ranks).failure
+    *others, last = failure["raised"]
+    assert last == ["OSError", "the disk is gone"]
+    assert others == [["PeerError", f"rank {ranks - 1} failed: OSError: the disk is gone"]] * (ranks - 1)
+    assert failure["steps"] == [2] * ranks
+    assert failure["seconds"] < 5

@@ -1,0 +1,103 @@
+"""The whole path, small: `reproduce --profile smoke` through engines, notebooks, tables, figures and report."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repro import engines, records
+from repro.paths import ROOT
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+def run(*command, timeout=280, **kwargs):
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The folder that one smoke reproduction wrote, and what it printed."""
+    folder = tmp_path_factory.mktemp("results")
+    done = run(sys.executable, "-m", "repro", "reproduce", "--profile", "smoke", "--results", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "printed").write_text(done.stdout)
+    return folder
+
+
+def test_it_says_first_what_it_will_do_and_how_long(results):
+    printed = (results / "printed").read_text()
+    assert re.match(r"profile smoke: 15 runs on digits \(5 recipes x 3 seeds\), 0 of them complete", printed)
+    assert printed.index("expected: ") < printed.index("== 10-train")
+
+
+def test_every_run_is_complete_and_every_product_is_there(results):
+    assert len(records.complete_runs(results / "runs")) == 15
+    for name in ("accuracy", "effects", "ensemble", "recipes", "published_claims"):
+        assert (results / "tables" / f"{name}.csv").stat().st_size > 100
+    for name in ("learning_rates", "training_curves", "ensemble", "effects", "published"):
+        for suffix in ("svg", "png", "csv"):
+            assert (results / "figures" / f"{name}.{suffix}").stat().st_size > 100
+    assert not list(results.glob("**/*.failed.ipynb"))
+
+
+def test_one_line_an_epoch_was_printed(results):
+    printed = (results / "printed").read_text()
+    epochs = re.findall(r"^epoch +[\d.]+/9\.0  main", printed, flags=re.M)
+    assert len(epochs) >= 3 * 8  # resnet50_448nodes alone: three seeds of about nine epochs
+
+
+def test_the_same_run_by_mpiexec_has_the_same_weights(results, tmp_path):
+    done = run(engines.find_mpiexec(), "-n", "2", sys.executable, "-m", "repro", "train", "collapsed_ensemble",
+               "--shrink", "smoke", "--seed", "1", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    by_mpiexec = records.read(done.stdout.strip().splitlines()[-1])
+    by_notebook = records.read(results / "runs" / Path(done.stdout.strip().splitlines()[-1]).name)
+    assert by_mpiexec["weights_sha256"] == by_notebook["weights_sha256"] != ""
+    assert by_mpiexec["ends"]["collapse1"]["top1"] == by_notebook["ends"]["collapse1"]["top1"]
+
+
+def test_the_ensemble_counts_of_the_command_line_are_those_of_the_notebook(results):
+    folder = next(path for path in records.complete_runs(results / "runs") if path.name.startswith("collapsed_ensemble"))
+    before = records.ensembles(folder)
+    done = run(sys.executable, "-m", "repro", "ensemble", str(folder), "--average", "logit")
+    entry = json.loads(done.stdout)
+    assert entry["average"] == "logit" and entry["top1"] == next(
+        old["top1"] for old in before if old["average"] == "logit" and old["members"] == entry["members"])
+
+
+def test_the_report_stands_alone(results):
+    page = (results / "report" / "index.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert page.count("<img ") == 5 and "not resolved" in page
+    assert page.index('class="published"') < page.index('class="own"')
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: the report was not looked at in a browser")
+def test_the_report_opens_in_a_browser(results, tmp_path):
+    page, picture = results / "report" / "index.html", tmp_path / "page.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    run(CHROMIUM, *flags, "--window-size=1100,6000", f"--screenshot={picture}", page.as_uri(), timeout=90)
+    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    for colour in ((244, 241, 234), (238, 243, 246), (1, 115, 178)):  # the two sections' grounds; the palette's blue
+        assert (np.abs(pixels - np.array(colour)).max(1) <= 3).sum() > 500, colour
+
+
+def test_a_second_call_trains_nothing_and_a_failing_notebook_stops_it(results, tmp_path):
+    folder = tmp_path / "results"
+    shutil.copytree(results, folder)
+    before = {path: (path / "run.json").stat().st_mtime_ns for path in records.complete_runs(folder / "runs")}
+    damaged = records.complete_runs(folder / "runs")[-1] / "metrics.jsonl"
+    damaged.write_text("not json\n")
+    done = run(sys.executable, "-m", "repro", "reproduce", "--profile", "smoke", "--results", str(folder))
+    assert "15 of them complete" in done.stdout
+    assert {path: (path / "run.json").stat().st_mtime_ns for path in before} == before
+    assert done.returncode != 0 and "error: notebook 21-figures failed" in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1

@@ -1,0 +1,382 @@
+"""The trainer against a slow, obvious one; and what it promises: the same bits on any ranks and after a kill."""
+
+import ast
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SMOKE, mpiexec, python
+from torch.nn import functional as F
+
+from repro import ReproError, __main__, checkpoint, records, train
+from repro.data import Images, Stream
+from repro.model import Network, build
+from repro.recipes import RECIPES
+from repro.schedule import Recipe, Stage, learning_rate
+
+RATE = dict(base_rate=0.2, weight_decay=0.05)
+TINY = Recipe("tiny", model="resnet11", workers=3, images_per_worker=4, epoch_images=24, zero_gamma="none", stages=(
+    Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE),
+    Stage("cycle", 2, power=2, augmentation="none", **RATE),
+    Stage("branch", 2, starts_from="main", **RATE)))
+WEIGHTS = [name for name, _ in build("resnet11", 10, 1).named_parameters()]
+
+
+def rows(folder):
+    """The metric rows without the seconds that they took."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in records.metric_rows(folder)]
+
+
+def run_json(folder):
+    return json.loads((Path(folder) / "run.json").read_text())
+
+
+@pytest.fixture
+def tiny(digits, tmp_path, monkeypatch):
+    """tiny(recipe): the folder of a run of this recipe of our own, which is not evaluated."""
+    counts = {"images": 1, "members": [{"top1": 0, "top5": 0, "loss": 0.0}]}
+    monkeypatch.setattr(train.evaluate, "counts", lambda *_, **__: counts)
+
+    def folder(recipe=TINY, out="runs", **parameters):
+        monkeypatch.setitem(RECIPES, recipe.name, recipe)
+        return Path(train.train(recipe.name, shrink="none", data=digits, out=str(tmp_path / out), device="cpu", **parameters))
+    return folder
+
+
+def ends(folder):
+    """The model at the end of each stage."""
+    return {path.stem: checkpoint.load(path.with_suffix(""))[0] for path in sorted((folder / "snapshots").glob("*.json"))}
+
+
+# --- The same training, written without any of the trainer's means ----------------------------------------------------
+
+
+def obvious_network(state, x):
+    """ResNet-11 from plain operations; returns the logits and each batch norm's mean and unbiased variance."""
+    statistics = {}
+
+    def norm(x, name):
+        statistics[name] = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)
+        return F.batch_norm(x, None, None, state[f"{name}.weight"], state[f"{name}.bias"], training=True, eps=1e-5)
+
+    x = F.relu(norm(F.conv2d(x, state["conv1.weight"], padding=1), "bn1"))
+    for layer, stride in (("layer1.0", 1), ("layer2.0", 2), ("layer3.0", 2)):
+        y = F.relu(norm(F.conv2d(x, state[f"{layer}.conv1.weight"]), f"{layer}.bn1"))
+        y = F.relu(norm(F.conv2d(y, state[f"{layer}.conv2.weight"], padding=1, stride=stride), f"{layer}.bn2"))
+        y = norm(F.conv2d(y, state[f"{layer}.conv3.weight"]), f"{layer}.bn3")
+        x = F.relu(y + norm(F.conv2d(x, state[f"{layer}.downsample.0.weight"], stride=stride), f"{layer}.downsample.1"))
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"]), statistics
+
+
+def obvious_training(recipe, data, seed):
+    """The ends of all stages in float64, from loops over steps, workers and parameters."""
+    stream = Stream(Images(data, "train", limit=recipe.epoch_images), seed, recipe.workers, recipe.images_per_worker)
+    torch.manual_seed(seed)
+    state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
+    state = {name: value.double() for name, value in state.items()}
+    ends, step = {}, 0
+    for stage in recipe.stages:
+        state = dict(ends[stage.starts_from]) if stage.starts_from else state
+        history = dict.fromkeys(WEIGHTS, 0)
+        for iteration in range(stage.iterations):
+            gradients, statistics = [], []
+            for worker in range(recipe.workers):
+                images, labels = stream.batch(step, worker, stage.augmentation)
+                leaves = {name: value.clone().requires_grad_(name in WEIGHTS) for name, value in state.items()}
+                logits, means = obvious_network(leaves, images.double())
+                loss = F.cross_entropy(logits, labels)
+                gradients.append(dict(zip(WEIGHTS, torch.autograd.grad(loss, [leaves[name] for name in WEIGHTS]))))
+                statistics.append(means)
+            rate, momentum = learning_rate(recipe, step, recipe.lr_formula), recipe.momentum
+            if recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations:
+                momentum *= rate / learning_rate(recipe, step - 1, recipe.lr_formula)
+            for name in WEIGHTS:
+                gradient = sum(each[name] for each in gradients) / recipe.workers
+                decay = 0 if not recipe.decay_bn and re.search(r"bn\d\.|downsample\.1", name) else stage.weight_decay
+                history[name] = rate * (gradient + decay * state[name]) + momentum * history[name]
+                state[name] = state[name] - history[name]
+            for name in statistics[0]:
+                seen = state[f"{name}.num_batches_tracked"] = state[f"{name}.num_batches_tracked"] + 1
+                fraction = recipe.bn_momentum / (1 - (1 - recipe.bn_momentum) ** seen)
+                for part, buffer in enumerate((f"{name}.running_mean", f"{name}.running_var")):
+                    mean = sum(each[name][part] for each in statistics).detach() / recipe.workers
+                    state[buffer] = state[buffer] + fraction * (mean - state[buffer])
+            step += 1
+        ends[stage.name] = dict(state)
+    return ends
+
+
+def distance(states, others):
+    """The largest difference in any value at the end of any stage."""
+    return max(float((states[stage][name] - others[stage][name]).abs().max()) for stage in others for name in others[stage])
+
+
+def test_the_small_network_is_what_the_obvious_one_says():
+    torch.manual_seed(0)
+    model, images = build("resnet11", 10, 1, zero_gamma="none").train(), torch.randn(6, 1, 12, 12)
+    assert torch.allclose(model(images), obvious_network(model.state_dict(), images)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("switches", [{}, {"lr_formula": "as_designed"}, {"momentum_correction": "warmup"},
+                                      {"decay_bn": False}, {"bn_momentum": 0.1}], ids=str)
+def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
+    """Per-worker batch norm, averages, update, statistics, restarts with zero momentum, a branch: to float32's rounding."""
+    # Where a unit is all but zero, rounding decides whether ReLU lets its gradient through: a smooth one does not.
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
+    recipe = replace(TINY, **switches)
+    found = ends(tiny(recipe, seed=3))
+    assert distance(found, obvious_training(recipe, digits, seed=3)) < 1e-5
+    if recipe != TINY:
+        assert distance(found, obvious_training(TINY, digits, seed=3)) > 1e-3, "the switch makes no difference here"
+
+
+def test_a_stage_starts_without_momentum_from_the_end_of_its_origin(tiny):
+    """A rate of zero moves the weights only by momentum that was left over."""
+    found = ends(tiny(replace(TINY, stages=(
+        Stage("first", 3, base_rate=0.2), Stage("still", 2, base_rate=0.0), Stage("moved", 2, base_rate=0.2),
+        Stage("branch", 1, base_rate=0.0, starts_from="first")))))
+    same = {name: all(torch.equal(state[key], found["first"][key]) for key in WEIGHTS) for name, state in found.items()}
+    assert same == {"first": True, "still": True, "moved": False, "branch": True}
+    assert {name: int(state["bn1.num_batches_tracked"]) for name, state in found.items()} == {
+        "first": 3, "still": 5, "moved": 7, "branch": 4}
+
+
+def test_batch_norm_sees_one_workers_images_alone():
+    def gradient(*workers):
+        torch.manual_seed(0)
+        network = Network(build("resnet11", 10, 1, zero_gamma="none"))
+        return sum(network.contribute(images, labels)[: len(network.weights)].clone() for images, labels in workers) / len(workers)
+
+    torch.manual_seed(1)
+    images, labels = torch.randn(8, 1, 12, 12), torch.arange(8)
+    one, two = gradient((images, labels)), gradient((images[:4], labels[:4]), (images[4:], labels[4:]))
+    assert (one - two).norm() > 0.1 * one.norm()
+    # Where both halves are alike, it does not matter who normalises them.
+    twice = gradient((images[:4].repeat(2, 1, 1, 1), labels[:4].repeat(2)))
+    assert (twice - gradient(*[(images[:4], labels[:4])] * 2)).norm() < 1e-4 * twice.norm()
+
+
+# --- The same bits on any number of ranks, and after any interruption --------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_number_of_ranks_computes_the_same_bits(whole, on_ranks, ranks):
+    folder = on_ranks(ranks).folders["whole"]
+    assert run_json(folder)["ranks"] == ranks
+    assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
+    assert rows(folder) == rows(whole) and len(rows(whole)) > 5
+    assert Path(folder).name == whole.name, "the number of ranks is no part of a run's identity"
+
+
+def test_a_killed_run_leaves_what_it_had(killed, whole):
+    record = run_json(killed)
+    assert (record["status"], record["end"]) == ("running", None)
+    assert "weights_sha256" not in record
+    seen = rows(killed)
+    assert 0 < len(seen) < len(rows(whole)) and seen == rows(whole)[: len(seen)]
+
+
+def test_the_same_command_continues_a_killed_run_to_the_same_bits(killed, whole, digits, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / killed.name)
+    options = [f"--{name}={value}" for name, value in (SMOKE | {"data": digits, "out": tmp_path}).items() if name != "recipe"]
+    said = python("-m", "repro", "train", SMOKE["recipe"], *options)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines()[-1] == str(folder)
+    step = int(re.search(r"continuing after step (\d+)", said.stderr)[1])
+    assert 0 < step < 24
+    assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
+    assert rows(folder) == rows(whole)
+    assert [attempt["status"] for attempt in run_json(folder)["attempts"]] == ["running"]
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_other_ranks_continue_a_killed_run_to_the_same_bits(whole, on_ranks, ranks):
+    folder = on_ranks(ranks).folders["killed"]
+    assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
+    assert rows(folder) == rows(whole)
+    assert run_json(folder)["attempts"][0]["ranks"] == 1 and run_json(folder)["ranks"] == ranks
+
+
+@pytest.fixture
+def interrupted(tiny, monkeypatch):
+    """interrupted(step): the folder of a tiny run that was interrupted as this step began."""
+    def at(step, out):
+        monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+        original = train.average_over_workers
+
+        def average(world, reduction, network, stream, current, *others):
+            if current == step:
+                raise KeyboardInterrupt
+            return original(world, reduction, network, stream, current, *others)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train, "average_over_workers", average)
+            tiny(out=out)
+        return next((Path(folder) for folder in out.iterdir()))
+    return at
+
+
+def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrupted, tmp_path):
+    expected = tiny()
+    for step in range(TINY.iterations):
+        folder = interrupted(step, tmp_path / str(step))
+        assert run_json(folder)["status"] == "failed" and "KeyboardInterrupt" in run_json(folder)["error"]
+        assert tiny(out=folder.parent) == folder
+        assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"], step
+        assert rows(folder) == rows(expected)
+
+
+@pytest.mark.parametrize("part", ["momentum", "bn1.running_mean", "bn1.num_batches_tracked"])
+def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interrupted, tmp_path, part):
+    folder = interrupted(4, tmp_path / "broken")
+    newest = checkpoint.generations(folder / "checkpoints")[0]
+    state, progress = checkpoint.load(newest)
+    checkpoint.save(newest, state | {part: torch.zeros_like(state[part])}, progress)
+    assert run_json(tiny(out=folder.parent))["weights_sha256"] != run_json(tiny())["weights_sha256"]
+
+
+# --- Run folders -------------------------------------------------------------------------------------------------------
+
+
+def test_run_json_says_all_about_a_run(whole, digits):
+    record = run_json(whole)
+    assert record["recipe"]["name"] == "resnet50_448nodes-smoke"
+    assert record["parameters"] == {"seed": 5, "reduction": "exact", "precision": "fp32", "device": "cpu", "threads": 1}
+    assert (record["ranks"], record["workers"], record["status"]) == (1, 14, "complete")
+    for split in ("train", "test"):
+        assert record["data"][split] == Images(digits, split).digest
+    assert record["data"]["name"] == "digits" and record["code"] == records.code_digest()
+    assert re.match(r"\d+\.\d+", record["version"]) and record["packages"].keys() >= {"python", "torch", "numpy"}
+    assert record["host"] and record["start"] <= record["end"]
+    last = records.metric_rows(whole)[-1]
+    assert {key: record[key] for key in ("images", "top1", "top5")} == {key: last[key] for key in ("images", "top1", "top5")}
+    assert record["images"] == 4000 and 0 < record["top1"] < record["top5"] <= 4000
+    state, _ = checkpoint.load(whole / "snapshots" / "collapse")
+    assert record["weights_sha256"] == checkpoint.digest(state)
+    assert not (whole / "checkpoints").exists()
+
+
+def test_run_json_is_there_before_the_first_step_and_tells_of_a_failure(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def fail(*_):
+        seen.extend(run_json(folder)["status"] for folder in (tmp_path / "runs").iterdir())
+        raise ReproError("no such luck")
+
+    monkeypatch.setattr(train, "average_over_workers", fail)
+    with pytest.raises(ReproError, match="no such luck"):
+        tiny()
+    record = run_json(next((tmp_path / "runs").iterdir()))
+    assert seen == ["running"] and record["status"] == "failed" and record["error"] == "ReproError: no such luck"
+
+
+def test_a_complete_run_is_left_as_it_is(tiny, monkeypatch):
+    folder = tiny()
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")}
+    monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
+    assert tiny() == folder
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")} == before
+
+
+def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, monkeypatch):
+    def name(recipe="resnet50_448nodes", **parameters):
+        return train.prepare(recipe, **{"data": digits, "out": str(tmp_path), "device": "cpu"} | parameters).run.folder.name
+
+    changes = [{}, {"seed": 1}, {"shrink": "smoke"}, {"reduction": "fast"}, {"precision": "bf16"}, {"threads": 2},
+               {"recipe": "one_model"}, {"lr_formula": "as_designed"}, {"decay_bn": False}]
+    names = [name(**change) for change in changes]
+    monkeypatch.setattr(records, "code_digest", lambda: "changed")
+    names.append(name())
+    assert len(set(names)) == len(names)
+    monkeypatch.undo()
+    assert name() == names[0] and names[0].startswith("resnet50_448nodes-laptop-digits-seed0-")
+    monkeypatch.setitem(RECIPES, "resnet50_448nodes", replace(RECIPES["resnet50_448nodes"], summary="other words"))
+    assert name() == names[0]
+
+
+def test_the_code_that_names_a_run_is_all_that_training_imports():
+    def imported(name):
+        for node in ast.walk(ast.parse((ROOT / "repro" / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "repro":
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("repro."):
+                yield node.module.removeprefix("repro.")
+            elif isinstance(node, ast.Import):
+                yield from (alias.name.removeprefix("repro.") for alias in node.names if alias.name.startswith("repro."))
+
+    closure, waiting = set(), ["train"]
+    while waiting:
+        name = waiting.pop()
+        if name not in closure and (ROOT / "repro" / f"{name}.py").exists():
+            closure.add(name)
+            waiting += imported(name)
+    assert set(records.TRAINING_CODE) == closure - {"paths", "records"}
+
+
+# --- What is asked for wrongly -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """cli(...): exit status, standard output and standard error of `python -m repro ...`, in this process."""
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["repro", *arguments])
+        try:
+            status = __main__.main()
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+    return call
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["resnet50_448node"], "Did you mean resnet50_448nodes?"),
+    (["one_model", "--shrink", "smok"], "Did you mean smoke?"),
+    (["one_model", "--seed", "-1"], "seed is -1"),
+    (["one_model", "--threads", "0"], "threads is 0"),
+    (["one_model", "--reduction", "exakt"], "Did you mean exact?"),
+    (["one_model", "--precision", "fp16"], "Did you mean bf16?"),
+    (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
+    (["one_model", "--decay-bn", "maybe"], "'maybe'"),
+    (["one_model", "--data", "digit"], "Did you mean digits?"),
+    (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py`"),
+    (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
+    (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
+    (["one_model", "--shrink", "none"], "4096 images a step"),
+], ids=lambda value: value if isinstance(value, str) else " ".join(value))
+def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, arguments, words):
+    (tmp_path / "file").touch()
+    shutil.copytree(digits, tmp_path / "cifar10")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    defaults = [f"{key}={value}" for key, value in (("--data", digits), ("--out", tmp_path)) if key not in arguments]
+    status, stdout, stderr = cli("train", *arguments, *defaults, "--device", "cpu")
+    assert (status, stdout) == (2, "")
+    assert re.fullmatch(r"error: .+\n", stderr) and words.format(tmp=tmp_path) in stderr
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "x"], ["--threads", "1.5"], ["--bn-momentum", "big"], ["--sede", "1"]], ids=" ".join)
+def test_what_is_no_number_or_no_option_ends_with_status_2_and_its_name(cli, arguments):
+    status, stdout, stderr = cli("train", "one_model", *arguments)
+    assert (status, stdout) == (2, "") and arguments[0] in stderr and "Traceback" not in stderr
+
+
+def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
+    said = mpiexec(2, "-m", "repro", "train", "default_resnet50_8nodes", "--shrink", "smoke", "--data", digits, "--out", tmp_path)
+    assert said.returncode == 2
+    assert said.stderr.count("error: ") == 1 and "start at most 1 rank" in said.stderr
+    assert "Traceback" not in said.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
+    """As when mpiexec belongs to another MPI than mpi4py's library."""
+    said = python("-c", "from repro import comm; comm.world()", PMI_SIZE="2")
+    assert said.returncode != 0 and "ReproError: 2 ranks were started" in said.stderr
+    monkeypatch.setenv("PMI_SIZE", "2")
+    status, stdout, stderr = cli("train", "one_model")
+    assert (status, stdout) == (2, "") and re.fullmatch(r"error: 2 ranks were started.+\n", stderr)

@@ -48,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
 
+    commands.add_parser("keep", help="copy the results, less the models, to results/reference")
+
     listing = commands.add_parser("recipes", help="list the recipes")
     listing.add_argument("--json", action="store_true", help="every number of every recipe")
 
@@ -98,6 +100,12 @@ def reproduce(arguments: dict) -> None:
     reproduce(**arguments)
 
 
+def keep(arguments: dict) -> None:
+    from repro.reproduce import keep
+
+    print(keep())
+
+
 def explain(error: BaseException) -> None:
     """One line for what the user can mend, the whole traceback for what is a defect of ours."""
     if isinstance(error, ReproError):
@@ -125,7 +133,7 @@ def lr(arguments: dict) -> None:
         print(f"{step},{learning_rate(recipe, step, arguments['formula'])!r}")
 
 
-COMMANDS = {"train": train, "ensemble": ensemble, "reproduce": reproduce, "recipes": recipes, "lr": lr}
+COMMANDS = {"train": train, "ensemble": ensemble, "reproduce": reproduce, "keep": keep, "recipes": recipes, "lr": lr}
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ Collectives work in place on contiguous NumPy arrays; the caller hands out views
 import os
 import socket
 import sys
+from contextlib import contextmanager
 
 from repro import ReproError
 
@@ -41,6 +42,16 @@ class Alone:
         if error and (self.rank == first or failures[self.rank] != failures[first]):
             raise error
         raise PeerError(f"rank {first} failed: {failures[first]}")
+
+    @contextmanager
+    def together(self):
+        """Around what can fail on one rank alone: if it fails on any, all raise, instead of waiting for each other."""
+        error = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        self.check(error)
 
     def abort(self) -> None:
         """Ends all ranks at once, also those that wait in a collective, unless they are leaving anyway."""

@@ -86,9 +86,9 @@ class Job:
     def result(self) -> list:
         """Waits; returns what the ranks returned, in rank order.
 
-        Raises RankError if the function raised on a rank, EnginesEnded if a process died. A rank that waits for a failed
-        one in a collective can only be killed: if such a rank is left after a second, the engines are ended. An
-        interrupt (KeyboardInterrupt) ends them too, also if another process owns them: nothing computes on unseen.
+        Raises RankError if the function raised on a rank, EnginesEnded if a process died. A rank that waits for a
+        failed one in a collective can only be killed: if such a rank is left after a second, the engines are ended.
+        An interrupt (KeyboardInterrupt) ends them too, also if another process owns them: nothing computes unseen.
         """
         try:
             self.wait()
@@ -106,11 +106,10 @@ class Job:
         return {rank: call.exception() for rank, call in enumerate(self._calls) if call.done() and call.exception()}
 
     def _error(self) -> RankError:
-        # A PeerError only repeats what another rank raised.
         texts = {rank: _text(error) for rank, error in self._failed().items()}
-        first = min(texts, key=lambda rank: ("PeerError:" in _last_line(texts[rank]), rank))
+        first = min(texts, key=lambda rank: ("\nrepro.comm.PeerError:" in texts[rank], rank))  # that repeats another's
         lines = [f"rank {first} failed:", texts.pop(first).rstrip()]
-        lines += [f"rank {rank} failed too: {_last_line(text)}" for rank, text in texts.items()]
+        lines += [f"rank {rank} failed too: {text.rstrip().splitlines()[-1]}" for rank, text in texts.items()]
         stuck = [str(rank) for rank, call in enumerate(self._calls) if not call.done()]
         if stuck:
             self._cluster._end("a rank had failed and others did not finish")
@@ -121,17 +120,17 @@ class Job:
 class Cluster:
     """Engines that form one MPI world, as `start` and `join` return them; leaving a `with` block closes it.
 
-    `ranks` is their number, `pids` are their process ids in rank order, `connection_file` is what `join` takes. What the
-    ranks print goes to `log`, as long as the engines live.
+    `ranks` is their number, `pids` are their process ids in rank order, `connection_file` is what `join` takes. What
+    the ranks print goes to the file `log`, which is there as long as the engines are.
     """
 
     ranks: int
     pids: list[int]
 
-    def __init__(self, folder: Path, guard: subprocess.Popen | None = None):
-        self.connection_file, self.log = str(folder / "security" / "ipcontroller-client.json"), str(folder / "mpiexec.log")
-        self._folder, self._guard, self._ended = folder, guard, ""
-        self._client, self._views, self._job = None, [], None
+    def __init__(self, connection_file: Path, guard: subprocess.Popen | None = None):
+        self._folder, self._guard = connection_file.parents[1], guard  # only the owner has a guard
+        self.connection_file, self.log = str(connection_file), str(self._folder / "mpiexec.log")
+        self._client, self._views, self._job, self._ended = None, [], None, ""
 
     def __enter__(self) -> "Cluster":
         return self
@@ -142,8 +141,8 @@ class Cluster:
     @property
     def alive(self) -> bool:
         """Whether the engines can be used."""
-        guarded = self._guard is None or self._guard.poll() is None
-        return not self._ended and guarded and os.path.exists(self.connection_file)
+        there = self._guard.poll() is None if self._guard else os.path.exists(self.connection_file)
+        return there and not self._ended
 
     def run(self, function: Callable | str, /, *args, **kwargs) -> list:
         """Calls `function` on all ranks and waits: `submit(...).result()`."""
@@ -158,7 +157,8 @@ class Cluster:
         if not self.alive:
             raise self._why_ended()
         if self._job and not self._job.done():
-            raise EnginesError("the engines are still at an earlier job: wait for its result(), or close() and start again")
+            raise EnginesError("the engines are still at an earlier job: wait for its result(), or close() and start "
+                               "them again")
         self._job = Job(self, [view.apply_async(_call, function, args, kwargs) for view in self._views])
         return self._job
 
@@ -184,7 +184,7 @@ class Cluster:
             raise StartTimeout(f"the controller does not answer: {error}") from error
         while len(self._client.ids) < ranks:
             self._pause(deadline)
-        views = [self._client[engine] for engine in self._client.ids]
+        views = [self._client[engine] for engine in self._client.ids]  # an engine's id need not be its rank
         job = Job(self, [view.apply_async(_call, _describe, (), {}) for view in views])
         if not job.wait(deadline - time.monotonic()):
             raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are at work")
@@ -195,19 +195,18 @@ class Cluster:
 
     def _pause(self, deadline: float) -> None:
         time.sleep(POLL / 2)
-        if self._guard and self._guard.poll() is not None:
+        if not self.alive:
             raise self._why_ended()
         if time.monotonic() > deadline:
             raise StartTimeout("the engines were not ready in time; give `start` a longer timeout on a busy machine")
 
     def _why_ended(self) -> EnginesEnded:
-        self._end()
-        return EnginesEnded(f"the engines have ended: {self._ended}\n{AGAIN}")
+        return EnginesEnded(f"the engines have ended: {self._end()}\n{AGAIN}")
 
-    def _end(self, reason: str = "") -> None:
-        """Ends the engines, whoever owns them, and waits until they are gone; without a `reason` the guard tells it."""
+    def _end(self, reason: str = "") -> str:
+        """Ends the engines, whoever owns them, and waits until they are gone; returns why, which the guard may know."""
         if self._ended:
-            return
+            return self._ended
         Path(self.connection_file).unlink(missing_ok=True)  # the guard looks for it
         self._ended = reason or "a process of them died, or another process ended them"
         if self._guard:
@@ -220,6 +219,7 @@ class Cluster:
         deadline = time.monotonic() + PATIENCE
         while self._folder.exists() and time.monotonic() < deadline:
             time.sleep(POLL / 2)
+        return self._ended
 
 
 def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
@@ -235,25 +235,23 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
     launch = [mpiexec, *_options(mpiexec), "-n", str(ranks)]
     folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user may enter
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
-        [sys.executable, "-m", "repro.engines", "guard", str(folder), str(os.getpid()), *launch], env=_environment(folder),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    cluster = Cluster(folder, guard)
+        [sys.executable, "-m", "repro.engines", "guard", str(folder), str(os.getpid()), *launch],
+        env=_environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True)
+    cluster = Cluster(_connection_file(folder, "client"), guard)
     try:
-        answers = cluster._connect(ranks, timeout)
-        _, size, _, library = answers[0]
+        _, size, _, library = cluster._connect(ranks, timeout)[0]
         if size != ranks:
-            raise MixedMPI(f"{ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to another "
-                           f"MPI than the library that mpi4py loads ({library}). Use that library's own mpiexec: "
-                           f"{MPI_HELP}")
-    except RankError as error:
+            raise MixedMPI(f"{ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to "
+                           f"another MPI than the library that mpi4py loads ({library}). Use that library's own "
+                           f"mpiexec: {MPI_HELP}")
+    except BaseException as error:
+        told = cluster._end()
         cluster.close()
-        raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
-    except StartTimeout as error:
-        cluster._end()
-        cluster.close()
-        raise StartTimeout(f"{error}\n{cluster._ended}") from None
-    except BaseException:
-        cluster.close()
+        if isinstance(error, StartTimeout):
+            raise StartTimeout(f"{error}\n{told}") from None
+        if isinstance(error, RankError):
+            raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
         raise
     return cluster
 
@@ -264,9 +262,9 @@ def join(connection_file: str, timeout: float = 60.0) -> Cluster:
     Raises EnginesEnded if there are none, StartTimeout if they do not answer within `timeout` seconds. Jobs of several
     processes should not overlap: ranks could take them in different order and wait for each other for ever.
     """
-    cluster = Cluster(Path(connection_file).resolve().parents[1])
     if not Path(connection_file).is_file():
         raise EnginesEnded(f"there are no engines behind {connection_file}: the process that started them has ended")
+    cluster = Cluster(Path(connection_file).resolve())
     try:
         cluster._connect(1, timeout)
     except BaseException:
@@ -309,6 +307,11 @@ def _environment(folder: Path) -> dict:
     return {"OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": str(folder)}
 
 
+def _connection_file(folder: Path, kind: str) -> Path:
+    """Where the controller writes it, for a "client" or an "engine"."""
+    return folder / "security" / f"ipcontroller-{kind}.json"
+
+
 def _complete(file: Path) -> bool:
     """Whether a connection file has been written to its end."""
     try:
@@ -320,10 +323,6 @@ def _complete(file: Path) -> bool:
 def _text(error: Exception) -> str:
     """What a rank raised: the traceback that `_call` sent, or the error that kept `_call` from running."""
     return error.evalue if error.ename == _Raised.__name__ else f"{error.ename}: {error.evalue}"
-
-
-def _last_line(text: str) -> str:
-    return text.rstrip().rsplit("\n", 1)[-1]
 
 
 # --- On an engine -----------------------------------------------------------------------------------------------------
@@ -360,7 +359,8 @@ def _describe() -> tuple[int, int, int, str]:
     from mpi4py import MPI
 
     MPI.COMM_WORLD.Barrier()
-    # MPICH leaves its shared-memory file (2 MB) behind when ranks are killed. All have opened it by now: it needs no name.
+    # MPICH leaves its shared-memory file (2 MB) behind when ranks are killed. By now all have opened it: it needs no
+    # name any more.
     with suppress(OSError), open("/proc/self/maps") as maps:
         for file in {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}:
             Path(file).unlink(missing_ok=True)
@@ -375,32 +375,35 @@ CONTROLLER = ["-m", "ipyparallel.controller", "--ip=127.0.0.1", "--location=127.
               "--HeartMonitor.max_heartmonitor_misses=1000000000", "--log-level=CRITICAL"]
 ENGINE = ["-m", "repro.engines", "engine", "--timeout=60", "--IPEngine.max_heartbeat_misses=0",
           "--IPEngine.enable_nanny=False", "--log-level=ERROR"]
+SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
 
 
 def _guard(folder: Path, owner: int, launch: list[str]) -> None:
     """Runs the controller and `launch` engines until one of them, the connection file or the owner is gone."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: sys.exit())
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead mpiexec leaves behind stays our descendant
     python, profile = sys.executable, f"--profile-dir={folder}"
-    client_file, engine_file = (folder / "security" / f"ipcontroller-{kind}.json" for kind in ("client", "engine"))
-    children, joinable, reason = {}, False, "the guard was told to end"
+    client_file, engine_file = _connection_file(folder, "client"), _connection_file(folder, "engine")
+    children, reason = {}, ""
     try:
-        # On SIGTERM the controller ends its own children, mpiexec ends its ranks only when it is killed.
+        # On SIGTERM the controller ends its own children; mpiexec ends its ranks only when it is killed.
         children["controller"] = _spawn(folder, "controller", [python, *CONTROLLER, profile], signal.SIGTERM)
-        while not (reason := _ending(children, owner) or (joinable and not client_file.exists() and "they were ended")):
-            if not joinable and _complete(engine_file):  # written after the client's
-                joinable = True
+        while not reason:
+            reason = _ending(children, owner)
+            if "mpiexec" in children:
+                reason = reason or ("" if client_file.exists() else "another process ended them")
+            elif _complete(engine_file):  # the controller writes it last
                 engine = [python, *ENGINE, profile, f"--file={engine_file}"]
                 children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine], signal.SIGKILL)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         client_file.unlink(missing_ok=True)  # first: all who wait see that it is over
         _kill_descendants()
         told = [name for name in children if reason.startswith(name)] or children
-        last_words = reason + "".join(_tail(folder / f"{name}.log") for name in told)
+        last_words = (reason or "their guard was ended") + "".join(_tail(folder / f"{name}.log") for name in told)
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # nobody listens
             os.write(1, last_words.encode())
@@ -408,7 +411,7 @@ def _guard(folder: Path, owner: int, launch: list[str]) -> None:
 
 def _ending(children: dict[str, subprocess.Popen], owner: int) -> str:
     """Waits a moment; says what has ended, "" if nothing has."""
-    closed, _, _ = select.select([0], [], [], POLL)  # nobody writes there: readable means that the owner's end is closed
+    closed, _, _ = select.select([0], [], [], POLL)  # nobody writes there: readable means closed at the owner's end
     if closed or os.getppid() != owner:  # a process that the owner forked may hold that end open
         return "their owner ended them"
     return next((f"{name} ended with status {child.returncode}" for name, child in children.items()
@@ -444,9 +447,11 @@ def _kill_descendants() -> None:
 
 
 def _tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log that say something, with its name above; "" if there are none."""
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("=")]
-    return f"\nlast lines of {log.name}:\n" + "\n".join(said[-lines:]) if said else ""
+    """The last lines of a log, less mpiexec's frames, with its name above; "" if there are none."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 8000))  # the owner need not read while we write: a pipe holds 64 KB
+        said = [line for line in file.read().decode(errors="replace").splitlines() if line.strip(" =")]
+    return "\n".join([f"\nlast lines of {log.name}:", *said[-lines:]]) if said else ""
 
 
 if __name__ == "__main__":

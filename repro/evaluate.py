@@ -28,7 +28,7 @@ def counts(world, model, states: list[dict], images: Images, average: str = "sof
     correct = torch.zeros(rows, 2, dtype=torch.int64)
     losses = torch.zeros(rows, -(-len(images) // CHUNK), dtype=torch.float64)  # one a chunk: summed in one order
     votes = {}
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+    with world.together(), torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
         for row, state in enumerate(states):
             model.load_state_dict(state)
             for start in chunks:
@@ -62,23 +62,24 @@ def ensemble(folder: str, members: list[str] | None = None, average: str = "soft
     folder, if it does not lie where its name says. Returns {"members", "average", "images", "top1", "top5", "loss"}.
     """
     world = comm.world()
-    run = records.read(folder)
-    if run.get("status") != "complete":
-        raise ReproError(f"{folder} is not the folder of a complete run: train it first, or continue it")
-    recipe = run["recipe"]
-    stages = [stage["name"] for stage in recipe["stages"]]
-    members = list(members or [stage["name"] for stage in recipe["stages"] if stage["member"]])
-    for member in members:
-        choose(f"stage of {recipe['name']}", member, stages)
-    images = Images(data or run["data"]["name"], "test")
-    if images.digest != run["data"]["test"]:
-        raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or train anew")
-    states = [checkpoint.load(Path(folder) / "snapshots" / member)[0] for member in members]
+    with world.together():
+        run = records.read(folder)
+        if run.get("status") != "complete":
+            raise ReproError(f"{folder} is not the folder of a complete run: train it first, or continue it")
+        recipe = run["recipe"]
+        stages = [stage["name"] for stage in recipe["stages"]]
+        members = list(members or [stage["name"] for stage in recipe["stages"] if stage["member"]])
+        for member in members:
+            choose(f"stage of {recipe['name']}", member, stages)
+        images = Images(data or run["data"]["name"], "test")
+        if images.digest != run["data"]["test"]:
+            raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or train anew")
+        states = [checkpoint.load(Path(folder) / "snapshots" / member)[0] for member in members]
     torch.set_num_threads(run["parameters"]["threads"])
     model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"])
     counted = counts(world, model, states, images, average, precision=run["parameters"]["precision"])
     entry = {"members": members, "average": average, "images": counted["images"], **counted["ensemble"]}
-    if world.rank == 0:
-        records.add_ensemble(folder, entry)
-    world.check(None)  # no rank returns before it is on disk
+    with world.together():  # so no rank returns before it is on disk
+        if world.rank == 0:
+            records.add_ensemble(folder, entry)
     return entry

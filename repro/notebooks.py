@@ -69,13 +69,17 @@ def ranks_for(recipes: list[Recipe]) -> int:
 
 
 class Progress:
-    """Shows a run's metric rows as they come: a bar and a curve that update in place, or one line an epoch."""
+    """Shows a run's metric rows as they come: a curve and a bar that update in place, or one line an epoch."""
 
     def __init__(self, plan: dict, live: bool):
         """`plan` as `train.plan` gives it; `live` for JupyterLab, False for a log."""
-        self.plan, self.live, self.rows, self.handle = plan, live, [], None
+        self.plan, self.live, self.rows = plan, live, []
         if live:
+            from IPython.display import display
             from tqdm import tqdm
+
+            # The figure comes first, and the bar below it: text around a figure would be cut into two outputs.
+            self.handle = display(self._figure(), display_id=True)
             self.bar = tqdm(total=round(plan["epochs"]), unit="epoch", desc=plan["recipe"], file=sys.stdout)
 
     def show(self, row: dict) -> None:
@@ -86,11 +90,10 @@ class Progress:
         self.bar.set_postfix_str(f"{row['stage']}, loss {row['train_loss']:.3f}", refresh=False)
         self.bar.update(round(row["epoch"]) - self.bar.n)
         if "top1" in row:  # drawing takes longer than an epoch of a small run
-            self._draw()
+            self.handle.update(self._figure())
 
-    def _draw(self) -> None:
+    def _figure(self):
         import matplotlib.pyplot as plt
-        from IPython.display import display
 
         tested = [row for row in self.rows if "top1" in row]
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
@@ -99,11 +102,8 @@ class Progress:
         right.plot([row["epoch"] for row in tested], [100 * row["top1"] / row["images"] for row in tested], "o-")
         right.set(xlabel="epoch", ylabel="test top-1, %", xlim=(0, self.plan["epochs"]))
         figure.tight_layout()
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        plt.close(figure)
+        plt.close(figure)  # shown by hand
+        return figure
 
 
 def complete() -> None:
@@ -123,6 +123,7 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False) -> Pat
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     source = FOLDER / f"{choose('notebook', name, [path.stem for path in sorted(FOLDER.glob('*.ipynb'))])}.ipynb"
     cells = nbformat.read(source, as_version=4).cells
@@ -132,7 +133,8 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False) -> Pat
     unfinished = output.with_suffix(".failed.ipynb")
     try:
         papermill.execute_notebook(str(source), str(unfinished), parameters, cwd=str(FOLDER), kernel_name="python3",
-                                   progress_bar=False, log_output=False, stdout_file=sys.stdout if log else None)
+                                   progress_bar=False, log_output=False, stdout_file=sys.stdout if log else None,
+                                   config=Config(KernelManager={"transport": "ipc"}))  # not TCP: others could listen
     except PapermillExecutionError as error:
         raise NotebookError(f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
                             f"(see {unfinished})") from error

@@ -17,7 +17,8 @@ section.published { background: #f4f1ea; padding: 0.5rem 1.25rem 1.25rem; margin
 section.own { background: #eef3f6; padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
 section h2 { margin-top: 1rem; } img { max-width: 100%; background: white; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; background: white; }
-th, td { padding: 0.25rem 0.6rem; border: 1px solid #ddd; text-align: left; vertical-align: top; }
+th, td { padding: 0.25rem 0.6rem; border: 1px solid #ddd; text-align: left; vertical-align: top; white-space: nowrap; }
+td { max-width: 28rem; white-space: normal; } td:last-child { min-width: 6rem; }
 .small { font-size: 0.85rem; color: #555; }
 """
 
@@ -78,8 +79,10 @@ def _findings(effects: pd.DataFrame) -> str:
     items = [f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim)} ({row.difference:+.2f} percentage points, "
              f"95% interval {row.low:+.2f} to {row.high:+.2f}, n = {row.n})</li>"
              for row in effects.itertuples() if row.n > 0]
-    return (f"<p>On {html.escape(', '.join(sorted(set(effects.data))))}, paired over seeds:</p><ul>{''.join(items)}</ul>"
-            "<p>These are findings on a small data set; they are no measurement of the paper's claims on ImageNet.</p>")
+    kinds = sorted({f"{row.data} (shrink {row.shrink})" for row in effects.itertuples()})
+    return (f"<p>On {html.escape(', '.join(kinds))}, paired over seeds:</p><ul>{''.join(items)}</ul><p>These are findings "
+            "on a small data set; they are no measurement of the paper's claims on ImageNet. With shrink smoke they are "
+            "none at all: it only shows that everything runs.</p>")
 
 
 def _provenance(read: list[dict]) -> str:

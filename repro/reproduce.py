@@ -1,11 +1,12 @@
 """`make reproduce`: one profile's runs, tables, figures and report, through the notebooks, on one set of engines."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from repro import ReproError, choose, engines, notebooks, records, report
-from repro.paths import RESULTS, ROOT
+from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
 
 
@@ -79,3 +80,18 @@ def _run(name: str, parameters: dict, output: Path) -> None:
 def _summarise(wall: float, plans: dict, page: Path) -> None:
     trained = sum(records.read(plan["folder"])["seconds"] for plan in plans.values() if not plan["complete"])
     print(f"\ndone in {wall / 60:.1f} minutes, {100 * trained / wall:.0f}% of it training\nreport: {page}")
+
+
+def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
+    """Copies what is small of a finished reproduction (no models, no notebooks) to results/reference, for committing."""
+    if not (results / "report" / "index.html").exists():
+        raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
+    shutil.rmtree(reference, ignore_errors=True)
+    for pattern in ("tables/*.csv", "figures/*.svg", "figures/*.csv", "report/index.html",
+                    "runs/*/run.json", "runs/*/metrics.jsonl", "runs/*/ensembles.json"):
+        for path in results.glob(pattern):
+            if "runs" not in path.parts[-3:] or records.read(path.parent).get("status") == "complete":
+                target = reference / path.relative_to(results)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    return reference

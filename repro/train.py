@@ -91,8 +91,7 @@ def train(recipe: str, **parameters) -> str:
     ReproError on every rank if any rank fails.
     """
     world = comm.world()
-    error = None
-    try:
+    with world.together():
         task = prepare(recipe, **parameters)
         if world.size > task.recipe.workers:
             raise ReproError(f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
@@ -100,9 +99,6 @@ def train(recipe: str, **parameters) -> str:
         complete = task.run.complete
         if not complete and world.rank == 0:
             task.run.begin(ranks=world.size, workers=task.recipe.workers)
-    except Exception as caught:
-        error = caught
-    world.check(error)
     folder = str(task.run.folder)
     if world.broadcast(complete):
         log.info("already complete: %s", folder)
@@ -113,18 +109,19 @@ def train(recipe: str, **parameters) -> str:
         if world.rank == 0:
             task.run.update(status="failed", end=records.now(), error=f"{type(caught).__name__}: {caught}")
         raise
-    if world.rank == 0:
-        task.run.finish(**facts)
-    world.check(None)  # no rank returns before the run is complete on disk
+    with world.together():  # so no rank returns before the run is complete on disk
+        if world.rank == 0:
+            task.run.finish(**facts)
     return folder
 
 
 def _train(world, task: Task) -> dict:
     recipe, parameters, run = task.recipe, task.parameters, task.run
     network, optimizer, stream, average = _assemble(world, task)
-    step, seconds = _resume(run, network, optimizer) if run.checkpoints else (0, 0.0)
-    if world.rank == 0:
-        run.rewind(step)
+    with world.together():
+        step, seconds = _resume(run, network, optimizer) if run.checkpoints else (0, 0.0)
+        if world.rank == 0:
+            run.rewind(step)
     clock = saved = time.monotonic()
     losses, corrects = [], []
     while step < recipe.iterations:
@@ -132,7 +129,8 @@ def _train(world, task: Task) -> dict:
         if iteration == 0:
             optimizer.history.zero_()
             if stage.starts_from:
-                network.load(checkpoint.load(run.snapshot(stage.starts_from))[0])
+                with world.together():
+                    network.load(checkpoint.load(run.snapshot(stage.starts_from))[0])
         rate = learning_rate(recipe, step, recipe.lr_formula)
         corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
         previous_rate = learning_rate(recipe, step - 1, recipe.lr_formula) if corrected else 0.0
@@ -156,14 +154,15 @@ def _train(world, task: Task) -> dict:
                                       device=parameters["device"], precision=parameters["precision"])
             row |= {"images": counted["images"], **counted["members"][0]}
         row["seconds"] = seconds + time.monotonic() - clock
-        if world.rank == 0:
-            if ends_stage:
-                checkpoint.save(run.snapshot(stage.name), network.state(), row)
-            run.metric(row)
-            log.info(records.describe(row, recipe.epochs()))
-            if ends_stage or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save(run, network, optimizer, row)
-                saved = time.monotonic()
+        with world.together():
+            if world.rank == 0:
+                run.metric(row)
+                log.info(records.describe(row, recipe.epochs()))
+                if ends_stage:
+                    checkpoint.save(run.snapshot(stage.name), network.state(), row)
+                if ends_stage or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    _save(run, network, optimizer, row)
+                    saved = time.monotonic()
 
     if world.rank != 0:
         return {}

@@ -348,7 +348,6 @@ def cli(monkeypatch, capsys):
     (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py`"),
     (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
     (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
-    (["one_model", "--shrink", "none"], "4096 images a step"),
 ], ids=lambda value: value if isinstance(value, str) else " ".join(value))
 def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, arguments, words):
     (tmp_path / "file").touch()

@@ -1,0 +1,362 @@
+"""Engines: results in rank order from one MPI world, failures named within seconds, and no process left, whatever ends.
+
+Processes are counted by a mark in the environment, which everything that is started inherits.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from repro import comm, engines
+
+MARK = "REPRO_TEST_MARK"
+SOON = 5  # seconds within which a failure must be named, and all processes gone
+
+
+# --- What ranks run; engines import this file -------------------------------------------------------------------------
+
+
+def describe():
+    from mpi4py import MPI
+
+    with open("/proc/self/maps") as maps:
+        shared = [line for line in maps if "/dev/shm/mpich" in line]
+    world = MPI.COMM_WORLD
+    return {"rank": world.rank, "sum": world.allreduce(world.rank + 1), "pid": os.getpid(),
+            "threads": os.environ["OMP_NUM_THREADS"], "files": [line for line in shared if "(deleted)" not in line]}
+
+
+def fail(rank, stuck=False):
+    """Raises on `rank`; with `stuck`, the others wait for it in a collective."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == rank:
+        raise ValueError("on purpose")
+    if stuck:
+        MPI.COMM_WORLD.Barrier()
+
+
+def fail_together():
+    from mpi4py import MPI
+
+    raise comm.PeerError("rank 1 failed: on purpose") if MPI.COMM_WORLD.rank == 0 else ValueError("on purpose")
+
+
+# --- Processes that tests start ---------------------------------------------------------------------------------------
+
+
+def own_engines(ranks):
+    """Owns engines that are at work, and a forked process that has inherited all that the owner holds open."""
+    cluster = engines.start(ranks)
+    job = cluster.submit(time.sleep, 60)
+    forked = os.fork()
+    if not forked:
+        time.sleep(60)
+        os._exit(0)
+    print(forked, flush=True)
+    job.result()
+
+
+def join_engines(connection_file):
+    with engines.start_or_join(connection_file, 1) as cluster:
+        print(json.dumps(cluster.run("test_engines:describe")))
+
+
+def join_and_fail(connection_file):
+    with engines.join(connection_file) as cluster:
+        began = time.monotonic()
+        with pytest.raises(engines.RankError, match="Rank 1 did not finish, so the engines were ended"):
+            cluster.run(fail, 0, stuck=True)
+        assert time.monotonic() - began < SOON
+        with pytest.raises(engines.EnginesEnded):
+            cluster.run(describe)
+
+
+def command(function, *arguments):
+    return [sys.executable, "-c", f"import test_engines; test_engines.{function}(*{arguments!r})"]
+
+
+def environment():
+    paths = [str(Path(__file__).parent), str(Path(engines.__file__).parents[1])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def in_another_process(function, *arguments):
+    done = subprocess.run(command(function, *arguments), env=environment(), capture_output=True, text=True, timeout=40)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- Fixtures ---------------------------------------------------------------------------------------------------------
+
+
+class Traces:
+    """What the engines of one test may leave behind."""
+
+    def __init__(self, folder):
+        self.mark, self.folder = uuid.uuid4().hex, folder
+
+    def processes(self):
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                pass
+        return found
+
+    def assert_gone(self, within=SOON, but=()):
+        deadline = time.monotonic() + within
+        while any(process.pid not in but for process in self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [(process.pid, process.cmdline()) for process in self.processes() if process.pid not in but] == []
+        assert list(self.folder.iterdir()) == []
+
+
+def watch(folder, monkeypatch):
+    traces = Traces(folder)
+    monkeypatch.setenv(MARK, traces.mark)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return traces
+
+
+@pytest.fixture
+def traces(tmp_path, monkeypatch):
+    """Everything that the test starts carries its mark, and keeps its files in an empty folder."""
+    traces = watch(tmp_path, monkeypatch)
+    yield traces
+    for process in traces.processes():  # of a test that failed
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two engines for all tests that leave them usable."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        traces = watch(tmp_path_factory.mktemp("shared"), monkeypatch)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        with engines.start(2) as cluster:
+            yield cluster
+        traces.assert_gone(within=0)
+
+
+def answers(cluster, function, *arguments, **named):
+    """`cluster.run` that cannot hang."""
+    job = cluster.submit(function, *arguments, **named)
+    assert job.wait(20)
+    return job.result()
+
+
+def fake_mpiexec(folder, monkeypatch, script):
+    file = folder.parent / f"{folder.name}-mpiexec"
+    file.write_text(f"#!{sys.executable}\nimport os, subprocess, sys\nif '--version' in sys.argv: sys.exit()\n{script}")
+    file.chmod(0o700)
+    monkeypatch.setattr(engines, "find_mpiexec", lambda: str(file))
+    return str(file)
+
+
+# --- Engines at work --------------------------------------------------------------------------------------------------
+
+
+def test_import_loads_neither_ipyparallel_nor_mpi():
+    code = "import sys, repro.engines; sys.exit(str({'ipyparallel', 'mpi4py', 'torch', 'psutil'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20)
+    assert done.stderr.strip() == "set()"
+
+
+def test_results_come_in_rank_order_from_one_world(cluster):
+    found = answers(cluster, describe)
+    assert [one["rank"] for one in found] == [0, 1]
+    assert [one["sum"] for one in found] == [3, 3]
+    assert [one["pid"] for one in found] == cluster.pids and cluster.ranks == 2
+    assert [one["threads"] for one in found] == ["1", "1"]
+    assert [one["files"] for one in found] == [[], []]  # killed ranks would leave them behind
+
+
+def test_files_are_private(cluster):
+    assert Path(cluster.connection_file).parents[1].stat().st_mode & 0o777 == 0o700
+    assert Path(cluster.connection_file).stat().st_mode & 0o777 == 0o600
+    assert json.loads(Path(cluster.connection_file).read_text())["interface"] == "tcp://127.0.0.1"
+
+
+def test_another_process_joins_the_same_engines_and_leaves_them(cluster):
+    joined = json.loads(in_another_process("join_engines", cluster.connection_file))
+    assert [one["pid"] for one in joined] == cluster.pids
+    assert [one["rank"] for one in answers(cluster, describe)] == [0, 1]
+
+
+def test_what_ranks_print_is_in_the_log(cluster):
+    answers(cluster, print, "printed by a rank", flush=True)
+    assert Path(cluster.log).read_text().count("printed by a rank") == 2
+
+
+def test_a_rank_that_fails_while_others_finish_leaves_the_engines_usable(cluster):
+    with pytest.raises(engines.RankError) as caught:
+        answers(cluster, fail, 1)
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["rank 1 failed:", "Traceback (most recent call last):"] and caught.value.rank == 1
+    assert "test_engines.py" in lines[2] and lines[-1] == "ValueError: on purpose" and "\x1b" not in str(caught.value)
+    assert [one["rank"] for one in answers(cluster, describe)] == [0, 1]
+
+
+def test_the_rank_that_failed_first_hand_is_named_before_those_that_repeat_it(cluster):
+    with pytest.raises(engines.RankError, match="rank 0 failed too: repro.comm.PeerError") as caught:
+        answers(cluster, fail_together)
+    assert caught.value.rank == 1
+
+
+def test_a_function_that_cannot_be_found_is_named(cluster):
+    with pytest.raises(engines.RankError, match="No module named 'repro.nothing'"):
+        answers(cluster, "repro.nothing:train")
+
+
+def test_a_second_job_is_refused_while_the_first_is_under_way(cluster):
+    job = cluster.submit(time.sleep, 1)
+    assert not job.done()
+    with pytest.raises(engines.EnginesError, match="earlier job"):
+        cluster.submit(describe)
+    assert job.wait(20) and job.result() == [None, None]
+
+
+# --- Failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_fails_while_another_waits_for_it_ends_the_engines(traces):
+    with engines.start(2) as cluster:
+        began = time.monotonic()
+        with pytest.raises(engines.RankError) as caught:
+            answers(cluster, fail, 0, stuck=True)
+        assert time.monotonic() - began < SOON
+        assert "ValueError: on purpose" in str(caught.value) and "Rank 1 did not finish" in str(caught.value)
+        traces.assert_gone(within=0)
+        with pytest.raises(engines.EnginesEnded, match="a rank had failed"):
+            cluster.run(describe)
+
+
+def test_a_process_that_joined_ends_stuck_engines_too(traces):
+    with engines.start(2) as cluster:
+        in_another_process("join_and_fail", cluster.connection_file)
+        traces.assert_gone(within=0)
+        with pytest.raises(engines.EnginesEnded, match="another process ended them"):
+            cluster.run(describe)
+    with pytest.raises(engines.EnginesEnded, match="no engines behind"):
+        engines.join(cluster.connection_file)
+
+
+def kill_engine(guard, cluster):
+    os.kill(cluster.pids[-1], signal.SIGKILL)
+
+
+def kill_controller(guard, cluster):
+    next(child for child in guard.children() if "ipyparallel.controller" in child.cmdline()).kill()
+
+
+def kill_mpiexec(guard, cluster):
+    next(child for child in guard.children() if "ipyparallel.controller" not in child.cmdline()).kill()
+
+
+def kill_guard(guard, cluster):
+    guard.kill()
+
+
+def terminate_guard(guard, cluster):
+    guard.terminate()
+
+
+def close_pipe(guard, cluster):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), cluster._guard.stdin.fileno())
+
+
+@pytest.mark.parametrize("end, ranks, reason", [
+    (kill_engine, 2, "mpiexec ended with status"), (kill_mpiexec, 1, "mpiexec ended with status -9"),
+    (kill_controller, 1, "controller ended with status -9"), (kill_guard, 1, "a process of them died"),
+    (terminate_guard, 1, "their guard was ended"), (close_pipe, 1, "their owner ended them")])
+def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):
+    with engines.start(ranks) as cluster:
+        job = cluster.submit(time.sleep, 60)
+        time.sleep(0.2)
+        began = time.monotonic()
+        end(psutil.Process(cluster._guard.pid), cluster)
+        assert job.wait(SOON)
+        with pytest.raises(engines.EnginesEnded, match=reason):
+            job.result()
+        assert time.monotonic() - began < SOON
+        traces.assert_gone(within=began + SOON - time.monotonic())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_an_owner_at_work(traces, number):
+    with subprocess.Popen(command("own_engines", 1), env=environment(), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as owner:
+        forked = int(owner.stdout.readline())
+        kinds = " ".join(" ".join(process.cmdline()) for process in traces.processes())
+        assert all(kind in kinds for kind in ("repro.engines guard", "controller", "mpiexec", "repro.engines engine"))
+        owner.send_signal(number)
+        traces.assert_gone(but=[forked])
+        os.kill(forked, signal.SIGKILL)
+
+
+def test_nothing_outlives_an_owner_that_dies_during_start(traces):
+    with subprocess.Popen(command("own_engines", 1), env=environment()) as owner:
+        deadline = time.monotonic() + 20
+        while len(traces.processes()) < 4 and time.monotonic() < deadline:  # the owner, the guard and its children
+            time.sleep(0.1)
+        owner.kill()
+        traces.assert_gone()
+
+
+# --- Starting that fails ----------------------------------------------------------------------------------------------
+
+
+def test_mpiexec_is_found_beside_this_python_although_nothing_is_activated(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    if not (Path(sys.executable).parent / "mpiexec").exists():
+        pytest.skip("the MPI of this environment comes from elsewhere")
+    assert engines.find_mpiexec() == str(Path(sys.executable).parent / "mpiexec")
+
+
+def test_missing_mpiexec_is_named(traces, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", str(traces.folder / "python"))
+    with pytest.raises(engines.NoMpiexec, match="make setup"):
+        engines.start(2)
+    traces.assert_gone(within=0)
+
+
+def test_mpiexec_of_another_mpi_is_named(traces, monkeypatch):
+    mpiexec = fake_mpiexec(traces.folder, monkeypatch, """
+for name in [name for name in os.environ if name.startswith(("PMI", "OMPI_", "HYD"))]:
+    del os.environ[name]
+at = sys.argv.index("-n")
+for process in [subprocess.Popen(sys.argv[at + 2:]) for _ in range(int(sys.argv[at + 1]))]:
+    process.wait()
+""")
+    with pytest.raises(engines.MixedMPI) as caught:
+        engines.start(2)
+    assert "each sees a world of 1" in str(caught.value) and mpiexec in str(caught.value)
+    traces.assert_gone(within=0)
+
+
+def test_mpiexec_that_fails_is_quoted(traces, monkeypatch):
+    fake_mpiexec(traces.folder, monkeypatch, "sys.exit('not enough slots')")
+    with pytest.raises(engines.EnginesEnded, match="(?s)mpiexec ended with status 1.*not enough slots"):
+        engines.start(2)
+    traces.assert_gone(within=0)
+
+
+def test_engines_that_never_come_are_given_up(traces, monkeypatch):
+    fake_mpiexec(traces.folder, monkeypatch, "import time; time.sleep(60)")
+    with pytest.raises(engines.StartTimeout, match="not ready in time"):
+        engines.start(2, timeout=2)
+    traces.assert_gone(within=0)

@@ -39,7 +39,7 @@ class Kind:
 
 IMAGENET = Kind(size=224, short_side=256, mode="RGB", mean=(104, 117, 123), scale=1 / 128, bgr=True)
 KINDS = {
-    "digits": Kind(size=12, short_side=14, mode="L", mean=(80,), scale=1 / 80, mirror=False, smallest_area=0.5),
+    "digits": Kind(size=8, short_side=10, mode="L", mean=(86,), scale=1 / 90, mirror=False, smallest_area=0.95),
     "cifar10": Kind(size=28, short_side=32, mode="RGB", mean=(114, 123, 125), scale=1 / 64, bgr=True),
     "imagenet": IMAGENET,
     "places365": IMAGENET,

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from repro import ReproError
 
-POLL = 0.1  # seconds between two looks at whether everybody is still alive
+POLL = 0.2  # seconds between two looks at whether everybody is still alive
 GRACE = 1.0  # seconds that the other ranks have, after one has failed, to finish by themselves
 PATIENCE = 10.0  # seconds for the guard to end all; it needs less than one
 MPI_HELP = "`make setup` installs MPICH's; on a cluster, load its MPI module."
@@ -151,8 +151,9 @@ class Cluster:
     def submit(self, function: Callable | str, /, *args, **kwargs) -> Job:
         """Starts `function(*args, **kwargs)` on all ranks and returns at once.
 
-        `function` may be named "module:function", so that the caller need not import it. Raises EnginesError while an
-        earlier job of this object is under way, EnginesEnded if the engines are gone.
+        `function` is one that engines can import, or its name "module:function", so that the caller need not import it
+        (one defined in a notebook has to bring its own imports). Raises EnginesError while an earlier job of this
+        object is under way, EnginesEnded if the engines are gone.
         """
         if not self.alive:
             raise self._why_ended()
@@ -207,11 +208,13 @@ class Cluster:
         """Ends the engines, whoever owns them, and waits until they are gone; returns why, which the guard may know."""
         if self._ended:
             return self._ended
-        Path(self.connection_file).unlink(missing_ok=True)  # the guard looks for it
         self._ended = reason or "a process of them died, or another process ended them"
-        if self._guard:
+        if not self._guard:
+            Path(self.connection_file).unlink(missing_ok=True)  # the guard looks for it
+        else:
+            self._guard.terminate()  # closing its stdin would not do if this process has forked
             try:
-                told, _ = self._guard.communicate(timeout=PATIENCE)  # this closes its stdin, too
+                told, _ = self._guard.communicate(timeout=PATIENCE)
                 self._ended = reason or told.strip() or self._ended
             except subprocess.TimeoutExpired:
                 self._guard.kill()
@@ -250,6 +253,9 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
         cluster.close()
         if isinstance(error, StartTimeout):
             raise StartTimeout(f"{error}\n{told}") from None
+        if isinstance(error, EnginesEnded):
+            raise EnginesEnded(f"the engines ended while they started: {told}\n{mpiexec} started them; it has to "
+                               f"belong to the same MPI as the library that mpi4py loads: {MPI_HELP}") from None
         if isinstance(error, RankError):
             raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
         raise
@@ -328,8 +334,9 @@ def _text(error: Exception) -> str:
 # --- On an engine -----------------------------------------------------------------------------------------------------
 
 
-def _engine(arguments: list[str]) -> None:
-    """Runs one engine, as `python -m ipyparallel.engine` would."""
+def _engine(folder: Path, arguments: list[str]) -> None:
+    """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
+    (folder / f"{os.getpid()}.engine").touch()
     sys.modules["debugpy"] = None  # ipykernel does without; importing it takes half a second
     from ipyparallel.engine.app import IPEngine
 
@@ -364,17 +371,16 @@ def _describe() -> tuple[int, int, int, str]:
     with suppress(OSError), open("/proc/self/maps") as maps:
         for file in {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}:
             Path(file).unlink(missing_ok=True)
-    library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+    library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip("\0 ")
     return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.getpid(), library
 
 
 # --- The guard --------------------------------------------------------------------------------------------------------
 
 # Heartbeats serve only to register engines soon: whether a process lives is the guard's to see, however busy it is.
-CONTROLLER = ["-m", "ipyparallel.controller", "--ip=127.0.0.1", "--location=127.0.0.1", "--nodb", "--ping=100",
+CONTROLLER = ["-m", "ipyparallel.controller", "--ip=127.0.0.1", "--location=127.0.0.1", "--nodb", "--ping=250",
               "--HeartMonitor.max_heartmonitor_misses=1000000000", "--log-level=CRITICAL"]
-ENGINE = ["-m", "repro.engines", "engine", "--timeout=60", "--IPEngine.max_heartbeat_misses=0",
-          "--IPEngine.enable_nanny=False", "--log-level=ERROR"]
+ENGINE = ["--timeout=60", "--IPEngine.max_heartbeat_misses=0", "--IPEngine.enable_nanny=False", "--log-level=ERROR"]
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
 
@@ -391,31 +397,46 @@ def _guard(folder: Path, owner: int, launch: list[str]) -> None:
         # On SIGTERM the controller ends its own children; mpiexec ends its ranks only when it is killed.
         children["controller"] = _spawn(folder, "controller", [python, *CONTROLLER, profile], signal.SIGTERM)
         while not reason:
-            reason = _ending(children, owner)
+            reason = _ending(folder, children, owner)
             if "mpiexec" in children:
                 reason = reason or ("" if client_file.exists() else "another process ended them")
             elif _complete(engine_file):  # the controller writes it last
-                engine = [python, *ENGINE, profile, f"--file={engine_file}"]
-                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine], signal.SIGKILL)
+                engine = [python, "-m", "repro.engines", "engine", str(folder), *ENGINE, profile]
+                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine, f"--file={engine_file}"],
+                                             signal.SIGKILL)
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         client_file.unlink(missing_ok=True)  # first: all who wait see that it is over
         _kill_descendants()
-        told = [name for name in children if reason.startswith(name)] or children
-        last_words = (reason or "their guard was ended") + "".join(_tail(folder / f"{name}.log") for name in told)
+        quoted = "controller" if reason.startswith("controller") or "mpiexec" not in children else "mpiexec"
+        last_words = (reason or "they were ended") + _tail(folder / f"{quoted}.log")
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # nobody listens
             os.write(1, last_words.encode())
 
 
-def _ending(children: dict[str, subprocess.Popen], owner: int) -> str:
+def _ending(folder: Path, children: dict[str, subprocess.Popen], owner: int) -> str:
     """Waits a moment; says what has ended, "" if nothing has."""
     closed, _, _ = select.select([0], [], [], POLL)  # nobody writes there: readable means closed at the owner's end
     if closed or os.getppid() != owner:  # a process that the owner forked may hold that end open
         return "their owner ended them"
-    return next((f"{name} ended with status {child.returncode}" for name, child in children.items()
-                 if child.poll() is not None), "")
+    for name, child in children.items():
+        if child.poll() is not None:
+            return f"{name} ended with status {child.returncode}"
+    for file in folder.glob("*.engine"):  # mpiexec goes on while a process of a dead rank still holds its output
+        if not _runs(int(file.stem)):
+            return f"an engine (process {file.stem}) ended"
+    return ""
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _spawn(folder: Path, name: str, command: list[str], when_guard_dies: signal.Signals) -> subprocess.Popen:
@@ -443,7 +464,7 @@ def _kill_descendants() -> None:
             for process in running:
                 if process.pid not in parents:
                     process.kill()
-            psutil.wait_procs(running, timeout=2 * POLL)
+            psutil.wait_procs(running, timeout=POLL)
 
 
 def _tail(log: Path, lines: int = 15) -> str:
@@ -456,6 +477,6 @@ def _tail(log: Path, lines: int = 15) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1] == "engine":
-        _engine(sys.argv[2:])
+        _engine(Path(sys.argv[2]), sys.argv[3:])
     else:
         _guard(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -53,7 +53,7 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
     top.set_title(f"{curves.data.iloc[0]}: mean and standard deviation over n = {n.min()} seeds"
                   if n.min() == n.max() else f"{curves.data.iloc[0]}: mean and standard deviation over {n.min()} to "
                                              f"{n.max()} seeds")
-    sns.move_legend(top, "lower right", title=None)
+    sns.move_legend(top, "lower center", bbox_to_anchor=(0.5, 1.1), ncol=2, title=None, frameon=False)
     figure.tight_layout()
     return figure
 
@@ -74,7 +74,7 @@ def ensemble(shown: pd.DataFrame) -> plt.Figure:
 
 
 def effects(table: pd.DataFrame) -> plt.Figure:
-    """Paired differences with their 95% intervals. Takes `tables.effects` of one data set and one shrink."""
+    """Paired differences with their 95% intervals. Takes `tables.effects`."""
     colours = {"supported": "C2", "contradicted": "C3", "not resolved": "0.5"}
     table = table[table.n > 0].iloc[::-1]
     figure, axes = plt.subplots(figsize=(9, 0.6 * len(table) + 1.2))
@@ -83,7 +83,8 @@ def effects(table: pd.DataFrame) -> plt.Figure:
         axes.plot(row.difference, place, "o", color=colours[row.verdict])
         axes.annotate(f" {row.verdict}, n = {row.n}", (max(row.difference, row.high), place), va="center", fontsize=9)
     axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_yticks(range(len(table)), ["\n".join(wrap(claim, 44)) for claim in table.claim], fontsize=9)
+    labels = ["\n".join(wrap(f"{row.claim} ({row.data}, {row.shrink})", 48)) for row in table.itertuples()]
+    axes.set_yticks(range(len(table)), labels, fontsize=9)
     axes.set_xlabel("difference in test top-1, percentage points (paired over seeds, 95% interval)")
     axes.margins(x=0.2)
     figure.tight_layout()

@@ -117,11 +117,13 @@ class Run:
 
 
 def read(folder: Path | str) -> dict:
-    """A run's run.json; empty if there is none."""
+    """A run's run.json; empty if there is none, a ReproError if it cannot be read."""
     try:
         return json.loads((Path(folder) / "run.json").read_text())
     except FileNotFoundError:
         return {}
+    except (ValueError, OSError) as error:
+        raise ReproError(f"{folder}/run.json is damaged ({error}): delete the folder to train anew") from error
 
 
 def metric_rows(folder: Path | str) -> list[dict]:
@@ -130,7 +132,10 @@ def metric_rows(folder: Path | str) -> list[dict]:
         lines = (Path(folder) / "metrics.jsonl").read_text().split("\n")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise ReproError(f"{folder}/metrics.jsonl is damaged ({error}): delete the folder to train anew") from error
 
 
 def describe(row: dict, epochs: float) -> str:

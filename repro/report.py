@@ -46,7 +46,9 @@ def write(results: Path | str, runs: list[str]) -> Path:
         "<p>Every recipe under the formula of the released code, and under the one that the authors' hand-set rates "
         "fit.</p>", _image(results, "learning_rates", "Learning rate over epochs for every recipe, both formulas."),
         '<section class="own"><h2>Own runs</h2>', _provenance(read),
-        "<h3>Training curves</h3>", _image(results, "training_curves", "Test accuracy and training loss over epochs."),
+        "<h3>Training curves</h3>",
+        *(_image(results, path.stem, "Test accuracy and training loss over epochs.")
+          for path in sorted((results / "figures").glob("training_curves-*.svg"))),
         "<h3>The Collapsed Ensemble against one model of the same number of images seen</h3>",
         _html(_table(results, "ensemble")), _image(results, "ensemble", "Top-1 of one model, members and ensembles."),
         "<h3>What the method does</h3>", _image(results, "effects", "Paired differences with 95% intervals."),
@@ -76,11 +78,10 @@ def _image(results: Path, name: str, text: str) -> str:
 
 
 def _findings(effects: pd.DataFrame) -> str:
-    items = [f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim)} ({row.difference:+.2f} percentage points, "
-             f"95% interval {row.low:+.2f} to {row.high:+.2f}, n = {row.n})</li>"
-             for row in effects.itertuples() if row.n > 0]
-    kinds = sorted({f"{row.data} (shrink {row.shrink})" for row in effects.itertuples()})
-    return (f"<p>On {html.escape(', '.join(kinds))}, paired over seeds:</p><ul>{''.join(items)}</ul><p>These are findings "
+    items = [f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim)}" + (
+                 f" ({row.data}, {row.shrink}: {row.difference:+.2f} percentage points of top-1, 95% interval {row.low:+.2f} "
+                 f"to {row.high:+.2f}, n = {row.n})" if row.n else "") + "</li>" for row in effects.itertuples()]
+    return (f"<p>What small runs show, paired over seeds:</p><ul>{''.join(items)}</ul><p>These are findings "
             "on a small data set; they are no measurement of the paper's claims on ImageNet. With shrink smoke they are "
             "none at all: it only shows that everything runs.</p>")
 

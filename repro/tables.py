@@ -98,17 +98,17 @@ def curves(runs: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def only(table: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
-    """The rows of one data set and one shrink; raises ReproError if there are none."""
-    chosen = table[(table.data == data) & (table.recipe.map(shrink_of) == shrink)]
+def only(table: pd.DataFrame, data: str) -> pd.DataFrame:
+    """The rows of one data set; raises ReproError if there are none."""
+    chosen = table[table.data == data]
     if chosen.empty:
-        raise ReproError(f"there are no complete runs on {data} with shrink {shrink}: `make reproduce` makes those of "
-                         f"its profile, notebook 10-train any other")
+        raise ReproError(f"there are no complete runs on {data}: `make reproduce` makes those of its profile, notebook "
+                         f"10-train any other")
     return chosen
 
 
 def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
-    """What `figures.ensemble` draws: one model, the members, the ensembles; a row a seed."""
+    """What `figures.ensemble` draws: one model, the members, the ensembles; a row a seed. Takes runs of one shrink."""
     labels = {("one_model", "collapse", ""): ("one model, collapsed", "one model, same images seen"),
               **{("collapsed_ensemble", f"{kind}{n}", ""): (f"{what} {n}", f"single {what}s")
                  for kind, what in (("cyc", "cycle end"), ("collapse", "collapsed member")) for n in (1, 2, 3)},
@@ -155,15 +155,20 @@ def effects(models: pd.DataFrame) -> pd.DataFrame:
     """Paired differences in top-1 over the seeds, with a paired t-test, for each data set and shrink at hand.
 
     A difference is `supported` or `contradicted` if its 95% confidence interval (Student's t over seeds) leaves out
-    zero, and `not resolved` otherwise, which includes n < 3. Rows are not corrected for being several.
+    zero, and `not resolved` otherwise, which includes n < 3; a claim that no runs speak of is `not run`. Rows are not
+    corrected for being several.
     """
     rows = []
     kinds = models.assign(shrink=models.recipe.map(shrink_of))[["data", "shrink"]].drop_duplicates()
-    for data, shrink in kinds.itertuples(index=False):
-        for claim, better, other in EFFECTS:
+    for claim, better, other in EFFECTS:
+        found = []
+        for data, shrink in kinds.itertuples(index=False):
             pair = [_by_seed(models, data, shrink, *which) for which in (better, other)]
             paired = pd.concat(pair, axis=1, join="inner").dropna()
-            rows.append({"claim": claim, "data": data, "shrink": shrink, **compare(paired.iloc[:, 0], paired.iloc[:, 1])})
+            if len(paired):
+                found.append({"claim": claim, "data": data, "shrink": shrink,
+                              **compare(paired.iloc[:, 0], paired.iloc[:, 1])})
+        rows += found or [{"claim": claim, "data": "", "shrink": "", **compare(pd.Series(dtype=float), pd.Series(dtype=float))}]
     return pd.DataFrame(rows)
 
 

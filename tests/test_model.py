@@ -155,7 +155,7 @@ def test_contributions_equal_plain_autograd(stride):
             assert torch.allclose(parameter.grad, other.grad, rtol=1e-3, atol=1e-6), name
         assert float(network.contribution[-2]) == pytest.approx(float(loss), rel=1e-5)
         assert float(network.contribution[-1]) == float((logits.argmax(1) == labels).sum())
-        assert network.gradients.norm() == pytest.approx(
+        assert float(network.gradients.norm()) == pytest.approx(
             float(torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()), rel=1e-5)
         norms = [module for module in plain.modules() if isinstance(module, BatchNorm)]
         statistics = torch.cat([part for norm in norms for part in (norm.batch_mean, norm.batch_var)])

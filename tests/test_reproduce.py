@@ -90,14 +90,15 @@ def test_the_report_opens_in_a_browser(results, tmp_path):
         assert (np.abs(pixels - np.array(colour)).max(1) <= 3).sum() > 500, colour
 
 
-def test_a_second_call_trains_nothing_and_a_failing_notebook_stops_it(results, tmp_path):
+def test_a_second_call_finds_all_runs_complete_and_stops_with_one_line_where_it_cannot_write(results, tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(results, folder)
+    shutil.rmtree(folder / "notebooks")
+    (folder / "notebooks").write_text("a file where a folder belongs")
     before = {path: (path / "run.json").stat().st_mtime_ns for path in records.complete_runs(folder / "runs")}
-    damaged = records.complete_runs(folder / "runs")[-1] / "metrics.jsonl"
-    damaged.write_text("not json\n")
     done = run(sys.executable, "-m", "repro", "reproduce", "--profile", "smoke", "--results", str(folder))
-    assert "15 of them complete" in done.stdout
+    assert "15 of them complete" in done.stdout and "expected" not in done.stdout
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"cannot write to the folder {folder / 'notebooks'}" in done.stderr
     assert {path: (path / "run.json").stat().st_mtime_ns for path in before} == before
-    assert done.returncode != 0 and "error: notebook 21-figures failed" in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1

@@ -237,8 +237,9 @@ def test_a_small_schedule_has_the_shape_of_the_large_one(name, formula):
 
 def test_shrink_none_changes_nothing_and_too_few_images_are_an_error():
     assert shrink(RECIPES["one_model"], "none", 900) == RECIPES["one_model"]
-    with pytest.raises(ReproError, match="448 images a step, but the data set has only 100"):
-        shrink(RECIPES["resnet50_448nodes"], "laptop", 100)
+    batch = shrink(RECIPES["resnet50_448nodes"], "smoke", 900).global_batch
+    with pytest.raises(ReproError, match=f"{batch} images a step, but the data set has only {batch - 1}"):
+        shrink(RECIPES["resnet50_448nodes"], "smoke", batch - 1)
 
 
 def test_lr_prints_steps_and_rates():

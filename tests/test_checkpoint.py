@@ -1,0 +1,157 @@
+"""Snapshots come back as they were, and no damage or interruption goes unseen."""
+
+import ast
+import random
+import re
+
+import pytest
+import torch
+from conftest import ROOT, python
+
+from repro import checkpoint
+from repro.checkpoint import CheckpointError, generations, load, newest, prune, save
+
+TENSORS = {"weights": torch.arange(40.0).reshape(5, 8), "count": torch.tensor(7), "empty": torch.zeros(0)}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder of two generations, 10 and 9 (as words they would sort the other way)."""
+    folder = tmp_path / "checkpoints"
+    for step in (9, 10):
+        save(folder / str(step), {"weights": torch.full((20,), float(step))}, {"step": step, "seconds": 1.5})
+    return folder
+
+
+def test_a_snapshot_comes_back_with_its_bits_and_its_progress(tmp_path):
+    odd = {"transposed": TENSORS["weights"].t(), "nan": torch.tensor([float("nan"), -0.0]), "half": torch.ones(3).bfloat16()}
+    save(tmp_path / "new" / "cyc1", TENSORS | odd, {"step": 3, "stage": "cyc1"})
+    tensors, progress = load(tmp_path / "new" / "cyc1")
+    assert (progress["step"], progress["stage"]) == (3, "cyc1")
+    assert tensors.keys() == TENSORS.keys() | odd.keys()
+    for name, tensor in (TENSORS | odd).items():
+        assert tensors[name].dtype == tensor.dtype and tensors[name].shape == tensor.shape
+        assert tensors[name].contiguous().flatten().view(torch.uint8).tolist() == \
+            tensor.contiguous().flatten().view(torch.uint8).tolist()
+
+
+def test_the_digest_is_of_names_shapes_and_bits():
+    weights = TENSORS["weights"]
+    others = [{"weight": weights}, {"weights": weights.t()}, {"weights": weights + 2**-15}, {"weights": weights.flatten()}]
+    digests = [checkpoint.digest(tensors) for tensors in [{"weights": weights}, *others]]
+    assert len(set(digests)) == 5
+    assert checkpoint.digest({"a": weights, "b": weights}) == checkpoint.digest({"b": weights, "a": weights})
+    assert checkpoint.digest({"w": weights.t().contiguous().t()}) == checkpoint.digest({"w": weights})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_each_flipped_bit_is_found(saved, suffix):
+    path, generator, missed = (saved / "10").with_suffix(suffix), random.Random(0), []
+    content = path.read_bytes()
+    for _ in range(64):
+        place, bit = generator.randrange(len(content)), generator.randrange(8)
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1:])
+        try:
+            load(saved / "10")
+            missed.append((place, bit))
+        except CheckpointError as error:
+            assert "10" in str(error) and newest(saved)[1]["step"] == 9
+    assert missed == []
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_each_truncation_is_found(saved, suffix):
+    path = (saved / "10").with_suffix(suffix)
+    content = path.read_bytes()
+    for part in range(8):
+        path.write_bytes(content[: len(content) * part // 8])
+        with pytest.raises(CheckpointError, match="10"):
+            load(saved / "10")
+    path.unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        load(saved / "10")
+
+
+def test_the_newest_undamaged_generation_counts(saved):
+    assert [path.name for path in generations(saved)] == ["10", "9"]
+    assert newest(saved)[1]["step"] == 10
+    (saved / "10.safetensors").write_bytes(b"")
+    tensors, progress = newest(saved)
+    assert progress["step"] == 9 and tensors["weights"].eq(9).all()
+
+
+def test_when_all_are_damaged_the_error_names_them_and_what_to_do(saved):
+    for step in (9, 10):
+        (saved / f"{step}.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"(?s)checkpoints/10.*checkpoints/9.*Delete .* to start anew"):
+        newest(saved)
+
+
+def test_prune_keeps_the_two_newest(saved):
+    save(saved / "11", TENSORS, {"step": 11, "seconds": 0})
+    prune(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["10.json", "10.safetensors", "11.json", "11.safetensors"]
+
+
+def test_a_save_killed_at_any_point_leaves_a_checkpoint_to_continue_from(tmp_path):
+    """SIGKILL at calls spread over a save of a new generation, and of one that is saved a second time."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from repro import checkpoint
+out, outcomes = Path(sys.argv[1]), set()
+
+def save(folder, step):
+    checkpoint.save(folder / str(step), {"weights": torch.full((999,), float(step))}, {"step": step})
+
+def killed_at(call, folder):  # a child that SIGKILL ends at the call of a function (Python's or C's) with this number
+    calls = 0
+    def count(frame, event, function):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.setprofile(count)
+    save(folder, 20)
+    sys.setprofile(None)
+    return calls
+
+save(out / "warm", 10)
+total = killed_at(0, out / "warm")
+for again in (False, True):
+    for call in [*range(1, total, total // 24), 10**9]:  # the last one is not killed at all
+        folder = out / f"{call}-{again}"
+        save(folder, 10)
+        if again:
+            save(folder, 20)
+        child = os.fork()
+        if not child:
+            killed_at(call, folder)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        tensors, progress = checkpoint.newest(folder)
+        assert progress["step"] in (10, 20) and tensors["weights"].eq(progress["step"]).all()
+        outcomes.add((os.WIFSIGNALED(status), again, progress["step"]))
+print(total, sorted(outcomes))
+"""
+    said = python("-c", code, tmp_path)
+    assert said.returncode == 0, said.stderr
+    total, outcomes = said.stdout.split(maxsplit=1)
+    assert int(total) > 100
+    for outcome in ("(True, False, 10)", "(False, False, 20)", "(True, True, 10)", "(True, True, 20)"):
+        assert outcome in outcomes, "the places are not spread over the save"
+
+
+def test_nothing_that_is_read_from_a_file_is_run():
+    """No pickle, no eval, no unsafe YAML, no unpacking of whole archives, anywhere."""
+    banned = re.compile(r"(torch|pickle|yaml|marshal|joblib|np|numpy)\.(unsafe_)?loads?|(^|builtins\.)(eval|exec)|.*\.(extractall|read_pickle)")
+    found = []
+    for path in [*ROOT.glob("repro/**/*.py"), *ROOT.glob("data_prep/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and banned.fullmatch(ast.unparse(node.func)):
+                found.append(f"{path.name}:{node.lineno}: {ast.unparse(node.func)}")
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
+                found += [f"{path.name}:{node.lineno}: {name}" for name in names if name in ("pickle", "marshal", "shelve", "dill")]
+    assert found == []

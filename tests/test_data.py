@@ -1,0 +1,242 @@
+"""Which image each worker sees, and what it sees of it, against plain arrays."""
+
+import hashlib
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from repro import ReproError, data, packed
+from repro.data import ATTEMPTS, DRAWS, IMAGENET, KINDS, Images, Stream
+
+DIGITS = KINDS["digits"]
+
+
+def stream(images=90, seed=0, workers=3, images_per_worker=4):
+    return Stream(range(images), seed, workers, images_per_worker)  # samples() asks only for the number of images
+
+
+def draws(seed, number):
+    return np.random.default_rng(seed).random((number, DRAWS)).tolist()
+
+
+def mapped(width, height):
+    """An RGB image whose pixel at (x, y) is (x, y, 0): a view shows where it comes from."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8))
+
+
+# --- The stream --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images, workers, images_per_worker", [(90, 3, 4), (7, 3, 4), (96, 4, 8), (100, 1, 16)])
+def test_an_epoch_is_a_permutation_that_the_workers_deal_out_in_turns(images, workers, images_per_worker):
+    """Step after step, worker w gets the w-th, (w + workers)-th, ... of one shuffled list, made anew at its end."""
+    one = stream(images, workers=workers, images_per_worker=images_per_worker)
+    places = np.array([[one.samples(step, worker) for worker in range(workers)] for step in range(40)])
+    seen = places.transpose(0, 2, 1).reshape(-1)  # image by image, the workers in turn
+    epochs = seen[: len(seen) // images * images].reshape(-1, images)
+    assert len(epochs) > 1 and all(sorted(epoch) == list(range(images)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1, "each epoch has the same order"
+
+
+def test_the_stream_is_what_it_always_was():
+    """Pinned: a change of the stream changes every run's result, and must be meant."""
+    samples = [stream(images, seed, workers).samples(step, worker) for images, seed, workers, step, worker in
+               [(900, 0, 14, 0, 0), (900, 0, 14, 7, 13), (900, 1, 14, 7, 13), (1281167, 2**63 - 1, 896, 8039, 895)]]
+    assert hashlib.sha256(str(samples).encode()).hexdigest() == "126462c52787eaf59da821990642f9cc198e15a7b8977813d94bc5414a4ec54a"
+
+
+def test_the_stream_does_not_remember_what_was_asked(digits):
+    images = Images(digits, "train")
+    forward, backward = Stream(images, 3, 4, 6), Stream(images, 3, 4, 6)
+    asked = [(step, worker) for step in (0, 1, 40, 150) for worker in range(4)]
+    there = {key: forward.batch(*key, "scale_aspect") for key in asked}
+    back = {key: backward.batch(*key, "scale_aspect") for key in reversed(asked)}
+    for key in asked:
+        assert all(map(torch.equal, there[key], back[key]))
+        assert forward.samples(*key) == backward.samples(*key)
+    alone = Stream(Images(digits, "train"), 3, 4, 6).batch(40, 2, "scale_aspect")  # as a rank that carries worker 2 only
+    assert all(map(torch.equal, alone, there[40, 2]))
+
+
+def test_each_seed_step_worker_and_place_has_random_numbers_of_its_own(digits, monkeypatch):
+    """Uniform in [0, 1): of 16 x 3 images, none shares any of its numbers with another."""
+    seen, images = [], Images(digits, "train")
+    monkeypatch.setitem(data.VIEWS, "recording", lambda image, kind, numbers: seen.extend(numbers) or image)
+    for seed in (0, 1):
+        for step in range(4):
+            for worker in range(2):
+                Stream(images, seed, 2, 3).batch(step, worker, "recording")
+    assert len(seen) == len(set(seen)) == 16 * 3 * DRAWS
+    counts = np.histogram(seen, bins=10, range=(0, 1))[0]
+    assert counts.sum() == len(seen) and abs(counts - len(seen) / 10).max() < 5 * (0.09 * len(seen)) ** 0.5
+    assert stream(seed=0).samples(0, 0) != stream(seed=1).samples(0, 0)
+
+
+def test_labels_belong_to_the_images(digits):
+    images = Images(digits, "train")
+    one = Stream(images, 0, 2, 5)
+    batch, labels = one.batch(3, 1, "none")
+    assert batch.shape == (5, 1, images.kind.size, images.kind.size) and batch.dtype == torch.float32
+    assert labels.tolist() == [images.packed[sample][0] for sample in one.samples(3, 1)]
+
+
+# --- The views ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_collapses_view_is_a_part_of_the_stored_image_mirrored_half_the_time():
+    image, corners, mirrored = mapped(256, 240), set(), 0
+    pixels = np.asarray(image)
+    for numbers in draws(0, 300):
+        view = np.asarray(data.crop_view(image, IMAGENET, numbers))
+        flip = view[0, 0, 0] > view[0, -1, 0]
+        view = view[:, ::-1] if flip else view
+        x, y = view[0, 0, :2].tolist()
+        assert np.array_equal(view, pixels[y : y + 224, x : x + 224])
+        corners.add((x, y))
+        mirrored += flip
+    assert 100 < mirrored < 200
+    assert {x for x, _ in corners} >= {0, 32} and {y for _, y in corners} == set(range(17)), "not every place is reached"
+
+
+@pytest.mark.parametrize("size", [(256, 256), (300, 256), (256, 400)])
+def test_the_test_view_is_the_centre_and_never_mirrored(size):
+    image = mapped(*size)
+    left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
+    assert np.array_equal(np.asarray(data.test_view(image, IMAGENET)), np.asarray(image)[top : top + 224, left : left + 224])
+
+
+def test_the_test_view_scales_the_short_side():
+    """Of an image twice as large it shows the same centre, scaled, as plain Pillow does in two steps."""
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)).resize((512, 600), 3)
+    scaled = image.resize((256, 300), Image.Resampling.BICUBIC).crop((16, 38, 240, 262))
+    difference = np.abs(np.asarray(data.test_view(image, IMAGENET)).astype(int) - np.asarray(scaled))
+    assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("size", [(256, 256), (500, 256)])
+def test_scale_aspect_fills_the_released_ranges_and_stays_within_the_image(monkeypatch, size):
+    cuts, original = [], data._cut
+    monkeypatch.setattr(data, "_cut", lambda image, *box: cuts.append(box) or original(image, *box))
+    image, areas, aspects = Image.new("RGB", size), [], []
+    for numbers in draws(1, 1000):
+        assert data.scale_aspect_view(image, IMAGENET, numbers).size == (224, 224)
+    for x, y, width, height, _ in cuts:
+        assert 0 <= x and 0 <= y and x + width <= size[0] and y + height <= size[1]
+        areas.append(width * height / (size[0] * size[1]))
+        aspects.append(width / height)
+    whole = 1 / 64  # rounding to whole pixels, of sides that are hardly shorter than this
+    assert 0.08 * (1 - whole) <= min(areas) < 0.085 and 0.8 < max(areas) <= 1
+    assert 0.5625 * (1 - whole) <= min(aspects) < 0.6 and 1.7 < max(aspects) <= 1.7778 * (1 + whole)
+
+
+def test_the_areas_and_the_change_of_the_aspect_are_uniform(monkeypatch):
+    """In a square image with a small area every draw fits, so the cuts are what was drawn."""
+    cuts, original = [], data._cut
+    monkeypatch.setattr(data, "_cut", lambda image, *box: cuts.append(box) or original(image, *box))
+    numbers = draws(5, 1000)
+    for each in numbers:
+        each[0] *= 0.4  # at most 45% of the area, so that a side of 4/3 its root fits
+        data.scale_aspect_view(Image.new("RGB", (1000, 1000)), IMAGENET, each)
+    for (_, _, width, height, _), (area, change, swap, *_) in zip(cuts, numbers):
+        root, change = (0.08 + 0.92 * area) ** 0.5 * 1000, 0.75 + change * (4 / 3 - 0.75)
+        plain = (root / change, root * change)
+        assert (width, height) == pytest.approx(plain[::-1] if swap < 0.5 else plain, abs=2)
+
+
+def test_scale_aspect_falls_back_to_a_square_only_where_no_attempt_fits():
+    image, kind = mapped(240, 40), IMAGENET
+    numbers = [0.9, 0.5, 0.9, 0.0, 0.0] * ATTEMPTS + [0.0] * 3 + [0.9, 0.5, 0.0]  # wider than high by nothing: never fits
+    view = np.asarray(data.scale_aspect_view(image, kind, numbers[:DRAWS]))
+    assert view[:, 0, 0].max() == pytest.approx(100, abs=2) and view[:, -1, 0].min() == pytest.approx(139, abs=2)
+    numbers[:5] = [0.0, 0.5, 0.9, 0.0, 0.0]  # the first attempt fits: 8% of the area, at the left end
+    assert np.asarray(data.scale_aspect_view(image, kind, numbers[:DRAWS]))[:, -1, 0].max() < 40
+
+
+@pytest.mark.parametrize("size", [(256, 256), (300, 257), (14, 14), (1, 1), (1, 500)], ids=str)
+@pytest.mark.parametrize("view", data.VIEWS)
+def test_every_view_shows_every_size_of_image(view, size):
+    for kind in (IMAGENET, DIGITS):
+        image = Image.new(kind.mode, size)
+        for numbers in [*draws(2, 60), [0.0] * DRAWS, [1 - 2**-53] * DRAWS]:
+            assert data.VIEWS[view](image, kind, numbers).size == (kind.size, kind.size)
+        assert data.test_view(image, kind).size == (kind.size, kind.size)
+
+
+def test_scale_shows_224_of_a_short_side_of_256_to_480(monkeypatch):
+    sides, original = [], data._cut
+    monkeypatch.setattr(data, "_cut", lambda image, x, y, *box: sides.append(box[:2]) or original(image, 0, 0, *box))
+    image = Image.new("RGB", (300, 256))
+    for numbers in draws(3, 300):
+        data.scale_view(image, IMAGENET, numbers)
+    shorts = [224 / width * 256 for width, height in sides]
+    assert all(width == pytest.approx(height) for width, height in sides)
+    assert 255.9 < min(shorts) < 262 and 474 < max(shorts) < 480.1
+
+
+@pytest.mark.parametrize("view", data.VIEWS)
+def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, dtype=np.uint8), (256, 1)))
+    for kind, low, high in ((DIGITS, 0, 0), (IMAGENET, 70, 130)):
+        image = ramp.resize((14, 14)) if kind is DIGITS else ramp.convert("RGB")
+        sides = []
+        for numbers in draws(4, 200):
+            numbers[-3:] = numbers[-3], 0.5, 0.5
+            pixels = np.asarray(data.VIEWS[view](image, kind, numbers)).astype(int)
+            sides.append(pixels[:, 0].sum() > pixels[:, -1].sum())
+        assert low <= sum(sides) <= high
+
+
+# --- From pixels to tensors ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Three random 32 x 32 photographs packed as cifar10, and their pixels."""
+    pixels = np.random.default_rng(0).integers(256, size=(3, 32, 32, 3), dtype=np.uint8)
+
+    def png(array):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "PNG")
+        return file.getvalue()
+
+    packed.write(tmp_path / "cifar10" / "test.lmdb", "cifar10", "test", ["a", "b"], [(i % 2, png(p)) for i, p in enumerate(pixels)])
+    return str(tmp_path / "cifar10"), pixels
+
+
+def test_photographs_become_bgr_less_the_mean_times_the_scale(photographs):
+    folder, pixels = photographs
+    images = Images(folder, "test")
+    found, labels = images.test_batch(0, 3)
+    kind = images.kind
+    margin = (32 - kind.size) // 2
+    assert labels.tolist() == [0, 1, 0] and found.shape == (3, 3, kind.size, kind.size)
+    for channel, (stored, mean) in enumerate(zip((2, 1, 0), kind.mean)):  # blue, green, red
+        plain = (pixels[:, margin : margin + kind.size, margin : margin + kind.size, stored].astype(float) - mean) * kind.scale
+        assert np.allclose(found[:, channel].numpy(), plain, atol=1e-6)
+
+
+def test_imagenets_numbers_are_the_releases():
+    assert (IMAGENET.mean, IMAGENET.scale, IMAGENET.bgr) == ((104, 117, 123), 0.0078125, True)
+    assert (IMAGENET.size, IMAGENET.short_side, IMAGENET.smallest_area, IMAGENET.mirror) == (224, 256, 0.08, True)
+
+
+def test_the_tensors_are_channels_last(photographs):
+    batch, _ = Images(photographs[0], "test").test_batch(0, 3)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_record_that_is_no_image_is_named(tmp_path):
+    packed.write(tmp_path / "digits" / "train.lmdb", "digits", "train", ["0"], [(0, b""), (0, b"<html>")])
+    for index in (0, 1):
+        with pytest.raises(ReproError, match=f"train.lmdb: record {index} is not an image"):
+            Images(str(tmp_path / "digits"), "train").load(index)
+
+
+def test_limit_takes_the_first_images(digits):
+    assert len(Images(digits, "train")) == 900 and len(Images(digits, "train", limit=7)) == 7
+    assert len(Images(digits, "train", limit=10**6)) == 900

@@ -1,0 +1,167 @@
+"""Counts against a slow, obvious loop, on any number of ranks; ensembles average predictions."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from on_ranks import evaluated
+
+from repro import ReproError, checkpoint, evaluate, records
+from repro.comm import Alone
+from repro.data import Images
+from repro.model import build
+
+COUNT = 601  # three chunks, the last of them short
+
+
+@pytest.fixture(scope="module")
+def logits(digits):
+    """Each of two random members' logits (float64), an image at a time, and the labels."""
+    images, members = Images(digits, "test", limit=COUNT), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = build("resnet11", 10, 1).eval()
+        with torch.no_grad():
+            members.append([model(images.test_batch(i, i + 1)[0])[0].double().tolist() for i in range(COUNT)])
+    return members, [images.load(i)[0] for i in range(COUNT)]
+
+
+def obvious(scores, labels):
+    """Images whose label is first, and among the first five."""
+    places = [sorted(range(10), key=lambda c: (-row[c], c)).index(label) for row, label in zip(scores, labels)]
+    return {"top1": sum(place < 1 for place in places), "top5": sum(place < 5 for place in places)}
+
+
+def softmax(row):
+    powers = [2.718281828459045 ** (value - max(row)) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def mean(*rows):
+    return [sum(values) / len(values) for values in zip(*rows)]
+
+
+def random_states(number, spread=1.0):
+    states = []
+    for seed in range(1, number + 1):
+        torch.manual_seed(seed)
+        model = build("resnet11", 10, 1)
+        with torch.no_grad():
+            model.fc.weight.mul_(spread)
+        states.append(model.state_dict())
+    return states
+
+
+def counts(digits, states, limit=COUNT, world=Alone(), **options):
+    return evaluate.counts(world, build("resnet11", 10, 1), states, Images(digits, "test", limit=limit), **options)
+
+
+def test_counts_equal_the_obvious_loop(digits, logits):
+    members, labels = logits
+    found = evaluated(Alone(), digits)
+    assert found["images"] == COUNT
+    for row, scores in zip(found["members"], members):
+        assert {key: row[key] for key in ("top1", "top5")} == obvious(scores, labels)
+        entropy = -sum(torch.tensor(softmax(row)).log()[label].item() for row, label in zip(scores, labels)) / COUNT
+        assert row["loss"] == pytest.approx(entropy, rel=1e-5)
+
+
+def test_counts_need_not_guess_at_a_tie():
+    correct, losses = torch.zeros(2, dtype=torch.int64), torch.zeros(1)
+    evaluate._tally(torch.zeros(10, 10), torch.arange(10), correct, losses, 0)  # all classes alike: the lower ones rank first
+    assert correct.tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("average", ["softmax", "logit"])
+def test_an_ensemble_averages_predictions(digits, average):
+    states = random_states(3, spread=400)  # sure of themselves, so the two averages differ
+    labels, members = [], [[] for _ in states]
+    images, model = Images(digits, "test", limit=COUNT), build("resnet11", 10, 1).eval()
+    for member, state in zip(members, states):
+        model.load_state_dict(state)
+        with torch.no_grad():
+            member.extend(model(images.test_batch(0, COUNT)[0]).double().tolist())
+    labels = [images.load(i)[0] for i in range(COUNT)]
+    votes = {"softmax": [mean(*map(softmax, rows)) for rows in zip(*members)], "logit": [mean(*rows) for rows in zip(*members)]}
+    found = counts(digits, states, average=average)["ensemble"]
+    assert {key: found[key] for key in ("top1", "top5")} == obvious(votes[average], labels)
+    assert obvious(votes["softmax"], labels) != obvious(votes["logit"], labels), "this test cannot tell them apart"
+
+
+@pytest.mark.parametrize("average", ["softmax", "logit"])
+def test_an_ensemble_of_one_is_its_member(digits, average):
+    found = counts(digits, random_states(1), average=average)
+    assert {key: found["ensemble"][key] for key in ("top1", "top5")} == {key: found["members"][0][key] for key in ("top1", "top5")}
+    assert found["ensemble"]["loss"] == pytest.approx(found["members"][0]["loss"], rel=1e-9)
+
+
+@pytest.mark.parametrize("limit", [1, 250, 601])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
+    """Simulated ranks whose sums are left undone: their counts add up to those of one rank."""
+    states = random_states(2)
+    world = lambda rank: SimpleNamespace(rank=rank, size=ranks, sum=lambda array: None, together=nullcontext, check=lambda e: None)
+    shares = [counts(digits, states, limit, world(rank)) for rank in range(ranks)]
+    one = counts(digits, states, limit)
+    for kind in ("top1", "top5"):
+        assert sum(share["ensemble"][kind] for share in shares) == one["ensemble"][kind]
+        for member in range(2):
+            assert sum(share["members"][member][kind] for share in shares) == one["members"][member][kind]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_real_ranks_count_the_same(digits, on_ranks, ranks):
+    assert on_ranks(ranks).counts == evaluated(Alone(), digits)
+
+
+def test_evaluation_leaves_training_alone(digits):
+    """The test images of a batch do not influence each other, and running statistics stay."""
+    state = random_states(1)[0]
+    model = build("resnet11", 10, 1)
+    evaluate.counts(Alone(), model, [state], Images(digits, "test", limit=300))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_an_unknown_average_is_told_what_was_meant(digits):
+    with pytest.raises(ReproError, match="Did you mean logit?"):
+        counts(digits, random_states(1), average="logits")
+
+
+# --- Ensembles of a run --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / whole.name))
+
+
+def test_an_ensemble_of_a_run_averages_its_snapshots_and_is_recorded(run, digits):
+    states = [checkpoint.load(run / "snapshots" / stage)[0] for stage in ("main", "collapse")]
+    expected = counts(digits, states, limit=None)["ensemble"] | {"images": 4000}
+    for average in ("softmax", "logit", "softmax"):
+        entry = evaluate.ensemble(str(run), members=["main", "collapse"], average=average, data=digits)
+        if average == "softmax":
+            assert {key: entry[key] for key in expected} == expected
+    assert [each["average"] for each in records.ensembles(run)] == ["logit", "softmax"], "one entry for each average"
+    assert records.ensembles(run)[-1] == entry
+
+
+def test_a_runs_own_members_are_its_collapses(run, digits):
+    entry, record = evaluate.ensemble(str(run), data=digits), json.loads((run / "run.json").read_text())
+    assert entry["members"] == ["collapse"]
+    assert (entry["top1"], entry["top5"]) == (record["top1"], record["top5"])
+
+
+def test_an_ensemble_of_what_is_not_there_is_refused(run, killed, digits, tmp_path):
+    for folder in (killed, tmp_path):
+        with pytest.raises(ReproError, match="not the folder of a complete run"):
+            evaluate.ensemble(str(folder), data=digits)
+    with pytest.raises(ReproError, match="Did you mean collapse?"):
+        evaluate.ensemble(str(run), members=["colapse"], data=digits)
+    (run / "snapshots" / "main.safetensors").unlink()
+    with pytest.raises(ReproError, match="no snapshot"):
+        evaluate.ensemble(str(run), members=["main"], data=digits)

@@ -1,0 +1,147 @@
+"""Packed data: the same digest for the same records, every record back, and every damage named."""
+
+import os
+import random
+import shutil
+
+import pytest
+from conftest import python
+
+from repro.packed import Packed, PackedError, write
+
+CLASSES = ["zero", "one", "two"]
+RECORDS = [(i % 3, random.Random(i).randbytes(200 + i)) for i in range(300)]
+
+
+def pack(path, records=RECORDS, split="train"):
+    return write(path, "digits", split, CLASSES, iter(records))
+
+
+@pytest.fixture
+def file(tmp_path):
+    pack(tmp_path / "train.lmdb")
+    return tmp_path / "train.lmdb"
+
+
+def read_all(path):
+    reader = Packed(path, "digits", "train")
+    return [reader[index] for index in range(len(reader))]
+
+
+def damaged(file, name, change):
+    """A copy of the file whose bytes were changed; each has a name of its own, as LMDB keeps files mapped."""
+    content = bytearray(file.read_bytes())
+    change(content)
+    copy = file.with_name(f"{name}.lmdb")
+    copy.write_bytes(content)
+    return copy
+
+
+def test_every_record_comes_back(file):
+    assert read_all(file) == RECORDS
+    manifest = Packed(file, "digits", "train").manifest
+    assert (manifest["count"], manifest["classes"], manifest["count_per_class"]) == (300, CLASSES, [100] * 3)
+
+
+def test_the_digest_depends_on_the_records_and_their_order_alone(tmp_path):
+    first = pack(tmp_path / "a" / "train.lmdb")["sha256"]
+    assert pack(tmp_path / "b.lmdb", split="test")["sha256"] == first
+    changes = [RECORDS[::-1], RECORDS[:-1], [(1, RECORDS[0][1]), *RECORDS[1:]], [(0, b"x" + RECORDS[0][1][1:]), *RECORDS[1:]]]
+    digests = [pack(tmp_path / f"c{n}.lmdb", records)["sha256"] for n, records in enumerate(changes)]
+    assert len({first, *digests}) == 5
+
+
+def test_flipped_bits_in_images_labels_and_checksums_are_found(file):
+    generator = random.Random(0)
+    for number in range(64):
+        index, bit = generator.randrange(len(RECORDS)), generator.randrange(8)
+        place = generator.randrange(-8, len(RECORDS[index][1]))  # eight bytes of label and checksum stand before
+
+        def flip(content):
+            start = content.find(RECORDS[index][1])
+            while start >= 0:  # LMDB may have left an older copy of a page behind
+                content[start + place] ^= 1 << bit
+                start = content.find(RECORDS[index][1][:50] if place >= 50 else RECORDS[index][1][-50:], start + 600)
+            return content
+
+        reader = Packed(damaged(file, number, flip), "digits", "train")
+        with pytest.raises(PackedError, match=f"{number}.lmdb: record {index} is damaged"):
+            reader[index]
+
+
+def test_flipped_bits_in_the_manifest_are_found(file):
+    start = file.read_bytes().rfind(b'{"format"')
+    length = file.read_bytes()[start:].find(b"}") + 1
+    generator, missed = random.Random(1), []
+    for number in range(64):
+        place, bit = start + generator.randrange(length), generator.randrange(8)
+
+        def flip(content):
+            content[place] ^= 1 << bit
+
+        try:
+            Packed(damaged(file, number, flip), "digits", "train")
+            missed.append(place - start)
+        except PackedError as error:
+            assert f"{number}.lmdb" in str(error)
+    assert missed == []
+
+
+@pytest.mark.parametrize("part", [0, 1, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9])
+def test_a_truncated_file_is_named_instead_of_ending_the_process(file, part):
+    """LMDB maps the file: reading beyond its end is a signal, so this runs in a process of its own."""
+    cut = shutil.copy(file, file.with_name("cut.lmdb"))
+    os.truncate(cut, part if isinstance(part, int) else int(part * file.stat().st_size))
+    said = python("-c", "import sys; from repro.packed import Packed; p = Packed(sys.argv[1], 'digits', 'train'); "
+                  "[p[i] for i in range(len(p))]", cut)
+    assert "PackedError" in said.stderr and "cut.lmdb" in said.stderr, f"ended with {said.returncode}: {said.stderr}"
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"<html>" * 5000, bytes(100_000)], ids=["empty", "1 byte", "html", "zeros"])
+def test_what_is_not_packed_data_is_named(tmp_path, content):
+    (tmp_path / "train.lmdb").write_bytes(content)
+    with pytest.raises(PackedError, match="train.lmdb"):
+        Packed(tmp_path / "train.lmdb", "digits", "train")
+
+
+def test_missing_data_says_which_command_makes_it(tmp_path):
+    for path in (tmp_path / "train.lmdb", tmp_path):  # a folder in place of the file
+        with pytest.raises(PackedError, match="python data_prep/digits.py"):
+            Packed(path, "digits", "train")
+
+
+@pytest.mark.parametrize("dataset, split", [("cifar10", "train"), ("digits", "test")])
+def test_data_packed_for_something_else_is_refused(file, dataset, split):
+    with pytest.raises(PackedError, match=f"packed as digits, train split, not as {dataset}, {split} split"):
+        Packed(file, dataset, split)
+
+
+def test_other_formats_and_counts_are_refused(file):
+    def version(content):
+        content[:] = content.replace(b"images, version 1", b"images, version 2")
+
+    with pytest.raises(PackedError, match="version.lmdb"):
+        Packed(damaged(file, "version", version), "digits", "train")
+
+
+def test_two_readers_of_one_file_share_it(file):
+    one, two = Packed(file, "digits", "train"), Packed(file, "digits", "train")
+    assert one[5] == two[5] == RECORDS[5]
+
+
+def test_a_file_packed_anew_is_read_anew(file):
+    assert read_all(file) == RECORDS
+    pack(file, RECORDS[:10])
+    assert read_all(file) == RECORDS[:10]
+
+
+def test_interrupted_packing_leaves_no_file_and_keeps_the_old_one(tmp_path, file):
+    def records():
+        yield from RECORDS
+        raise KeyboardInterrupt
+
+    before = file.read_bytes()
+    for path in (file, tmp_path / "new.lmdb"):
+        with pytest.raises(KeyboardInterrupt):
+            write(path, "digits", "train", CLASSES, records())
+    assert list(tmp_path.iterdir()) == [file] and file.read_bytes() == before

@@ -22,26 +22,29 @@ def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path.with_suffix(".safetensors")) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        content = temporary.read_bytes()
-        seal = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        seal = _seal(temporary.read_bytes(), progress)
         # The old seal would not fit the new tensors: between the two renames there is no snapshot of this name.
         path.with_suffix(".json").unlink(missing_ok=True)
     with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(progress | seal, indent=1))
+        temporary.write_text(json.dumps({"progress": progress, "sha256": seal}, indent=1))
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and progress of a snapshot; raises CheckpointError if it is missing, cut short or changed."""
     try:
-        progress = json.loads(path.with_suffix(".json").read_text())
+        sealed = json.loads(path.with_suffix(".json").read_text())
         content = path.with_suffix(".safetensors").read_bytes()
-        if (len(content), hashlib.sha256(content).hexdigest()) != (progress["bytes"], progress["sha256"]):
-            raise CheckpointError(f"{path}.safetensors is damaged: its digest is not the one in {path.name}.json")
-        return parse(content), progress
+        if _seal(content, sealed["progress"]) != sealed["sha256"]:
+            raise CheckpointError(f"snapshot {path} is damaged: its digest is not the one in {path.name}.json")
+        return parse(content), sealed["progress"]
     except FileNotFoundError as error:
         raise CheckpointError(f"no snapshot {path}: {error.filename} is missing") from error
-    except (ValueError, KeyError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"snapshot {path} cannot be read: {error}") from error
+
+
+def _seal(content: bytes, progress: dict) -> str:
+    return hashlib.sha256(content + json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 
 def generations(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ Collectives work in place on contiguous NumPy arrays; the caller hands out views
 import os
 import socket
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from repro import ReproError
 
@@ -96,9 +96,24 @@ def world() -> Alone:
                              "module.") from error
         return Alone()
     if MPI.COMM_WORLD.Get_size() == 1 and launched() > 1:
-        library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
         raise ReproError(
             f"{launched()} ranks were started on {socket.gethostname()}, but each sees itself alone: mpiexec belongs "
-            f"to another MPI than mpi4py's library ({library}). Use that library's own mpiexec; "
+            f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}.")
     return World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
+
+
+def introduce() -> tuple[int, int, int, str]:
+    """What an engine says of itself when it has started: rank, size of its world, process id, MPI library."""
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Barrier()
+    # MPICH leaves its shared-memory file (2 MB) behind when ranks are killed. All have opened it by now: it needs no name.
+    with suppress(OSError), open("/proc/self/maps") as maps:
+        for file in {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}:
+            os.unlink(file)
+    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.getpid(), _library(MPI)
+
+
+def _library(mpi) -> str:
+    return mpi.Get_library_version().splitlines()[0].strip("\0 ")

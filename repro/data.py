@@ -8,6 +8,7 @@ Philox generator, a published counter-based function; only its bits are used, wh
 import io
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def _mirrored(image: Image.Image, kind: Kind, number: float) -> Image.Image:
 def _random_square(image: Image.Image, kind: Kind, side: float, numbers: list[float]) -> Image.Image:
     """A square of `side` stored pixels at a random place, scaled to the network's size, mirrored half the time."""
     mirror, x, y = numbers
-    corner = int(x * (image.width - side + 1)), int(y * (image.height - side + 1))
+    corner = int(x * (image.width - ceil(side) + 1)), int(y * (image.height - ceil(side) + 1))
     return _mirrored(_cut(image, *corner, side, side, kind.size), kind, mirror)
 
 

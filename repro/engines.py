@@ -124,12 +124,10 @@ class Cluster:
     the ranks print goes to the file `log`, which is there as long as the engines are.
     """
 
-    ranks: int
-    pids: list[int]
-
     def __init__(self, connection_file: Path, guard: subprocess.Popen | None = None):
         self._folder, self._guard = connection_file.parents[1], guard  # only the owner has a guard
         self.connection_file, self.log = str(connection_file), str(self._folder / "mpiexec.log")
+        self.ranks, self.pids = 0, []
         self._client, self._views, self._job, self._ended = None, [], None, ""
 
     def __enter__(self) -> "Cluster":
@@ -186,7 +184,7 @@ class Cluster:
         while len(self._client.ids) < ranks:
             self._pause(deadline)
         views = [self._client[engine] for engine in self._client.ids]  # an engine's id need not be its rank
-        job = Job(self, [view.apply_async(_call, _describe, (), {}) for view in views])
+        job = Job(self, [view.apply_async(_call, "repro.comm:introduce", (), {}) for view in views])
         if not job.wait(deadline - time.monotonic()):
             raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are at work")
         answers = sorted(zip(job.result(), views), key=lambda pair: pair[0])
@@ -218,6 +216,10 @@ class Cluster:
                 self._ended = reason or told.strip() or self._ended
             except subprocess.TimeoutExpired:
                 self._guard.kill()
+            if self._guard.wait() < 0:  # it was killed, and mpiexec with it; Open MPI's leaves its ranks behind
+                for pid in self.pids:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             shutil.rmtree(self._folder, ignore_errors=True)  # the guard has done this, unless it was killed
         deadline = time.monotonic() + PATIENCE
         while self._folder.exists() and time.monotonic() < deadline:
@@ -310,7 +312,8 @@ def _environment(folder: Path) -> dict:
     """The owner's environment, less what would lead engines to another controller; they import what the owner can."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
     paths = [str(Path(__file__).resolve().parents[1]), *(path or os.getcwd() for path in sys.path)]
-    return {"OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": str(folder)}
+    return {"OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": os.pathsep.join(paths),
+            "IPYTHONDIR": str(folder), "TMPDIR": str(folder)}  # what MPI and IPython leave behind goes with the folder
 
 
 def _connection_file(folder: Path, kind: str) -> Path:
@@ -360,19 +363,6 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
     except BaseException as error:
         frames = error.__traceback__.tb_next  # without this one
         raise _Raised("".join(traceback.format_exception(type(error), error, frames))) from None
-
-
-def _describe() -> tuple[int, int, int, str]:
-    from mpi4py import MPI
-
-    MPI.COMM_WORLD.Barrier()
-    # MPICH leaves its shared-memory file (2 MB) behind when ranks are killed. By now all have opened it: it needs no
-    # name any more.
-    with suppress(OSError), open("/proc/self/maps") as maps:
-        for file in {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}:
-            Path(file).unlink(missing_ok=True)
-    library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip("\0 ")
-    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.getpid(), library
 
 
 # --- The guard --------------------------------------------------------------------------------------------------------

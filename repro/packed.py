@@ -1,9 +1,9 @@
 """One packed data set: an LMDB file of checksummed records, its manifest inside. Writer and reader.
 
 Keys are record numbers, eight bytes big-endian, from 0. A record is the label (uint32), the CRC-32 of label and image
-(uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The key `manifest` holds JSON: format, data
-set, split, count, classes, counts per class, and a SHA-256 over all records in order. The file carries its own digest,
-so a run can name exactly what it was trained on.
+(uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The key `manifest` holds, behind its own CRC-32,
+JSON: format, data set, split, count, classes, counts per class, and a SHA-256 over all records in order. The file
+carries its own digest, so a run can name exactly what it was trained on.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def write(path: Path | str, dataset: str, split: str, classes: list[str], record
             manifest = {"format": FORMAT, "dataset": dataset, "split": split, "count": count, "classes": classes,
                         "count_per_class": counts, "sha256": digest.hexdigest()}
             with environment.begin(write=True) as transaction:
-                transaction.put(b"manifest", json.dumps(manifest).encode())
+                transaction.put(b"manifest", _seal(0, json.dumps(manifest).encode()))
             environment.sync(True)
     return manifest
 
@@ -83,13 +83,18 @@ class Packed:
         try:
             file = self.path.stat()
             self.environment = _open(str(self.path.resolve()), file.st_ino, file.st_mtime_ns)
+            # LMDB maps the file: to read a page beyond its end would be a signal, not an error.
+            if file.st_size < (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]:
+                raise PackedError(f"{path} was cut short: pack it again")
             with self.environment.begin() as transaction:
-                manifest = transaction.get(b"manifest")
+                manifest = transaction.get(b"manifest") or b""
                 entries = transaction.stat()["entries"]
         except lmdb.Error as error:
             raise PackedError(f"{path} is not a packed data set, or it was cut short ({error}): pack it again") from error
-        self.manifest = json.loads(manifest) if manifest else {}
-        if self.manifest.get("format") != FORMAT:
+        if len(manifest) < HEADER.size or _seal(0, manifest[HEADER.size :]) != manifest:
+            raise PackedError(f"{path} is damaged, or not a packed data set: pack it again")
+        self.manifest = json.loads(manifest[HEADER.size :])
+        if self.manifest["format"] != FORMAT:
             raise PackedError(f"{path} is not in this version's format ({FORMAT}): pack it again")
         found = self.manifest["dataset"], self.manifest["split"]
         if found != (dataset, split):

@@ -16,9 +16,9 @@ TENSORS = {"weights": torch.arange(40.0).reshape(5, 8), "count": torch.tensor(7)
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder of two generations, 10 and 9 (as words they would sort the other way)."""
+    """A folder of three generations, 10, 9 and 2: numbers, which sort otherwise than words."""
     folder = tmp_path / "checkpoints"
-    for step in (9, 10):
+    for step in (2, 9, 10):
         save(folder / str(step), {"weights": torch.full((20,), float(step))}, {"step": step, "seconds": 1.5})
     return folder
 
@@ -73,7 +73,7 @@ def test_each_truncation_is_found(saved, suffix):
 
 
 def test_the_newest_undamaged_generation_counts(saved):
-    assert [path.name for path in generations(saved)] == ["10", "9"]
+    assert [path.name for path in generations(saved)] == ["10", "9", "2"]
     assert newest(saved)[1]["step"] == 10
     (saved / "10.safetensors").write_bytes(b"")
     tensors, progress = newest(saved)
@@ -81,7 +81,7 @@ def test_the_newest_undamaged_generation_counts(saved):
 
 
 def test_when_all_are_damaged_the_error_names_them_and_what_to_do(saved):
-    for step in (9, 10):
+    for step in (2, 9, 10):
         (saved / f"{step}.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"(?s)checkpoints/10.*checkpoints/9.*Delete .* to start anew"):
         newest(saved)

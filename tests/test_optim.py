@@ -63,6 +63,7 @@ def test_only_the_first_weights_decay_when_told_so():
 
 def test_the_undecayed_weights_are_those_of_batch_norm():
     network = Network(build("resnet11", classes=10, channels=1))
+    network.weights.normal_()  # a beta of zero would show no decay
     network.gradients.zero_()
     before = {name: parameter.detach().clone() for name, parameter in network.model.named_parameters()}
     SGD(network.weights, MOMENTUM, decayed=network.undecayed).step(network.gradients, rate=1.0, weight_decay=0.5)

@@ -224,6 +224,7 @@ def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recip
         epoch_images=images,
         model=small.model,
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
+        record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,
         stages=tuple(replace(
             stage,

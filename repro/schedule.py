@@ -62,7 +62,8 @@ class Recipe:
     decay_bn: bool = True
     zero_gamma: str = "last_of_stage"
     bn_momentum: float = 0.05
-    evaluate_every: float = 1.0  # epochs between evaluations during a stage; each stage's end is always evaluated
+    record_every: float = 1.0  # epochs between two metric rows; each stage's end has one too
+    evaluate_every: float = 1.0  # epochs between two evaluations; each stage's end has one too
     summary: str = ""
     source: str = ""
     hardware: str = ""

@@ -143,13 +143,14 @@ def _train(world, task: Task) -> dict:
         step += 1
 
         ends_stage = iteration + 1 == stage.iterations
-        if not ends_stage and not _completes(recipe, step, epochs=1):
+        evaluates = ends_stage or _completes(recipe, step, recipe.evaluate_every)
+        if not evaluates and not _completes(recipe, step, recipe.record_every):
             continue
         row = {"step": step, "epoch": recipe.epochs(step), "stage": stage.name, "rate": rate,
                "train_loss": sum(losses) / len(losses),
                "train_top1": sum(corrects) / len(corrects) / recipe.images_per_worker}
         losses, corrects = [], []
-        if ends_stage or _completes(recipe, step, recipe.evaluate_every):
+        if evaluates:
             counted = evaluate.counts(world, network.model, [network.state()], task.test,
                                       device=parameters["device"], precision=parameters["precision"])
             row |= {"images": counted["images"], **counted["members"][0]}

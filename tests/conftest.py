@@ -12,6 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
+# The tensors here are small: threads would only wait for each other. Before torch is loaded, for all processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = {"recipe": "resnet50_448nodes", "shrink": "smoke", "seed": 5, "device": "cpu"}  # 14 workers, 24 steps
 

@@ -206,8 +206,8 @@ def test_other_ranks_continue_a_killed_run_to_the_same_bits(whole, on_ranks, ran
 @pytest.fixture
 def interrupted(tiny, monkeypatch):
     """interrupted(step): the folder of a tiny run that was interrupted as this step began."""
-    def at(step, out):
-        monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+    def at(step, out, seconds=0):
+        monkeypatch.setattr(train, "CHECKPOINT_SECONDS", seconds)
         original = train.average_over_workers
 
         def average(world, reduction, network, stream, current, *others):
@@ -222,10 +222,13 @@ def interrupted(tiny, monkeypatch):
     return at
 
 
-def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrupted, tmp_path):
+@pytest.mark.parametrize("seconds", [0, 10**6], ids=["checkpoints at each row", "at stage ends"])
+def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrupted, tmp_path, seconds):
     expected = tiny()
     for step in range(TINY.iterations):
-        folder = interrupted(step, tmp_path / str(step))
+        folder = interrupted(step, tmp_path / str(step), seconds)
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write('{"step": 9, "epo')  # as a kill leaves it in the middle of a row
         assert run_json(folder)["status"] == "failed" and "KeyboardInterrupt" in run_json(folder)["error"]
         assert tiny(out=folder.parent) == folder
         assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"], step
@@ -239,6 +242,13 @@ def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interr
     state, progress = checkpoint.load(newest)
     checkpoint.save(newest, state | {part: torch.zeros_like(state[part])}, progress)
     assert run_json(tiny(out=folder.parent))["weights_sha256"] != run_json(tiny())["weights_sha256"]
+
+
+def test_evaluations_come_as_often_as_asked_also_between_the_epochs(tiny):
+    """An epoch has two steps here: an evaluation every 1.5 epochs is one at every third step, and at each stage's end."""
+    recipe = replace(TINY, record_every=2.0, evaluate_every=1.5)
+    seen = [(row["step"], "top1" in row) for row in records.metric_rows(tiny(recipe))]
+    assert seen == [(3, True), (4, False), (5, True), (6, True), (7, True), (8, False), (9, True)]
 
 
 # --- Run folders -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from contextlib import contextmanager, suppress
+from functools import cache
 
 from repro import ReproError
 
@@ -85,8 +86,9 @@ def launched() -> int:
     return int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
 
 
+@cache
 def world() -> Alone:
-    """The ranks this process belongs to; raises ReproError if its MPI is not the one that launched it."""
+    """The ranks this process belongs to, once for all; raises ReproError if its MPI is not the one that launched it."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

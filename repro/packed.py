@@ -79,7 +79,8 @@ class Packed:
     def __init__(self, path: Path | str, dataset: str, split: str):
         self.path = Path(path)
         if not self.path.is_file():
-            raise PackedError(f"no packed data at {path}: make it with `python data_prep/{dataset}.py`")
+            raise PackedError(f"no packed data at {path}: make it with `python data_prep/{dataset}.py --out "
+                              f"{self.path.parent}`")
         try:
             file = self.path.stat()
             self.environment = _open(str(self.path.resolve()), file.st_ino, file.st_mtime_ns)

@@ -9,6 +9,7 @@ augmentation (`data`), the batch statistics (`model`). So a checkpoint is weight
 one integer, and the result is the same bits on any number of ranks (`allreduce`).
 """
 
+import inspect
 import logging
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from repro.data import Images, Stream
 from repro.model import Network, build
 from repro.optim import SGD
 from repro.paths import RUNS
-from repro.schedule import Recipe, learning_rate
+from repro.schedule import SWITCHES, Recipe, learning_rate
 
 log = logging.getLogger("repro")
 
@@ -44,6 +45,9 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
             reduction: str = "exact", precision: str = "fp32", device: str = "auto", threads: int = 1,
             **switches) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs."""
+    known = [name for name in inspect.signature(prepare).parameters if name != "switches"]
+    for name in switches:
+        choose("parameter", name, [*known, *SWITCHES])
     original = recipes.find(recipe, **switches)
     choose("reduction", reduction, REDUCTIONS)
     choose("precision", precision, PRECISIONS)

@@ -153,7 +153,7 @@ def test_contributions_equal_plain_autograd(stride):
         network.contribute(images, labels)
         for (name, parameter), other in zip(network.model.named_parameters(), plain.parameters()):
             assert torch.allclose(parameter.grad, other.grad, rtol=1e-3, atol=1e-6), name
-        assert float(network.contribution[-2]) == pytest.approx(float(loss), rel=1e-5)
+        assert float(network.contribution[-2]) == pytest.approx(float(loss.detach()), rel=1e-5)
         assert float(network.contribution[-1]) == float((logits.argmax(1) == labels).sum())
         assert float(network.gradients.norm()) == pytest.approx(
             float(torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()), rel=1e-5)

@@ -355,7 +355,7 @@ def cli(monkeypatch, capsys):
     (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
     (["one_model", "--decay-bn", "maybe"], "'maybe'"),
     (["one_model", "--data", "digit"], "Did you mean digits?"),
-    (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py`"),
+    (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py --out "),
     (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
     (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
 ], ids=lambda value: value if isinstance(value, str) else " ".join(value))

@@ -63,12 +63,12 @@ def ensemble(shown: pd.DataFrame) -> plt.Figure:
 
     Takes columns label, top1, seed, group, in the order in which labels shall stand.
     """
-    figure, axes = plt.subplots(figsize=(8, 0.5 * shown.label.nunique() + 1.3))
+    figure, axes = plt.subplots(figsize=(9, 0.45 * shown.label.nunique() + 1.3))
     sns.stripplot(shown, x="top1", y="label", hue="group", ax=axes, alpha=0.6, jitter=0.15)
     sns.pointplot(shown, x="top1", y="label", ax=axes, errorbar=("ci", 95), seed=0, linestyle="none", marker="|",
                   markersize=18, color="0.2")
-    axes.set(xlabel=f"test top-1, %  (a point a seed, n = {shown.seed.nunique()}; bar: mean, 95% interval)", ylabel="")
-    sns.move_legend(axes, "lower left", bbox_to_anchor=(0, 1), ncol=3, title=None, frameon=False)
+    axes.set(xlabel=f"test top-1, %  (a point: a seed, n = {shown.seed.nunique()}; bar: mean, 95% interval)", ylabel="")
+    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.4, 1), ncol=2, title=None, frameon=False)
     figure.tight_layout()
     return figure
 

@@ -18,7 +18,7 @@ section.own { background: #eef3f6; padding: 0.5rem 1.25rem 1.25rem; margin-top: 
 section h2 { margin-top: 1rem; } img { max-width: 100%; background: white; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; background: white; }
 th, td { padding: 0.25rem 0.6rem; border: 1px solid #ddd; text-align: left; vertical-align: top; white-space: nowrap; }
-td { max-width: 28rem; white-space: normal; } td:last-child { min-width: 6rem; }
+td { max-width: 28rem; white-space: normal; } td:last-child { min-width: 16rem; }
 .small { font-size: 0.85rem; color: #555; }
 """
 

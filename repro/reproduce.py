@@ -25,7 +25,7 @@ ENSEMBLE = "collapsed_ensemble", "one_model"
 PROFILES = {
     # Each question in the regime where a small data set can answer it; the README says how these were chosen.
     "laptop": Profile("digits", {"laptop-edge": WARMUP, "laptop": COLLAPSE, "laptop-few": ENSEMBLE},
-                      seeds=tuple(range(8))),
+                      seeds=tuple(range(7))),
     "smoke": Profile("digits", {"smoke": tuple(dict.fromkeys(WARMUP + COLLAPSE + ENSEMBLE))}, seeds=(0, 1)),
 }
 OVERHEAD = 90  # seconds beside training: engines, notebooks, evaluation, figures; only the forecast uses it

@@ -64,6 +64,7 @@ def fail_together():
 
 def own_engines(ranks):
     """Owns engines that are at work, and a forked process that has inherited all that the owner holds open."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     cluster = engines.start(ranks)
     job = cluster.submit(time.sleep, 60)
     forked = os.fork()

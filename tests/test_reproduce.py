@@ -33,12 +33,12 @@ def results(tmp_path_factory):
 
 def test_it_says_first_what_it_will_do_and_how_long(results):
     printed = (results / "printed").read_text()
-    assert re.match(r"profile smoke: 10 runs on digits, 2 seeds, 0 of them complete; \d ranks", printed)
+    assert re.search(r"^profile smoke: 3 runs on digits, 1 seed, 0 of them complete; \d ranks", printed, flags=re.M)
     assert printed.index("expected: ") < printed.index("== 10-train")
 
 
 def test_every_run_is_complete_and_every_product_is_there(results):
-    assert len(records.complete_runs(results / "runs")) == 10
+    assert len(records.complete_runs(results / "runs")) == 3
     for name in ("accuracy", "effects", "ensemble", "recipes", "published_claims"):
         assert (results / "tables" / f"{name}.csv").stat().st_size > 100
     for name in ("learning_rates", "training_curves-smoke", "ensemble", "effects", "published"):
@@ -50,12 +50,12 @@ def test_every_run_is_complete_and_every_product_is_there(results):
 def test_one_line_an_epoch_was_printed(results):
     printed = (results / "printed").read_text()
     epochs = re.findall(r"^epoch +[\d.]+/9\.0  main", printed, flags=re.M)
-    assert len(epochs) >= 2 * 8  # resnet50_448nodes alone: two seeds of about nine epochs
+    assert len(epochs) >= 8  # resnet50_448nodes alone: about nine epochs
 
 
 def test_the_same_run_by_mpiexec_has_the_same_weights(results, tmp_path):
     done = run(engines.find_mpiexec(), "-n", "2", sys.executable, "-m", "repro", "train", "collapsed_ensemble",
-               "--shrink", "smoke", "--seed", "1", "--out", str(tmp_path))
+               "--shrink", "smoke", "--seed", "0", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     by_mpiexec = records.read(done.stdout.strip().splitlines()[-1])
     by_notebook = records.read(results / "runs" / Path(done.stdout.strip().splitlines()[-1]).name)
@@ -75,7 +75,7 @@ def test_the_ensemble_counts_of_the_command_line_are_those_of_the_notebook(resul
 def test_the_report_stands_alone(results):
     page = (results / "report" / "index.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
-    assert page.count("<img ") == 5 and "not resolved" in page
+    assert page.count("<img ") == 5 and "not resolved" in page and "not run" in page
     assert page.index('class="published"') < page.index('class="own"')
 
 
@@ -97,7 +97,7 @@ def test_a_second_call_finds_all_runs_complete_and_stops_with_one_line_where_it_
     (folder / "notebooks").write_text("a file where a folder belongs")
     before = {path: (path / "run.json").stat().st_mtime_ns for path in records.complete_runs(folder / "runs")}
     done = run(sys.executable, "-m", "repro", "reproduce", "--profile", "smoke", "--results", str(folder))
-    assert "10 of them complete" in done.stdout and "expected" not in done.stdout
+    assert "3 of them complete" in done.stdout and "expected" not in done.stdout
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert f"cannot write to the folder {folder / 'notebooks'}" in done.stderr

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, SMOKE, mpiexec, python
 from torch.nn import functional as F
 
-from repro import ReproError, __main__, checkpoint, records, train
+from repro import ReproError, __main__, checkpoint, comm, records, train
 from repro.data import Images, Stream
 from repro.model import Network, build
 from repro.recipes import RECIPES
@@ -387,5 +387,7 @@ def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     said = python("-c", "from repro import comm; comm.world()", PMI_SIZE="2")
     assert said.returncode != 0 and "ReproError: 2 ranks were started" in said.stderr
     monkeypatch.setenv("PMI_SIZE", "2")
+    comm.world.cache_clear()
     status, stdout, stderr = cli("train", "one_model")
+    comm.world.cache_clear()
     assert (status, stdout) == (2, "") and re.fullmatch(r"error: 2 ranks were started.+\n", stderr)

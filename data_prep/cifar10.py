@@ -14,12 +14,13 @@ from repro.paths import DATA
 
 def pack(dataset, out: Path, split: str) -> dict:
     """Packs a torchvision data set of (Pillow image, label) with `classes` as PNG, which loses nothing."""
-    def records():
-        for image, label in dataset:
+    def items(start):
+        for index in range(start, len(dataset)):
+            image, label = dataset[index]
             file = io.BytesIO()
             image.save(file, "PNG")
-            yield int(label), file.getvalue()
-    return packed.write(out / f"{split}.lmdb", "cifar10", split, list(dataset.classes), records())
+            yield packed.Item(int(label), file.getvalue())
+    return packed.write(out / f"{split}.lmdb", "cifar10", split, list(dataset.classes), items, stored="PNG")
 
 
 def main() -> int:

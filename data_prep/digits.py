@@ -51,9 +51,10 @@ def main() -> None:
     for split, (originals, count) in SPLITS.items():
         chosen = order[originals]
         generator = np.random.default_rng([1, len(chosen)])
-        records = ((int(digits.target[i]), draw(digits.images[i], generator))
-                   for i in (chosen[n % len(chosen)] for n in range(count)))
-        manifest = packed.write(out / f"{split}.lmdb", "digits", split, [str(n) for n in range(10)], records)
+        items = [packed.Item(int(digits.target[i]), draw(digits.images[i], generator))
+                 for i in (chosen[n % len(chosen)] for n in range(count))]
+        manifest = packed.write(out / f"{split}.lmdb", "digits", split, [str(n) for n in range(10)],
+                                lambda start: items[start:], stored="PNG")
         print(f"{out / split}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
 
 

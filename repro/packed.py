@@ -1,70 +1,128 @@
 """One packed data set: an LMDB file of checksummed records, its manifest inside. Writer and reader.
 
 Keys are record numbers, eight bytes big-endian, from 0. A record is the label (uint32), the CRC-32 of label and image
-(uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The key `manifest` holds, behind its own CRC-32,
-JSON: format, data set, split, count, classes, counts per class, and a SHA-256 over all records in order. The file
-carries its own digest, so a run can name exactly what it was trained on.
+(uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The key of one zero byte holds, behind its own
+CRC-32, the manifest as JSON: format, data set, split, count, classes (the label map), counts per class, how images are
+stored, which were converted or left out, and a SHA-256 over all records in order. The file carries its own digest, so a
+run can name exactly what it was trained on.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import struct
 import zlib
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import lmdb
 
 from repro import ReproError
-from repro.paths import replacing
+from repro.paths import ROOT, replacing
 
-FORMAT = "scaleout-repro packed images, version 1"
+FORMAT = "scaleout-repro packed images, version 2"
 HEADER = struct.Struct("<II")
+MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended whatever is there
+CHUNK = 500  # inputs a transaction: what a kill can cost
 
 
 class PackedError(ReproError):
     """A packed data set is missing, damaged, or made for something else."""
 
 
-def write(path: Path | str, dataset: str, split: str, classes: list[str], records) -> dict:
-    """Packs `records`, an iterable of (label, encoded image), into one file; returns the manifest.
+@dataclass(frozen=True)
+class Item:
+    """One input of a packed data set: an encoded image, or the reason why it is left out."""
 
-    The file appears under its name only when it is whole.
+    label: int
+    image: bytes | None  # None: left out
+    name: str = ""  # where it comes from
+    note: str = ""  # why it was converted or left out; listed in the manifest with its name
+
+
+def write(path: Path | str, dataset: str, split: str, classes: list[str], items: Callable[[int], Iterable[Item]],
+          stored: str = "as packed", plan: str = "") -> dict:
+    """Packs `items(0)` into one file, which appears under its name only when it is whole; returns the manifest.
+
+    `plan` is a digest of all inputs and settings. With one, a conversion that was killed is continued by the next call
+    with the same plan, from `items(n)`, the items from number n on, and the file's bytes are those of an
+    undisturbed conversion. `stored` says in words what was done to the images.
     """
-    path, digest, counts = Path(path), hashlib.sha256(), [0] * len(classes)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        # LMDB maps address space, not memory: 2**40 is only the most that the file may grow to.
-        with lmdb.open(str(temporary), subdir=False, lock=False, map_size=1 << 40, sync=False) as environment:
-            count = 0
-            for chunk in _chunks(records, 1000):
-                with environment.begin(write=True) as transaction:
-                    for label, image in chunk:
-                        record = _seal(label, image)
-                        transaction.put(count.to_bytes(8, "big"), record, append=True)
-                        digest.update(record)
-                        counts[label] += 1
-                        count += 1
-            manifest = {"format": FORMAT, "dataset": dataset, "split": split, "count": count, "classes": classes,
-                        "count_per_class": counts, "sha256": digest.hexdigest()}
-            with environment.begin(write=True) as transaction:
-                transaction.put(b"manifest", _seal(0, json.dumps(manifest).encode()))
-            environment.sync(True)
+    manifest = {"format": FORMAT, "dataset": dataset, "split": split, "stored": stored, "plan": plan, "inputs": 0,
+                "count": 0, "classes": classes, "count_per_class": [0] * len(classes), "converted": [], "left_out": [],
+                "sha256": ""}
+    try:
+        with _continued(path, plan) if plan else replacing(path) as temporary:
+            return _fill(temporary, manifest, items)
+    except lmdb.Error as error:
+        raise PackedError(f"{path} could not be written: {error}") from error
+
+
+@contextmanager
+def _continued(path: Path, plan: str):
+    """Like `replacing`, but what was written so far stays after an error or a kill, for the next call of this plan."""
+    partial = path.with_name(f".{path.name}.{plan[:16]}.partial")
+    with open(partial, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PackedError(f"another process is packing {path} ({partial.name} is locked): wait for it") from error
+        yield partial
+        os.replace(partial, path)
+
+
+def _fill(path: Path, manifest: dict, items: Callable[[int], Iterable[Item]]) -> dict:
+    digest = hashlib.sha256()
+    with _writer(path) as environment, environment.begin() as transaction:
+        if (written := transaction.get(MANIFEST)) is not None:
+            manifest = _unseal_manifest(path, written)
+            for number in range(manifest["count"]):
+                digest.update(transaction.get(number.to_bytes(8, "big")))
+    inputs = iter(items(manifest["inputs"]))
+    while not manifest["sha256"]:
+        chunk = list(islice(inputs, CHUNK))
+        # Opened for each chunk: which pages LMDB uses depends on what it remembers, and a continued conversion
+        # remembers nothing.
+        with _writer(path) as environment, environment.begin(write=True) as transaction:
+            for item in chunk:
+                if item.note:
+                    manifest["left_out" if item.image is None else "converted"].append([item.name, item.note])
+                if item.image is not None:
+                    record = _seal(item.label, item.image)
+                    transaction.put(manifest["count"].to_bytes(8, "big"), record, append=True)
+                    digest.update(record)
+                    manifest["count"] += 1
+                    manifest["count_per_class"][item.label] += 1
+            manifest["inputs"] += len(chunk)
+            if len(chunk) < CHUNK:
+                manifest["sha256"] = digest.hexdigest()
+            transaction.put(MANIFEST, _seal(0, json.dumps(manifest).encode()))
     return manifest
+
+
+def _writer(path: Path) -> lmdb.Environment:
+    # LMDB maps address space, not memory: 2**40 is only the most that the file may grow to.
+    return lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 40)
 
 
 def _seal(label: int, image: bytes) -> bytes:
     return HEADER.pack(label, zlib.crc32(image, label)) + image
 
 
-def _chunks(items, size):
-    chunk = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    yield chunk
+def _unseal_manifest(path: Path, record: bytes) -> dict:
+    if _seal(0, record[HEADER.size :]) != record:
+        raise PackedError(f"{path} is damaged, or not a packed data set: delete it and pack again")
+    manifest = json.loads(record[HEADER.size :])
+    if manifest["format"] != FORMAT:
+        raise PackedError(f"{path} is not in this version's format ({FORMAT}): delete it and pack again")
+    return manifest
 
 
 @lru_cache(maxsize=None)
@@ -79,8 +137,7 @@ class Packed:
     def __init__(self, path: Path | str, dataset: str, split: str):
         self.path = Path(path)
         if not self.path.is_file():
-            raise PackedError(f"no packed data at {path}: make it with `python data_prep/{dataset}.py --out "
-                              f"{self.path.parent}`")
+            raise PackedError(f"no packed data at {path}: {_how_to_pack(dataset)}")
         try:
             file = self.path.stat()
             self.environment = _open(str(self.path.resolve()), file.st_ino, file.st_mtime_ns)
@@ -88,15 +145,13 @@ class Packed:
             if file.st_size < (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]:
                 raise PackedError(f"{path} was cut short: pack it again")
             with self.environment.begin() as transaction:
-                manifest = transaction.get(b"manifest") or b""
+                manifest = transaction.get(MANIFEST) or b""
                 entries = transaction.stat()["entries"]
         except lmdb.Error as error:
             raise PackedError(f"{path} is not a packed data set, or it was cut short ({error}): pack it again") from error
-        if len(manifest) < HEADER.size or _seal(0, manifest[HEADER.size :]) != manifest:
-            raise PackedError(f"{path} is damaged, or not a packed data set: pack it again")
-        self.manifest = json.loads(manifest[HEADER.size :])
-        if self.manifest["format"] != FORMAT:
-            raise PackedError(f"{path} is not in this version's format ({FORMAT}): pack it again")
+        self.manifest = _unseal_manifest(self.path, manifest)
+        if not self.manifest["sha256"]:
+            raise PackedError(f"{path} was not packed to its end: run the same packing command again, which continues it")
         found = self.manifest["dataset"], self.manifest["split"]
         if found != (dataset, split):
             raise PackedError(f"{path} was packed as {found[0]}, {found[1]} split, not as {dataset}, {split} split: "
@@ -116,3 +171,8 @@ class Packed:
         if zlib.crc32(image, label) != checksum or label >= len(self.manifest["classes"]):
             raise PackedError(f"{self.path}: record {index} is damaged: pack the data set again")
         return label, image
+
+
+def _how_to_pack(dataset: str) -> str:
+    script = dataset if (ROOT / "data_prep" / f"{dataset}.py").exists() else "folder"
+    return f"make it with `python data_prep/{script}.py` (--help says how)"

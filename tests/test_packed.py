@@ -3,18 +3,19 @@
 import os
 import random
 import shutil
+import signal
 
 import pytest
 from conftest import python
 
-from repro.packed import Packed, PackedError, write
+from repro.packed import CHUNK, FORMAT, Item, Packed, PackedError, write
 
 CLASSES = ["zero", "one", "two"]
 RECORDS = [(i % 3, random.Random(i).randbytes(200 + i)) for i in range(300)]
 
 
 def pack(path, records=RECORDS, split="train"):
-    return write(path, "digits", split, CLASSES, iter(records))
+    return write(path, "digits", split, CLASSES, lambda start: [Item(*record) for record in records[start:]])
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_data_packed_for_something_else_is_refused(file, dataset, split):
 
 def test_other_formats_and_counts_are_refused(file):
     def version(content):
-        content[:] = content.replace(b"images, version 1", b"images, version 2")
+        content[:] = content.replace(FORMAT.encode(), FORMAT.encode().replace(b"version 2", b"version 3"))
 
     with pytest.raises(PackedError, match="version.lmdb"):
         Packed(damaged(file, "version", version), "digits", "train")
@@ -136,12 +137,73 @@ def test_a_file_packed_anew_is_read_anew(file):
 
 
 def test_interrupted_packing_leaves_no_file_and_keeps_the_old_one(tmp_path, file):
-    def records():
-        yield from RECORDS
+    def items(start):
+        yield from (Item(*record) for record in RECORDS)
         raise KeyboardInterrupt
 
     before = file.read_bytes()
     for path in (file, tmp_path / "new.lmdb"):
         with pytest.raises(KeyboardInterrupt):
-            write(path, "digits", "train", CLASSES, records())
+            write(path, "digits", "train", CLASSES, items)
     assert list(tmp_path.iterdir()) == [file] and file.read_bytes() == before
+
+
+# --- Packing that is continued -----------------------------------------------------------------------------------------
+
+MANY = [Item(i % 3, None if i % 97 == 5 else random.Random(i).randbytes(300), f"image {i}", "odd" if i % 97 in (5, 6) else "")
+        for i in range(3 * CHUNK + 123)]
+PACKING = """
+import os, random, signal, sys
+from repro.packed import CHUNK, FORMAT, Item, write
+sys.path.insert(0, "tests")
+from test_packed import CLASSES, MANY
+def items(start):
+    for number, item in enumerate(MANY[start:], start):
+        if number == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield item
+write(sys.argv[1], "digits", "train", CLASSES, items, plan="the same plan of all inputs")
+"""
+
+
+def test_killed_packing_continues_to_the_same_bytes(tmp_path):
+    python("-c", PACKING, tmp_path / "whole.lmdb", -1)
+    starts = []
+    for kill in (0, CHUNK + 7, 2 * CHUNK, 3 * CHUNK + 122):
+        assert python("-c", PACKING, tmp_path / "train.lmdb", kill).returncode == -signal.SIGKILL
+        assert not (tmp_path / "train.lmdb").exists()
+
+        def items(start):
+            starts.append(start)
+            return MANY[start:]
+
+        manifest = write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, plan="the same plan of all inputs")
+        assert (tmp_path / "train.lmdb").read_bytes() == (tmp_path / "whole.lmdb").read_bytes()
+        assert manifest["count"] == sum(item.image is not None for item in MANY)
+        assert manifest["left_out"] == [[item.name, "odd"] for item in MANY if item.image is None]
+        assert manifest["converted"] == [[item.name, "odd"] for item in MANY if item.note and item.image]
+        (tmp_path / "train.lmdb").unlink()
+    assert starts == [0, CHUNK, 2 * CHUNK, 3 * CHUNK]
+
+
+def test_another_plan_starts_anew(tmp_path):
+    python("-c", PACKING, tmp_path / "train.lmdb", CHUNK + 1)
+    asked = []
+    write(tmp_path / "train.lmdb", "digits", "train", CLASSES, lambda start: asked.append(start) or MANY, plan="another")
+    assert asked == [0]
+
+
+def test_a_partial_conversion_under_the_final_name_is_refused(tmp_path):
+    python("-c", PACKING, tmp_path / "train.lmdb", CHUNK + 1)
+    next(tmp_path.glob(".train.lmdb.*.partial")).rename(tmp_path / "train.lmdb")
+    with pytest.raises(PackedError, match="train.lmdb was not packed to its end"):
+        Packed(tmp_path / "train.lmdb", "digits", "train")
+
+
+def test_two_processes_do_not_pack_one_file(tmp_path):
+    def items(start):
+        with pytest.raises(PackedError, match="another process is packing"):
+            write(tmp_path / "train.lmdb", "digits", "train", CLASSES, lambda start: MANY, plan="p")
+        return MANY
+
+    write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, plan="p")

@@ -13,6 +13,8 @@ from repro.paths import RESULTS, RUNS
 from repro.recipes import RECIPES, SHRINKS, find
 from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
 
+STOPPED = 75  # exit status of a run that was stopped on request: the same command continues it (EX_TEMPFAIL)
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m repro", description="Large-minibatch SGD and the Collapsed Ensemble.")
@@ -21,16 +23,26 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train one recipe on all ranks that mpiexec started",
                                 description="Trains one recipe; the last line on standard output is the run's folder. "
-                                            "The same command again continues an incomplete run.")
+                                            "The same command again continues an incomplete run. SIGUSR1 asks for a "
+                                            "stop after the current step, with a checkpoint (exit status 75).")
     train.add_argument("recipe", help="a name that `python -m repro recipes` lists")
     train.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
     train.add_argument("--shrink", default="laptop", help=f"{', '.join(SHRINKS)} (default: laptop), or none: as released")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    train.add_argument("--model", default="", help="another model than the recipe's or shrink's: resnet18, -34, -50, "
+                                                   "-101, -152, resnet11")
+    train.add_argument("--size", type=int, default=0, help="pixels a side that the network sees (default: the data set's)")
+    train.add_argument("--normalization", default="release", help="release (default: BGR less the mean, / 128) or "
+                                                                  "torchvision")
     train.add_argument("--reduction", default="exact", help="exact (default) or fast")
     train.add_argument("--precision", default="fp32", help="fp32 (default) or bf16")
     train.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     train.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
+    train.add_argument("--decoders", type=int, default=2, help="threads a rank decodes images with, ahead of the step "
+                                                                "(default: 2)")
+    train.add_argument("--steps", type=int, default=0, help="stop after so many steps, with a checkpoint, and say how "
+                                                            "long the rest would take (exit status 75)")
     for switch, values in SWITCHES.items():
         kind = type(values[0])
         train.add_argument("--" + switch.replace("_", "-"), type=_boolean if kind is bool else kind,
@@ -42,6 +54,30 @@ def parser() -> argparse.ArgumentParser:
                           help="stages whose ends are averaged (default: the recipe's members)")
     ensemble.add_argument("--average", default="softmax", help="softmax (default) or logit")
     ensemble.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
+
+    export = commands.add_parser("export", help="write a run's models with their cards, for use elsewhere")
+    export.add_argument("folder", help="the folder of a complete run")
+    export.add_argument("--stages", type=lambda text: text.split(","), metavar="STAGE,STAGE",
+                        help="stages whose ends are written (default: the recipe's members)")
+    export.add_argument("--out", help="folder (default: models/ in the run's folder)")
+
+    evaluate = commands.add_parser("evaluate", help="exact counts of exported models, and of their ensemble")
+    evaluate.add_argument("files", nargs="+", metavar="FILE", help="what `python -m repro export` wrote")
+    evaluate.add_argument("--data", required=True, help="data set, or the folder it is packed in")
+    evaluate.add_argument("--average", default="softmax", help="softmax (default) or logit")
+
+    stage = commands.add_parser("stage", help="copy packed data to each node's own disk, and check the copies")
+    stage.add_argument("data", help="data set, or the folder it is packed in")
+    stage.add_argument("--to", required=True, metavar="FOLDER", help="a folder on a disk of each node")
+
+    commands.add_parser("ranks", help="say which ranks there are, where, and whether all see each other")
+
+    fake = commands.add_parser("fake-imagenet", help="write a small stand-in for ImageNet-1K's original archives")
+    fake.add_argument("--classes", type=int, default=10)
+    fake.add_argument("--images", type=int, default=200, help="training images in all (default: 200)")
+    fake.add_argument("--validation", type=int, default=50, help="validation images in all (default: 50)")
+    fake.add_argument("--seed", type=int, default=0)
+    fake.add_argument("--out", required=True, help="folder")
 
     whole = commands.add_parser("reproduce", help="a profile's runs, tables, figures and report")
     whole.add_argument("--profile", default="laptop", help="laptop (default) or smoke")
@@ -64,14 +100,18 @@ def _boolean(text: str) -> bool | str:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def collective(command: str, arguments: dict):
-    """Runs one function on all ranks; they end together, and the one that failed says why. Returns None off rank 0."""
-    from repro import comm, evaluate, train
+def collective(function, arguments: dict):
+    """Runs a function on all ranks; they end together, and the one that failed says why. Returns None off rank 0."""
+    from repro import comm, train
 
     world = comm.world()
     logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
     try:
-        result = {"train": train.train, "ensemble": evaluate.ensemble}[command](**arguments)
+        result = function(**arguments)
+    except train.Stopped as stopped:
+        if world.rank == 0:
+            print(stopped)
+        sys.exit(STOPPED)
     except comm.PeerError:
         world.abort()
         sys.exit(2)
@@ -83,15 +123,52 @@ def collective(command: str, arguments: dict):
 
 
 def train(arguments: dict) -> None:
-    folder = collective("train", arguments)
-    if folder:
+    from repro.train import train
+
+    if folder := collective(train, arguments):
         print(folder)
 
 
 def ensemble(arguments: dict) -> None:
-    entry = collective("ensemble", arguments)
-    if entry:
+    from repro.evaluate import ensemble
+
+    if entry := collective(ensemble, arguments):
         print(json.dumps(entry))
+
+
+def export(arguments: dict) -> None:
+    from repro.release import export
+
+    for path in export(**arguments):
+        print(path)
+
+
+def evaluate(arguments: dict) -> None:
+    from repro.release import evaluate
+
+    if counts := collective(evaluate, arguments):
+        print(json.dumps(counts))
+
+
+def stage(arguments: dict) -> None:
+    from repro.staging import stage
+
+    if folder := collective(stage, arguments):
+        print(folder)
+
+
+def ranks(arguments: dict) -> None:
+    from repro.comm import roll_call
+
+    for line in collective(roll_call, arguments) or []:
+        print(line)
+
+
+def fake_imagenet(arguments: dict) -> None:
+    from repro.stand_in import write
+
+    for path in write(**arguments):
+        print(path)
 
 
 def reproduce(arguments: dict) -> None:
@@ -133,7 +210,8 @@ def lr(arguments: dict) -> None:
         print(f"{step},{learning_rate(recipe, step, arguments['formula'])!r}")
 
 
-COMMANDS = {"train": train, "ensemble": ensemble, "reproduce": reproduce, "keep": keep, "recipes": recipes, "lr": lr}
+COMMANDS = {"train": train, "ensemble": ensemble, "export": export, "evaluate": evaluate, "stage": stage, "ranks": ranks,
+            "fake-imagenet": fake_imagenet, "reproduce": reproduce, "keep": keep, "recipes": recipes, "lr": lr}
 
 
 def main() -> int:

@@ -35,6 +35,8 @@ class Mean:
     statistics: torch.Tensor  # (S,) batch means and variances
     loss: torch.Tensor  # mean over all images
     correct: torch.Tensor  # correct predictions a worker
+    failed: bool  # a rank called `fail`: the rest is worthless
+    stop: bool  # a rank was asked to stop after this step
 
 
 class Average:
@@ -44,8 +46,9 @@ class Average:
         self.exact = choose("reduction", reduction, REDUCTIONS) == "exact"
         self.world, self.workers = world, workers
         self.split = len(network.weights)
-        # One element more than the vector: how many ranks failed in this step, so that all of them learn of it.
-        self.total = torch.zeros(len(network.contribution) + 1, dtype=torch.int64 if self.exact else torch.float32,
+        # Two elements more than the vector, so that all ranks learn of it in the same step: how many were asked to stop,
+        # and how many failed.
+        self.total = torch.zeros(len(network.contribution) + 2, dtype=torch.int64 if self.exact else torch.float32,
                                  device=network.contribution.device)
         self.result = torch.empty_like(network.contribution)
         self.headroom = 62 - (workers - 1).bit_length()  # an int64 less the sign and the sum over workers
@@ -63,24 +66,28 @@ class Average:
             for piece, sums in zip(part.split(PIECE), total.split(PIECE)):
                 sums += (piece * 2.0**bits).round_().long()
 
-    def mean(self) -> tuple[Mean, bool]:
-        """The average over all workers, and whether any rank called `fail`; the sums start anew. Collective."""
+    def mean(self) -> Mean:
+        """The average over all workers; the sums start anew. Collective."""
         sums = self.total.cpu()
         self.world.sum(sums.numpy())
         self.total.copy_(sums)
-        failed = bool(sums[-1] > 0)
+        stop, failed = (sums[-2:] > 0).tolist()
         for part, total, bits in self._parts(self.result):
             scale = (2.0**-bits if self.exact else 1.0) / self.workers
             for piece, sums in zip(part.split(PIECE), total.split(PIECE)):
                 piece.copy_(sums.double().mul_(scale))  # an int64 has more bits than a float32: round only once
         self.total.zero_()
         gradient, rest = self.result[: self.split], self.result[self.split :]
-        return Mean(gradient, rest[:-2], rest[-2], rest[-1]), failed
+        return Mean(gradient, rest[:-2], rest[-2], rest[-1], failed, stop)
 
     def fail(self) -> None:
         """Tells all ranks, through the vector itself, that this one cannot compute its workers."""
         self.total[-1] = 1
 
+    def stop(self) -> None:
+        """Tells all ranks that this one was asked to stop after this step."""
+        self.total[-2] = 1
+
     def _parts(self, vector):
         yield vector[: self.split], self.total[: self.split], GRADIENT_BITS
-        yield vector[self.split :], self.total[self.split : -1], STATISTIC_BITS
+        yield vector[self.split :], self.total[self.split : -2], STATISTIC_BITS

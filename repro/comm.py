@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager, suppress
 from functools import cache
 
+import numpy as np
+
 from repro import ReproError
 
 
@@ -20,6 +22,7 @@ class Alone:
     """The world of one process: every collective is already done."""
 
     rank, size = 0, 1
+    node_rank = 0  # among the ranks on this machine
     leaving = False  # all ranks know of an error and leave by themselves
 
     def sum(self, array) -> None:
@@ -64,6 +67,7 @@ class World(Alone):
     def __init__(self, mpi):
         self.mpi, self.all = mpi, mpi.COMM_WORLD
         self.rank, self.size = self.all.Get_rank(), self.all.Get_size()
+        self.node_rank = self.all.Split_type(mpi.COMM_TYPE_SHARED).Get_rank()
 
     def sum(self, array) -> None:
         self.all.Allreduce(self.mpi.IN_PLACE, array, op=self.mpi.SUM)
@@ -103,6 +107,20 @@ def world() -> Alone:
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}.")
     return World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
+
+
+def roll_call() -> list[str]:
+    """A line for each rank, in order, and one that says whether all see each other; raises if not. Collective."""
+    me, total = world(), np.ones(1, np.int64)
+    me.sum(total)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    lines = me.gather(f"rank {me.rank} of {me.size} on {socket.gethostname()}, rank {me.node_rank} there: "
+                      f"{cores} cores, OMP_NUM_THREADS {threads}, process {os.getpid()}")
+    if int(total[0]) != me.size or len(lines) != me.size:
+        raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")
+    library = "no MPI: one process alone" if type(me) is Alone else _library(me.mpi)
+    return [*lines, f"all {me.size} ranks see each other ({library})" if me.size > 1 else f"one rank ({library})"]
 
 
 def introduce() -> tuple[int, int, int, str]:

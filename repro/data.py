@@ -5,19 +5,20 @@ nothing random has to be saved, and it does not matter which rank asks. Random n
 Philox generator, a published counter-based function; only its bits are used, which NumPy keeps stable.
 """
 
-import io
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image
 
-from repro import ReproError, choose
+from repro import ReproError, ahead, choose
 from repro.packed import Packed
 from repro.paths import DATA
+
+cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`): each needs no threads of its own
 
 ATTEMPTS = 10  # at an area and aspect that fit, before the fallback
 DRAWS = 5 * ATTEMPTS + 6  # random numbers an image, a multiple of 4: (area, change, swap, x, y) an attempt, ...,
@@ -30,37 +31,54 @@ class Kind:
 
     size: int  # pixels a side that the network sees
     short_side: int  # the test view scales the short side to this, then cuts the centre
-    mode: str  # Pillow's: "RGB" or "L"
-    mean: tuple[float, ...]  # subtracted, 0 to 255, in the order of the channels that the network sees
-    scale: float  # multiplied afterwards
-    bgr: bool = False  # the release reads images as OpenCV does
+    mean: tuple[float, ...]  # subtracted, 0 to 255, one a channel, in the order that the network sees
+    scale: tuple[float, ...]  # multiplied afterwards
+    bgr: bool = True  # the release reads images as OpenCV does; False: RGB. Of no matter for one channel
     mirror: bool = True
     smallest_area: float = 0.08
 
 
-IMAGENET = Kind(size=224, short_side=256, mode="RGB", mean=(104, 117, 123), scale=1 / 128, bgr=True)
+IMAGENET = Kind(size=224, short_side=256, mean=(104, 117, 123), scale=(1 / 128,) * 3)
 KINDS = {
-    "digits": Kind(size=8, short_side=10, mode="L", mean=(86,), scale=1 / 90, mirror=False, smallest_area=0.95),
-    "cifar10": Kind(size=28, short_side=32, mode="RGB", mean=(114, 123, 125), scale=1 / 64, bgr=True),
-    "imagenet": IMAGENET,
-    "places365": IMAGENET,
-}
+    "digits": Kind(size=8, short_side=10, mean=(86,), scale=(1 / 90,), mirror=False, smallest_area=0.95),
+    "cifar10": Kind(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3),
+}  # any other data set is a set of photographs: IMAGENET
+# torchvision's models expect RGB in [0, 1] less these means, divided by these standard deviations (its documentation).
+TORCHVISION = dict(mean=tuple(255 * mean for mean in (0.485, 0.456, 0.406)),
+                   scale=tuple(1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)), bgr=False)
+NORMALIZATIONS = ("release", "torchvision")
+
+
+def kind_of(name: str, normalization: str = "release", size: int = 0) -> Kind:
+    """How images of a data set become the network's input; `size` is another number of pixels a side, 0 the usual."""
+    kind = KINDS.get(name, IMAGENET)
+    if choose("normalization", normalization, NORMALIZATIONS) == "torchvision":
+        if len(kind.mean) != 3:
+            raise ReproError(f"normalization torchvision is for colour images, and {name} has {len(kind.mean)} channel: "
+                             f"use release")
+        kind = replace(kind, **TORCHVISION)
+    if not isinstance(size, int) or size < 0:
+        raise ReproError(f"size is {size!r}: it must be a whole number of pixels, or 0 for the data set's own")
+    return replace(kind, size=size, short_side=round(size * kind.short_side / kind.size)) if size else kind
 
 
 class Images:
-    """One split of a packed data set; `images.load(i)` -> (label, Pillow image)."""
+    """One split of a packed data set; `images.load(i)` -> (label, pixels as (H, W, 3) BGR or (H, W) grey, uint8)."""
 
-    def __init__(self, data: str, split: str, limit: int | None = None):
+    def __init__(self, data: str, split: str, limit: int | None = None, normalization: str = "release", size: int = 0):
         """`data` is a data set's name (packed under data/) or the path of a folder that bears it; `limit` images."""
         folder = Path(data) if "/" in data else DATA / data
-        self.name = choose("data set", folder.name, KINDS)
-        self.kind = KINDS[self.name]
+        self.name = folder.name
+        if "/" not in data and not folder.exists():  # a misspelt name, or one that is not packed yet
+            choose("data set", data, dict.fromkeys([*KINDS, "imagenet", "places365", *_packed_sets()]))
+        self.kind = kind_of(self.name, normalization, size)
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
         self.count = min(len(self.packed), limit or len(self.packed))
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
-        # A small set is decoded once; ImageNet would not fit.
-        self.load = lru_cache(maxsize=None)(self._decode) if self.kind.size <= 32 else self._decode
+        self.small = self.kind.short_side <= 64
+        # A set of small images is decoded once; ImageNet would not fit.
+        self.load = lru_cache(maxsize=None)(self._decode) if self.small else self._decode
 
     def __len__(self) -> int:
         return self.count
@@ -69,24 +87,38 @@ class Images:
     def channels(self) -> int:
         return len(self.kind.mean)
 
-    def _decode(self, index: int) -> tuple[int, Image.Image]:
+    def _decode(self, index: int) -> tuple[int, np.ndarray]:
         label, encoded = self.packed[index]
+        # The release's OpenCV did not turn images by their EXIF orientation, nor does torchvision.
+        colour = cv2.IMREAD_GRAYSCALE if self.channels == 1 else cv2.IMREAD_COLOR
         try:
-            return label, Image.open(io.BytesIO(encoded)).convert(self.kind.mode)
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ReproError(f"{self.packed.path}: record {index} is not an image ({error})") from error
+            pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:  # of an empty record
+            pixels = None
+        if pixels is None:
+            raise ReproError(f"{self.packed.path}: record {index} is not an image: pack the data set again")
+        return label, pixels
 
     def test_batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images `start` to `stop` in the test view: (N, C, size, size) float32 and labels (N,)."""
         loaded = [self.load(index) for index in range(start, stop)]
         return self.tensors([label for label, _ in loaded], [test_view(image, self.kind) for _, image in loaded])
 
-    def tensors(self, labels: list[int], views: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    def tensors(self, labels: list[int], views: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images (N, C, size, size), channels last in memory, and labels (N,)."""
-        pixels = np.stack([np.asarray(view) for view in views])
-        pixels = pixels[..., None] if self.channels == 1 else pixels[..., :: -1 if self.kind.bgr else 1]
-        pixels = (pixels - np.float32(self.kind.mean)) * np.float32(self.kind.scale)
+        kind, pixels = self.kind, np.stack(views)
+        if self.channels == 3 and not kind.bgr:
+            pixels = pixels[..., ::-1]
+        pixels = np.ascontiguousarray(pixels, np.float32)
+        rows = pixels.reshape(len(views), kind.size, -1)  # whole rows at a time: three numbers a pixel would be slow
+        rows -= np.tile(np.float32(kind.mean), kind.size)
+        rows *= np.tile(np.float32(kind.scale), kind.size)
+        pixels = pixels.reshape(len(views), kind.size, kind.size, self.channels)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)
+
+
+def _packed_sets() -> list[str]:
+    return sorted(path.parent.name for path in DATA.glob("*/train.lmdb"))
 
 
 class Stream:
@@ -125,60 +157,88 @@ def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarr
     return np.random.Philox(key=[seed, key], counter=[start // 4, 0, 0, purpose]).random_raw(count)
 
 
+def load_ahead(stream: Stream, requests: Iterable[tuple[int, int, str]], threads: int) -> Iterator:
+    """Yields `stream.batch(*request)` for each (step, worker, augmentation), decoded by threads before it is asked for.
+
+    Small images are kept decoded and threads would only take the interpreter from the training step: there it is none.
+    """
+    threads = 0 if stream.images.small else threads
+    return ahead.ordered(stream.batch, requests, threads, ahead=2 * threads)
+
+
 # --- Views: from a stored image to the square that the network sees --------------------------------------------------
+# Cubic is OpenCV's INTER_CUBIC, the released operation: it does not widen where it shrinks, as Pillow's filter does.
 
 
-def _cut(image: Image.Image, x: float, y: float, width: float, height: float, size: int) -> Image.Image:
-    """The rectangle, scaled to (size, size). Pillow's cubic filter widens where it shrinks; OpenCV's does not."""
-    if (width, height) == (size, size) and x == int(x) and y == int(y):
-        return image.crop((int(x), int(y), int(x) + size, int(y) + size))
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + width, y + height))
+def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    same = image.shape[:2] == (height, width)
+    return image if same else cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _mirrored(image: Image.Image, kind: Kind, number: float) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if kind.mirror and number < 0.5 else image
+def _short_side(image: np.ndarray, side: int) -> np.ndarray:
+    """The image scaled so that its short side is `side`."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    longest = 16 * short  # the middle of a sliver stands for it: scaled, one of 1 x 5000 pixels would fill the memory
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    image = image[top : top + longest, left : left + longest]
+    height, width = image.shape[:2]
+    return _scaled(image, max(side, round(width * side / short)), max(side, round(height * side / short)))
 
 
-def _random_square(image: Image.Image, kind: Kind, side: float, numbers: list[float]) -> Image.Image:
-    """A square of `side` stored pixels at a random place, scaled to the network's size, mirrored half the time."""
+def _mirrored(image: np.ndarray, kind: Kind, number: float) -> np.ndarray:
+    return image[:, ::-1] if kind.mirror and number < 0.5 else image
+
+
+def _cut(image: np.ndarray, x: int, y: int, width: int, height: int, size: int) -> np.ndarray:
+    return _scaled(image[y : y + height, x : x + width], size, size)
+
+
+def _random_square(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
+    """A square of the network's size at a random place, not scaled, mirrored half the time."""
     mirror, x, y = numbers
-    corner = int(x * (image.width - ceil(side) + 1)), int(y * (image.height - ceil(side) + 1))
-    return _mirrored(_cut(image, *corner, side, side, kind.size), kind, mirror)
+    height, width = image.shape[:2]
+    corner = int(x * (width - kind.size + 1)), int(y * (height - kind.size + 1))
+    return _mirrored(_cut(image, *corner, kind.size, kind.size, kind.size), kind, mirror)
 
 
-def scale_aspect_view(image: Image.Image, kind: Kind, numbers: list[float]) -> Image.Image:
+def scale_aspect_view(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
     """The released training view: a random part of the area, its sides changed by one factor, scaled to the square.
 
     The factor multiplies one side and divides the other, so the aspect ratio spans [0.5625, 1.7778].
     """
+    full_height, full_width = image.shape[:2]
     for attempt in range(ATTEMPTS):
         area, change, swap, x, y = numbers[5 * attempt : 5 * attempt + 5]
-        area = round(kind.smallest_area + area * (1 - kind.smallest_area), 3) * image.width * image.height
+        area = round(kind.smallest_area + area * (1 - kind.smallest_area), 3) * full_width * full_height
         change = 0.75 + change * (4 / 3 - 0.75)
-        width, height = round(area**0.5 / change), round(area**0.5 * change)
+        width, height = max(1, round(area**0.5 / change)), max(1, round(area**0.5 * change))
         if swap < 0.5:
             width, height = height, width
-        if width <= image.width and height <= image.height:
-            corner = int(x * (image.width - width + 1)), int(y * (image.height - height + 1))
+        if width <= full_width and height <= full_height:
+            corner = int(x * (full_width - width + 1)), int(y * (full_height - height + 1))
             return _mirrored(_cut(image, *corner, width, height, kind.size), kind, numbers[-3])
-    return _random_square(image, kind, min(image.size), numbers[-3:])
+    return _random_square(_short_side(image, kind.size), kind, numbers[-3:])
 
 
-def scale_view(image: Image.Image, kind: Kind, numbers: list[float]) -> Image.Image:
+def scale_view(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
     """Scale alone: the short side to 256 to 480 (for 224 seen), then a random square."""
     short = round(kind.size / 224 * (256 + numbers[0] * (480 - 256)))
-    return _random_square(image, kind, kind.size * min(image.size) / short, numbers[-3:])
+    return _random_square(_short_side(image, short), kind, numbers[-3:])
 
 
-def crop_view(image: Image.Image, kind: Kind, numbers: list[float]) -> Image.Image:
+def crop_view(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
     """The collapse's view: a random square of the stored image, not scaled, mirrored half the time."""
-    return _random_square(image, kind, min(kind.size, *image.size), numbers[-3:])
+    if min(image.shape[:2]) < kind.size:  # the release's images were stored large enough
+        image = _short_side(image, kind.size)
+    return _random_square(image, kind, numbers[-3:])
 
 
-def test_view(image: Image.Image, kind: Kind) -> Image.Image:
+def test_view(image: np.ndarray, kind: Kind) -> np.ndarray:
     """The short side scaled to `short_side`, the centre cut out: one look, no mirror."""
-    side = kind.size * min(image.size) / kind.short_side
-    return _cut(image, (image.width - side) / 2, (image.height - side) / 2, side, side, kind.size)
+    image = _short_side(image, kind.short_side)
+    height, width = image.shape[:2]
+    return _cut(image, (width - kind.size) // 2, (height - kind.size) // 2, kind.size, kind.size, kind.size)
 
 
 VIEWS = {"scale_aspect": scale_aspect_view, "scale": scale_view, "none": crop_view}

@@ -5,41 +5,45 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from repro import ReproError, checkpoint, choose, comm, records
+from repro import ReproError, ahead, checkpoint, choose, comm, records
 from repro.data import Images
 from repro.model import build
 
-CHUNK = 250  # images a forward pass: a chunk is one rank's, so every image meets the same batch on any number of ranks
 AVERAGES = ("softmax", "logit")
 
 
-def counts(world, model, states: list[dict], images: Images, average: str = "softmax", device="cpu",
-           precision: str = "fp32") -> dict:
-    """Evaluates each state of `model` and, if there are several, their ensemble. Collective; the same on every rank.
+def counts(world, members: list[tuple], images: Images, average: str = "softmax", device="cpu", precision: str = "fp32",
+           threads: int = 2) -> dict:
+    """Evaluates each member, a (model, state) pair, and, if there are several, their ensemble. Collective.
 
-    Returns {"images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}: counts of correct images
-    (top-5 counts a label among the five most probable; loss is the mean cross-entropy). `average` says whether the
-    ensemble takes the mean of the members' softmax or of their logits. The model's parameters are overwritten.
+    Returns, the same on every rank, {"images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}: counts of
+    correct images (top-5 counts a label among the five most probable; loss is the mean cross-entropy). `average` says
+    whether the ensemble takes the mean of the members' softmax or of their logits. The models' parameters are
+    overwritten; one model may serve several states. `threads` decode images ahead.
     """
     choose("average", average, AVERAGES)
-    model.eval()
-    chunks = range(world.rank * CHUNK, len(images), world.size * CHUNK)
-    rows = len(states) + 1  # members, then the ensemble
+    # A chunk, one forward pass, is one rank's, so every image meets the same batch on any number of ranks.
+    size = 250 if images.small else 50
+    chunks = range(world.rank * size, len(images), world.size * size)
+    rows = len(members) + 1  # members, then the ensemble
     correct = torch.zeros(rows, 2, dtype=torch.int64)
-    losses = torch.zeros(rows, -(-len(images) // CHUNK), dtype=torch.float64)  # one a chunk: summed in one order
-    votes = {}
-    with world.together(), torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-        for row, state in enumerate(states):
+    losses = torch.zeros(rows, -(-len(images) // size), dtype=torch.float64)  # one a chunk: summed in one order
+    votes, labels = {}, {}
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+    with world.together(), torch.inference_mode(), autocast:
+        for row, (model, state) in enumerate(members):
             model.load_state_dict(state)
-            for start in chunks:
-                batch, labels = images.test_batch(start, min(start + CHUNK, len(images)))
+            model.eval()
+            requests = ((start, min(start + size, len(images))) for start in chunks)
+            batches = ahead.ordered(images.test_batch, requests, 0 if images.small else threads, ahead=threads)
+            for start, (batch, labels[start]) in zip(chunks, batches):
                 logits = model(batch.to(device)).double().cpu()
-                _tally(logits, labels, correct[row], losses[row], start // CHUNK)
+                _tally(logits, labels[start], correct[row], losses[row], start // size)
                 vote = logits.softmax(1) if average == "softmax" else logits
-                votes[start] = votes.get(start, 0) + vote / len(states)
+                votes[start] = votes.get(start, 0) + vote / len(members)
         for start, vote in votes.items():
-            labels = torch.tensor([images.load(i)[0] for i in range(start, start + len(vote))])
-            _tally(vote.log() if average == "softmax" else vote, labels, correct[-1], losses[-1], start // CHUNK)
+            scores = vote.log() if average == "softmax" else vote
+            _tally(scores, labels[start], correct[-1], losses[-1], start // size)
     world.sum(correct.numpy())
     world.sum(losses.numpy())
     results = [{"top1": int(top1), "top5": int(top5), "loss": float(loss.sum()) / len(images)}
@@ -71,13 +75,16 @@ def ensemble(folder: str, members: list[str] | None = None, average: str = "soft
         members = list(members or [stage["name"] for stage in recipe["stages"] if stage["member"]])
         for member in members:
             choose(f"stage of {recipe['name']}", member, stages)
-        images = Images(data or run["data"]["name"], "test")
+        parameters = run["parameters"]
+        images = Images(data or run["data"]["name"], "test", normalization=parameters["normalization"],
+                        size=parameters["size"])
         if images.digest != run["data"]["test"]:
-            raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or train anew")
-        states = [checkpoint.load(Path(folder) / "snapshots" / member)[0] for member in members]
-    torch.set_num_threads(run["parameters"]["threads"])
-    model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"])
-    counted = counts(world, model, states, images, average, precision=run["parameters"]["precision"])
+            raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or "
+                             f"train anew")
+        model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"])
+        pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]
+    torch.set_num_threads(parameters["threads"])
+    counted = counts(world, pairs, images, average, precision=parameters["precision"])
     entry = {"members": members, "average": average, "images": counted["images"], **counted["ensemble"]}
     with world.together():  # so no rank returns before it is on disk
         if world.rank == 0:

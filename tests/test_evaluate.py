@@ -57,7 +57,8 @@ def random_states(number, spread=1.0):
 
 
 def counts(digits, states, limit=COUNT, world=Alone(), **options):
-    return evaluate.counts(world, build("resnet11", 10, 1), states, Images(digits, "test", limit=limit), **options)
+    model = build("resnet11", 10, 1)
+    return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=limit), **options)
 
 
 def test_counts_equal_the_obvious_loop(digits, logits):
@@ -122,7 +123,7 @@ def test_evaluation_leaves_training_alone(digits):
     """The test images of a batch do not influence each other, and running statistics stay."""
     state = random_states(1)[0]
     model = build("resnet11", 10, 1)
-    evaluate.counts(Alone(), model, [state], Images(digits, "test", limit=300))
+    evaluate.counts(Alone(), [(model, state)], Images(digits, "test", limit=300))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 

@@ -4,13 +4,15 @@ import ast
 import json
 import re
 import shutil
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SMOKE, mpiexec, python
+from conftest import ROOT, SMOKE, launch, mpiexec, python, run
 from torch.nn import functional as F
 
 from repro import ReproError, __main__, checkpoint, comm, records, train
@@ -208,12 +210,12 @@ def interrupted(tiny, monkeypatch):
     """interrupted(step): the folder of a tiny run that was interrupted as this step began."""
     def at(step, out, seconds=0):
         monkeypatch.setattr(train, "CHECKPOINT_SECONDS", seconds)
-        original = train.average_over_workers
+        original, steps = train.average_over_workers, iter(range(TINY.iterations))
 
-        def average(world, reduction, network, stream, current, *others):
-            if current == step:
+        def average(*arguments):
+            if next(steps) == step:
                 raise KeyboardInterrupt
-            return original(world, reduction, network, stream, current, *others)
+            return original(*arguments)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(train, "average_over_workers", average)
@@ -244,6 +246,51 @@ def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interr
     assert run_json(tiny(out=folder.parent))["weights_sha256"] != run_json(tiny())["weights_sha256"]
 
 
+# --- Stops on request --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", range(1, TINY.iterations))
+def test_a_run_stopped_after_so_many_steps_continues_to_the_same_bits(tiny, tmp_path, steps):
+    expected = tiny()
+    done, starts = 0, []
+    while done + steps < TINY.iterations:
+        done += steps
+        with pytest.raises(train.Stopped, match=f"stopped on request after step {done} of {TINY.iterations}.*the other "
+                                                f"{TINY.iterations - done} steps of 12 images take"):
+            tiny(out="parts", steps=steps)
+        folder = next((tmp_path / "parts").iterdir())
+        assert run_json(folder)["status"] == "stopped"
+    assert tiny(out="parts", steps=steps) == folder
+    assert run_json(folder)["status"] == "complete"
+    assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"]
+    assert rows(folder) == rows(expected), "the losses since the last row were lost"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigusr1_stops_all_ranks_after_a_step_and_the_command_continues(whole, digits, tmp_path, ranks):
+    beside = Path(sys.executable).parent / "mpiexec"
+    start = [beside, "-n", str(ranks)] if ranks > 1 else []
+    if ranks > 1 and not beside.exists():
+        pytest.skip("no mpiexec beside this Python")
+    command = [*start, sys.executable, "-m", "repro", "train", SMOKE["recipe"], "--shrink", "smoke", "--seed", str(SMOKE["seed"]),
+               "--device", "cpu", "--data", digits, "--out", tmp_path]
+    process = launch(*command)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.2)  # the file is there before the first step: into the steps
+    process.send_signal(signal.SIGUSR1)  # mpiexec hands it on to the ranks
+    stdout, stderr = process.communicate(timeout=60)
+    folder = next(tmp_path.iterdir())
+    assert process.returncode == 75, stderr
+    assert "The same command continues the run." in stdout and run_json(folder)["status"] == "stopped"
+    again = run(*command, timeout=120)
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == str(folder), again.stderr
+    assert "continuing after step" in again.stderr
+    assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
+    assert rows(folder) == rows(whole)
+
+
 def test_evaluations_come_as_often_as_asked_also_between_the_epochs(tiny):
     """An epoch has two steps here: an evaluation every 1.5 epochs is one at every third step, and at each stage's end."""
     recipe = replace(TINY, record_every=2.0, evaluate_every=1.5)
@@ -257,7 +304,9 @@ def test_evaluations_come_as_often_as_asked_also_between_the_epochs(tiny):
 def test_run_json_says_all_about_a_run(whole, digits):
     record = run_json(whole)
     assert record["recipe"]["name"] == "resnet50_448nodes-smoke"
-    assert record["parameters"] == {"seed": 5, "reduction": "exact", "precision": "fp32", "device": "cpu", "threads": 1}
+    assert record["parameters"] == {
+        "seed": 5, "size": 0, "normalization": "release", "reduction": "exact", "precision": "fp32", "device": "cpu",
+        "threads": 1}
     assert (record["ranks"], record["workers"], record["status"]) == (1, 14, "complete")
     for split in ("train", "test"):
         assert record["data"][split] == Images(digits, split).digest
@@ -326,7 +375,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         if name not in closure and (ROOT / "repro" / f"{name}.py").exists():
             closure.add(name)
             waiting += imported(name)
-    assert set(records.TRAINING_CODE) == closure - {"paths", "records"}
+    assert set(records.TRAINING_CODE) == closure - {"paths", "records", "labels"}  # which only refuses
 
 
 # --- What is asked for wrongly -----------------------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+"""Packed data on each node's own disk, as the paper's authors copied theirs: one rank a node copies, and checks."""
+
+import shutil
+from pathlib import Path
+
+from repro import ReproError, comm
+from repro.packed import Packed, PackedError
+from repro.paths import DATA, replacing, writable_folder
+
+SPLITS = ("train", "test")
+
+
+def stage(data: str, to: str) -> str:
+    """Copies both splits of `data` (a name or a folder) into the folder `to` of each node. Collective.
+
+    Returns the folder to name by --data. A copy that is there already is kept if it is of the same records. Raises
+    ReproError on every rank if a node has too little room or if a copy's records are not those of its manifest.
+    """
+    world = comm.world()
+    source = Path(data) if "/" in data else DATA / data
+    target = Path(to).absolute() / source.name
+    with world.together():
+        if world.node_rank == 0:
+            for split in SPLITS:
+                _copy(Packed(source / f"{split}.lmdb", source.name, split), writable_folder(target) / f"{split}.lmdb")
+    return str(target)
+
+
+def _copy(packed: Packed, path: Path) -> None:
+    digest = packed.manifest["sha256"]
+    try:
+        if Packed(path, packed.manifest["dataset"], packed.manifest["split"]).manifest["sha256"] == digest:
+            return
+    except PackedError:  # not there, or not whole
+        pass
+    size, free = packed.path.stat().st_size, shutil.disk_usage(path.parent).free
+    if size > free:
+        raise ReproError(f"{packed.path} takes {size / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free: "
+                         f"stage to another disk, or train from where the data lies")
+    with replacing(path) as temporary:
+        shutil.copyfile(packed.path, temporary)
+        Packed(temporary, packed.manifest["dataset"], packed.manifest["split"]).verify()

@@ -1,0 +1,173 @@
+"""A small stand-in for ImageNet-1K's original archives, so that all of the ImageNet path can be run without ImageNet.
+
+Names, nesting, devkit and file formats are those of ILSVRC2012, its odd files among them; the pixels come from three
+photographs that scikit-learn and matplotlib carry. A class is a region of one photograph, turned and tinted in its own
+way; an image is a random cut of its class's region. The synsets are made up.
+"""
+
+import gzip
+import io
+import struct
+import tarfile
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from matplotlib.cbook import get_sample_data
+from PIL import Image
+from scipy.io import savemat
+from sklearn.datasets import load_sample_image
+
+from repro import ReproError
+from repro.paths import replacing, writable_folder
+
+KIT = "ILSVRC2012_devkit_t12"
+SIDE = 280  # pixels of a photograph that a class's region is wide and high
+TINT = 0.45  # how far a class's tint moves the three channels apart
+SIZES = {0: (1600, 1200), 1: (133, 100)}  # of the first images of each split; the others' are drawn
+ODD = ("CMYK", "PNG", "greyscale", "EXIF")  # one training image each, as ILSVRC2012 has some
+# A TIFF directory of two entries, cut off behind them: orientation 6 (turned), and a camera maker that is not there.
+EXIF = b"Exif\0\0" + struct.pack(">2sHIHHHIIHHIHH", b"MM", 42, 8, 2, 0x010F, 2, 64, 9999, 0x0112, 3, 1, 6, 0)
+README = """No part of ImageNet, but a stand-in in the layout of the ILSVRC2012 development kit, to test software with.
+data/meta.mat lists the synsets.
+data/ILSVRC2012_validation_ground_truth.txt has the ILSVRC2012_ID of each validation image.
+"""
+
+
+def write(out: Path | str, classes: int = 10, images: int = 200, validation: int = 50, seed: int = 0) -> list[Path]:
+    """Writes the training, validation and devkit archives into the folder `out`; returns their three paths.
+
+    `images` and `validation` count training and validation images over all `classes` (2 to 1000; at least one image a
+    class in each split). Same arguments, same bytes (with the same versions of Pillow and zlib); another `seed` draws
+    other images of the same classes. Raises ReproError for numbers that cannot be.
+    """
+    for name, value, least in (("classes", classes, 2), ("images", images, classes),
+                               ("validation", validation, classes), ("seed", seed, 0)):
+        if value < least:
+            why = ", one for each class" if name in ("images", "validation") else ""
+            raise ReproError(f"{name} is {value}: it must be at least {least}{why}")
+    if classes > 1000:
+        raise ReproError(f"classes is {classes}: ILSVRC2012 has 1000, ask for no more")
+    out = writable_folder(out)
+    paths = [out / "ILSVRC2012_img_train.tar", out / "ILSVRC2012_img_val.tar", out / f"{KIT}.tar.gz"]
+    counts = [images // classes + (label < images % classes) for label in range(classes)]
+    labels = np.random.default_rng([seed, 2]).permutation(np.arange(validation) % classes)
+    _write_train(paths[0], counts, seed)
+    _write_validation(paths[1], labels, seed)
+    _write_devkit(paths[2], counts, labels)
+    return paths
+
+
+def synset(label: int) -> str:
+    """The made-up name of a class; names rise with the label, in steps of varied length."""
+    return f"n{99_000_100 + 113 * label + label * label % 113}"
+
+
+def devkit_id(label: int, classes: int) -> int:
+    """From 1 on, and for no class its place among the sorted names: the real kit's ids follow another order, too."""
+    return 1 + (label + 1) % classes
+
+
+def _write_train(path: Path, counts: list[int], seed: int) -> None:
+    images = sum(counts)
+    odd = {place * images // (len(ODD) + 1): kind for place, kind in enumerate(ODD, 1)}
+    number = 0
+    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as outer:
+        for label, count in enumerate(counts):
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as inner:
+                    for place in range(count):
+                        image = _image(label, number, np.random.default_rng([seed, 0, number]), odd.get(number))
+                        # The originals' numbers have gaps, too, and are not padded.
+                        _add(inner, f"{synset(label)}_{5 + 7 * place}.JPEG", io.BytesIO(image))
+                        number += 1
+                _add(outer, f"{synset(label)}.tar", file)
+
+
+def _write_validation(path: Path, labels: np.ndarray, seed: int) -> None:
+    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, label in enumerate(labels.tolist()):
+            image = _image(label, number, np.random.default_rng([seed, 1, number]))
+            _add(archive, f"ILSVRC2012_val_{number + 1:08d}.JPEG", io.BytesIO(image))
+
+
+def _write_devkit(path: Path, counts: list[int], labels: np.ndarray) -> None:
+    truth = "".join(f"{devkit_id(label, len(counts))}\n" for label in labels.tolist())
+    with (replacing(path) as temporary, open(temporary, "wb") as file,
+          gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+          tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive):
+        for folder in (KIT, f"{KIT}/data"):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(entry)
+        _add(archive, f"{KIT}/readme.txt", io.BytesIO(README.encode()))
+        _add(archive, f"{KIT}/data/meta.mat", io.BytesIO(_meta(counts)))
+        _add(archive, f"{KIT}/data/ILSVRC2012_validation_ground_truth.txt", io.BytesIO(truth.encode()))
+
+
+def _add(archive: tarfile.TarFile, name: str, file) -> None:
+    """Adds all of a file; owner, mode and time stay tarfile's constants (0, 0644, 1970)."""
+    entry = tarfile.TarInfo(name)
+    entry.size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    archive.addfile(entry, file)
+
+
+def _meta(counts: list[int]) -> bytes:
+    """meta.mat: the classes in the order of their ids, then a root and, under it, a node that holds half of them."""
+    classes = len(counts)
+    leaves = [(devkit_id(label, classes), synset(label), f"stand-in class {label}", "a region of a photograph",
+               0, [], 0, counts[label]) for label in range(classes)]
+    root, node, half = classes + 1, classes + 2, classes // 2
+    inner = [(root, "n99000000", "stand-in entity", "all classes", 1 + half, [node, *range(1, half + 1)], 2, 0),
+             (node, "n99000300", "stand-in group", "half of the classes", classes - half,
+              list(range(half + 1, classes + 1)), 1, 0)]
+    fields = "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images"
+    synsets = np.empty((classes + len(inner), 1), [(field, object) for field in fields.split()])
+    for row, values in enumerate(sorted(leaves) + inner):  # numbers as Matlab has them, double
+        synsets[row, 0] = tuple(value if isinstance(value, str) else np.array(value, float) for value in values)
+    file = io.BytesIO()
+    savemat(file, {"synsets": synsets})
+    return b"MATLAB 5.0 MAT-file".ljust(116) + file.getvalue()[116:]  # savemat puts the date into this text
+
+
+@lru_cache(maxsize=1)
+def _photographs() -> list[Image.Image]:
+    hopper = Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
+    return [*(Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")), hopper]
+
+
+def _region(label: int) -> Image.Image:
+    """What all images of a class are cut from, SIDE pixels a side."""
+    photograph = _photographs()[label % 3]
+    x, y = np.random.default_rng([3, label]).integers(0, np.array(photograph.size) - SIDE).tolist()
+    turned = photograph.crop((x, y, x + SIDE, y + SIDE)).rotate(90 * (label // 3 % 4))
+    hue = 2 * np.pi * (0.618 * label + np.arange(3) / 3)  # golden-ratio steps keep any number of hues apart
+    curves = np.outer(1 + TINT * np.cos(hue), np.arange(256)).clip(0, 255)
+    return turned.point(curves.astype(int).ravel().tolist())
+
+
+def _image(label: int, number: int, generator: np.random.Generator, odd: str | None = None) -> bytes:
+    """One encoded image: a random cut of its class's region, maybe mirrored, in a size and quality of its own."""
+    width, height = SIZES.get(number) or _size(generator)
+    zoom = SIDE * generator.uniform(0.6, 1) / max(width, height)
+    cut = np.array([width, height]) * zoom
+    start = generator.uniform(0, SIDE - cut)
+    image = _region(label).resize((width, height), Image.Resampling.BICUBIC, box=(*start, *(start + cut)))
+    if generator.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if odd in ("CMYK", "greyscale"):
+        image = image.convert("CMYK" if odd == "CMYK" else "L")
+    sampling = "4:4:4" if generator.random() < 0.2 else "4:2:0"
+    file = io.BytesIO()
+    image.save(file, "PNG" if odd == "PNG" else "JPEG", quality=int(generator.integers(75, 96)),
+               subsampling=sampling, exif=EXIF if odd == "EXIF" else b"")
+    return file.getvalue()
+
+
+def _size(generator: np.random.Generator) -> tuple[int, int]:
+    """Width and height, most of them ILSVRC2012's most frequent 500 x 375, one in four upright."""
+    longer = 500 if generator.random() < 0.7 else int(generator.integers(150, 640))
+    shorter = round(longer * (0.75 if generator.random() < 0.6 else generator.uniform(0.65, 1)))
+    return (shorter, longer) if generator.random() < 0.25 else (longer, shorter)

@@ -11,9 +11,10 @@ from pathlib import Path
 from repro import ReproError, __version__
 from repro.paths import RESULTS, RUNS
 from repro.recipes import RECIPES, SHRINKS, find
+from repro.records import Stopped
 from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
 
-STOPPED = 75  # exit status of a run that was stopped on request: the same command continues it (EX_TEMPFAIL)
+STATUS_STOPPED = 75  # exit status of a run that was stopped on request: the same command continues it (EX_TEMPFAIL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,17 +55,20 @@ def parser() -> argparse.ArgumentParser:
                           help="stages whose ends are averaged (default: the recipe's members)")
     ensemble.add_argument("--average", default="softmax", help="softmax (default) or logit")
     ensemble.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
+    ensemble.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
 
     export = commands.add_parser("export", help="write a run's models with their cards, for use elsewhere")
     export.add_argument("folder", help="the folder of a complete run")
     export.add_argument("--stages", type=lambda text: text.split(","), metavar="STAGE,STAGE",
                         help="stages whose ends are written (default: the recipe's members)")
     export.add_argument("--out", help="folder (default: models/ in the run's folder)")
+    export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
 
     evaluate = commands.add_parser("evaluate", help="exact counts of exported models, and of their ensemble")
     evaluate.add_argument("files", nargs="+", metavar="FILE", help="what `python -m repro export` wrote")
     evaluate.add_argument("--data", required=True, help="data set, or the folder it is packed in")
     evaluate.add_argument("--average", default="softmax", help="softmax (default) or logit")
+    evaluate.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
 
     stage = commands.add_parser("stage", help="copy packed data to each node's own disk, and check the copies")
     stage.add_argument("data", help="data set, or the folder it is packed in")
@@ -102,16 +106,16 @@ def _boolean(text: str) -> bool | str:
 
 def collective(function, arguments: dict):
     """Runs a function on all ranks; they end together, and the one that failed says why. Returns None off rank 0."""
-    from repro import comm, train
+    from repro import comm
 
     world = comm.world()
     logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
     try:
         result = function(**arguments)
-    except train.Stopped as stopped:
+    except Stopped as stopped:
         if world.rank == 0:
             print(stopped)
-        sys.exit(STOPPED)
+        sys.exit(STATUS_STOPPED)
     except comm.PeerError:
         world.abort()
         sys.exit(2)

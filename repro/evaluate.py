@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from repro import ReproError, ahead, checkpoint, choose, comm, records
 from repro.data import Images
-from repro.model import build
+from repro.model import build, find_device
 
 AVERAGES = ("softmax", "logit")
 
@@ -59,7 +59,8 @@ def _tally(scores, labels, correct, losses, chunk):
     losses[chunk] = F.cross_entropy(scores, labels, reduction="sum")
 
 
-def ensemble(folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "") -> dict:
+def ensemble(folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "",
+             device: str = "auto") -> dict:
     """Evaluates the ensemble of a complete run's stage ends, on all ranks, and records it in the run's folder.
 
     `members` names stages; default: the recipe's members, which are its collapsed end points. `data` is the data set's
@@ -81,10 +82,11 @@ def ensemble(folder: str, members: list[str] | None = None, average: str = "soft
         if images.digest != run["data"]["test"]:
             raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or "
                              f"train anew")
-        model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"])
+        device = find_device(device)
+        model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"]).to(device)
         pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]
     torch.set_num_threads(parameters["threads"])
-    counted = counts(world, pairs, images, average, precision=parameters["precision"])
+    counted = counts(world, pairs, images, average, device, precision=parameters["precision"])
     entry = {"members": members, "average": average, "images": counted["images"], **counted["ensemble"]}
     with world.together():  # so no rank returns before it is on disk
         if world.rank == 0:

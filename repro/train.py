@@ -24,7 +24,7 @@ from repro import ReproError, checkpoint, choose, comm, evaluate, recipes, recor
 from repro.allreduce import REDUCTIONS, Average, Mean
 from repro.data import Images, Stream, load_ahead
 from repro.labels import compare_labels
-from repro.model import MODELS, Network, build
+from repro.model import MODELS, Network, build, find_device
 from repro.optim import SGD
 from repro.paths import RUNS
 from repro.schedule import SWITCHES, Recipe, learning_rate
@@ -32,11 +32,7 @@ from repro.schedule import SWITCHES, Recipe, learning_rate
 log = logging.getLogger("repro")
 
 CHECKPOINT_SECONDS = 30  # at epoch ends, no more often than this
-PRECISIONS, DEVICES = ("fp32", "bf16"), ("auto", "cpu", "cuda")
-
-
-class Stopped(ReproError):
-    """The run was stopped on request, after a whole step and with a checkpoint: the same command continues it."""
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,7 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
     original = recipes.find(recipe, **switches)
     choose("reduction", reduction, REDUCTIONS)
     choose("precision", precision, PRECISIONS)
-    if choose("device", device, DEVICES) == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise ReproError("device cuda was asked for, but this torch sees no GPU: use --device cpu")
+    device = find_device(device)
     for name, value, least in (("seed", seed, 0), ("threads", threads, 1), ("decoders", decoders, 0), ("steps", steps, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}")
@@ -110,7 +103,7 @@ def train(recipe: str, **parameters) -> str:
     """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
 
     A complete run of the same code, parameters and data is left as it is; an incomplete one is continued. Raises
-    ReproError on every rank if any rank fails, and Stopped if a rank got SIGUSR1 or `steps` are done.
+    ReproError on every rank if any rank fails, and records.Stopped if a rank got SIGUSR1 or `steps` are done.
     """
     world = comm.world()
     with world.together():
@@ -130,7 +123,7 @@ def train(recipe: str, **parameters) -> str:
             facts = _train(world, task, asked)
     except BaseException as caught:
         if world.rank == 0:
-            status = "stopped" if isinstance(caught, Stopped) else "failed"
+            status = "stopped" if isinstance(caught, records.Stopped) else "failed"
             task.run.update(status=status, end=records.now(), error=f"{type(caught).__name__}: {caught}")
         raise
     with world.together():  # so no rank returns before the run is complete on disk
@@ -214,7 +207,7 @@ def _train(world, task: Task, asked: threading.Event) -> dict:
                                                     "corrects": corrects})
                     saved = time.monotonic()
         if mean.stop and step < recipe.iterations:
-            raise Stopped(_outlook(recipe, step, step - first, time.monotonic() - clock, world.size))
+            raise records.Stopped(_outlook(recipe, step, step - first, time.monotonic() - clock, world.size))
 
     if world.rank != 0:
         return {}

@@ -13,7 +13,7 @@ LAYERS = [
     {"data", "checkpoint", "notebooks", "tables", "figures", "packing", "staging"},
     {"evaluate", "report"},
     {"train", "reproduce", "release"},
-    {"__main__"},
+    {"__main__", "bench_data"},
 ]
 LEVEL = {"__init__": -2, "paths": -1} | {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = ["schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "archives", "packing",

@@ -25,29 +25,61 @@ def batch(seed, images=6):
     return torch.randn(images, 1, 12, 12), torch.randint(10, (images,))
 
 
-def test_resnet50_has_the_released_number_of_parameters():
-    released = build("resnet50", 1000)
-    assert count(released) == 25_557_096
-    assert count(build("resnet50", 1000, released_stem=False)) == 25_557_032
+BASIC, BOTTLENECK = ("resnet18", "resnet34"), ("resnet50", "resnet101", "resnet152")
+
+
+@pytest.mark.parametrize("name", BASIC + BOTTLENECK)
+def test_parameter_counts_are_torchvisions_and_the_stems_bias(name):
+    with torch.device("meta"):  # shapes alone
+        theirs, plain, released = getattr(resnet, name)(), build(name, 1000, released_stem=False), build(name, 1000)
+    assert [(key, value.shape) for key, value in plain.named_parameters()] == [
+        (key, value.shape) for key, value in theirs.named_parameters()]
+    assert count(released) == count(theirs) + 64
     assert released.conv1.bias.shape == (64,)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_torchvisions_weights_give_torchvisions_outputs(training):
-    torch.manual_seed(0)
-    theirs = resnet.resnet50(weights=None)
-    for module in theirs.modules():
+def test_resnet50_has_the_released_number_of_parameters():
+    assert count(build("resnet50", 1000)) == 25_557_096
+
+
+def torchvisions(name, seed=0):
+    """A torchvision model whose batch norms have seen something."""
+    torch.manual_seed(seed)
+    model = getattr(resnet, name)()
+    for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, std=0.1)
             for values in (module.running_var, module.weight):
                 torch.nn.init.uniform_(values, 0.5, 1.5)
-    ours = build("resnet50", 1000, released_stem=False)
+    return model
+
+
+def assert_same_outputs(ours, theirs, images, training=False):
     ours.load_state_dict(theirs.state_dict())
-    images = torch.randn(4, 3, 96, 96)
     with torch.no_grad():
         expected, found = theirs.train(training)(images), ours.train(training)(images)
-    assert expected.std() > 0.1
+    assert expected.std() > 0.1 and expected.isfinite().all()
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", BASIC + BOTTLENECK)
+def test_torchvisions_weights_give_torchvisions_outputs(name):
+    ours, theirs = build(name, 1000, released_stem=False), torchvisions(name)
+    images = torch.randn(4, 3, 64, 64)
+    for training in (False, True):
+        assert_same_outputs(ours, theirs, images, training)
+
+
+def test_images_may_have_any_size_and_one_channel_or_three():
+    ours, theirs = build("resnet18", 1000, released_stem=False), torchvisions("resnet18")
+    for size in ((64, 64), (160, 160), (225, 190)):
+        assert_same_outputs(ours, theirs, torch.randn(2, 3, *size))
+        for name in ("resnet18", "resnet11"):
+            for channels in (1, 3):
+                model = build(name, 7, channels).eval()
+                assert model(torch.randn(2, channels, *size)).shape == (2, 7)
+    grey = build("resnet18", 1000, 1, released_stem=False)
+    assert count(grey) == count(theirs) - 2 * theirs.conv1.weight.numel() // 3, "one channel of the stem, not three"
 
 
 def test_the_released_stem_pools_to_56_by_56_without_padding():
@@ -59,11 +91,15 @@ def test_the_released_stem_pools_to_56_by_56_without_padding():
     assert model.conv1(torch.randn(1, 3, 224, 224)).shape == x.shape
 
 
-@pytest.mark.parametrize("model, blocks", [("resnet50", (3, 4, 6, 3)), ("resnet11", (1, 1, 1))])
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3), "resnet11": (1, 1, 1)}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("stride", ["v1", "v1.5"])
-def test_v1_strides_in_the_1x1_and_v15_in_the_3x3(model, blocks, stride):
-    model = build(model, 10, stride=stride)
-    for index, number in enumerate(blocks):
+def test_v1_strides_in_the_1x1_and_v15_in_the_3x3(name, stride):
+    with torch.device("meta"):
+        model = build(name, 10, stride=stride)
+    for index, number in enumerate(BLOCKS[name]):
         stage = getattr(model, f"layer{index + 1}")
         strides = [(block.conv1.stride[0], block.conv2.stride[0], block.conv3.stride[0]) for block in stage]
         first = (1, 1, 1) if index == 0 else (2, 1, 1) if stride == "v1" else (1, 2, 1)
@@ -71,13 +107,27 @@ def test_v1_strides_in_the_1x1_and_v15_in_the_3x3(model, blocks, stride):
         assert stage[0].conv1.kernel_size == (1, 1) and stage[0].conv2.kernel_size == (3, 3)
 
 
-@pytest.mark.parametrize("zero_gamma, zeroed", [("last_of_stage", 4), ("all_blocks", 16), ("none", 0)])
-def test_zero_gamma_counts(zero_gamma, zeroed):
-    model = build("resnet50", 10, zero_gamma=zero_gamma)
-    zeros = [name for name, module in model.named_modules() if isinstance(module, BatchNorm) and not module.weight.any()]
-    assert len(zeros) == zeroed and all(name.endswith(".bn3") for name in zeros)
-    if zero_gamma == "last_of_stage":
-        assert zeros == ["layer1.2.bn3", "layer2.3.bn3", "layer3.5.bn3", "layer4.2.bn3"]
+def test_v1_and_v15_are_one_network_of_basic_blocks_and_two_of_bottlenecks():
+    images = torch.randn(2, 3, 64, 64)
+    for name in ("resnet18", "resnet50"):
+        outputs = []
+        for stride in ("v1", "v1.5"):
+            torch.manual_seed(0)
+            with torch.no_grad():
+                outputs.append(build(name, 10, stride=stride, zero_gamma="none").eval()(images))
+        assert torch.equal(*outputs) == (name == "resnet18")
+
+
+@pytest.mark.parametrize("name, last, blocks", [("resnet18", "bn2", (2, 2, 2, 2)), ("resnet34", "bn2", (3, 4, 6, 3)),
+                                                ("resnet50", "bn3", (3, 4, 6, 3)), ("resnet11", "bn3", (1, 1, 1))])
+def test_zero_gamma_is_in_the_last_batch_norm_of_blocks(name, last, blocks):
+    every = [f"layer{stage + 1}.{block}.{last}" for stage, number in enumerate(blocks) for block in range(number)]
+    ends = [f"layer{stage + 1}.{number - 1}.{last}" for stage, number in enumerate(blocks)]
+    for zero_gamma, expected in (("last_of_stage", ends), ("all_blocks", every), ("none", [])):
+        model = build(name, 10, zero_gamma=zero_gamma)
+        gammas = {key: module.weight for key, module in model.named_modules() if isinstance(module, BatchNorm)}
+        assert [key for key, gamma in gammas.items() if not gamma.any()] == expected
+        assert all(gamma.eq(1).all() for key, gamma in gammas.items() if key not in expected)
 
 
 def test_initialisation_is_the_net_files():

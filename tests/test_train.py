@@ -255,7 +255,7 @@ def test_a_run_stopped_after_so_many_steps_continues_to_the_same_bits(tiny, tmp_
     done, starts = 0, []
     while done + steps < TINY.iterations:
         done += steps
-        with pytest.raises(train.Stopped, match=f"stopped on request after step {done} of {TINY.iterations}.*the other "
+        with pytest.raises(records.Stopped, match=f"stopped on request after step {done} of {TINY.iterations}.*the other "
                                                 f"{TINY.iterations - done} steps of 12 images take"):
             tiny(out="parts", steps=steps)
         folder = next((tmp_path / "parts").iterdir())

@@ -24,6 +24,21 @@ def save(figure: plt.Figure, table: pd.DataFrame, results: Path | str, name: str
         table.to_csv(temporary, index=False)
 
 
+def image_grid(rows: dict[str, list]) -> plt.Figure:
+    """Images, each (H, W, 3) in RGB or (H, W): a named row of them for each entry."""
+    columns = max(map(len, rows.values()))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.5 * len(rows)), squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    for line, (name, images) in zip(axes, rows.items()):
+        line[0].set_ylabel(name)
+        for axis, image in zip(line, images):
+            axis.imshow(image, cmap="gray")
+    figure.tight_layout()
+    plt.close(figure)  # shown by the notebook, once
+    return figure
+
+
 def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
     """The learning rate of every recipe over epochs, as released and as designed. Takes `tables.rates`."""
     grid = sns.relplot(rates, x="epoch", y="rate", hue="formula", style="formula", col="recipe", col_wrap=columns,

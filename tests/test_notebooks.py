@@ -18,7 +18,8 @@ def cells(path, kind="code"):
 
 
 def test_all_are_there():
-    assert NAMES == ["00-start-here", "01-recipes", "10-train", "12-collapsed-ensemble", "20-tables", "21-figures"]
+    assert NAMES == ["00-start-here", "01-recipes", "02-from-archives", "10-train", "12-collapsed-ensemble", "20-tables",
+                     "21-figures"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)

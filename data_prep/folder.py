@@ -1,0 +1,64 @@
+"""Packs any folder of class folders: FOLDER/CLASS/image. Classes are numbered in the order of their sorted names.
+
+    python data_prep/folder.py --train FOLDER [--test FOLDER] --out data/NAME
+
+Without test images a share of the training images is set apart, chosen by a hash of class and file name: the same
+images on every machine, and none changes sides when others are added.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+from repro import ReproError, archives, packing
+from repro.labels import compare_labels
+from repro.packing import Source
+from repro.paths import DATA
+
+
+def prepare(train: Path, test: Path | None, test_share: float, out: Path | None, **options) -> None:
+    train = train.resolve()
+    out = out or DATA / (train.parent.name if train.name == "train" else train.name)
+    packing.check_name(out, "folder")
+    if not 0 < test_share < 1:
+        raise ReproError(f"--test-share is {test_share}: it must be between 0 and 1, as 0.1")
+    classes = [folder.name for folder in archives.folders(train)]
+    if len(classes) < 2:
+        raise ReproError(f"{train} has {len(classes)} class folders: it must have two at least")
+    images = sources(train, classes)
+    if test:
+        found = [folder.name for folder in archives.folders(test)]
+        if unknown := sorted(set(found) - set(classes)):
+            raise ReproError(f"{test} has the class {unknown[0]} ({len(unknown)} such), which {train} has not "
+                             f"({compare_labels(classes, found)})")
+        splits = {"train": images, "test": sources(test, classes)}
+    else:
+        splits = {"train": [], "test": []}
+        for source in images:
+            splits["test" if _hash(source.name) < test_share else "train"].append(source)
+    packing.pack(out, classes, splits, **options)
+
+
+def sources(folder: Path, classes: list[str]) -> list[Source]:
+    return [Source(f"{name}/{member.name}", label, member) for label, name in enumerate(classes)
+            if (folder / name).exists() for member in archives.files(folder / name)]
+
+
+def _hash(name: str) -> float:
+    """Evenly between 0 and 1."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train", type=Path, required=True, metavar="FOLDER", help="training images, a folder a class")
+    parser.add_argument("--test", type=Path, metavar="FOLDER", help="test images, of these classes (default: a share)")
+    parser.add_argument("--test-share", type=float, default=0.1, help="without --test (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="its name is the data set's (default: data/ and the images' folder)")
+    packing.options(parser)
+    return packing.run(prepare, parser, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

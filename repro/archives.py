@@ -1,0 +1,247 @@
+"""Tar archives and folders as lists of members that are read in place: nothing is ever extracted.
+
+A member says where in which plain file its bytes lie. As the member of a tar can itself be indexed as a tar, an archive
+of archives is read through its outer file. What is not a regular file with an expected, relative name is an error.
+"""
+
+import gzip
+import os
+import re
+import stat
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro import ReproError
+
+MOST_MEMBERS = 3_000_000  # of one archive; the largest known here, Places365, has 1.8 million
+LARGEST = 1 << 28  # bytes of a member that is read as a whole
+LARGEST_UNPACKED = 1 << 26  # bytes of a compressed archive; ImageNet's development kit unpacks to a few million
+LONGEST_HEADER = 1 << 16
+AGAIN = "compare its size and checksum with its source's, and fetch it again"
+WRONG = "this is not the archive that it should be, fetch it from its source"
+
+
+class ArchiveError(ReproError):
+    """An archive or folder is damaged, is something else, or holds what it should not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A plain file, or the bytes of one inside a plain tar. Strings, not Paths: there are millions of them."""
+
+    name: str  # inside its archive, or the plain file's own
+    file: str
+    offset: int  # 0: the plain file itself, as a tar starts with a header
+    size: int
+
+    @classmethod
+    def of(cls, path: Path | str) -> "Member":
+        """A plain file; raises ArchiveError if there is none."""
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise ArchiveError(f"{path} cannot be read ({error.strerror})") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise ArchiveError(f"{path} is {_kind(found.st_mode)}, where a plain file is expected")
+        return cls(os.path.basename(path), str(path), 0, found.st_size)
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}, member {self.name}" if self.offset else self.file
+
+    def read(self) -> bytes:
+        """All bytes; raises ArchiveError if they are not there, or too many to be one image or one list."""
+        if self.size > LARGEST:
+            raise ArchiveError(f"{self.place} has {self.size:,} bytes, more than {LARGEST:,}: {AGAIN}")
+        with self.opened() as read_at:
+            content = read_at(0, self.size)
+        if len(content) < self.size:
+            raise ArchiveError(f"{self.place} is cut short: {AGAIN}")
+        return content
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[int, int], bytes]]:
+        """Yields `read_at(offset, size)`, which gives at most the bytes of this member."""
+        try:
+            # Without O_NONBLOCK, to open a pipe would wait for its writer.
+            descriptor = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise ArchiveError(f"{self.place} cannot be read ({error.strerror})") from error
+
+        def read_at(offset: int, size: int) -> bytes:
+            size = min(size, self.size - offset)
+            try:
+                return os.pread(descriptor, size, self.offset + offset) if size > 0 else b""
+            except OSError as error:
+                raise ArchiveError(f"{self.place} cannot be read ({error.strerror})") from error
+
+        try:
+            yield read_at
+        finally:
+            os.close(descriptor)
+
+
+# --- Folders ---------------------------------------------------------------------------------------------------------
+
+
+def find(folder: Path, *places: str) -> Path:
+    """The first of several archives or folders that is there; says which, as to index it can take minutes."""
+    for place in places:
+        if (folder / place).exists():
+            print(f"reading {folder / place}", flush=True)
+            return folder / place
+    raise ArchiveError(f"{folder} holds none of {', '.join(places)}: name the folder that does with --source")
+
+
+def files(folder: Path | str, pattern: str = ".*") -> list[Member]:
+    """The files of a folder, sorted by name; hidden ones are ignored. All else than files that match is an error."""
+    return [Member(entry.name, entry.path, 0, _stat(entry).st_size)
+            for entry in _entries(folder, stat.S_ISREG, "an image file", pattern)]
+
+
+def folders(folder: Path | str, pattern: str = ".*") -> list[Path]:
+    """The folders in a folder, sorted by name; hidden ones are ignored. All else than these is an error."""
+    return [Path(entry.path) for entry in _entries(folder, stat.S_ISDIR, "a folder", pattern)]
+
+
+def _entries(folder: Path | str, expected: Callable[[int], bool], kind: str, pattern: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted((entry for entry in scan if entry.name[0] != "."), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ArchiveError(f"{folder} cannot be read as a folder ({error.strerror})") from error
+    for entry in entries:
+        mode = _stat(entry).st_mode
+        if not expected(mode):
+            raise ArchiveError(f"{entry.path} is {_kind(mode)}, where {kind} is expected: move it elsewhere")
+        if not re.fullmatch(pattern, entry.name):
+            raise ArchiveError(f"{entry.path} is not expected there: its name is not of the form {pattern}; "
+                               f"move it elsewhere")
+    return entries
+
+
+def _stat(entry: os.DirEntry) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:  # a link to nowhere
+        raise ArchiveError(f"{entry.path} cannot be read ({error.strerror})") from error
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "a plain file" if stat.S_ISREG(mode) else "no plain file"
+
+
+# --- Archives --------------------------------------------------------------------------------------------------------
+
+
+def index(tar: Member, pattern: str) -> list[Member]:
+    """The members of a plain tar, in its order; folders in it are passed over.
+
+    Raises ArchiveError if any member's name does not match `pattern` or leaves the archive, if it is a link, a device
+    or there twice, or if the archive is cut short or no tar at all.
+    """
+    inside = f"{tar.name}/" if tar.offset else ""
+    with tar.opened() as read_at:
+        return [Member(inside + name, tar.file, tar.offset + offset, size)
+                for name, offset, size in _scan(read_at, tar.size, tar.place, pattern)]
+
+
+def unpacked(file: Path | str, pattern: str) -> dict[str, bytes]:
+    """The members of a small .tar.gz whose names match, in memory. Raises ArchiveError as `index` does."""
+    try:
+        with gzip.open(file) as stream:
+            content = stream.read(LARGEST_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        with Member.of(file).opened() as read_at:
+            what = _looks_like(read_at(0, 512)) or error
+        raise ArchiveError(f"{file} cannot be unpacked ({what}): {AGAIN}") from error
+    if len(content) > LARGEST_UNPACKED:
+        raise ArchiveError(f"{file} unpacks to more than {LARGEST_UNPACKED:,} bytes, far more than it should: {AGAIN}")
+    members = _scan(lambda offset, size: content[offset : offset + size], len(content), str(file), ".*")
+    return {name: content[offset : offset + size] for name, offset, size in members if re.fullmatch(pattern, name)}
+
+
+class _Headers:
+    """What tarfile needs of a file. It asks for headers only, so a long answer is one that a damaged size asks for."""
+
+    def __init__(self, read_at: Callable[[int, int], bytes]):
+        self.read_at, self.position = read_at, 0
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> None:
+        if position < 0:
+            raise tarfile.ReadError("negative size")
+        self.position = position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"header of {size:,} bytes")
+        content = self.read_at(self.position, size)
+        self.position += len(content)
+        return content
+
+
+def _scan(read_at: Callable[[int, int], bytes], size: int, place: str, pattern: str) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of each member of the tar in `size` bytes."""
+    names, entries = set(), 0
+    try:
+        with tarfile.TarFile(fileobj=_Headers(read_at)) as tar:
+            while (entry := tar.next()) is not None:
+                tar.members.clear()  # tarfile would keep them all
+                entries += 1
+                if entries > MOST_MEMBERS:
+                    raise ArchiveError(f"{place} has more than {MOST_MEMBERS:,} members: {AGAIN}")
+                if entry.isdir():
+                    _check_name(entry.name, place)
+                    continue
+                name = _checked(entry, place, pattern)
+                if entry.offset_data + entry.size > size:
+                    raise ArchiveError(f"{place} is cut short in its member {name}: {AGAIN}")
+                if name in names:
+                    raise ArchiveError(f"{place} has two members {name}: {AGAIN}")
+                names.add(name)
+                yield name, entry.offset_data, entry.size
+            # Where a header is damaged or the file ends, tarfile stops as if the archive did.
+            end = read_at(tar.offset, tarfile.BLOCKSIZE)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        what = _looks_like(read_at(0, 512)) or error
+        raise ArchiveError(f"{place} is no whole tar archive ({what}): {AGAIN}") from error
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise ArchiveError(f"{place} is {'damaged' if len(end) == tarfile.BLOCKSIZE else 'cut short'} "
+                           f"after {len(names):,} members: {AGAIN}")
+    if not names:
+        raise ArchiveError(f"{place} has no members: {AGAIN}")
+
+
+def _checked(entry: tarfile.TarInfo, place: str, pattern: str) -> str:
+    name = _check_name(entry.name, place)
+    if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse():
+        kind = ("a symbolic link" if entry.issym() else "a hard link" if entry.islnk() else
+                "a device or pipe" if entry.isdev() else f"of the unexpected type {entry.type!r}")
+        raise ArchiveError(f"{place}: member {name} is {kind}, no plain file: {WRONG}")
+    if entry.size < 0:
+        raise ArchiveError(f"{place}: member {name} has the size {entry.size}: {AGAIN}")
+    if not re.fullmatch(pattern, name):
+        raise ArchiveError(f"{place}: member {name!r} is not expected there: its name is not of the form {pattern}")
+    return name
+
+
+def _check_name(name: str, place: str) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ArchiveError(f"{place}: member {name!r} points out of the archive: {WRONG}")
+    return name.removeprefix("./")
+
+
+def _looks_like(start: bytes) -> str:
+    """What the first bytes of a file that is not what it should be tell about it."""
+    if not start:
+        return "it is empty"
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "it is a web page"
+    return "it is compressed" if start[:2] == b"\x1f\x8b" else ""

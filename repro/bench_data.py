@@ -1,0 +1,235 @@
+"""What `make bench-data` measures: the loader against torchvision's, its share of a training step, packing, memory.
+
+Each figure is a ratio of two things that are measured in one run, on the same images, in turns; medians of the rounds.
+Writes results/bench/data.json and prints it as a table.
+"""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from repro import archives, packing
+from repro.allreduce import Average
+from repro.comm import Alone
+from repro.data import IMAGENET, Images, Stream, load_ahead
+from repro.model import Network, build
+from repro.paths import RESULTS, replacing, writable_folder
+from repro.records import code_version, now, package_versions
+from repro.train import average_over_workers
+
+IMAGES, BATCH, ROUNDS = 512, 16, 5
+STORED = {"full size": 0, "short side 256": 256}  # as packed: untouched bytes, or as the default
+
+
+# --- The images ------------------------------------------------------------------------------------------------------
+
+
+def photographs(folder: Path) -> Path:
+    """JPEGs of the usual size of a photograph, in class folders: parts of scikit-learn's two, hardly scaled."""
+    from sklearn.datasets import load_sample_images
+
+    generator = np.random.default_rng(0)
+    originals = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for number in range(IMAGES):
+        left, top = (int(generator.integers(high)) for high in (80, 40))
+        part = originals[number % 2].crop((left, top, left + 560, top + 387)).resize((500, 346), Image.Resampling.LANCZOS)
+        path = folder / f"class{number % 8}" / f"{number:04}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (part if number % 4 else part.transpose(Image.Transpose.ROTATE_90)).save(path, quality=94)
+    return folder
+
+
+def pack(source: Path, out: Path, short_side: int, threads: int) -> float:
+    """Packs the folders of `source`; returns the seconds."""
+    classes = [folder.name for folder in archives.folders(source)]
+    images = [packing.Source(member.name, label, member) for label, name in enumerate(classes)
+              for member in archives.files(source / name)]
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        packing.pack(out, classes, {"train": images}, short_side=short_side, threads=threads, overwrite=True)
+    return time.perf_counter() - start
+
+
+# --- Decode and augment, on one core ----------------------------------------------------------------------------------
+
+
+def ours(data: str) -> float:
+    """Images a second of one decoding thread over an epoch, after one batch."""
+    images = Images(data, "train")
+    stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
+    return _rate(load_ahead(stream, ((step, 0, "scale_aspect") for step in range(len(images) // BATCH)), threads=1))
+
+
+def torchvision_pil(folder: str) -> float:
+    """The same of torchvision's transforms on Pillow images, as its reference trains by default, one worker process."""
+    from torchvision.transforms import v2
+
+    return _rate(_loader(folder, [v2.PILToTensor()], at_end=True))
+
+
+def torchvision_tensor(folder: str) -> float:
+    """The same of its transforms on tensors, decoded by torchvision itself."""
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    return _rate(_loader(folder, [], loader=lambda path: decode_image(read_file(path), ImageReadMode.RGB)))
+
+
+def _loader(folder, conversion, at_end=False, **options):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    crop = [v2.RandomResizedCrop(IMAGENET.size, antialias=True), v2.RandomHorizontalFlip()]
+    steps = crop + conversion if at_end else conversion + crop
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    dataset = ImageFolder(folder, v2.Compose(steps), **options)
+    return torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=1, multiprocessing_context="fork")
+
+
+def _rate(batches) -> float:
+    batches = iter(batches)
+    next(batches)
+    start, count = time.perf_counter(), 0
+    for images, _ in batches:
+        count += len(images)
+    return count / (time.perf_counter() - start)
+
+
+def on_one_core(function, argument: str) -> float:
+    """The function's result in a process that may use one core only, with its children."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_pinned, args=(sender, function.__name__, argument))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def _pinned(sender, name: str, argument: str) -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    sender.send(globals()[name](argument))
+
+
+# --- The loader's share of a step ---------------------------------------------------------------------------------------
+
+
+def steps(data: str, rounds: int, precision: str) -> tuple[list[float], list[float]]:
+    """Seconds of ResNet-50 steps with images that are loaded ahead, and with images at hand, in turns.
+
+    All cores compute, and the batch that replaces the one taken is decoded during the step: so decoding is paid for.
+    """
+    torch.set_num_threads(os.cpu_count())
+    images = Images(data, "train")
+    network = Network(build("resnet50", 1000))
+    average = Average("exact", Alone(), 1, network)
+    stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
+    batches = load_ahead(stream, ((step, 0, "scale_aspect") for step in range(10**6)), threads=2)
+    at_hand = stream.batch(0, 0, "scale_aspect")
+    seconds = [], []
+    for number in range(2 * (rounds + 1)):
+        start = time.perf_counter()
+        average_over_workers(Alone(), average, network, iter([at_hand]) if number % 2 else batches, precision)
+        if number > 1:  # the first of each warms up
+            seconds[number % 2].append(time.perf_counter() - start)
+    batches.close()
+    return seconds
+
+
+# --- Packing, and memory ----------------------------------------------------------------------------------------------
+
+
+def memory(data: str) -> list[float]:
+    """MB of this process's own memory, at each tenth of an epoch of loading."""
+    images = Images(data, "train")
+    stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
+    batches = load_ahead(stream, ((step, 0, "scale_aspect") for step in range(10 * len(images) // BATCH)), threads=2)
+    readings = []
+    for number, _ in enumerate(batches):
+        if number % (len(images) // BATCH) == 0:
+            status = Path("/proc/self/status").read_text()
+            readings.append(int(status.split("RssAnon:")[1].split()[0]) / 1000)
+    return readings
+
+
+# --- All of it --------------------------------------------------------------------------------------------------------
+
+
+def row(name: str, ours: list[float], peer: list[float], peer_is: str, unit: str, goal: str = "") -> dict:
+    """A figure and its peer, measured in turns: medians, their ratio, and each round's."""
+    return {"name": name, "ours": median(ours), "peer": median(peer), "peer_is": peer_is, "ratio": median(ours) / median(peer),
+            "goal": goal, "unit": unit, "rounds": {"ours": ours, "peer": peer}}
+
+
+def loading(name: str, folder: Path, data: Path) -> list[dict]:
+    peers = {"torchvision ImageFolder, v2 transforms on Pillow images, DataLoader": torchvision_pil,
+             "torchvision ImageFolder, v2 transforms on its decoder's tensors, DataLoader": torchvision_tensor}
+    rates = {function: [] for function in (ours, *peers.values())}
+    for _ in range(ROUNDS):
+        for function, found in rates.items():
+            found.append(on_one_core(function, str(data if function is ours else folder)))
+    return [row(f"decode and augment, {name}", rates[ours], rates[function], peer, "images/s on one core",
+                ">= 1.5" if name == "full size" else "") for peer, function in peers.items()]
+
+
+def measure(folder: Path) -> list[dict]:
+    source, rows = photographs(folder / "jpegs"), []
+    for name, short_side in STORED.items():
+        out, seconds, copies = folder / str(short_side) / "photographs", [], []
+        for number in range(ROUNDS):
+            seconds.append(pack(source, out, short_side, threads=os.cpu_count()))
+            start = time.perf_counter()
+            shutil.copytree(source, folder / "copies" / str(number))
+            os.sync()  # as packing does
+            copies.append(time.perf_counter() - start)
+            shutil.rmtree(folder / "copies")
+        rows.append(row(f"packing, {name}", [IMAGES / each for each in seconds], [IMAGES / each for each in copies],
+                        "plain copy of the files", f"images/s, {os.cpu_count()} threads"))
+        # The peer reads the same JPEGs: those of the packed records, as files.
+        files, images = folder / f"files{short_side}", Images(str(out), "train")
+        for index in range(len(images)):
+            label, encoded = images.packed[index]
+            path = files / images.classes[label] / f"{index:04}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded)
+        rows += loading(name, files, out)
+    for precision in ("fp32", "bf16"):
+        for name, short_side in STORED.items():
+            loaded, at_hand = steps(str(folder / str(short_side) / "photographs"), ROUNDS, precision)
+            shares = row(f"ResNet-50 step, {precision}, {name}", loaded, at_hand, "the same step with its images at hand",
+                         f"s for {BATCH} images", "<= 1.03")
+            rows.append(shares)
+    readings = memory(str(folder / "256" / "photographs"))
+    rows.append(row("own memory over ten epochs of loading", readings[-1:], readings[1:2], "after the first epoch", "MB", "<= 1.05"))
+    return rows
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder))
+    result = {"when": now(), "version": code_version(), "packages": package_versions(), "cores": os.cpu_count(),
+              "machine": platform.processor() or platform.machine(), "images": IMAGES, "rounds": ROUNDS,
+              "command": "make bench-data", "rows": rows}
+    with replacing(writable_folder(RESULTS / "bench") / "data.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+    print(f"{'':44} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
+    for each in rows:
+        print(f"{each['name']:44} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.2f}  {each['goal'] or '-':7} "
+              f"{each['unit']}; against {each['peer_is']}")
+
+
+if __name__ == "__main__":
+    main()

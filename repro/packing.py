@@ -1,0 +1,390 @@
+"""From source images to packed splits: each image is checked and brought into its stored form, then they are packed.
+
+    convert   one image
+    pack      all splits of a data set: plan and estimate first, then threads, a progress bar, and one file a split
+    options   what the scripts under data_prep/ have in common on their command lines
+
+How an image is stored follows from its content, never from its file's name or place: so archives, extracted trees and
+copies of them give the same bytes.
+"""
+
+import argparse
+import hashlib
+import io
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+import numpy as np
+from PIL import Image, features
+from tqdm import tqdm
+
+from repro import ReproError, packed
+from repro.ahead import ordered
+from repro.archives import Member
+from repro.paths import ROOT, writable_folder
+
+SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF",
+            ".tiff": "TIFF", ".webp": "WEBP", ".ppm": "PPM"}
+FORMATS = tuple(set(SUFFIXES.values()))  # not all of Pillow's: some start other programs
+MOST_PIXELS = 89_000_000  # just below what Pillow warns of
+SAMPLE = 32  # images of a split that the estimates are made from
+SHOWN = 30  # converted or left out images that are printed; the manifest lists all
+RANGES = (("short_side", 0, 65500), ("quality", 1, 100), ("threads", 1, 1024), ("max_skipped", 0, 10**9))
+PAGE = 4096  # LMDB stores large records in whole pages, of small ones as many as fit
+
+
+class ImageError(ReproError):
+    """An image file is damaged or is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One image to be packed. `name` is the same in every layout of its data set."""
+
+    name: str
+    label: int
+    member: Member
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How images are stored."""
+
+    short_side: int = 256  # larger ones are scaled down to it; 0: none is
+    quality: int = 90  # of the JPEGs that are made
+
+    def __str__(self) -> str:
+        scaled = f"short side at most {self.short_side} (bicubic), " if self.short_side else "not scaled, "
+        return f"{scaled}JPEG of quality {self.quality} where it is not the original's bytes"
+
+
+# --- One image -------------------------------------------------------------------------------------------------------
+
+
+def convert(content: bytes, name: str, rule: Rule) -> tuple[bytes, str]:
+    """The stored form of one image file, and a note that says why, if the file is odd; raises ImageError.
+
+    An ordinary JPEG (RGB or grey, 8 bits) that need not be scaled keeps its bytes. All else is made a baseline JPEG:
+    in RGB, unless it is a grey JPEG. EXIF is not looked at: the orientation that it gives is ignored, as in
+    torchvision's loaders, and so is its damage.
+    """
+    image, content, size, note = _decoded(content, rule.short_side)
+    ordinary = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")  # an MPO's first image is such a JPEG
+    small = not rule.short_side or min(size) <= rule.short_side
+    note = note or _oddity(image, name)
+    if ordinary and small:
+        return content, note
+    note = f"{note}, converted" if note and not ordinary else note
+    try:
+        image = image if ordinary else _rgb(image)
+        if not small:
+            scale = rule.short_side / min(size)
+            image = image.resize([round(side * scale) for side in size], Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=rule.quality, comment=b"")  # else the original's comment would come along
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be made a JPEG in RGB ({error})") from error
+    return file.getvalue(), note
+
+
+def _decoded(content: bytes, short_side: int) -> tuple[Image.Image, bytes, tuple[int, int], str]:
+    """The decoded image, its file's bytes (repaired, if the note says so) and its full size."""
+    if not content:
+        raise ImageError("is empty")
+    note = ""
+    try:
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.UnidentifiedImageError:
+            # Pillow looks into EXIF for the resolution, and some damage there stops it.
+            content, note = _without_exif(content), "damaged EXIF, removed"
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        size = image.size
+        if size[0] * size[1] > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        if short_side:
+            # JPEG's own scaled decoding, which is cheap, down to twice the size that is stored at the least.
+            image.draft(None, (2 * short_side, 2 * short_side))
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"says that it has more than {MOST_PIXELS // 10**6} million pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"is {_kind(content)}") from error
+    except Exception as error:  # decoders raise all kinds for damaged bytes
+        raise ImageError(f"is damaged or cut short ({error})") from error
+    return image, content, size, note
+
+
+def _without_exif(jpeg: bytes) -> bytes:
+    """The JPEG without its segments of EXIF (APP1); anything else comes back as it is."""
+    if jpeg[:2] != b"\xff\xd8":
+        return jpeg
+    kept, place = [jpeg[:2]], 2
+    while jpeg[place : place + 1] == b"\xff" and jpeg[place : place + 2] != b"\xff\xda":
+        end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        if jpeg[place : place + 2] != b"\xff\xe1":
+            kept.append(jpeg[place:end])
+        place = end
+    return b"".join(kept) + jpeg[place:]
+
+
+def _kind(content: bytes) -> str:
+    if content.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "a web page, not an image"
+    if content[:2] == b"\xff\xd8" or content[:8] == b"\x89PNG\r\n\x1a\n":
+        return f"only the start of an image ({len(content):,} bytes), or its header is damaged"
+    return f"no image of a known format ({len(content):,} bytes, which begin with {content[:8]!r})"
+
+
+def _oddity(image: Image.Image, name: str) -> str:
+    """Why an image is not what its name says, or not 8 bits of grey or RGB."""
+    format = "JPEG" if image.format == "MPO" else image.format
+    suffix = os.path.splitext(name)[1]
+    if SUFFIXES.get(suffix.lower(), format) != format:
+        return f"{format} named {suffix}"
+    return "" if image.mode in ("L", "RGB") else f"{format} of mode {image.mode}"
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("more than 16 bits a sample")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("samples in floating point, whose range is not known")
+    return image.convert("RGB")
+
+
+# --- All images ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One split that is still to be packed."""
+
+    path: Path
+    sources: list[Source]
+    plan: str
+    inputs: int  # of an earlier call that was broken off
+    left_out: int
+
+    @property
+    def remaining(self) -> int:
+        return len(self.sources) - self.inputs
+
+
+def pack(out: Path, classes: list[str], splits: dict[str, list[Source]], short_side: int = 256, quality: int = 90,
+         threads: int = 1, on_error: str = "error", max_skipped: int = 20, overwrite: bool = False) -> None:
+    """Packs each split's images into `out`/SPLIT.lmdb, as the data set that bears the folder's name.
+
+    Images are sorted by (label, name). A file that is already there with the same plan (the same images and rule) is
+    left alone, one with another plan is replaced only with `overwrite`. What was broken off is continued. A damaged
+    image ends it (`on_error` "error") or is left out ("skip"), of at most `max_skipped` a split.
+    Raises ReproError, before anything is written where that can be known: disk too small, data there already.
+    """
+    dataset = out.resolve().name
+    rule = Rule(short_side, quality)
+    if empty := sorted(set(range(len(classes))) - {source.label for source in splits["train"]}):
+        raise ReproError(f"class {classes[empty[0]]} ({len(empty)} such) has no training images: complete or remove it")
+    jobs = [job for split, sources in splits.items()
+            if (job := _job(out / f"{split}.lmdb", dataset, classes, sources, rule, overwrite))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and transparency, which are of no concern here
+        _estimate(out, classes, jobs, rule, threads)
+        if jobs:
+            writable_folder(out)
+        for job in jobs:
+            items = _items(job, rule, threads, on_error, max_skipped)
+            manifest = packed.write(job.path, dataset, job.path.stem, classes, items, stored=str(rule), plan=job.plan)
+            _report(job.path, manifest)
+
+
+def _job(path: Path, dataset: str, classes: list[str], sources: list[Source], rule: Rule,
+         overwrite: bool) -> _Job | None:
+    """What is to be done for this split; None if it is done."""
+    if not sources:
+        raise ReproError(f"there are no images for {path}")
+    sources = sorted(sources, key=lambda source: (source.label, source.name))
+    for one, other in zip(sources, sources[1:]):
+        if (one.label, one.name) == (other.label, other.name):
+            raise ReproError(f"{one.name} is there twice: {one.member.place} and {other.member.place}")
+    plan = _plan(dataset, path.stem, classes, sources, rule)
+    if path.exists() and not overwrite:
+        try:
+            same = packed.Packed(path, dataset, path.stem).manifest["plan"] == plan
+        except packed.PackedError:
+            same = False
+        if not same:
+            raise ReproError(f"{path} is there already, and not from the same images with the same options: to replace "
+                             f"it give --overwrite, or choose another folder with --out")
+        print(f"{path}: already packed from the same images with the same options (--overwrite packs it again)")
+        return None
+    partial = _partial(path, plan)
+    for other in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
+        print(f"{other}: begun from other images or with other options ({_bytes(other.stat().st_size)}); delete it "
+              f"unless that is to be continued")
+    inputs, left_out = _begun(partial)
+    return _Job(path, sources, plan, inputs, left_out)
+
+
+def _plan(dataset: str, split: str, classes: list[str], sources: list[Source], rule: Rule) -> str:
+    """A digest of everything that determines the packed bytes; of the images, names, labels and sizes."""
+    versions = Image.__version__, features.version("jpg"), features.version("libjpeg_turbo")
+    digest = hashlib.sha256(repr((dataset, split, classes, str(rule), versions)).encode())
+    for source in sources:
+        digest.update(f"{source.name}\0{source.label}\0{source.member.size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _partial(path: Path, plan: str) -> Path:
+    """Where packed.write keeps what it has of this plan."""
+    return path.with_name(f".{path.name}.{plan[:16]}.partial")
+
+
+def _begun(partial: Path) -> tuple[int, int]:
+    """Inputs that an earlier call has packed, and how many of them it left out."""
+    if not partial.exists() or not partial.stat().st_size:
+        return 0, 0
+    try:
+        with lmdb.open(str(partial), subdir=False, readonly=True, lock=False) as environment:
+            with environment.begin() as transaction:
+                written = transaction.get(packed.MANIFEST)
+    except lmdb.Error:  # packed.write says what is to be done about it
+        return 0, 0
+    manifest = packed._unseal_manifest(partial, written) if written else {"inputs": 0, "left_out": []}
+    return manifest["inputs"], len(manifest["left_out"])
+
+
+def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threads: int) -> None:
+    """Says what will be made, how large and how soon, by a sample of each split; raises if the disk is too small."""
+    needed = 0
+    for job in jobs:
+        count = min(SAMPLE, job.remaining)
+        sample = [job.sources[job.inputs + number * job.remaining // count] for number in range(count)]
+        start = time.monotonic()
+        items = list(ordered(_item, ((source, rule) for source in sample), threads, len(sample)))
+        seconds = (time.monotonic() - start) * job.remaining / max(count, 1)
+        sizes = [_on_disk(len(item.image)) for item in items if item.image]
+        size = round(1.05 * sum(sizes) / max(len(sizes), 1) * job.remaining) + 8 * PAGE
+        needed += size
+        continued = f", {job.inputs:,} of them already done" if job.inputs else ""
+        print(f"{job.path}: {len(job.sources):,} images of {len(classes):,} classes{continued}; about "
+              f"{_bytes(size)} and {_time(seconds)} with {threads} threads", flush=True)
+    if jobs:
+        print(f"stored images: {rule}", flush=True)
+    there = out.resolve()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ReproError(f"{out} needs about {_bytes(needed)}, but its file system has {_bytes(free)} free: free some "
+                         f"space, choose another folder with --out, or store smaller images (--short-side, --quality)")
+
+
+def _on_disk(image: int) -> int:
+    record = image + 24  # key and headers
+    return PAGE // (PAGE // record) if record <= PAGE // 2 else -(-record // PAGE) * PAGE
+
+
+def _item(source: Source, rule: Rule) -> packed.Item:
+    # What cannot be read at all is an ArchiveError and passes: an image must not be left out for a fault of the disk.
+    content = source.member.read()
+    try:
+        image, note = convert(content, source.name, rule)
+    except ImageError as error:
+        return packed.Item(source.label, None, source.name, str(error))
+    return packed.Item(source.label, image, source.name, note)
+
+
+def _items(job: _Job, rule: Rule, threads: int, on_error: str,
+           max_skipped: int) -> Callable[[int], Iterator[packed.Item]]:
+    def items(start: int) -> Iterator[packed.Item]:
+        left_out = job.left_out
+        results = ordered(_item, ((source, rule) for source in job.sources[start:]), threads, ahead=4 * threads)
+        with tqdm(total=len(job.sources), initial=start, unit="image", desc=job.path.stem, smoothing=0.05,
+                  mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+            for number, item in enumerate(results, start):
+                if item.image is None:
+                    place = job.sources[number].member.place
+                    if on_error == "error":
+                        raise ImageError(f"{place} {item.note}: fetch it again, or leave such images out with "
+                                         f"--on-error skip")
+                    left_out += 1
+                    if left_out > max_skipped:
+                        raise ImageError(f"{place} {item.note}: this is number {left_out} of the images to be left "
+                                         f"out, and --max-skipped allows {max_skipped}")
+                yield item
+                bar.update()
+    return items
+
+
+def _report(path: Path, manifest: dict) -> None:
+    print(f"{path}: {manifest['count']:,} images of {len(manifest['classes']):,} classes, "
+          f"{_bytes(path.stat().st_size)}, sha256 {manifest['sha256']}")
+    for what, key in (("odd", "converted"), ("left out", "left_out")):
+        listed = manifest[key]
+        for name, note in listed[:SHOWN]:
+            print(f"  {what}: {name}: {note}")
+        if len(listed) > SHOWN:
+            print(f"  {what}: and {len(listed) - SHOWN:,} more, which the file's manifest lists")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+# --- What the scripts share ------------------------------------------------------------------------------------------
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `pack` takes under the same names."""
+    parser.add_argument("--short-side", type=int, default=256,
+                        help="pixels; larger images are scaled down to it, 0: none is (default: %(default)s)")
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs that are made (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: one a core, %(default)s)")
+    parser.add_argument("--on-error", choices=("error", "skip"), default="error",
+                        help="end at a damaged image, or leave it out (default: %(default)s)")
+    parser.add_argument("--max-skipped", type=int, default=20,
+                        help="images of a split to be left out at most (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace packed files that are there already")
+
+
+def run(prepare: Callable[..., None], parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+    """Calls `prepare` with the command line's options; returns the exit status, and says in a line what went wrong."""
+    chosen = vars(parser.parse_args(arguments))
+    try:
+        for name, least, most in RANGES:
+            if not least <= chosen[name] <= most:
+                raise ReproError(f"--{name.replace('_', '-')} is {chosen[name]}: it must be between {least} and {most}")
+        prepare(**chosen)
+    except ReproError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check_name(out: Path, script: str, part: bool = False) -> None:
+    """Raises ReproError if a folder has the name of a data set that another script, or only all of it, makes."""
+    name = out.resolve().name
+    own = name == script
+    if (ROOT / "data_prep" / f"{name}.py").exists() and (part or not own):
+        what = f"a part of {script}" if own else f"this, which is not {name},"
+        raise ReproError(f"{what} must not be packed under the name {name}: choose another folder with --out")

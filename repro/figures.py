@@ -35,7 +35,6 @@ def image_grid(rows: dict[str, list]) -> plt.Figure:
         for axis, image in zip(line, images):
             axis.imshow(image, cmap="gray")
     figure.tight_layout()
-    plt.close(figure)  # shown by the notebook, once
     return figure
 
 

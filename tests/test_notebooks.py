@@ -43,7 +43,8 @@ def test_opens_with_title_imports_parameters_check_and_ends_with_the_mark(path):
 def test_cells_are_short(path):
     for cell in cells(path):
         ast.parse(cell.source.replace(";", ""))
-        assert len(cell.source.splitlines()) <= 14, cell.source
+        if "parameters" not in cell.metadata.get("tags", []):  # which are a list
+            assert len(cell.source.splitlines()) <= 14, cell.source
 
 
 # --- Parameters -------------------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup reproduce test data lab lock browser clean distclean
+.PHONY: help setup reproduce test data bench-data lab lock browser clean distclean
 
 help:  ## list what make can do
 	@echo "usage: make TARGET [OPTION=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PROFILE=laptop         what reproduce runs"
 	@echo "  ARGS='...'             handed on to the command of reproduce, test, data, lab or lock"
@@ -42,6 +42,9 @@ test: $(STAMP) browser  ## run the tests
 
 data: $(STAMP)  ## pack the embedded digits
 	.venv/bin/python data_prep/digits.py $(ARGS)
+
+bench-data: $(STAMP)  ## measure the loader against torchvision's, packing, and memory; run nothing beside it
+	.venv/bin/python -m repro.bench_data
 
 # The address is loopback whatever the user's configuration says; the token is Jupyter's own.
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only

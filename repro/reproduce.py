@@ -93,7 +93,7 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
     shutil.rmtree(reference, ignore_errors=True)
-    for pattern in ("tables/*.csv", "figures/*.svg", "figures/*.csv", "report/index.html",
+    for pattern in ("tables/*.csv", "figures/*.svg", "figures/*.csv", "report/index.html", "bench/*.json",
                     "runs/*/run.json", "runs/*/metrics.jsonl", "runs/*/ensembles.json"):
         for path in results.glob(pattern):
             if "runs" not in path.parts[-3:] or records.read(path.parent).get("status") == "complete":

@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--normalization", default="release", help="release (default: BGR less the mean, / 128) or "
                                                                   "torchvision")
     train.add_argument("--reduction", default="exact", help="exact (default) or fast")
-    train.add_argument("--precision", default="fp32", help="fp32 (default) or bf16")
+    train.add_argument("--precision", default="auto", help="auto (default: bf16 for large images where the processor has it), "
+                                                          "fp32 or bf16")
     train.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     train.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
     train.add_argument("--decoders", type=int, default=2, help="threads a rank decodes images with, ahead of the step "

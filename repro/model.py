@@ -15,6 +15,7 @@ from torchvision.models import resnet
 from repro import ReproError, choose
 
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -107,10 +108,23 @@ def find_device(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def find_precision(name: str, device: str, small: bool) -> str:
+    """The precision of that name; "auto" is bf16 where the device multiplies it natively and images are not small."""
+    if choose("precision", name, PRECISIONS) != "auto":
+        return name
+    if small:  # a small network's time goes to starting operations, of which bf16 needs more
+        return "fp32"
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
 class Network:
     """A model whose parameters, statistics and gradients lie in flat vectors.
 
-    weights       (P,) parameters; those of batch norm last, from `undecayed` on
+    weights       (P,) parameters, in the order in which backward yields their gradients; those of batch norm last, from
+                  `undecayed` on
     statistics    (S,) running means and variances
     contribution  (P + S + 2,) what one worker adds to the average: gradients, batch means and variances, then the
                   mean loss of its images and their number of correct predictions
@@ -119,9 +133,9 @@ class Network:
     def __init__(self, model: nn.Module, device="cpu"):
         self.model = model.to(device)
         norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-        gammas_betas = [parameter for norm in norms for parameter in (norm.weight, norm.bias)]
+        gammas_betas = [parameter for norm in reversed(norms) for parameter in (norm.weight, norm.bias)]
         last = {id(parameter) for parameter in gammas_betas}
-        parameters = [p for p in model.parameters() if id(p) not in last] + gammas_betas
+        parameters = [p for p in reversed(list(model.parameters())) if id(p) not in last] + gammas_betas
         self.undecayed = sum(p.numel() for p in parameters if id(p) not in last)
         size = sum(p.numel() for p in parameters)
         self.weights = torch.empty(size, device=device)
@@ -136,7 +150,7 @@ class Network:
         _adopt(batch, self.contribution[size:-2])
         for parameter, gradient in zip(parameters, _views(parameters, self.gradients)):
             parameter.grad = gradient
-        self.norms = norms
+        self.norms, self.parameters = norms, parameters
 
     def contribute(self, images: torch.Tensor, labels: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Forward and backward of one worker's images (N, C, H, W) and labels (N,); returns `contribution`."""

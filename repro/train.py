@@ -24,7 +24,8 @@ from repro import ReproError, checkpoint, choose, comm, evaluate, recipes, recor
 from repro.allreduce import REDUCTIONS, Average, Mean
 from repro.data import Images, Stream, load_ahead
 from repro.labels import compare_labels
-from repro.model import MODELS, Network, build, find_device
+from repro.memory import keep_freed
+from repro.model import MODELS, Network, build, find_device, find_precision
 from repro.optim import SGD
 from repro.paths import RUNS
 from repro.schedule import SWITCHES, Recipe, learning_rate
@@ -32,7 +33,6 @@ from repro.schedule import SWITCHES, Recipe, learning_rate
 log = logging.getLogger("repro")
 
 CHECKPOINT_SECONDS = 30  # at epoch ends, no more often than this
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Task:
 
 def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int = 0, out: str = str(RUNS),
             model: str = "", size: int = 0, normalization: str = "release", reduction: str = "exact",
-            precision: str = "fp32", device: str = "auto", threads: int = 1, decoders: int = 2, steps: int = 0,
+            precision: str = "auto", device: str = "auto", threads: int = 1, decoders: int = 2, steps: int = 0,
             **switches) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs."""
     known = [name for name in inspect.signature(prepare).parameters if name != "switches"]
@@ -58,7 +58,6 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
         choose("parameter", name, [*known, *SWITCHES])
     original = recipes.find(recipe, **switches)
     choose("reduction", reduction, REDUCTIONS)
-    choose("precision", precision, PRECISIONS)
     device = find_device(device)
     for name, value, least in (("seed", seed, 0), ("threads", threads, 1), ("decoders", decoders, 0), ("steps", steps, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
@@ -69,6 +68,7 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
     small = recipes.shrink(original, shrink, len(train))
     if model and choose("model", model, MODELS) != small.model:
         small = replace(small, model=model, name=f"{small.name}-{model}")
+    precision = find_precision(precision, device, train.small)
     train.count = min(len(train), small.epoch_images)
     parameters = dict(seed=seed, size=size, normalization=normalization, reduction=reduction, precision=precision,
                       device=device, threads=threads)
@@ -219,12 +219,14 @@ def _train(world, task: Task, asked: threading.Event) -> dict:
 
 def _assemble(world, task: Task) -> tuple[Network, SGD, Average]:
     recipe, parameters = task.recipe, task.parameters
+    keep_freed()
     torch.set_num_threads(parameters["threads"])  # kernels split their sums by thread, so the bits depend on it
     torch.manual_seed(parameters["seed"])
     network = Network(build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride,
                             recipe.zero_gamma), parameters["device"])
     optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
-    return network, optimizer, Average(parameters["reduction"], world, recipe.workers, network)
+    overlap = world.nodes > 1 and parameters["device"] == "cpu"
+    return network, optimizer, Average(parameters["reduction"], world, recipe.workers, network, overlap)
 
 
 def _batches(world, task: Task, first: int) -> Iterator:

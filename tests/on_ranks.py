@@ -8,10 +8,11 @@ The last line on standard output is a JSON object. A launch costs seconds of imp
 import json
 import sys
 import time
+from functools import partial
 
 import torch
 
-from repro import comm, evaluate, train
+from repro import allreduce, comm, evaluate, train
 from repro.data import Images, Stream
 from repro.model import build
 
@@ -21,6 +22,22 @@ FAILING_STEP = 2
 def trained(digits, out, smoke):
     """The folders of a run from its start, and of one that this many ranks continue."""
     return {name: train.train(**smoke, data=digits, out=f"{out}/{name}") for name in ("whole", "killed")}
+
+
+def overlapping(world, function, *arguments):
+    """What the function returns when ranks seem to be on several nodes, so that buckets are summed during backward."""
+    nodes, bucket = world.nodes, allreduce.BUCKET
+    start_sum, started = world.start_sum, []
+
+    def counted(array):
+        started.append(len(array))
+        return start_sum(array)
+
+    world.nodes, allreduce.BUCKET, world.start_sum = 2, 4096, counted
+    try:
+        return {"result": function(*arguments), "buckets": started}
+    finally:
+        world.nodes, allreduce.BUCKET, world.start_sum = nodes, bucket, start_sum
 
 
 def evaluated(world, digits):
@@ -46,10 +63,12 @@ def failed(world, digits, out, smoke):
 
     Stream.batch = batch
     try:
-        train.train(**smoke, data=digits, out=f"{out}/failed")
+        train.train(**smoke, data=digits, out=out)
         raised = None
     except Exception as error:
         raised = [type(error).__name__, str(error)]
+    finally:
+        Stream.batch = original
     return {"raised": world.gather(raised), "steps": world.gather(steps[-1]),
             "seconds": max(time.monotonic() - min(times, default=time.monotonic()) for times in world.gather(times))}
 
@@ -58,6 +77,10 @@ if __name__ == "__main__":
     smoke, digits, out = json.loads(sys.argv[1]), *sys.argv[2:]
     world = comm.world()
     report = {"folders": trained(digits, out, smoke), "counts": evaluated(world, digits),
-              "failure": failed(world, digits, out, smoke)}
+              "failure": failed(world, digits, f"{out}/failed", smoke)}
+    if world.size > 1:
+        whole = partial(train.train, **smoke, data=digits, out=f"{out}/overlapped")
+        report["overlapped"] = overlapping(world, whole)
+        report["overlapped_failure"] = overlapping(world, failed, world, digits, f"{out}/failed overlapped", smoke)["result"]
     if world.rank == 0:
         print(json.dumps(report))

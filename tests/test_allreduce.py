@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from repro import allreduce
 from repro.allreduce import Average, NotFinite
 from repro.comm import Alone
+from repro.model import Network, build
 
 SPLIT, STATISTICS = 70_000, 40  # gradients (more than one piece of the conversion), then statistics, loss and count
 NETWORK = SimpleNamespace(weights=torch.zeros(SPLIT), contribution=torch.zeros(SPLIT + STATISTICS))
@@ -139,11 +141,38 @@ def test_a_request_to_stop_is_in_the_vector_and_leaves_the_average_alone():
         assert Average(reduction, Alone(), 2, NETWORK).mean().stop is False
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_when_one_rank_fails_all_raise_at_that_step_and_name_the_cause(on_ranks, ranks):
-    failure = on_ranks(ranks).failure
+@pytest.mark.parametrize("ranks, how", [(2, "blocking"), (3, "blocking"), (2, "overlapping")])
+def test_when_one_rank_fails_all_raise_at_that_step_and_name_the_cause(on_ranks, ranks, how):
+    failure = on_ranks(ranks).failure if how == "blocking" else on_ranks(ranks).overlapped_failure
     *others, last = failure["raised"]
     assert last == ["OSError", "the disk is gone"]
     assert others == [["PeerError", f"rank {ranks - 1} failed: OSError: the disk is gone"]] * (ranks - 1)
     assert failure["steps"] == [2] * ranks
     assert failure["seconds"] < 5
+
+
+def test_only_the_last_workers_gradients_are_sent_during_backward_and_nothing_is_left_out(monkeypatch):
+    """Against the blocking average of the same two workers, with the sums held back until they are waited for."""
+    monkeypatch.setattr(allreduce, "BUCKET", 4096)
+    started = []
+
+    class Later(Alone):
+        def start_sum(self, array):
+            started.append((len(array), len(averages[True].arrived)))
+            return SimpleNamespace(Test=lambda: None, Wait=lambda: None)
+
+    torch.manual_seed(0)
+    networks = [Network(build("resnet11", 10, 1)) for _ in range(2)]
+    networks[1].load(networks[0].state())
+    averages = {overlap: Average("exact", Later(), 2, network, overlap) for overlap, network in zip((False, True), networks)}
+    for _ in range(2):
+        means = []
+        started.clear()
+        for network, average_ in zip(networks, averages.values()):
+            generator = torch.Generator().manual_seed(1)
+            for _ in range(2):
+                average_.add(network.contribute(torch.randn(4, 1, 8, 8, generator=generator), torch.arange(4)))
+            means.append(average_.mean())
+        assert torch.equal(means[0].gradient, means[1].gradient) and torch.equal(means[0].statistics, means[1].statistics)
+        assert sum(size for size, _ in started) == len(averages[True].total)
+        assert 0 < started[0][1] < len(networks[1].parameters), "the first bucket left before backward had ended"

@@ -8,7 +8,7 @@ from conftest import ROOT, python
 # From the bottom up: a module imports only from the layers under its own. `repro` itself (errors, `choose`) and `paths`
 # are under all of them.
 LAYERS = [
-    {"schedule", "comm", "model", "engines", "ahead", "labels"},
+    {"schedule", "comm", "model", "engines", "ahead", "labels", "memory"},
     {"packed", "recipes", "allreduce", "optim", "records", "archives", "stand_in"},
     {"data", "checkpoint", "notebooks", "tables", "figures", "packing", "staging"},
     {"evaluate", "report"},
@@ -16,7 +16,7 @@ LAYERS = [
     {"__main__", "bench_data"},
 ]
 LEVEL = {"__init__": -2, "paths": -1} | {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ["schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "archives", "packing",
+WITHOUT_TORCH = ["schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "memory", "archives", "packing",
                  "stand_in", "tables", "figures", "report", "notebooks", "reproduce", "__main__"]
 MODULES = sorted((ROOT / "repro").glob("*.py"))
 

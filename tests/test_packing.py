@@ -399,7 +399,7 @@ def test_another_plan_replaces_only_when_it_is_told_to(tmp_path, images, change)
 
 
 PACKING = """
-import os, signal, sys, time
+import os, signal, sys, threading
 from pathlib import Path
 sys.path.insert(0, "tests")
 from repro import packing
@@ -413,9 +413,14 @@ def counted(content, name, rule):
     count += 1
     if count == int(kill):
         print("here", flush=True)
-        time.sleep(0.5) if wait else os.kill(os.getpid(), signal.SIGKILL)
+        interrupted.wait(20) if wait else os.kill(os.getpid(), signal.SIGKILL)
     return convert(content, name, rule)
 packing.convert = counted
+interrupted = threading.Event()
+def interrupt(*arguments):
+    interrupted.set()
+    signal.default_int_handler(*arguments)
+signal.signal(signal.SIGINT, interrupt)
 packing.pack(Path(out), ["a"], {"train": sources})
 """
 

@@ -175,6 +175,14 @@ def test_any_number_of_ranks_computes_the_same_bits(whole, on_ranks, ranks):
     assert Path(folder).name == whole.name, "the number of ranks is no part of a run's identity"
 
 
+def test_sums_that_overlap_the_backward_pass_give_the_same_bits(whole, on_ranks):
+    overlapped = on_ranks(2).overlapped
+    assert run_json(overlapped["result"])["weights_sha256"] == run_json(whole)["weights_sha256"]
+    assert rows(overlapped["result"]) == rows(whole)
+    steps, buckets = rows(whole)[-1]["step"], overlapped["buckets"]
+    assert len(buckets) % steps == 0 and 5 < len(buckets) // steps < 10, "33,090 parameters in buckets of at least 4,096"
+
+
 def test_a_killed_run_leaves_what_it_had(killed, whole):
     record = run_json(killed)
     assert (record["status"], record["end"]) == ("running", None)
@@ -375,7 +383,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         if name not in closure and (ROOT / "repro" / f"{name}.py").exists():
             closure.add(name)
             waiting += imported(name)
-    assert set(records.TRAINING_CODE) == closure - {"paths", "records", "labels"}  # which only refuses
+    assert set(records.TRAINING_CODE) == closure - {"paths", "records", "labels", "memory"}  # which change no bits
 
 
 # --- What is asked for wrongly -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup reproduce test data bench-data lab lock browser clean distclean
+.PHONY: help setup reproduce test data bench bench-data lab lock browser clean distclean
 
 help:  ## list what make can do
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -45,6 +45,9 @@ data: $(STAMP)  ## pack the embedded digits
 
 bench-data: $(STAMP)  ## measure the loader against torchvision's, packing, and memory; run nothing beside it
 	.venv/bin/python -m repro.bench_data
+
+bench: $(STAMP)  ## measure training against PyTorch's data parallelism and the machine; run nothing beside it
+	.venv/bin/python -m repro.bench
 
 # The address is loopback whatever the user's configuration says; the token is Jupyter's own.
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only

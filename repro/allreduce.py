@@ -38,7 +38,7 @@ class NotFinite(ReproError):
 
 @dataclass(frozen=True)
 class Mean:
-    """What was averaged over all workers at one step: views of one vector, valid until the next average."""
+    """What was averaged over all workers at one step: views of the network's contribution, until its next one."""
 
     gradient: torch.Tensor  # (P,)
     statistics: torch.Tensor  # (S,) batch means and variances
@@ -60,7 +60,7 @@ class Average:
         # and how many failed.
         self.total = torch.zeros(len(network.contribution) + 2, dtype=torch.int64 if self.exact else torch.float32,
                                  device=network.contribution.device)
-        self.result = torch.empty_like(network.contribution)
+        self.result = network.contribution  # what the last worker wrote there has been added by then
         self.headroom = 62 - (workers - 1).bit_length()  # an int64 less the sign and the sum over workers
         self.ends = []  # of each parameter's gradient, in the vector's order: buckets end there
         if overlap:

@@ -9,7 +9,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -17,16 +16,17 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
-from repro import archives, packing
+from repro import archives, figures, packing
 from repro.allreduce import Average
 from repro.comm import Alone
 from repro.data import IMAGENET, Images, Stream, load_ahead
 from repro.model import Network, build
 from repro.paths import RESULTS, replacing, writable_folder
-from repro.records import code_version, now, package_versions
+from repro.records import code_version, now, package_versions, processor
 from repro.train import average_over_workers
 
 IMAGES, BATCH, ROUNDS = 512, 16, 5
@@ -171,7 +171,13 @@ def memory(data: str) -> list[float]:
 def row(name: str, ours: list[float], peer: list[float], peer_is: str, unit: str, goal: str = "") -> dict:
     """A figure and its peer, measured in turns: medians, their ratio, and each round's."""
     return {"name": name, "ours": median(ours), "peer": median(peer), "peer_is": peer_is, "ratio": median(ours) / median(peer),
-            "goal": goal, "unit": unit, "rounds": {"ours": ours, "peer": peer}}
+            "goal": goal, "met": _met(median(ours) / median(peer), goal), "unit": unit, "rounds": {"ours": ours, "peer": peer}}
+
+
+def _met(ratio: float, goal: str) -> bool | None:
+    """Whether a goal such as ">= 1.5" is reached; None if there is none."""
+    sign, _, bound = goal.partition(" ")
+    return {"": None, ">=": bool(goal) and ratio >= float(bound or 0), "<=": bool(goal) and ratio <= float(bound or 0)}[sign]
 
 
 def loading(name: str, folder: Path, data: Path) -> list[dict]:
@@ -215,18 +221,27 @@ def measure(folder: Path) -> list[dict]:
     return rows
 
 
+def publish(name: str, rows: list[dict], **facts) -> None:
+    """Writes results/bench/NAME.json, and prints its rows."""
+    result = {"when": now(), "version": code_version(), "packages": package_versions(), "cores": os.cpu_count(),
+              "machine": processor(), **facts, "rows": rows}
+    with replacing(writable_folder(RESULTS / "bench") / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+    table = pd.DataFrame([{"label": f"{each['name']} / {each['peer_is']}", "round": number, "ratio": ours / peer, "of_medians":
+                           each["ratio"], "goal": each["goal"], "met": each["met"]} for each in rows if each["goal"]
+                          for number, (ours, peer) in enumerate(zip(*each["rounds"].values()))])
+    figures.save(figures.ratios(table), table, RESULTS, f"bench-{name}")
+    print(f"{'':40} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
+    for each in rows:
+        print(f"{each['name']:40} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.3g}  {each['goal'] or '-':8} "
+              f"{ {True: 'met', False: 'missed', None: ''}[each['met']]:7}"
+              f"{each['unit']}; against {each['peer_is']}")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
-    result = {"when": now(), "version": code_version(), "packages": package_versions(), "cores": os.cpu_count(),
-              "machine": platform.processor() or platform.machine(), "images": IMAGES, "rounds": ROUNDS,
-              "command": "make bench-data", "rows": rows}
-    with replacing(writable_folder(RESULTS / "bench") / "data.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
-    print(f"{'':44} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
-    for each in rows:
-        print(f"{each['name']:44} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.2f}  {each['goal'] or '-':7} "
-              f"{each['unit']}; against {each['peer_is']}")
+    publish("data", rows, command="make bench-data", images=IMAGES, rounds=ROUNDS)
 
 
 if __name__ == "__main__":

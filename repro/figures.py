@@ -121,3 +121,27 @@ def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
     sns.move_legend(axes, "lower right", title=None)
     figure.tight_layout()
     return figure
+
+
+def ratios(rows: pd.DataFrame) -> plt.Figure:
+    """What `make bench` measured beside its goal: ours / peer, a point a round, the medians' ratio as a bar.
+
+    Takes columns label, round, ratio (of that round), of_medians, goal (such as ">= 1.3"), met (bool).
+    """
+    labels = list(dict.fromkeys(rows.label))
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(labels) + 1.2))
+    for place, label in enumerate(reversed(labels)):
+        shown = rows[rows.label == label]
+        colour = "C2" if shown.met.iloc[0] else "C3"
+        axes.plot(shown.ratio, [place] * len(shown), ".", color="0.6")
+        axes.plot(shown.of_medians.iloc[0], place, "|", color=colour, markersize=18, markeredgewidth=3)
+        goal = float(shown.goal.iloc[0].split()[1])
+        axes.plot(goal, place, ">" if shown.goal.iloc[0].startswith(">") else "<", color="0.3", markersize=7)
+        axes.annotate(f"{shown.of_medians.iloc[0]:.3g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    axes.set_yticks(range(len(labels)), ["\n".join(wrap(label, 60)) for label in reversed(labels)], fontsize=9)
+    axes.set(xscale="log", xlabel="ours / peer  (points: rounds; bar: medians, green where the goal is met; triangle: goal)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    figure.tight_layout()
+    return figure

@@ -64,6 +64,15 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def processor() -> str:
+    """The processor's name where Linux says it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 

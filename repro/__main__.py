@@ -4,17 +4,20 @@ import argparse
 import dataclasses
 import json
 import logging
+import signal
 import sys
 import traceback
 from pathlib import Path
 
-from repro import ReproError, __version__
+from repro import ReproError, __version__, watch
 from repro.paths import RESULTS, RUNS
 from repro.recipes import RECIPES, SHRINKS, find
 from repro.records import Stopped
 from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
 
+STATUS_BROKEN = 3  # what `doctor` found is broken
 STATUS_STOPPED = 75  # exit status of a run that was stopped on request: the same command continues it (EX_TEMPFAIL)
+STATUS_INTERRUPTED = 130  # of one that was stopped at once, by a second request: it continues from its last checkpoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,31 +27,22 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train one recipe on all ranks that mpiexec started",
                                 description="Trains one recipe; the last line on standard output is the run's folder. "
-                                            "The same command again continues an incomplete run. SIGUSR1 asks for a "
-                                            "stop after the current step, with a checkpoint (exit status 75).")
-    train.add_argument("recipe", help="a name that `python -m repro recipes` lists")
-    train.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
-    train.add_argument("--shrink", default="laptop", help=f"{', '.join(SHRINKS)} (default: laptop), or none: as released")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
-    train.add_argument("--model", default="", help="another model than the recipe's or shrink's: resnet18, -34, -50, "
-                                                   "-101, -152, resnet11")
-    train.add_argument("--size", type=int, default=0, help="pixels a side that the network sees (default: the data set's)")
-    train.add_argument("--normalization", default="release", help="release (default: BGR less the mean, / 128) or "
-                                                                  "torchvision")
-    train.add_argument("--reduction", default="exact", help="exact (default) or fast")
-    train.add_argument("--precision", default="auto", help="auto (default: bf16 for large images where the processor has it), "
-                                                          "fp32 or bf16")
-    train.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    train.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
-    train.add_argument("--decoders", type=int, default=2, help="threads a rank decodes images with, ahead of the step "
-                                                                "(default: 2)")
+                                            "The same command again continues an incomplete run. SIGINT (Ctrl-C) or "
+                                            "SIGUSR1 asks for a stop after the current step, with a checkpoint (exit "
+                                            "status 75); a second one stops at once (130).")
+    _add_run(train)
     train.add_argument("--steps", type=int, default=0, help="stop after so many steps, with a checkpoint, and say how "
                                                             "long the rest would take (exit status 75)")
-    for switch, values in SWITCHES.items():
-        kind = type(values[0])
-        train.add_argument("--" + switch.replace("_", "-"), type=_boolean if kind is bool else kind,
-                           help=f"{' or '.join(map(str, values))} (default: the recipe's)")
+    train.add_argument("--patience", type=int, default=600, help="seconds that a rank may give no sign of life before all "
+                                                                 "are ended (default: 600)")
+
+    plan = commands.add_parser("plan", help="say what a run will take, after a probe of a minute on all ranks")
+    _add_run(plan)
+    plan.add_argument("--nodes", type=int, default=0, help="nodes it shall run on (default: those at hand; others by the model)")
+    plan.add_argument("--ranks-per-node", type=int, default=0, help="ranks on each (default: as at hand)")
+    plan.add_argument("--network", default="omni-path", help="assumed between nodes: omni-path (default), ethernet")
+    plan.add_argument("--hours", type=float, default=0.0, help="time limit: which shrink is the largest within it?")
+    plan.add_argument("--seconds", type=float, default=60.0, help="of the probe (default: 60)")
 
     ensemble = commands.add_parser("ensemble", help="evaluate the ensemble of a complete run's members")
     ensemble.add_argument("folder", help="the run's folder")
@@ -77,6 +71,18 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("ranks", help="say which ranks there are, where, and whether all see each other")
 
+    probe = commands.add_parser("probe", help="measure steps and allreduces for the scaling model, on all ranks")
+    probe.add_argument("--model", default="resnet50", help="resnet18, -34, -50 (default), -101, -152, resnet11")
+    probe.add_argument("--images", type=_numbers, default=[2, 4, 8], help="images a worker (default: 2,4,8)")
+    probe.add_argument("--data", default="", help="data set for steps with the loader (default: random images at hand)")
+    probe.add_argument("--size", type=int, default=0, help="pixels a side (default: the data set's, or 224)")
+    probe.add_argument("--reduction", default="exact", help="exact (default) or fast")
+    probe.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
+    probe.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    probe.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
+    probe.add_argument("--seconds", type=float, default=60.0, help="about how long (default: 60)")
+    probe.add_argument("--out", help="file to write (default: standard output)")
+
     fake = commands.add_parser("fake-imagenet", help="write a small stand-in for ImageNet-1K's original archives")
     fake.add_argument("--classes", type=int, default=10)
     fake.add_argument("--images", type=int, default=200, help="training images in all (default: 200)")
@@ -91,6 +97,8 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("keep", help="copy the results, less the models, to results/reference")
 
+    commands.add_parser("doctor", help="check MPI, engines, disk, packages and data; exit status 3 if something is broken")
+
     listing = commands.add_parser("recipes", help="list the recipes")
     listing.add_argument("--json", action="store_true", help="every number of every recipe")
 
@@ -99,6 +107,35 @@ def parser() -> argparse.ArgumentParser:
     rates.add_argument("--formula", default=LR_FORMULAS[0], help=" or ".join(LR_FORMULAS))
     rates.add_argument("--steps", required=True, help="steps from the start of the recipe: 0,1,445,446")
     return top
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """What says which run: all that `train.prepare` takes."""
+    command.add_argument("recipe", help="a name that `python -m repro recipes` lists")
+    command.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
+    command.add_argument("--shrink", default="laptop", help=f"{', '.join(SHRINKS)} (default: laptop), or none: as released")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    command.add_argument("--model", default="", help="another model than the recipe's or shrink's: resnet18, -34, -50, "
+                                                     "-101, -152, resnet11")
+    command.add_argument("--size", type=int, default=0, help="pixels a side that the network sees (default: the data set's)")
+    command.add_argument("--normalization", default="release", help="release (default: BGR less the mean, / 128) or "
+                                                                    "torchvision")
+    command.add_argument("--reduction", default="exact", help="exact (default) or fast")
+    command.add_argument("--precision", default="auto", help="auto (default: bf16 for large images where the processor has "
+                                                            "it), fp32 or bf16")
+    command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    command.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
+    command.add_argument("--decoders", type=int, default=2, help="threads a rank decodes images with, ahead of the step "
+                                                                  "(default: 2)")
+    for switch, values in SWITCHES.items():
+        kind = type(values[0])
+        command.add_argument("--" + switch.replace("_", "-"), type=_boolean if kind is bool else kind,
+                             help=f"{' or '.join(map(str, values))} (default: the recipe's)")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _boolean(text: str) -> bool | str:
@@ -112,7 +149,8 @@ def collective(function, arguments: dict):
     world = comm.world()
     logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
     try:
-        result = function(**arguments)
+        with watch.listening(signal.SIGINT, signal.SIGUSR1):
+            result = function(**arguments)
     except Stopped as stopped:
         if world.rank == 0:
             print(stopped)
@@ -120,6 +158,11 @@ def collective(function, arguments: dict):
     except comm.PeerError:
         world.abort()
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
+              file=sys.stderr)
+        world.abort()
+        sys.exit(STATUS_INTERRUPTED)
     except BaseException as error:
         explain(error)
         world.abort()
@@ -169,6 +212,22 @@ def ranks(arguments: dict) -> None:
         print(line)
 
 
+def plan(arguments: dict) -> None:
+    from repro.plan import describe, plan
+
+    if planned := collective(plan, arguments):
+        print(describe(planned))
+
+
+def probe(arguments: dict) -> None:
+    from repro.probe import probe
+    from repro.scaling import save
+
+    out = arguments.pop("out", "")
+    if measured := collective(probe, arguments):
+        save(measured, Path(out)) if out else print(json.dumps(measured))
+
+
 def fake_imagenet(arguments: dict) -> None:
     from repro.stand_in import write
 
@@ -177,9 +236,13 @@ def fake_imagenet(arguments: dict) -> None:
 
 
 def reproduce(arguments: dict) -> None:
+    from repro.engines import end_with_make
     from repro.reproduce import reproduce
 
-    reproduce(**arguments)
+    end_with_make()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with watch.listening(signal.SIGINT, signal.SIGUSR1):
+        reproduce(**arguments)
 
 
 def keep(arguments: dict) -> None:
@@ -188,10 +251,17 @@ def keep(arguments: dict) -> None:
     print(keep())
 
 
+def doctor(arguments: dict) -> None:
+    from repro.doctor import doctor
+
+    if not doctor():
+        sys.exit(STATUS_BROKEN)
+
+
 def explain(error: BaseException) -> None:
     """One line for what the user can mend, the whole traceback for what is a defect of ours."""
     if isinstance(error, ReproError):
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
     else:
         traceback.print_exception(error)
 
@@ -216,13 +286,20 @@ def lr(arguments: dict) -> None:
 
 
 COMMANDS = {"train": train, "ensemble": ensemble, "export": export, "evaluate": evaluate, "stage": stage, "ranks": ranks,
-            "fake-imagenet": fake_imagenet, "reproduce": reproduce, "keep": keep, "recipes": recipes, "lr": lr}
+            "plan": plan, "probe": probe, "fake-imagenet": fake_imagenet, "reproduce": reproduce, "keep": keep,
+            "doctor": doctor, "recipes": recipes, "lr": lr}
 
 
 def main() -> int:
     arguments = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
     try:
         COMMANDS[arguments.pop("command")](arguments)
+    except Stopped as stopped:
+        print(stopped)
+        return STATUS_STOPPED
+    except KeyboardInterrupt:
+        print("stopped at once; the same command continues from the last checkpoint", file=sys.stderr)
+        return STATUS_INTERRUPTED
     except ReproError as error:
         explain(error)
         return 2

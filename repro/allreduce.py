@@ -45,6 +45,7 @@ class Mean:
     loss: torch.Tensor  # mean over all images
     correct: torch.Tensor  # correct predictions a worker
     failed: bool  # a rank called `fail`: the rest is worthless
+    save: bool  # a rank wants a checkpoint after this step
     stop: bool  # a rank was asked to stop after this step
 
 
@@ -56,9 +57,9 @@ class Average:
         self.exact = choose("reduction", reduction, REDUCTIONS) == "exact"
         self.world, self.workers, self.overlap = world, workers, overlap
         self.split = len(network.weights)
-        # Two elements more than the vector, so that all ranks learn of it in the same step: how many were asked to stop,
-        # and how many failed.
-        self.total = torch.zeros(len(network.contribution) + 2, dtype=torch.int64 if self.exact else torch.float32,
+        # Three elements more than the vector, so that all ranks learn of it in the same step: how many want a checkpoint,
+        # how many were asked to stop, and how many failed.
+        self.total = torch.zeros(len(network.contribution) + 3, dtype=torch.int64 if self.exact else torch.float32,
                                  device=network.contribution.device)
         self.result = network.contribution  # what the last worker wrote there has been added by then
         self.headroom = 62 - (workers - 1).bit_length()  # an int64 less the sign and the sum over workers
@@ -81,24 +82,27 @@ class Average:
         if self.overlap:
             while self.due:
                 self._send()
-            for request in self.requests:
-                request.Wait()
+            self.world.finish(self.requests)
         else:
             sums = self.total.cpu()  # itself, unless it lies on a GPU
             self.world.sum(sums.numpy())
             self.total.copy_(sums)
-        stop, failed = (self.total[-2:] > 0).tolist()
+        save, stop, failed = (self.total[-3:] > 0).tolist()
         for part, total, bits in self._parts(self.result, 0, len(self.result)):
             scale = (2.0**-bits if self.exact else 1.0) / self.workers
             for piece, sums in zip(part.split(PIECE), total.split(PIECE)):
                 piece.copy_(sums.double().mul_(scale))  # an int64 has more bits than a float32: round only once
         self._start_anew()
         gradient, rest = self.result[: self.split], self.result[self.split :]
-        return Mean(gradient, rest[:-2], rest[-2], rest[-1], failed, stop)
+        return Mean(gradient, rest[:-2], rest[-2], rest[-1], failed, save, stop)
 
     def fail(self) -> None:
         """Tells all ranks, through the vector itself, that this one cannot compute its workers."""
         self.total[-1] = 1
+
+    def save(self) -> None:
+        """Tells all ranks that this one wants a checkpoint after this step."""
+        self.total[-3] = 1
 
     def stop(self) -> None:
         """Tells all ranks that this one was asked to stop after this step."""

@@ -7,10 +7,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from repro import ReproError
-from repro.paths import replacing
+from repro.paths import named, replacing
+
+
+FORMAT = "scaleout-repro snapshot, version 1"
 
 
 class CheckpointError(ReproError):
@@ -19,27 +22,31 @@ class CheckpointError(ReproError):
 
 def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
     """Writes `path`.safetensors and then `path`.json, which makes it count: without it the snapshot is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with named(path):
+        path.parent.mkdir(exist_ok=True)  # but not the run's own folder, should that have vanished
+    content = serialize({name: tensor.contiguous() for name, tensor in tensors.items()})
     with replacing(path.with_suffix(".safetensors")) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        seal = _seal(temporary.read_bytes(), progress)
+        temporary.write_bytes(content)
         # The old seal would not fit the new tensors: between the two renames there is no snapshot of this name.
         path.with_suffix(".json").unlink(missing_ok=True)
     with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"progress": progress, "sha256": seal}, indent=1))
+        sealed = {"format": FORMAT, "progress": progress, "sha256": _seal(content, progress)}
+        temporary.write_text(json.dumps(sealed, indent=1))
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and progress of a snapshot; raises CheckpointError if it is missing, cut short or changed."""
     try:
         sealed = json.loads(path.with_suffix(".json").read_text())
+        if sealed["format"] != FORMAT:
+            raise CheckpointError(f"snapshot {path} is in the format {sealed['format']!r}, which this version cannot read")
         content = path.with_suffix(".safetensors").read_bytes()
         if _seal(content, sealed["progress"]) != sealed["sha256"]:
             raise CheckpointError(f"snapshot {path} is damaged: its digest is not the one in {path.name}.json")
         return parse(content), sealed["progress"]
     except FileNotFoundError as error:
         raise CheckpointError(f"no snapshot {path}: {error.filename} is missing") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"snapshot {path} cannot be read: {error}") from error
 
 
@@ -63,7 +70,7 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     raise CheckpointError("no checkpoint can be used: " + "; ".join(damage) + f". Delete {folder.parent} to start anew.")
 
 
-def prune(folder: Path, keep: int = 2) -> None:
+def prune(folder: Path, keep: int = 3) -> None:
     """Deletes all but the newest checkpoints."""
     for path in generations(folder)[keep:]:
         path.with_suffix(".json").unlink()

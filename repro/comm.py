@@ -28,6 +28,13 @@ class Alone:
     node_rank = 0  # among the ranks on this machine
     nodes = 1  # machines that the ranks run on
     leaving = False  # all ranks know of an error and leave by themselves
+    beats = 0  # signs of progress, which the watchdog looks for
+    waits = False  # for the other ranks, in a collective
+    at = "the start"  # where this rank is, in words for messages
+
+    def beat(self) -> None:
+        """A sign of progress: after each part of the work that takes its time."""
+        self.beats += 1
 
     def sum(self, array) -> None:
         """Adds up `array` (n,) over all ranks, in place, on every rank."""
@@ -74,20 +81,36 @@ class World(Alone):
         self.node_rank = self.all.Split_type(mpi.COMM_TYPE_SHARED).Get_rank()
         self.nodes = self.gather(self.node_rank).count(0)
 
+    @contextmanager
+    def _waiting(self):
+        self.waits = True
+        yield
+        self.waits = False
+        self.beat()
+
     def sum(self, array) -> None:
         array = array.reshape(-1)
-        for start in range(0, len(array), MESSAGE):
-            self.all.Allreduce(self.mpi.IN_PLACE, array[start : start + MESSAGE], op=self.mpi.SUM)
+        with self._waiting():
+            for start in range(0, len(array), MESSAGE):
+                self.all.Allreduce(self.mpi.IN_PLACE, array[start : start + MESSAGE], op=self.mpi.SUM)
 
     def start_sum(self, array):
-        """`sum` in the background: an MPI request, which `Test()` moves along and `Wait()` ends. All start them in one order."""
+        """`sum` in the background: an MPI request; `Test()` moves it along, `finish` ends it. All start them in one order."""
         return self.all.Iallreduce(self.mpi.IN_PLACE, array, op=self.mpi.SUM)
 
+    def finish(self, requests: list) -> None:
+        """Waits for sums that were started."""
+        with self._waiting():
+            for request in requests:
+                request.Wait()
+
     def gather(self, value) -> list:
-        return self.all.allgather(value)
+        with self._waiting():
+            return self.all.allgather(value)
 
     def broadcast(self, value):
-        return self.all.bcast(value)
+        with self._waiting():
+            return self.all.bcast(value)
 
     def abort(self) -> None:
         if not self.leaving:

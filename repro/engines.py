@@ -26,7 +26,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from repro import ReproError
+from repro import ReproError, watch
 
 POLL = 0.2  # seconds between two looks at whether everybody is still alive
 GRACE = 1.0  # seconds that the other ranks have, after one has failed, to finish by themselves
@@ -169,6 +169,12 @@ class Cluster:
         if self._client:
             self._client.close(linger=0)
 
+    def ask_to_stop(self) -> None:
+        """Asks training on these engines to stop after its step, with a checkpoint: its job then raises records.Stopped."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+
     def _connect(self, ranks: int, timeout: float) -> list[tuple]:
         """Waits until `ranks` engines answer; returns (rank, world size, pid, MPI library) of each, in rank order."""
         import ipyparallel
@@ -237,7 +243,7 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
     if ranks < 1:
         raise EnginesError(f"{ranks} engines cannot be started: ask for 1 or more")
     mpiexec = find_mpiexec()
-    launch = [mpiexec, *_options(mpiexec), "-n", str(ranks)]
+    launch = [mpiexec, *mpiexec_options(mpiexec), "-n", str(ranks)]
     folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user may enter
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
         [sys.executable, "-m", "repro.engines", "guard", str(folder), str(os.getpid()), *launch],
@@ -298,7 +304,7 @@ def find_mpiexec() -> str:
     return found
 
 
-def _options(mpiexec: str) -> list[str]:
+def mpiexec_options(mpiexec: str) -> list[str]:
     """What this kind of mpiexec needs to start any number of ranks here, each free to use all cores."""
     version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
     if "Open MPI" in version or "OpenRTE" in version:
@@ -312,7 +318,9 @@ def _environment(folder: Path) -> dict:
     """The owner's environment, less what would lead engines to another controller; they import what the owner can."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
     paths = [str(Path(__file__).resolve().parents[1]), *(path or os.getcwd() for path in sys.path)]
-    return {"OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": os.pathsep.join(paths),
+    # All ranks are on this machine, so MPICH's networks (UCX, libfabric) need not listen beyond it.
+    loopback = {"UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo"} if sys.platform == "linux" else {}
+    return {"OMP_NUM_THREADS": "1", **loopback, **environment, "PYTHONPATH": os.pathsep.join(paths),
             "IPYTHONDIR": str(folder), "TMPDIR": str(folder)}  # what MPI and IPython leave behind goes with the folder
 
 
@@ -339,7 +347,9 @@ def _text(error: Exception) -> str:
 
 def _engine(folder: Path, arguments: list[str]) -> None:
     """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
-    (folder / f"{os.getpid()}.engine").touch()
+    rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
+    (folder / f"{os.getpid()}.engine").write_text(rank)
+    watch.listen(signal.SIGUSR1)  # its default would end the engine; training looks at it
     sys.modules["debugpy"] = None  # ipykernel does without; importing it takes half a second
     from ipyparallel.engine.app import IPEngine
 
@@ -416,7 +426,7 @@ def _ending(folder: Path, children: dict[str, subprocess.Popen], owner: int) -> 
             return f"{name} ended with status {child.returncode}"
     for file in folder.glob("*.engine"):  # mpiexec goes on while a process of a dead rank still holds its output
         if not _runs(int(file.stem)):
-            return f"an engine (process {file.stem}) ended"
+            return f"an engine, rank {file.read_text()} (process {file.stem}), ended"
     return ""
 
 
@@ -438,6 +448,12 @@ def _spawn(folder: Path, name: str, command: list[str], when_guard_dies: signal.
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value)
+
+
+def end_with_make() -> None:
+    """Has make's end, even by SIGKILL, end this process, if make started it; else it would go on unseen."""
+    if "MAKELEVEL" in os.environ:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _kill_descendants() -> None:

@@ -39,6 +39,7 @@ def counts(world, members: list[tuple], images: Images, average: str = "softmax"
             for start, (batch, labels[start]) in zip(chunks, batches):
                 logits = model(batch.to(device)).double().cpu()
                 _tally(logits, labels[start], correct[row], losses[row], start // size)
+                world.beat()
                 vote = logits.softmax(1) if average == "softmax" else logits
                 votes[start] = votes.get(start, 0) + vote / len(members)
         for start, vote in votes.items():

@@ -145,3 +145,44 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
     axes.tick_params(axis="x", which="both", labelsize=8)
     figure.tight_layout()
     return figure
+
+
+def scaling(measured: pd.DataFrame, model: pd.DataFrame) -> plt.Figure:
+    """Steps as measured beside the model; efficiency, minutes and minutes to an accuracy over nodes, with 5 to 95% bands.
+
+    Takes `tables.measured_throughput` and `tables.extrapolated`.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8))
+    steps, efficiency, minutes, accuracy = axes.flat
+    for colour, (ranks, part) in zip(("C0", "C1", "C2", "C3"), measured.groupby("ranks")):
+        name = f"{ranks} rank" + "s" * (ranks > 1)
+        steps.errorbar(part.images, part.seconds, [part.seconds - part.low, part.high - part.seconds], fmt="o", color=colour,
+                       capsize=3, label=f"{name}, measured (median, 5 to 95%)")
+        steps.plot(part.images, part.seconds_MODEL, "--", color=colour, label=f"{name}, MODEL")
+    steps.set(xlabel="images a rank", ylabel="seconds a step", ylim=(0, None),
+              title=f"{measured.model[0]}, {measured['size'][0]} px: one machine")
+    looks = {("weak", False): "C0", ("weak", True): "C2", ("strong", False): "C1", ("strong", True): "C3"}
+    for (scaling, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
+        name = f"{scaling}, " + ("nothing hidden" if buckets == 1 else f"{buckets} buckets overlapped")
+        for axis, column in ((efficiency, "efficiency"), (minutes, "minutes"), (accuracy, "minutes_to_accuracy")):
+            axis.plot(part.nodes, part[column], color=looks[scaling, buckets > 1], label=name)
+            axis.fill_between(part.nodes, part[f"{column}_low"], part[f"{column}_high"], color=looks[scaling, buckets > 1],
+                              alpha=0.15, linewidth=0)
+    efficiency.axhline(90, color="0.3", linewidth=1, linestyle=":")
+    efficiency.annotate("abstract: above 90%", (model.nodes.max(), 90), (-2, 3), textcoords="offset points", ha="right", fontsize=9)
+    efficiency.set(ylabel="efficiency against one node, %", ylim=(0, 105), title="MODEL: efficiency")
+    for axis in (minutes, accuracy):
+        axis.axhline(28, color="0.3", linewidth=1, linestyle=":")
+        axis.annotate("abstract: 28 minutes, on other nodes", (model.nodes.min(), 28), (2, 3), textcoords="offset points",
+                      fontsize=9)
+        axis.set(yscale="log")
+    minutes.set(ylabel="minutes for 90 epochs", title="MODEL: 90 epochs of ImageNet-1K")
+    accuracy.set(ylabel="minutes to 75.9%", title="MODEL, with published epochs to 75.9% at each batch")
+    for axis in (efficiency, minutes, accuracy):
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel=f"nodes like this one, {model.interconnect[0]} assumed", xlim=(model.nodes.min(), model.nodes.max()))
+        axis.set_xticks([1, 8, 64, 448, 1536, 4096], ["1", "8", "64", "448", "1536", "4096"], fontsize=9)
+    steps.legend(fontsize=9)
+    efficiency.legend(fontsize=9, loc="lower left")
+    figure.tight_layout()
+    return figure

@@ -8,6 +8,7 @@ import ast
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from repro import ReproError, choose
@@ -65,7 +66,12 @@ def ensure_data(data: str) -> None:
 
 def ranks_for(recipes: list[Recipe]) -> int:
     """As many ranks as this machine has cores and each of the recipes has workers."""
-    return min(os.cpu_count() or 1, *(recipe.workers for recipe in recipes))
+    return min(cores(), *(recipe.workers for recipe in recipes))
+
+
+def cores() -> int:
+    """Of this machine."""
+    return os.cpu_count() or 1
 
 
 class Progress:
@@ -114,11 +120,12 @@ def complete() -> None:
 # --- From outside -----------------------------------------------------------------------------------------------------
 
 
-def execute(name: str, parameters: dict, output: Path, log: bool = False) -> Path:
+def execute(name: str, parameters: dict, output: Path, log: bool = False, timeout: int | None = None) -> Path:
     """Runs notebooks/`name`.ipynb by papermill into `output`; `log` prints what its cells print.
 
-    While it runs, and if it fails, the copy is called `output`.failed.ipynb; only a notebook whose last cell ran takes
-    the name `output`. Raises NotebookError with the failing cell's error.
+    A cell may take `timeout` seconds (None: any time). While it runs, and if it fails, the copy is called
+    `output`.failed.ipynb; only a notebook whose last cell ran takes the name `output`. Raises NotebookError with the
+    failing cell's error.
     """
     import nbformat
     import papermill
@@ -133,7 +140,8 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False) -> Pat
     unfinished = output.with_suffix(".failed.ipynb")
     try:
         papermill.execute_notebook(str(source), str(unfinished), parameters, cwd=str(FOLDER), kernel_name="python3",
-                                   progress_bar=False, log_output=False, stdout_file=sys.stdout if log else None,
+                                   progress_bar=False, log_output=False, execution_timeout=timeout,
+                                   stdout_file=sys.stdout if log else None,
                                    config=Config(KernelManager={"transport": "ipc"}))  # not TCP: others could listen
     except PapermillExecutionError as error:
         raise NotebookError(f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
@@ -143,5 +151,17 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False) -> Pat
     last = [cell for cell in nbformat.read(unfinished, as_version=4).cells if cell.cell_type == "code"][-1]
     if not any(MARK in output_.get("text", "") for output_ in last.outputs):
         raise NotebookError(f"notebook {name} ended before its last cell (see {unfinished})")
+    with open(unfinished, "rb") as file:
+        os.fsync(file.fileno())
     unfinished.replace(output)
     return output
+
+
+def end_kernels() -> None:
+    """Kills the kernels that this process has started: `execute`, in another thread, then raises."""
+    import psutil
+
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "ipykernel_launcher" in process.cmdline():
+                process.kill()

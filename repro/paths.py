@@ -1,5 +1,6 @@
 """Where things lie: the project's folders, and writing a file so that it is either whole or not there."""
 
+import errno
 import os
 import tempfile
 from contextlib import contextmanager
@@ -15,21 +16,40 @@ PUBLISHED = RESULTS / "published"
 REFERENCE = RESULTS / "reference"
 
 
+MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "your quota is used up: free some space",
+         errno.EROFS: "the disk is read-only: choose another with --out, or mount it for writing",
+         errno.ENOENT: "its folder has vanished: look for who removes it"}
+
+
+@contextmanager
+def named(path: Path | str):
+    """Around writing `path`: what the system refuses becomes a ReproError that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        mend = MENDS.get(error.errno, "look at that folder and its disk")
+        raise ReproError(f"{path} cannot be written ({error}): {mend}, then run the same command again") from error
+
+
 @contextmanager
 def replacing(path: Path | str):
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path` in one step."""
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path` in one step.
+
+    Raises ReproError if the disk is full or read-only or the folder has vanished; what was at `path` is still there.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the folder
-    try:
-        yield Path(name)
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with named(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the folder
+            yield Path(name)
+            with open(name, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def writable_folder(path: Path | str) -> Path:

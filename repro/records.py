@@ -8,10 +8,14 @@ the same folder: complete, it is skipped; incomplete, it is continued.
     snapshots/     the model at the end of each stage
     checkpoints/   where to continue from, while the run is incomplete
     ensembles.json counts of the ensembles that were evaluated from the snapshots
+    lock           held by the process that trains, so that no second one does
+    heartbeats/    signs of life of the ranks (`watch`), while the run is incomplete
 """
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -23,7 +27,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from repro import ReproError, __version__
-from repro.paths import ROOT, replacing, writable_folder
+from repro.paths import ROOT, named, replacing, writable_folder
+
+log = logging.getLogger("repro")
 
 TRAINING_CODE = ("schedule", "recipes", "comm", "allreduce", "model", "packed", "ahead", "data", "optim",
                  "evaluate", "checkpoint", "train")  # a change to any of these makes a run another run
@@ -73,6 +79,20 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def first_difference(mine: dict, other: dict, place: str = "") -> str:
+    """Where two nested dicts differ first, in words; "" if they are equal."""
+    for key in sorted(mine.keys() | other.keys(), key=str):
+        here, there, name = mine.get(key), other.get(key), f"{place}{key}"
+        if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
+            here, there = dict(enumerate(here)), dict(enumerate(there))
+        if isinstance(here, dict) and isinstance(there, dict):
+            if difference := first_difference(here, there, f"{name}."):
+                return difference
+        elif here != there:
+            return f"{name} is {here!r} here and {there!r} there"
+    return ""
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -87,6 +107,7 @@ class Run:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{parameters['seed']}-{key}"
         self.record = {"recipe": recipe.name, **identity, "recipe": asdict(recipe)}
+        self.lock = None
 
     @property
     def complete(self) -> bool:
@@ -100,15 +121,58 @@ class Run:
         """Where the model at the end of `stage` lies, without a suffix."""
         return self.folder / "snapshots" / stage
 
-    def begin(self, **facts) -> None:
-        """Writes run.json before the first step; what an earlier attempt recorded is kept under `attempts`."""
-        self.folder.mkdir(exist_ok=True)
+    @property
+    def continued(self) -> bool:
+        """Whether there was an attempt before this one."""
+        return bool(self.record.get("attempts"))
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.folder / "heartbeats"
+
+    def begin(self, **facts) -> bool:
+        """Writes run.json before the first step; what an earlier attempt recorded is kept under `attempts`.
+
+        Returns False, and writes nothing, if the run is complete. Raises ReproError if another process trains it now.
+        """
+        if self.complete:
+            return False
+        with named(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            self._take_lock()
+            if self.complete:  # by the process that had the lock
+                self.release()
+                return False
+            shutil.rmtree(self.heartbeats, ignore_errors=True)
+            self.heartbeats.mkdir()
         earlier = read(self.folder)
         attempts = earlier.get("attempts", []) + ([{key: earlier.get(key) for key in
                                                     ("start", "end", "status", "ranks", "host", "error")}]
                                                   if earlier else [])
         self.update(**facts, status="running", start=now(), end=None, error=None, attempts=attempts,
                     host=platform.node(), cores=os.cpu_count(), version=code_version(), packages=package_versions())
+        return True
+
+    def _take_lock(self) -> None:
+        self.lock = open(self.folder / "lock", "a+")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.seek(0)
+            who = self.lock.read()
+            self.release()
+            raise ReproError(f"{self.folder} is being trained by {who or 'another process'}: wait for it, or end it") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): do not train this run twice at the same time", self.folder, error.strerror)
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {platform.node()}")
+        self.lock.flush()
+
+    def release(self) -> None:
+        """Lets other processes train this run; a process that ends does so by itself."""
+        if self.lock:
+            self.lock.close()
+        self.lock = None
 
     def update(self, **facts) -> None:
         self.record |= facts
@@ -122,12 +186,13 @@ class Run:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def metric(self, row: dict) -> None:
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with named(path := self.folder / "metrics.jsonl"), open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def finish(self, **facts) -> None:
         self.update(**facts, status="complete", end=now())
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        for folder in (self.folder / "checkpoints", self.heartbeats):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(folder: Path | str) -> dict:
@@ -172,6 +237,23 @@ def follow(folder: Path | str, done, interval: float = 0.3):
         if finished:
             return
         time.sleep(interval)
+
+
+def predict(out: Path | str, forecasts: dict[str, dict]) -> None:
+    """Records what runs were predicted to take, by their folders' names, beside the folder `out` of the runs."""
+    with replacing(writable_folder(Path(out).parent) / "plan.json") as temporary:
+        temporary.write_text(json.dumps(predictions(out) | forecasts, indent=1))
+
+
+def predictions(out: Path | str) -> dict[str, dict]:
+    """What `predict` recorded; empty if it never was called."""
+    path = Path(out).parent / "plan.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ReproError(f"{path} is damaged ({error}): delete it, `python -m repro plan` makes it anew") from error
 
 
 def ensembles(folder: Path | str) -> list[dict]:

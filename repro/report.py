@@ -15,6 +15,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
 section.published { background: #f4f1ea; padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
 section.own { background: #eef3f6; padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
+section.model { background: #efeaf5; padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
 section h2 { margin-top: 1rem; } img { max-width: 100%; background: white; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; background: white; }
 th, td { padding: 0.25rem 0.6rem; border: 1px solid #ddd; text-align: left; vertical-align: top; white-space: nowrap; }
@@ -33,7 +34,7 @@ def write(results: Path | str, runs: list[str]) -> Path:
         f"<p>Codreanu, Podareanu and Saletore (2017) train ResNet-50 on ImageNet-1K by synchronous SGD on up to 104K "
         f"cores and average the collapsed end points of one training run's cycles. This report was made on "
         f"{date.today()} from {len(read)} complete runs. Published numbers stand on sand, our own on blue; the two "
-        f"are of different data sets and are never put in one table.</p>",
+        f"are of different data sets and are never put in one table. What a model extrapolates stands on violet.</p>",
         _findings(effects),
         '<section class="published"><h2>Published</h2>',
         "<p>From the paper's abstract and the scripts, READMEs and logs that its authors released; its full text could "
@@ -52,7 +53,9 @@ def write(results: Path | str, runs: list[str]) -> Path:
         "<h3>The Collapsed Ensemble against one model of the same number of images seen</h3>",
         _html(_table(results, "ensemble")), _image(results, "ensemble", "Top-1 of one model, members and ensembles."),
         "<h3>What the method does</h3>", _image(results, "effects", "Paired differences with 95% intervals."),
-        _html(effects), "<h3>Every model</h3>", _html(_table(results, "accuracy")), "</section>",
+        _html(effects), "<h3>Every model</h3>", _html(_table(results, "accuracy")),
+        "<h3>Predicted and measured time</h3><p>Minutes of training by a probe before it, and as they were; error in per cent."
+        "</p>", _html(_table(results, "predictions")), "</section>", *_scaling(results),
     ]
     page = results / "report" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +63,22 @@ def write(results: Path | str, runs: list[str]) -> Path:
         temporary.write_text(f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Scale-out "
                              f"reproduction</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>")
     return page
+
+
+def _scaling(results: Path) -> list[str]:
+    checks = _table(results, "scaling_checks")
+    close = (f"{(checks.error_percent.abs() <= 10).sum()} of {len(checks)} predictions of held-back measurements are within 10% "
+             f"(median error {checks.error_percent.abs().median():.1f}%)." if len(checks)
+             else "Not run here: <code>make bench-scaling</code>.")
+    return [
+        '<section class="own"><h2>Scaling</h2>', "<h3>Measured on this machine, MODEL beside it</h3>",
+        _html(_table(results, "scaling_measured")), '</section><section class="model"><h2>Scaling: MODEL</h2>',
+        "<p>Nothing in this section was measured: a model of a step's time, fitted to the steps above and extrapolated to many "
+        "such machines with an assumed network. Bands: 5 to 95%.</p>",
+        _image(results, "scaling", "MODEL: step time, efficiency, minutes over nodes."),
+        "<h3>MODEL: the allreduce by algorithm, ms</h3>", _html(_table(results, "scaling_allreduce")),
+        "<h3>MODEL fitted to one published run, predicting another</h3>", _html(_table(results, "scaling_published")),
+        f"<h3>MODEL against held-back measurements</h3><p>{close}</p>", *([_html(checks)] if len(checks) else []), "</section>"]
 
 
 def _table(results: Path, name: str) -> pd.DataFrame:
@@ -79,8 +98,8 @@ def _image(results: Path, name: str, text: str) -> str:
 
 def _findings(effects: pd.DataFrame) -> str:
     items = [f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim)}" + (
-                 f" ({row.data}, {row.shrink}: {row.difference:+.2f} percentage points of top-1, 95% interval {row.low:+.2f} "
-                 f"to {row.high:+.2f}, n = {row.n})" if row.n else "") + "</li>" for row in effects.itertuples()]
+                 f" ({html.escape(f'{row.data}, {row.shrink}')}: {row.difference:+.2f} percentage points of top-1, 95% "
+                 f"interval {row.low:+.2f} to {row.high:+.2f}, n = {row.n})" if row.n else "") + "</li>" for row in effects.itertuples()]
     return (f"<p>What small runs show, paired over seeds:</p><ul>{''.join(items)}</ul><p>These are findings "
             "on a small data set; they are no measurement of the paper's claims on ImageNet. With shrink smoke they are "
             "none at all: it only shows that everything runs.</p>")

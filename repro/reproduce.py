@@ -1,11 +1,13 @@
 """`make reproduce`: one profile's runs, tables, figures and report, through the notebooks, on one set of engines."""
 
 import shutil
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from repro import ReproError, choose, engines, notebooks, records, report
+from repro import ReproError, choose, engines, notebooks, records, report, tables, watch
 from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
 
@@ -17,6 +19,8 @@ class Profile:
     data: str
     recipes: dict[str, tuple[str, ...]]
     seeds: tuple[int, ...]
+    overhead: float  # seconds beside training: engines, notebooks, figures; only the forecast uses it
+    scaling: dict  # parameters of 11-scaling
 
 
 WARMUP = "resnet50_448nodes", "resnet50_448nodes_no_warmup"
@@ -25,16 +29,17 @@ ENSEMBLE = "collapsed_ensemble", "one_model"
 PROFILES = {
     # Each question in the regime where a small data set can answer it; the README says how these were chosen.
     "laptop": Profile("digits", {"laptop-edge": WARMUP, "laptop": COLLAPSE, "laptop-few": ENSEMBLE},
-                      seeds=tuple(range(7))),
-    "smoke": Profile("digits", {"smoke": ("resnet50_448nodes", *ENSEMBLE)}, seeds=(0,)),
+                      seeds=tuple(range(7)), overhead=150, scaling={}),
+    "smoke": Profile("digits", {"smoke": ("resnet50_448nodes", *ENSEMBLE)}, seeds=(0,), overhead=90,
+                     scaling={"model": "resnet18", "size": 32, "seconds": 4.0}),
 }
-OVERHEAD = 90  # seconds beside training: engines, notebooks, evaluation, figures; only the forecast uses it
+DRAWING = 600  # seconds that a cell may take in a notebook that only reads and draws
 
 
 def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     """Runs what is missing of a profile and makes its tables, figures and report; returns the report's path.
 
-    Raises ReproError at the first thing that fails; a later call goes on from there.
+    Raises ReproError at the first thing that fails, records.Stopped on a request; a later call goes on from there.
     """
     chosen = PROFILES[choose("profile", profile, PROFILES)]
     began, runs, kept = time.monotonic(), str(results / "runs"), results / "notebooks"
@@ -42,16 +47,20 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     pairs = [(name, small) for small, names in chosen.recipes.items() for name in names]
     ranks = ranks or notebooks.ranks_for([shrink(find(name), small) for name, small in pairs])
     with engines.start(ranks) as cluster:
-        plans = {(name, small, seed): cluster.run("repro.train:plan", recipe=name, data=chosen.data, shrink=small,
-                                                  seed=seed, out=runs)[0]
+        tasks = {(name, small, seed): dict(recipe=name, data=chosen.data, shrink=small, seed=seed, out=runs)
                  for name, small in pairs for seed in chosen.seeds}
+        plans = dict(zip(tasks, cluster.run("repro.plan:expected", list(tasks.values()))[0]))
         _announce(profile, chosen, cluster, plans)
         shared = dict(data=chosen.data, seeds=list(chosen.seeds), cluster=cluster.connection_file, live=False, out=runs)
         for name, small in pairs:
-            _run("10-train", {"recipe": name, "shrink": small, **shared}, kept / f"10-train-{name}-{small}.ipynb")
+            _run("10-train", {"recipe": name, "shrink": small, **shared}, kept / f"10-train-{name}-{small}.ipynb", cluster)
         ensemble = next(small for name, small in pairs if name in ENSEMBLE)
         _run("12-collapsed-ensemble", {"shrink": ensemble, "results": str(results), **shared},
-             kept / "12-collapsed-ensemble.ipynb")
+             kept / "12-collapsed-ensemble.ipynb", cluster)
+        _run("11-scaling", {"cluster": cluster.connection_file, "results": str(results), **chosen.scaling},
+             kept / "11-scaling.ipynb", cluster)
+    predictions = tables.predictions(runs)
+    tables.save(predictions, results, "predictions")
     made = {"runs": runs, "results": str(results)}
     _run("01-recipes", {"results": str(results)}, kept / "01-recipes.ipynb")
     _run("20-tables", made, kept / "20-tables.ipynb")
@@ -71,21 +80,36 @@ def _announce(profile, chosen, cluster, plans) -> None:
             print(f"  {plan['recipe']:42} {plan['workers']:3} workers, batch {plan['global_batch']:4}, "
                   f"{plan['epochs']:6.2f} epochs, {plan['iterations']:5} steps")
     if todo:
-        images = sum(plan["images"] for plan in todo)
-        name, small, seed = next(iter(plans))
-        pace = cluster.run("repro.train:pace", recipe=name, data=chosen.data, shrink=small)[0]
-        print(f"expected: {(images / pace + OVERHEAD) / 60:.0f} minutes ({images:,} images at {pace:,.0f} images/s, "
-              f"measured just now)", flush=True)
+        images, seconds = (sum(plan[key] for plan in todo) for key in ("images", "seconds"))
+        print(f"expected: {(seconds + chosen.overhead) / 60:.0f} minutes ({images:,} images at {images / seconds:,.0f} images/s, "
+              f"evaluations included, by a probe just now)", flush=True)
 
 
-def _run(name: str, parameters: dict, output: Path) -> None:
+def _run(name: str, parameters: dict, output: Path, cluster: engines.Cluster | None = None) -> None:
     print(f"\n== {name} -> {output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}", flush=True)
-    notebooks.execute(name, parameters, output, log=name.startswith("1"))
+    timeout = None if cluster else DRAWING
+    # In a thread, as papermill takes signals to itself where it can, and the first one is only a request.
+    with ThreadPoolExecutor(1) as pool:
+        notebook = pool.submit(notebooks.execute, name, parameters, output, log=name.startswith("1"), timeout=timeout)
+        told = False
+        try:
+            while wait([notebook], timeout=engines.POLL).not_done:
+                if watch.asked.is_set() and cluster and not told:
+                    cluster.ask_to_stop()
+                    told = True
+        except BaseException:  # a second request: without its kernel the notebook ends
+            notebooks.end_kernels()
+            raise
+    if watch.asked.is_set():
+        raise records.Stopped("stopped on request, what is trained so far is kept. The same command continues.")
+    notebook.result()
 
 
 def _summarise(wall: float, plans: dict, page: Path) -> None:
     trained = sum(records.read(plan["folder"])["seconds"] for plan in plans.values() if not plan["complete"])
-    print(f"\ndone in {wall / 60:.1f} minutes, {100 * trained / wall:.0f}% of it training\nreport: {page}")
+    predicted = sum(plan["seconds"] for plan in plans.values() if not plan["complete"])
+    told = f" (predicted: {predicted / 60:.1f}, error {100 * (predicted / trained - 1):+.0f}%)" if trained else ""
+    print(f"\ndone in {wall / 60:.1f} minutes, {trained / 60:.1f} of them training{told}\nreport: {page}")
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:

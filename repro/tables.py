@@ -1,20 +1,23 @@
 """Each table as a function of the run folders. Percentages are of test images; a mean comes with its n and spread."""
 
+import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
-from repro import ReproError, records
+from repro import ReproError, records, scaling
 from repro.paths import PUBLISHED, REFERENCE, RUNS, replacing
 from repro.recipes import RECIPES, SHRINKS
-from repro.schedule import Recipe, learning_rate
+from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 KEYS = ["recipe", "data", "seed"]
 
 
 def published(name: str) -> pd.DataFrame:
-    """A table of published numbers with their sources: claims, released_runs or peers."""
+    """A table of published numbers with their sources: claims, released_runs, peers or epochs_by_batch."""
     return pd.read_csv(PUBLISHED / f"{name}.csv")
 
 
@@ -128,6 +131,114 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     table = grouped.agg(epochs=("epochs", "first"), n=("top1", "count"), top1=("top1", "mean"), sd=("top1", "std"),
                         smallest=("top1", "min"), largest=("top1", "max"), top5=("top5", "mean")).reset_index()
     return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
+
+
+def predictions(runs: Path | str) -> pd.DataFrame:
+    """Predicted beside measured minutes of the complete runs that were planned on as many ranks, in the order of recipes.
+
+    Columns: recipe, data, n (runs), predicted, measured (sums over the runs), error (per cent); then all of them together.
+    """
+    rows, recorded = [], records.predictions(runs)
+    for folder in records.complete_runs(runs):
+        run, plan = records.read(folder), recorded.get(folder.name)
+        if plan and plan["ranks"] == run["ranks"]:
+            rows.append({"recipe": run["recipe"]["name"], "data": run["data"]["name"], "n": 1,
+                         "predicted": plan["seconds"] / 60, "measured": run["seconds"] / 60})
+    table = pd.DataFrame(rows, columns=["recipe", "data", "n", "predicted", "measured"])
+    table = table.groupby(["recipe", "data"], sort=False, as_index=False).sum()
+    if len(table):
+        table.loc[len(table)] = {"recipe": "all", "data": "", **table[["n", "predicted", "measured"]].sum()}
+    return table.assign(error=100 * (table.predicted / table.measured - 1))
+
+
+# --- Scaling: what was measured, and what the model makes of it -------------------------------------------------------
+NODES = 1, 2, 4, 8, 16, 32, 64, 128, 256, 448, 512, 1024, 1536, 2048, 4096  # 64, 448: released runs; 1536: 104,448 / 68 cores
+
+
+def measured_throughput(probe: dict) -> pd.DataFrame:
+    """Steps of a probe on this machine, and the model's at the same place: ranks, images, images/s, efficiency; all seconds.
+
+    One rank is compared by its computing alone, several by whole steps. Efficiency is images/s a rank over that of one rank
+    alone with as many images; n is the number of steps, low and high their 5 and 95% points.
+    """
+    fitted, rows = scaling.fit(probe["rows"]), []
+    for row in probe["rows"]:
+        if row["kind"] == ("step" if row["ranks"] > 1 else "compute") and row["workers"] == 1:
+            times = np.array(row["seconds"]).max(0)
+            model = dataclasses.replace(scaling.fit(probe["rows"], row["ranks"]), link=fitted.link)
+            predicted = scaling.step(model, scaling.Layout(per_node=row["ranks"]), row["images"])["total"]
+            rows.append({"label": scaling.MEASURED, "model": probe["model"], "size": probe["size"], "ranks": row["ranks"],
+                         "images": row["images"], "n": len(times), "seconds": np.median(times),
+                         "low": np.percentile(times, 5), "high": np.percentile(times, 95),
+                         "images_per_s": row["ranks"] * row["images"] / np.median(times),
+                         f"seconds_{scaling.MODEL}": predicted, "error": 100 * (predicted / np.median(times) - 1)})
+    table = pd.DataFrame(rows).sort_values(["ranks", "images"], ignore_index=True)
+    alone = table[table.ranks == 1].set_index("images").images_per_s
+    return table.assign(efficiency=100 * table.images_per_s / table.ranks / table.images.map(alone))
+
+
+def extrapolated(probe: dict, images: int, batch: int, between: scaling.Interconnect = scaling.OMNI_PATH,
+                 epochs: float = 90, draws: int = 200) -> pd.DataFrame:
+    """MODEL: `scaling.extrapolate` of a probe's machine to many nodes, weak and strong, with nothing hidden and overlapped.
+
+    Weak: `images` a worker, one worker a rank. Strong: a global batch of `batch` in workers of `images`. With the minutes of
+    `epochs` epochs of ImageNet-1K, and of as many epochs as the published runs of that batch took to 75.9% (by LARS; not ours).
+    """
+    points = list(published("epochs_by_batch")[["global_batch", "mean_epochs_to_75.9"]].itertuples(index=False, name=None))
+    rows = []
+    for load in (scaling.Load("weak", images), scaling.Load("strong", images, batch // images)):
+        for buckets in (1, probe["buckets"]):
+            layout = scaling.Layout(per_node=probe["ranks"], buckets=buckets)
+            rows += scaling.extrapolate(probe["rows"], load, NODES, layout, between, draws)
+    table = pd.DataFrame(rows)
+    for point in ("", "_low", "_high"):
+        rate = table[f"images_per_s{ {'_low': '_high', '_high': '_low'}.get(point, '')}"]  # the fastest takes the least time
+        table[f"minutes{point}"] = epochs * IMAGENET_IMAGES / rate / 60
+        table[f"minutes_to_accuracy{point}"] = (table.global_batch.map(lambda each: scaling.epochs_to(points, each))
+                                                * IMAGENET_IMAGES / rate / 60)
+    return table
+
+
+def algorithms(probe: dict, nodes: tuple[int, ...] = (64, 448, 1536), between: scaling.Interconnect = scaling.OMNI_PATH
+               ) -> pd.DataFrame:
+    """MODEL: milliseconds of one step's allreduce, nothing hidden, by algorithm and nodes, over the interconnect's range."""
+    fitted, rows = scaling.fit(probe["rows"]), []
+    for algorithm in scaling.ALGORITHMS:
+        for count in nodes:
+            slow, fast = (1000 * scaling.allreduce(algorithm, between.link(place), count, fitted.size, fitted.link,
+                                                   probe["ranks"]) for place in (0, 1))
+            rows.append({"label": scaling.MODEL, "algorithm": algorithm, "nodes": count, "interconnect": between.name,
+                         "megabytes": fitted.size / 1e6, "fastest": fast, "slowest": slow})
+    return pd.DataFrame(rows)
+
+
+def held_back(bench: Path | str) -> pd.DataFrame:
+    """The checks that `make bench-scaling` wrote into the folder `bench`; no rows if there are none."""
+    path = Path(bench) / "scaling.json"
+    checks = json.loads(path.read_text())["checks"] if path.exists() else []
+    return pd.DataFrame(checks, columns=["model", "check", "ranks", "images", "n", "predicted", "measured", "error_percent"])
+
+
+def published_checks() -> pd.DataFrame:
+    """MODEL: the model fitted to one published throughput, predicting another of the same hardware. None is ours.
+
+    Throughputs of R1, of You et al. and of the abstract's 28 minutes are arithmetic: 90 epochs over the minutes. That the last
+    had 90 epochs, and 16 images a node as You et al., is assumed.
+    """
+    released, peers = published("released_runs").set_index("id"), published("peers")
+
+    def run(name: str, rate: float) -> scaling.Published:
+        row = released.loc[name]
+        return scaling.Published(name, int(row.nodes), int(row.processes_per_node), int(row.images_per_process), rate)
+
+    def ninety(minutes: float) -> float:
+        return 90 * IMAGENET_IMAGES / minutes / 60
+
+    r1, r3 = run("R1", ninety(released.loc["R1"].minutes)), run("R3", released.loc["R3"].images_per_s)
+    you = peers[(peers.work == "You et al.") & (peers.epochs == 90)].iloc[0]
+    known = scaling.Published("You et al., 2048 nodes", 2048, 1, you.global_batch / 2048, ninety(you.minutes))
+    paper = scaling.Published("A2, 1536 nodes in 28 minutes", 1536, 1, 16, ninety(28))
+    return pd.DataFrame([*scaling.infer(r3, [r1]), *scaling.infer(r1, [r3]), *scaling.infer(known, [paper])])
 
 
 # --- What the paper's method does, on the runs at hand ----------------------------------------------------------------

@@ -11,16 +11,17 @@ one integer (beside the losses since the last metric row), and the result is the
 
 import inspect
 import logging
-import signal
-import threading
+import os
+import socket
 import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
-from repro import ReproError, checkpoint, choose, comm, evaluate, recipes, records
+from repro import ReproError, checkpoint, choose, comm, evaluate, recipes, records, watch
 from repro.allreduce import REDUCTIONS, Average, Mean
 from repro.data import Images, Stream, load_ahead
 from repro.labels import compare_labels
@@ -33,6 +34,7 @@ from repro.schedule import SWITCHES, Recipe, learning_rate
 log = logging.getLogger("repro")
 
 CHECKPOINT_SECONDS = 30  # at epoch ends, no more often than this
+LONGEST_SECONDS = 600  # after any step that comes so long after the last checkpoint: what a kill can cost
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,14 @@ class Task:
     parameters: dict  # seed, reduction, precision, ...: with recipe, data and code, they determine the result
     decoders: int  # threads that decode images ahead of the step
     steps: int  # to stop after, counted from this call's start; 0: at the recipe's end
+    patience: int  # seconds that a rank may give no sign of life
     run: records.Run
 
 
 def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int = 0, out: str = str(RUNS),
             model: str = "", size: int = 0, normalization: str = "release", reduction: str = "exact",
             precision: str = "auto", device: str = "auto", threads: int = 1, decoders: int = 2, steps: int = 0,
-            **switches) -> Task:
+            patience: int = 600, **switches) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs."""
     known = [name for name in inspect.signature(prepare).parameters if name != "switches"]
     for name in switches:
@@ -59,7 +62,8 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
     original = recipes.find(recipe, **switches)
     choose("reduction", reduction, REDUCTIONS)
     device = find_device(device)
-    for name, value, least in (("seed", seed, 0), ("threads", threads, 1), ("decoders", decoders, 0), ("steps", steps, 0)):
+    for name, value, least in (("seed", seed, 0), ("threads", threads, 1), ("decoders", decoders, 0), ("steps", steps, 0),
+                               ("patience", patience, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}")
     train, test = (Images(data, split, normalization=normalization, size=size) for split in ("train", "test"))
@@ -73,7 +77,7 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
     parameters = dict(seed=seed, size=size, normalization=normalization, reduction=reduction, precision=precision,
                       device=device, threads=threads)
     digests = {"name": train.name, "train": train.digest, "test": test.digest}
-    return Task(small, train, test, parameters, decoders, steps, records.Run(out, small, parameters, digests))
+    return Task(small, train, test, parameters, decoders, steps, patience, records.Run(out, small, parameters, digests))
 
 
 def plan(recipe: str, **parameters) -> dict:
@@ -103,56 +107,62 @@ def train(recipe: str, **parameters) -> str:
     """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
 
     A complete run of the same code, parameters and data is left as it is; an incomplete one is continued. Raises
-    ReproError on every rank if any rank fails, and records.Stopped if a rank got SIGUSR1 or `steps` are done.
+    ReproError on every rank if any rank fails, and records.Stopped if a rank was asked to stop or `steps` are done.
     """
     world = comm.world()
+    world.leaving = False  # engines stay after a call that failed
     with world.together():
         task = prepare(recipe, **parameters)
         if world.size > task.recipe.workers:
             raise ReproError(f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
                              f"share: start at most {task.recipe.workers} ranks")
-        complete = task.run.complete
-        if not complete and world.rank == 0:
-            task.run.begin(ranks=world.size, workers=task.recipe.workers)
+    _agree(world, task)
+    with world.together():
+        complete = world.rank == 0 and not task.run.begin(ranks=world.size, workers=task.recipe.workers)
     folder = str(task.run.folder)
     if world.broadcast(complete):
         log.info("already complete: %s", folder)
         return folder
+    processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
+    if world.size > 1:  # a launcher names one that dies by its process
+        log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
     try:
-        with _stop_requests() as asked:
-            facts = _train(world, task, asked)
+        with watch.Watchdog(world, task.run.heartbeats, task.patience):
+            facts = _train(world, task)
+        with world.together():  # so no rank returns before the run is complete on disk
+            if world.rank == 0:
+                task.run.finish(**facts)
     except BaseException as caught:
+        status = "stopped" if isinstance(caught, records.Stopped) else "failed"
+        if status == "failed" and not isinstance(caught, comm.PeerError):
+            caught.add_note(f"(on rank {world.rank} of {world.size}, at {world.at}, run {folder})")
         if world.rank == 0:
-            status = "stopped" if isinstance(caught, records.Stopped) else "failed"
-            task.run.update(status=status, end=records.now(), error=f"{type(caught).__name__}: {caught}")
+            with suppress(ReproError):  # a full disk may be what it failed of
+                task.run.update(status=status, end=records.now(), error=f"{type(caught).__name__}: {caught}")
         raise
-    with world.together():  # so no rank returns before the run is complete on disk
-        if world.rank == 0:
-            task.run.finish(**facts)
+    finally:
+        task.run.release()
     return folder
 
 
-@contextmanager
-def _stop_requests():
-    """An event that SIGUSR1, a batch system's warning before the time limit, sets."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
-        yield asked
-        return
-    previous = signal.signal(signal.SIGUSR1, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
+def _agree(world, task: Task) -> None:
+    """Raises on every rank if one was asked for another run than rank 0, or has other code, data or packages."""
+    mine = task.run.record | {"out": str(task.run.folder.parent), "packages": records.package_versions()}
+    first = world.broadcast(mine)
+    with world.together():
+        if difference := records.first_difference(mine, first):
+            raise ReproError(f"rank {world.rank} does not agree with rank 0, so nothing was started: {difference}")
 
 
-def _train(world, task: Task, asked: threading.Event) -> dict:
+def _train(world, task: Task) -> dict:
     recipe, parameters, run = task.recipe, task.parameters, task.run
     network, optimizer, average = _assemble(world, task)
     progress = {"step": 0, "seconds": 0.0, "losses": [], "corrects": []}
     with world.together():
         if run.checkpoints:
             progress = _resume(run, network, optimizer)
+        elif run.continued:
+            log.info("an earlier attempt left no checkpoint yet in %s: starting anew", run.folder)
         if world.rank == 0:
             run.rewind(progress["step"])
     first = step = progress["step"]
@@ -161,6 +171,7 @@ def _train(world, task: Task, asked: threading.Event) -> dict:
     batches = _batches(world, task, step)
     clock = saved = time.monotonic()
     while step < recipe.iterations:
+        world.at = f"step {step + 1} of {recipe.iterations}"
         stage, iteration = recipe.stage_at(step)
         if iteration == 0:
             optimizer.history.zero_()
@@ -171,8 +182,10 @@ def _train(world, task: Task, asked: threading.Event) -> dict:
         corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
         previous_rate = learning_rate(recipe, step - 1, recipe.lr_formula) if corrected else 0.0
 
-        if asked.is_set() or step + 1 == first + task.steps:
+        if watch.asked.is_set() or step + 1 == first + task.steps:
             average.stop()
+        if world.rank == 0 and time.monotonic() - saved > LONGEST_SECONDS:
+            average.save()
         mean = average_over_workers(world, average, network, batches, parameters["precision"])
         optimizer.step(mean.gradient, rate, stage.weight_decay, previous_rate)
         network.update_statistics(mean.statistics, recipe.bn_momentum)
@@ -183,8 +196,10 @@ def _train(world, task: Task, asked: threading.Event) -> dict:
         ends_stage = iteration + 1 == stage.iterations
         evaluates = ends_stage or _completes(recipe, step, recipe.evaluate_every)
         records_row = evaluates or _completes(recipe, step, recipe.record_every)
-        if not records_row and not mean.stop:
+        if not (records_row or mean.save or mean.stop):
             continue
+        world.at = f"the end of {world.at}"
+        check_replicas(world, network, optimizer)
         row = {"step": step, "epoch": recipe.epochs(step), "stage": stage.name, "rate": rate,
                "train_loss": sum(losses) / len(losses),
                "train_top1": sum(corrects) / len(corrects) / recipe.images_per_worker}
@@ -202,11 +217,12 @@ def _train(world, task: Task, asked: threading.Event) -> dict:
                     log.info(records.describe(row, recipe.epochs()))
                 if ends_stage:
                     checkpoint.save(run.snapshot(stage.name), network.state(), row)
-                if ends_stage or mean.stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if ends_stage or mean.save or mean.stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     _save(run, network, optimizer, {"step": step, "seconds": row["seconds"], "losses": losses,
                                                     "corrects": corrects})
                     saved = time.monotonic()
         if mean.stop and step < recipe.iterations:
+            watch.asked.clear()
             raise records.Stopped(_outlook(recipe, step, step - first, time.monotonic() - clock, world.size))
 
     if world.rank != 0:
@@ -248,6 +264,7 @@ def average_over_workers(world, average: Average, network: Network, batches: Ite
         for _ in range(world.rank, average.workers, world.size):
             images, labels = next(batches)
             average.add(network.contribute(images, labels, precision))
+            world.beat()
     except Exception as caught:  # whatever it is: the other ranks are on their way into the collective below
         error = caught
         average.fail()
@@ -255,6 +272,18 @@ def average_over_workers(world, average: Average, network: Network, batches: Ite
     if mean.failed:
         world.check(error)
     return mean
+
+
+def check_replicas(world, network: Network, optimizer: SGD) -> None:
+    """Raises on every rank if weights, statistics and momentum are not rank 0's bits. Collective, of a number a rank."""
+    digest = 0
+    for vector in (network.weights, network.statistics, optimizer.history):
+        digest = zlib.crc32(vector.cpu().numpy(), digest)
+    with world.together():
+        if digest != world.broadcast(digest):
+            raise ReproError(f"the weights, statistics or momentum of rank {world.rank} are no longer those of rank 0: faulty "
+                             f"memory, or an MPI that does not give all ranks the same sum. The last checkpoint is from "
+                             f"before; the same command continues from it.")
 
 
 def _outlook(recipe: Recipe, step: int, done: int, seconds: float, ranks: int) -> str:
@@ -272,13 +301,20 @@ def _completes(recipe: Recipe, step: int, epochs: float) -> bool:
 
 def _save(run, network: Network, optimizer: SGD, progress: dict) -> None:
     state = network.state() | {"momentum": optimizer.history.cpu()}
-    checkpoint.save(run.folder / "checkpoints" / str(progress["step"]), state, progress)
+    checkpoint.save(run.folder / "checkpoints" / str(progress["step"]), state, {"run": run.folder.name} | progress)
     checkpoint.prune(run.folder / "checkpoints")
 
 
 def _resume(run, network: Network, optimizer: SGD) -> dict:
-    state, progress = checkpoint.newest(run.folder / "checkpoints")
-    optimizer.history.copy_(state.pop("momentum"))
-    network.load(state)
-    log.info("continuing after step %d", progress["step"])
+    folder = run.folder / "checkpoints"
+    state, progress = checkpoint.newest(folder)
+    if progress.get("run") != run.folder.name:
+        raise checkpoint.CheckpointError(f"the checkpoint in {folder} is of the run {progress.get('run')}: it does not "
+                                         f"belong there")
+    try:
+        optimizer.history.copy_(state.pop("momentum"))
+        network.load(state)
+    except (KeyError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"the checkpoint in {folder} is not of this network: {error}") from error
+    log.info("continuing after step %d, from %s", progress["step"], run.folder)
     return progress

@@ -10,13 +10,21 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import faults_table
 import pytest
+from faults_table import pytest_addoption, pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  hooks
 
 # The tensors here are small: threads would only wait for each other. Before torch is loaded, for all processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = {"recipe": "resnet50_448nodes", "shrink": "smoke", "seed": 5, "device": "cpu"}  # 14 workers, 24 steps
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    faults_table.count(item, outcome.get_result())
 
 
 def launch(*command, **environment) -> subprocess.Popen:

@@ -159,7 +159,10 @@ def test_only_the_last_workers_gradients_are_sent_during_backward_and_nothing_is
     class Later(Alone):
         def start_sum(self, array):
             started.append((len(array), len(averages[True].arrived)))
-            return SimpleNamespace(Test=lambda: None, Wait=lambda: None)
+            return SimpleNamespace(Test=lambda: None)
+
+        def finish(self, requests):
+            pass
 
     torch.manual_seed(0)
     networks = [Network(build("resnet11", 10, 1)) for _ in range(2)]

@@ -17,7 +17,7 @@ from conftest import ROOT, SMOKE, launch, run
 
 from repro import recipes
 from repro.__main__ import parser
-from repro.engines import NoMpiexec, _options, find_mpiexec
+from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
 
 SCRIPTS = [ROOT / "slurm" / name for name in ("train.sbatch", "engines.sbatch")]
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
@@ -32,7 +32,7 @@ except NoMpiexec:
 @pytest.fixture
 def slurm(tmp_path):
     """slurm(script, **environment): starts a script as Slurm would, on two ranks where there is an mpiexec."""
-    words = shlex.join([MPIEXEC, *_options(MPIEXEC), "-n", "2"]) if MPIEXEC else ""
+    words = shlex.join([MPIEXEC, *mpiexec_options(MPIEXEC), "-n", "2"]) if MPIEXEC else ""
     tools = {"srun": f'while [[ $1 == -* ]]; do shift; done\nexec {words} "$@"',
              "scontrol": f'echo "$@" >>{tmp_path}/scontrol'}
     (tmp_path / "bin").mkdir()

@@ -201,6 +201,7 @@ def test_results_come_in_rank_order_from_one_world(cluster):
     assert [one["files"] for one in found] == [[], []]  # killed ranks would leave them behind
 
 
+@pytest.mark.figure("security")
 def test_files_are_private(cluster):
     assert Path(cluster.connection_file).parents[1].stat().st_mode & 0o777 == 0o700
     assert Path(cluster.connection_file).stat().st_mode & 0o777 == 0o600
@@ -291,6 +292,7 @@ def close_pipe(guard, cluster):
     os.dup2(os.open(os.devnull, os.O_WRONLY), cluster._guard.stdin.fileno())
 
 
+@pytest.mark.figure("orphans")
 @pytest.mark.parametrize("end, ranks, reason", [
     (kill_engine, 2, "an engine .* ended|mpiexec ended"), (kill_mpiexec, 1, "mpiexec ended with status -9"),
     (kill_controller, 1, "controller ended with status -9"), (kill_guard, 1, "a process of them died"),
@@ -308,6 +310,7 @@ def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):
         traces.assert_gone(within=began + SOON - time.monotonic())
 
 
+@pytest.mark.figure("orphans")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_an_owner_at_work(traces, number):
     with subprocess.Popen(command("own_engines", 1), env=environment(), stdout=subprocess.PIPE,
@@ -320,6 +323,7 @@ def test_nothing_outlives_an_owner_at_work(traces, number):
         os.kill(forked, signal.SIGKILL)
 
 
+@pytest.mark.figure("orphans")
 def test_nothing_outlives_an_owner_that_dies_during_start(traces):
     with subprocess.Popen(command("own_engines", 1), env=environment()) as owner:
         deadline = time.monotonic() + 20

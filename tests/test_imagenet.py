@@ -164,6 +164,7 @@ def test_a_folder_without_images_names_what_was_looked_for(pack, tmp_path):
 FOURTH = "ILSVRC2012_val_00000004.JPEG"
 
 
+@pytest.mark.figure("archives")
 @pytest.mark.parametrize("name, change, message", [
     ("../../escaped.JPEG", lambda image: b"x", "img_val.tar: member '../../escaped.JPEG' points out of the archive"),
     ("/escaped.JPEG", lambda image: b"x", "img_val.tar: member '/escaped.JPEG' points out of the archive"),
@@ -182,6 +183,7 @@ def test_hostile_archives_write_nothing_elsewhere(layout, pack, contents, tmp_pa
     assert not Path("/escaped.JPEG").exists() and not (pack.out / "test.lmdb").exists()
 
 
+@pytest.mark.figure("archives")
 @pytest.mark.parametrize("name, change, message", [
     (TRAIN_TAR, lambda content: content[: len(content) // 2], "img_train.tar"),
     (TRAIN_TAR, lambda content: b"<html>" + content, "img_train.tar is no whole tar archive (it is a web page)"),
@@ -197,6 +199,7 @@ def test_damaged_archives_are_named_before_anything_is_packed(layout, pack, name
     assert not pack.out.exists()
 
 
+@pytest.mark.figure("archives")
 def test_a_training_archive_inside_that_is_cut_or_links_is_named(layout, pack, archives):
     tars = members((archives / TRAIN_TAR).read_bytes())
     first = f"{CLASSES[0]}.tar"
@@ -215,6 +218,7 @@ def test_an_image_in_another_classs_folder_is_named(layout, pack):
     assert f"{image.name} is not expected there" in refused(pack(source))
 
 
+@pytest.mark.figure("images")
 def test_a_folder_in_place_of_an_image_is_named(layout, pack):
     source = layout("tree")
     image = next((source / "train" / CLASSES[0]).iterdir())
@@ -246,6 +250,7 @@ def test_a_part_does_not_pass_for_imagenet(layout, pack):
     assert not pack.out.exists()
 
 
+@pytest.mark.figure("archives")
 def test_a_validation_set_that_is_not_50_a_class_is_named():
     counts = dict.fromkeys(map(str, range(1000)), 50)
     train = dict.fromkeys(counts, 1281) | {"0": 1281167 - 999 * 1281}
@@ -254,6 +259,7 @@ def test_a_validation_set_that_is_not_50_a_class_is_named():
         imagenet.check_counts(train, imagenet.Counter(counts | {"0": 51, "1": 49}), subset=False)
 
 
+@pytest.mark.figure("archives")
 @pytest.mark.parametrize("case, message", [
     ("extra", "class n98000000 (1 such) is not among the classes of the development kit"),
     ("missing", f"class {CLASSES[2]} (1 such) of the development kit is missing among the training images"),
@@ -362,6 +368,7 @@ WRONG = {  # lines of the list, and what is said of them
 }
 
 
+@pytest.mark.figure("packed")
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_label_lists_are_refused_with_the_reason(layout, pack, contents, tmp_path, case):
     *_, kit, truth = contents

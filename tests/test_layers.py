@@ -8,17 +8,19 @@ from conftest import ROOT, python
 # From the bottom up: a module imports only from the layers under its own. `repro` itself (errors, `choose`) and `paths`
 # are under all of them.
 LAYERS = [
-    {"schedule", "comm", "model", "engines", "ahead", "labels", "memory"},
-    {"packed", "recipes", "allreduce", "optim", "records", "archives", "stand_in"},
-    {"data", "checkpoint", "notebooks", "tables", "figures", "packing", "staging"},
+    {"schedule", "comm", "model", "watch", "ahead", "labels", "memory", "scaling", "two_nodes"},
+    {"packed", "recipes", "allreduce", "optim", "records", "archives", "stand_in", "engines"},
+    {"data", "checkpoint", "notebooks", "tables", "figures", "packing", "staging", "doctor"},
     {"evaluate", "report"},
     {"train", "reproduce", "release"},
-    {"__main__", "bench_data"},
-    {"bench"},
+    {"probe", "bench_data"},
+    {"plan", "bench", "bench_scaling"},
+    {"__main__"},
 ]
 LEVEL = {"__init__": -2, "paths": -1} | {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ["schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "memory", "archives", "packing",
-                 "stand_in", "tables", "figures", "report", "notebooks", "reproduce", "__main__"]
+WITHOUT_TORCH = ["watch", "schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "memory", "scaling",
+                 "two_nodes", "archives", "packing", "stand_in", "tables", "figures", "report", "notebooks", "reproduce",
+                 "bench_scaling", "doctor", "__main__"]
 MODULES = sorted((ROOT / "repro").glob("*.py"))
 
 

@@ -1,6 +1,7 @@
 """Source notebooks are clean and uniform; the runner lets none pass that did not run to its end."""
 
 import ast
+import shutil
 import subprocess
 import sys
 
@@ -18,8 +19,8 @@ def cells(path, kind="code"):
 
 
 def test_all_are_there():
-    assert NAMES == ["00-start-here", "01-recipes", "02-from-archives", "10-train", "12-collapsed-ensemble", "20-tables",
-                     "21-figures"]
+    assert NAMES == ["00-start-here", "01-recipes", "02-from-archives", "10-train", "11-scaling", "12-collapsed-ensemble",
+                     "20-tables", "21-figures"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -51,11 +52,13 @@ def test_cells_are_short(path):
 KNOWN = {"seed": ("int", 0), "data": ("str", "digits"), "live": ("bool", True), "rate": ("float", 0.1)}
 
 
+@pytest.mark.figure("parameters")
 def test_a_misspelt_parameter_says_what_was_meant():
     with pytest.raises(ReproError, match="unknown parameter 'sed'. Did you mean seed?"):
         notebooks.check({"sed": 1}, KNOWN)
 
 
+@pytest.mark.figure("parameters")
 @pytest.mark.parametrize("parameters", [{"seed": "1"}, {"seed": True}, {"seed": 1.5}, {"data": 3}, {"live": 1}])
 def test_a_mistyped_parameter_is_refused(parameters):
     with pytest.raises(ReproError, match="must be of type"):
@@ -91,6 +94,7 @@ def test_a_notebook_that_runs_through_passes(folder, tmp_path):
     assert not output.with_suffix(".failed.ipynb").exists()
 
 
+@pytest.mark.figure("green")
 @pytest.mark.parametrize("middle", ["raise ValueError('broken')", "import sys; sys.exit(0)", "import sys; sys.exit(1)",
                                     "import os; os._exit(0)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
                                     "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"],
@@ -106,6 +110,30 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
     assert output.with_suffix(".failed.ipynb").exists()
 
 
+@pytest.mark.figure("green")
+def test_a_cell_that_takes_too_long_fails(folder, tmp_path):
+    folder("import time; time.sleep(60)")
+    with pytest.raises(notebooks.NotebookError, match="trial failed: .*imeout"):
+        notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb", timeout=2)
+
+
+@pytest.mark.figure("green")
+def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
+    """The disk is a small one of our own: its namespace, and all in it, ends with the shell."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount (unshare -rm): no disk can be made full")
+    folder("print('x' * 1_000_000)")
+    (tmp_path / "out").mkdir()
+    code = ("import sys; from pathlib import Path; from repro import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
+            "output = Path(sys.argv[1], 'out', 'trial.ipynb'); output.write_text('good')\n"
+            "try: notebooks.execute('trial', {}, output)\n"
+            "except notebooks.NotebookError as error: print(output.read_text(), error)")
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=100k tmpfs "$0/out"; "$@"', tmp_path,
+                           sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("good notebook trial failed") and "No space left" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.figure("green", cases=2)
 def test_wrong_parameters_are_refused_before_the_first_cell(folder, tmp_path):
     folder("open('ran', 'w')")
     for parameters in ({"sed": 1}, {"seed": "1"}):

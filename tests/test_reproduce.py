@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -39,9 +40,10 @@ def test_it_says_first_what_it_will_do_and_how_long(results):
 
 def test_every_run_is_complete_and_every_product_is_there(results):
     assert len(records.complete_runs(results / "runs")) == 3
-    for name in ("accuracy", "effects", "ensemble", "recipes", "published_claims"):
+    for name in ("accuracy", "effects", "ensemble", "recipes", "published_claims", "predictions", "scaling_measured",
+                 "scaling_model", "scaling_allreduce", "scaling_published"):
         assert (results / "tables" / f"{name}.csv").stat().st_size > 100
-    for name in ("learning_rates", "training_curves-smoke", "ensemble", "effects", "published"):
+    for name in ("learning_rates", "training_curves-smoke", "ensemble", "effects", "published", "scaling"):
         for suffix in ("svg", "png", "csv"):
             assert (results / "figures" / f"{name}.{suffix}").stat().st_size > 100
     assert not list(results.glob("**/*.failed.ipynb"))
@@ -75,8 +77,23 @@ def test_the_ensemble_counts_of_the_command_line_are_those_of_the_notebook(resul
 def test_the_report_stands_alone(results):
     page = (results / "report" / "index.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
-    assert page.count("<img ") == 5 and "not resolved" in page and "not run" in page
+    assert page.count("<img ") == 6 and "not resolved" in page and "not run" in page
     assert page.index('class="published"') < page.index('class="own"')
+
+
+def test_each_run_was_predicted_and_the_report_shows_the_error(results):
+    table = pd.read_csv(results / "tables" / "predictions.csv")
+    assert table.recipe.iloc[-1] == "all" and table.n.iloc[-1] == 3 and table.error.notna().all()
+    assert "Predicted and measured time" in (results / "report" / "index.html").read_text()
+    assert re.search(r"of them training \(predicted: [\d.]+, error [+-]\d+%\)", (results / "printed").read_text())
+
+
+def test_what_the_scaling_model_says_is_labelled_and_apart_from_what_was_measured(results):
+    page = (results / "report" / "index.html").read_text()
+    assert page.index("Scaling</h2>") < page.index('class="model"') < page.index("Nothing in this section was measured")
+    assert set(pd.read_csv(results / "tables" / "scaling_model.csv").label) == {"MODEL"}
+    assert set(pd.read_csv(results / "tables" / "scaling_measured.csv").label) == {"measured"}
+    assert set(pd.read_csv(results / "figures" / "scaling.csv").label) == {"MODEL", "measured"}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: the report was not looked at in a browser")

@@ -43,7 +43,7 @@ def test_no_seeds_is_not_run():
     assert tables.compare(series(), series())["verdict"] == "not run"
 
 
-@pytest.mark.parametrize("name", ["claims", "released_runs", "peers"])
+@pytest.mark.parametrize("name", ["claims", "released_runs", "peers", "epochs_by_batch"])
 def test_every_published_number_has_its_source(name):
     table = tables.published(name)
     assert len(table) and table.source.notna().all()

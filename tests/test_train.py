@@ -166,6 +166,7 @@ def test_batch_norm_sees_one_workers_images_alone():
 # --- The same bits on any number of ranks, and after any interruption --------------------------------------------------
 
 
+@pytest.mark.figure("world-size")
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_any_number_of_ranks_computes_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["whole"]
@@ -205,6 +206,7 @@ def test_the_same_command_continues_a_killed_run_to_the_same_bits(killed, whole,
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.figure("five-kills")
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_other_ranks_continue_a_killed_run_to_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["killed"]
@@ -245,13 +247,56 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         assert rows(folder) == rows(expected)
 
 
-@pytest.mark.parametrize("part", ["momentum", "bn1.running_mean", "bn1.num_batches_tracked"])
+@pytest.mark.figure("control")
+@pytest.mark.parametrize("part", ["momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
 def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interrupted, tmp_path, part):
     folder = interrupted(4, tmp_path / "broken")
     newest = checkpoint.generations(folder / "checkpoints")[0]
     state, progress = checkpoint.load(newest)
-    checkpoint.save(newest, state | {part: torch.zeros_like(state[part])}, progress)
+    if part == "step":
+        progress["step"] = 0
+    else:
+        state[part] = torch.zeros_like(state[part])
+    checkpoint.save(newest, state, progress)
     assert run_json(tiny(out=folder.parent))["weights_sha256"] != run_json(tiny())["weights_sha256"]
+
+
+@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.parametrize("change, message", [
+    (lambda state, progress: progress.update(run="tiny-digits-seed9-00000000"), "is of the run tiny-digits-seed9-00000000"),
+    (lambda state, progress: state.update({"fc.weight": torch.zeros(3, 256)}), "is not of this network: .*fc.weight"),
+    (lambda state, progress: state.update({"conv1.weight": torch.zeros(64, 1, 3, 3)}), "is not of this network: .*conv1.weight"),
+    (lambda state, progress: state.pop("momentum"), "is not of this network: 'momentum'"),
+    (lambda state, progress: state.pop("bn1.running_mean"), "is not of this network: .*bn1.running_mean"),
+], ids=["another run", "other classes", "other width", "no momentum", "no statistics"])
+def test_a_checkpoint_that_does_not_belong_there_is_refused(tiny, interrupted, tmp_path, change, message):
+    folder = interrupted(4, tmp_path / "broken")
+    for path in checkpoint.generations(folder / "checkpoints"):
+        state, progress = checkpoint.load(path)
+        change(state, progress)
+        checkpoint.save(path, state, progress)
+    with pytest.raises(checkpoint.CheckpointError, match=f"(?s){message}"):
+        tiny(out=folder.parent)
+    assert records.metric_rows(folder), "what there was is kept"
+
+
+@pytest.mark.figure("malformed-checkpoint")
+def test_a_checkpoint_in_a_newer_format_is_refused(tiny, interrupted, tmp_path):
+    folder = interrupted(4, tmp_path / "broken")
+    for path in (folder / "checkpoints").glob("*.json"):
+        path.write_text(path.read_text().replace("version 1", "version 2"))
+    with pytest.raises(checkpoint.CheckpointError, match="version 2', which this version cannot read"):
+        tiny(out=folder.parent)
+
+
+@pytest.mark.figure("damage")
+def test_if_no_checkpoint_is_valid_nothing_starts_anew(tiny, interrupted, tmp_path):
+    folder = interrupted(4, tmp_path / "broken")
+    for path in (folder / "checkpoints").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(checkpoint.CheckpointError, match="(?s)no checkpoint can be used: .*to start anew"):
+        tiny(out=folder.parent)
+    assert run_json(folder)["status"] == "failed" and records.metric_rows(folder)
 
 
 # --- Stops on request --------------------------------------------------------------------------------------------------
@@ -383,7 +428,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         if name not in closure and (ROOT / "repro" / f"{name}.py").exists():
             closure.add(name)
             waiting += imported(name)
-    assert set(records.TRAINING_CODE) == closure - {"paths", "records", "labels", "memory"}  # which change no bits
+    assert set(records.TRAINING_CODE) == closure - {"paths", "records", "labels", "memory", "watch"}  # which change no bits
 
 
 # --- What is asked for wrongly -----------------------------------------------------------------------------------------
@@ -402,6 +447,7 @@ def cli(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.figure("parameters")
 @pytest.mark.parametrize("arguments, words", [
     (["resnet50_448node"], "Did you mean resnet50_448nodes?"),
     (["one_model", "--shrink", "smok"], "Did you mean smoke?"),
@@ -426,12 +472,14 @@ def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, argu
     assert re.fullmatch(r"error: .+\n", stderr) and words.format(tmp=tmp_path) in stderr
 
 
+@pytest.mark.figure("parameters")
 @pytest.mark.parametrize("arguments", [["--seed", "x"], ["--threads", "1.5"], ["--bn-momentum", "big"], ["--sede", "1"]], ids=" ".join)
 def test_what_is_no_number_or_no_option_ends_with_status_2_and_its_name(cli, arguments):
     status, stdout, stderr = cli("train", "one_model", *arguments)
     assert (status, stdout) == (2, "") and arguments[0] in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.figure("parameters")
 def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
     said = mpiexec(2, "-m", "repro", "train", "default_resnet50_8nodes", "--shrink", "smoke", "--data", digits, "--out", tmp_path)
     assert said.returncode == 2

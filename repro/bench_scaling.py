@@ -1,0 +1,128 @@
+"""What `make bench-scaling` does: probes on 1 and 2 ranks and over TCP, and how well the model predicts what it has not seen.
+
+Writes results/bench/scaling.json (probes and checks) and prints the checks as a table.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from repro import ReproError, scaling, two_nodes
+from repro.engines import find_mpiexec
+from repro.paths import RESULTS, ROOT
+from repro.records import now
+
+PATH = RESULTS / "bench" / "scaling.json"
+SUBJECTS = (  # small enough for many rounds; between them computing and communicating have very different shares
+    {"model": "resnet18", "size": 64, "images": [4, 12, 32], "precision": "fp32"},
+    {"model": "resnet50", "size": 64, "images": [4, 8, 16], "precision": "fp32"},
+    {"model": "resnet50", "size": 128, "images": [2, 4, 8], "reduction": "fast", "precision": "bf16"},
+)
+REAL = {"model": "resnet50", "images": [2, 4, 8], "reduction": "fast", "precision": "bf16"}  # at 224 pixels, with the loader
+MEGABITS = 500, 2000  # a second, on the wire between two namespaces
+SECONDS = 60.0  # a probe
+
+
+def probed(parameters: dict, places: list[list[str]]) -> dict:
+    """A probe in processes of its own, one rank in each of `places` (a command that runs another; [] is here)."""
+    flags = ["--seconds", str(SECONDS)]
+    for name, value in parameters.items():
+        flags += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "probe.json"
+        ranks = [["-n", "1", *place, sys.executable, "-m", "repro", "probe", "--out", str(out), *flags] for place in places]
+        command = [find_mpiexec(), *ranks[0], *(part for rank in ranks[1:] for part in (":", *rank))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * SECONDS,
+                              env=os.environ | (two_nodes.MPICH_BY_TCP if places[0] else {}))
+        if done.returncode:
+            raise ReproError(f"a probe failed with status {done.returncode}: {done.stderr.strip()[-800:]}")
+        told = " ".join(Path(flag).name if "/" in flag else flag for flag in flags)  # without this machine's folders
+        return json.loads(out.read_text()) | {"command": f"mpiexec -n {len(places)} python -m repro probe {told}"}
+
+
+def stand_in(folder: Path) -> str:
+    """Photographs in ImageNet's layout, packed; returns where."""
+    packed = folder / "imagenet-subset"
+    for command in (["-m", "repro", "fake-imagenet", "--out", str(folder / "archives")],
+                    [str(ROOT / "data_prep" / "imagenet.py"), "--source", str(folder / "archives"), "--subset", "--out", str(packed)]):
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    return str(packed)
+
+
+def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
+    """Predictions of steps and of the whole vector's allreduce that no fit has seen; probes of one network on two ranks.
+
+    `tcp` has those over a wire, by its rate. No fit sees a step, nor the allreduce of a step's vector; the checks whose names
+    say so leave out more.
+    """
+    subject = {"model": f"{two['model']}, {two['size']} px, {two['reduction']}, {two['precision']}"}
+    counts = {row["images"] for row in two["rows"] if row["kind"] == "step"}
+    known = _without_vector(two)
+    outer = [row for row in known if row.get("images") not in counts - {min(counts), max(counts)}]
+    middle = [row for row in two["rows"] if row.get("images") in counts - {min(counts), max(counts)}]
+    here = scaling.fit(known)
+    rows = scaling.held_back(middle, scaling.fit(outer), "2 ranks, numbers of images between those fitted")
+    rows += scaling.held_back(two["rows"], here, "2 ranks, from both computing apart")
+    alone = replace(scaling.fit(known, ranks=1), spread=here.spread)
+    rows += scaling.held_back(two["rows"], alone, "2 ranks, from computing on 1 rank alone")
+    rows += _whole_vector(two, here, "allreduce of the step's vector, from smaller messages")
+    for megabits, there in tcp.items():
+        wire = scaling.fit(_without_vector(there))
+        rows += scaling.held_back(there["rows"], wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart",
+                                  there["buckets"])
+        rows += _whole_vector(there, wire, f"allreduce by TCP at {megabits} Mbit/s, from smaller messages")
+        for other in set(tcp) - {megabits}:
+            link = scaling.fit(_without_vector(tcp[other])).link  # less that wire's share of it, and this one's instead
+            moved = replace(wire, link=replace(link, byte=link.byte + 8e-6 / megabits - 8e-6 / other))
+            rows += scaling.held_back(there["rows"], moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}",
+                                      there["buckets"])
+            rows += _whole_vector(there, moved, f"allreduce by TCP at {megabits} Mbit/s, link from {other}")
+    return [subject | row for row in rows]
+
+
+def _without_vector(probe: dict) -> list[dict]:
+    return [row for row in probe["rows"] if row.get("bytes") != row["vector"]]
+
+
+def _whole_vector(probe: dict, fitted: scaling.Fit, check: str) -> list[dict]:
+    row = next(row for row in probe["rows"] if row.get("bytes") == row["vector"])
+    predicted = scaling.rabenseifner(fitted.link, row["ranks"], row["bytes"])
+    return [{"check": check, "ranks": row["ranks"], "images": 0, "n": len(row["seconds"][0]), "predicted": predicted,
+             "measured": scaling.median(row), "error_percent": 100 * (predicted / scaling.median(row) - 1)}]
+
+
+def main() -> None:
+    probes, rows, notes = [], [], []
+    for subject in SUBJECTS:
+        two, tcp = probed(subject, [[], []]), {}
+        for megabits in MEGABITS:
+            try:
+                with two_nodes.connected(megabits) as places:
+                    tcp[megabits] = probed(subject, places) | {"wire_megabits": megabits}
+            except ReproError as error:
+                notes.append(f"no check by TCP at {megabits} Mbit/s: {error}")
+                print(notes[-1])
+        probes += [two, *tcp.values()]
+        found = checks(two, tcp)
+        show(found)
+        rows += found
+    with tempfile.TemporaryDirectory() as folder:
+        real = REAL | {"data": stand_in(Path(folder))}
+        probes += [probed(real, [[]]), probed(real, [[], []])]
+    print(f"load of the machine before each probe: {', '.join(format(probe['load_before'], '.1f') for probe in probes)}")
+    scaling.save({"when": now(), "command": "make bench-scaling", "probes": probes, "checks": rows, "notes": notes}, PATH)
+    print(f"{sum(abs(row['error_percent']) <= 10 for row in rows)} of {len(rows)} errors are at most 10%; written to {PATH}")
+
+
+def show(rows: list[dict]) -> None:
+    for row in rows:
+        print(f"{row['model']:32} {row['check']:58} {row['images'] or '':>3} images  predicted {1000 * row['predicted']:8.1f} "
+              f"measured {1000 * row['measured']:8.1f} ms  {row['error_percent']:+6.1f}%  n = {row['n']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Measures what the model of a step's time (`scaling`) is fitted to, on the ranks at hand, by the trainer's own code.
+
+Rounds in turns over all settings, so what drifts touches all alike, until the time is over. The result is plain JSON.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Iterable
+from itertools import repeat
+
+import numpy as np
+import torch
+
+from repro import ReproError, choose, comm, evaluate, records
+from repro.allreduce import BUCKET, REDUCTIONS, Average
+from repro.comm import Alone
+from repro.data import IMAGENET, Images, Stream, load_ahead
+from repro.memory import keep_freed
+from repro.model import MODELS, PRECISIONS, Network, build, find_device, find_precision
+from repro.optim import SGD
+from repro.train import average_over_workers
+
+CLASSES, CHANNELS = 1000, 3  # of the network, where no data set says otherwise
+BURST, MOST = 0.3, 40  # steps are timed in bursts of so many seconds, of at most so many steps: a short one in a hot cache
+ROUNDS = 40
+SIZES = tuple(4**power for power in range(6, 14))  # bytes of an allreduce: 4 KB to 64 MB; and the step's own vector
+
+
+class _Steps:
+    """Training steps of one network whose images are at hand or come from the loader."""
+
+    def __init__(self, world, model: str, stride: str, images: Images | None, size: int, reduction: str, precision: str,
+                 device: str, decoders: int):
+        classes, channels = (len(images.classes), images.channels) if images else (CLASSES, CHANNELS)
+        self.images, self.size, self.channels, self.classes = images, size, channels, classes
+        self.reduction, self.precision, self.decoders = reduction, precision, decoders
+        self.network = Network(build(model, classes, channels, stride), device)
+        self.together = self.network, Average(reduction, world, world.size, self.network)
+        if world.nodes > 1 and device == "cpu":  # then the trainer overlaps, for which its network calls the average
+            network = Network(build(model, classes, channels, stride), device)
+            self.together = network, Average(reduction, world, world.size, network, overlap=True)
+
+    def at_hand(self, count: int):
+        pixels = torch.randn(count, self.channels, self.size, self.size).contiguous(memory_format=torch.channels_last)
+        return repeat((pixels, torch.randint(self.classes, (count,))))
+
+    def loaded(self, world, count: int):
+        stream = Stream(self.images, seed=0, workers=world.size, images_per_worker=count)
+        return load_ahead(stream, ((number, world.rank, "scale_aspect") for number in range(10**9)), self.decoders)
+
+    def apart(self, batches, workers: int, steps: int) -> list[float]:
+        """Seconds of each of so many steps of this rank alone, with so many workers."""
+        return self._burst(Alone(), self.network, Average(self.reduction, Alone(), workers, self.network), batches, steps)
+
+    def averaged(self, world, batches, steps: int) -> list[float]:
+        """Seconds of each of so many steps of all ranks, with one worker a rank."""
+        return self._burst(world, *self.together, batches, steps)
+
+    def _burst(self, world, network, average, batches, steps: int) -> list[float]:
+        optimizer, seconds, start = SGD(network.weights, 0.9), [], time.perf_counter()
+        for _ in range(steps):
+            mean = average_over_workers(world, average, network, batches, self.precision)
+            optimizer.step(mean.gradient, 0.0, 5e-5)  # rate 0: the weights stay finite however long this goes on
+            network.update_statistics(mean.statistics, 0.05)
+            float(mean.loss)  # as the trainer does: on a GPU it waits for the step
+            seconds.append(time.perf_counter() - start)
+            start = time.perf_counter()
+        return seconds
+
+
+def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str = "", size: int = 0, stride: str = "v1.5",
+          normalization: str = "release", reduction: str = "exact", precision: str = "auto", device: str = "auto",
+          threads: int = 1, decoders: int = 2, seconds: float = 60.0) -> dict:
+    """Measures for about `seconds`; returns the same on every rank. Collective.
+
+    For each number of `images` a worker: steps of one worker a rank on the first 1, 2, 4, ... ranks without communication
+    (`compute`) and on all with it (`step`); at the smallest number, two workers a rank too. Allreduces of several sizes; with
+    `data`, steps with the loader, the decoding rate and the evaluation's. Rows as `scaling.fit` takes them. Raises
+    ReproError for a parameter that does not fit.
+    """
+    world = comm.world()
+    images = list(images)
+    with world.together():
+        choose("model", model, MODELS)
+        choose("reduction", reduction, REDUCTIONS)
+        choose("precision", precision, PRECISIONS)
+        device = find_device(device)
+        if not images or not all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in images):
+            raise ReproError(f"images is {images!r}: it must be a list of whole numbers of images a worker, such as [2, 4, 8]")
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+            raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
+        if not data and size < 0 or threads < 1 or decoders < 0:
+            raise ReproError(f"size {size}, threads {threads}, decoders {decoders}: none may be negative, and threads at least 1")
+        found = Images(data, "train", normalization=normalization, size=size) if data else None
+    precision = find_precision(precision, device, bool(found and found.small))
+    began, load = time.monotonic(), os.getloadavg()[0]
+    keep_freed()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    pixels = found.kind.size if found else size or IMAGENET.size
+    steps = _Steps(world, model, stride, found, pixels, reduction, precision, device, decoders)
+    rows = _measure(world, steps, images, began + seconds)
+    facts = {"model": model, "data": found.name if found else "", "size": pixels, "stride": stride, "normalization": normalization,
+             "reduction": reduction, "precision": precision, "device": device, "threads": threads,
+             "decoders": decoders, "parameters": len(steps.network.weights),
+             "buckets": -(-len(steps.network.weights) // BUCKET), "nodes": world.nodes,
+             "state_bytes": 4 * (len(steps.network.weights) + len(steps.network.statistics))}
+    if found:
+        facts |= _rates(world, steps, Images(data, "test", normalization=normalization, size=size), min(images))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KB
+    return facts | {"ranks": world.size, "rows": rows, "peak_bytes": max(world.gather(peak)), "when": records.now(),
+                    "wall": round(time.monotonic() - began, 1), "load_before": load,
+                    "version": records.code_version(), **machine()}
+
+
+def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[dict]:
+    """The rows; at least one time of each kind, however soon the deadline."""
+    kind = np.int64 if steps.reduction == "exact" else np.float32
+    vector = (len(steps.network.contribution) + 2) * np.dtype(kind).itemsize
+    groups = [1 << power for power in range(world.size.bit_length()) if 1 << power < world.size]
+    # (kind, images or bytes, workers a rank, ranks): what has to be there first, for the case that time is short
+    settings = [("compute", count, 1, world.size) for count in images]
+    if world.size > 1:
+        settings += [("step", count, 1, world.size) for count in images]
+        settings += [("allreduce", size, 1, world.size) for size in sorted({*SIZES, vector}, key=lambda size: size != vector)]
+    settings += [("loading", count, 1, world.size) for count in images if steps.images]
+    settings += [("compute", count, 1, ranks) for ranks in groups for count in images]
+    settings.append(("compute", min(images), 2, world.size))
+    loaders = {count: steps.loaded(world, count) for count in images if steps.images}
+    arrays = {size: np.zeros(size // np.dtype(kind).itemsize, kind) for size in {*SIZES, vector}}
+
+    def burst(setting, length: int) -> list[float]:
+        name, count, workers, ranks = setting
+        world.gather(None)  # all ranks begin together
+        if name == "allreduce":
+            return _allreduces(world, arrays[count], length)
+        batches = loaders[count] if name == "loading" else steps.at_hand(count)
+        if name == "compute":
+            return steps.apart(batches, workers, length) if world.rank < ranks else [0.0] * length
+        return steps.averaged(world, batches, length)
+
+    def over() -> bool:
+        return world.broadcast(time.monotonic() > deadline)
+
+    first, times = {}, {}
+    for setting in settings:
+        if not over() or setting[0] not in {name for name, *_ in first}:
+            first[setting], times[setting] = burst(setting, 1), []  # warms up, and says how many steps make a burst
+    lengths = {setting: int(min(MOST, max(1, BURST / max(world.gather(one[0]))))) for setting, one in first.items()}
+    for setting in (setting for _ in range(ROUNDS) for setting in first):
+        if over():
+            break
+        seconds = burst(setting, lengths[setting])
+        times[setting] += seconds[1:] if len(seconds) > 3 else seconds  # the first finds cold caches
+    for loader in loaders.values():
+        loader.close()
+    rows = []
+    for setting in first:
+        name, count, workers, ranks = setting
+        what = {"bytes": count} if name == "allreduce" else {"images": count, "workers": workers}
+        rows.append({"kind": name, "ranks": ranks, **what, "vector": vector,
+                     "seconds": world.gather(times[setting] or first[setting])[:ranks]})
+    return rows
+
+
+def _allreduces(world, array, length: int) -> list[float]:
+    seconds = []
+    for _ in range(length):
+        world.gather(None)
+        start = time.perf_counter()
+        world.sum(array)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> dict:
+    """Images a second that a rank's decoders give without a training step beside them, and that evaluation takes in."""
+    batches, start, decoded = steps.loaded(world, count), time.perf_counter(), 0
+    next(batches)
+    while time.perf_counter() - start < 1.0:
+        decoded += len(next(batches)[1])
+    decoding = decoded / (time.perf_counter() - start)
+    batches.close()
+    test.count = min(len(test), limit * world.size)
+    start = time.perf_counter()
+    evaluate.counts(world, [(steps.network.model, steps.network.state())], test, device=str(steps.network.weights.device),
+                    precision=steps.precision, threads=steps.decoders)
+    evaluated = len(test) / (time.perf_counter() - start)
+    return {"decoded_per_second": decoding, "evaluated_per_second": min(world.gather(evaluated))}
+
+
+def machine() -> dict:
+    """What a measurement belongs to: training code, versions, processor, cores."""
+    return {"code": records.code_digest(), "packages": records.package_versions(), "processor": records.processor(),
+            "cores": os.cpu_count()}

@@ -1,0 +1,455 @@
+"""A model of one training step's time, fitted to measurements and extrapolated with bands. No torch, no MPI.
+
+    step = compute(images a rank) x slowest of all ranks + what the allreduce adds + what loading adds
+
+    compute   per_step + workers (per_worker + per_image images): the workers of a rank are computed one after the other
+    slowest   expected maximum of the ranks' times, which differ by a measured spread (`slowest`)
+    allreduce Hockney's model: a message of n bytes takes latency + n seconds_per_byte, so an algorithm is known by its
+              rounds and bytes (`ALGORITHMS`); with several buckets a part hides behind the backward pass (`exposed`)
+
+The cost of adding up is within seconds_per_byte: for each byte sent in a reduce-scatter one is added, so
+2 (p - 1)/p n beta + (p - 1)/p n gamma = 2 (p - 1)/p n (beta + gamma/2), for all algorithms here and off powers of two.
+
+Whatever comes out of the model carries the label MODEL.
+
+Sources: R. Hockney, The communication challenge for MPP, Parallel Computing 20 (1994) 389-398; R. Thakur, R. Rabenseifner and
+W. Gropp, Optimization of collective communication operations in MPICH, IJHPCA 19 (2005) 49-66; the 2D torus: H. Mikami et
+al., arXiv 1811.05233 (2018).
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import brentq, nnls
+from scipy.special import ndtri_exp
+
+from repro import ReproError, choose
+from repro.paths import replacing, writable_folder
+
+MODEL, MEASURED = "MODEL", "measured"  # the label of each figure; nothing that this module computes is `measured`
+BACKWARD = 2 / 3  # share of a step's compute in which gradients come out: backward takes about two forward passes
+
+
+# --- Allreduce --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Link:
+    """Hockney's two parameters: a message of n bytes takes `latency` + n * `byte` seconds."""
+
+    latency: float
+    byte: float
+
+
+def rabenseifner(link: Link, ranks: int, size: float) -> float:
+    """Seconds to allreduce `size` bytes by recursive halving, then recursive doubling, as MPICH does for long vectors.
+
+    2 log2 p latency + 2 (p - 1)/p n byte. Off powers of two MPICH first lets the ranks beyond the largest power p hand their
+    whole vector to a neighbour and get the sum back at the end: 2 rounds and 2 n bytes more, about twice the bytes.
+    """
+    power = 1 << (ranks.bit_length() - 1)
+    rounds, sent = 2 * (power.bit_length() - 1), 2 * (power - 1) / power
+    if power < ranks:
+        rounds, sent = rounds + 2, sent + 2
+    return rounds * link.latency + sent * size * link.byte
+
+
+def ring(link: Link, ranks: int, size: float) -> float:
+    """Reduce-scatter and allgather around a ring: 2 (p - 1) (latency + n/p byte)."""
+    return 2 * (ranks - 1) * (link.latency + size / ranks * link.byte)
+
+
+def hierarchical(link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
+    """Within each node, then between one rank of each: Rabenseifner's two halves stand around that of the nodes."""
+    return rabenseifner(within, per_node, size) + rabenseifner(link, nodes, size)
+
+
+def torus(link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
+    """2D torus: ring reduce-scatter along the rows, ring allreduce of a row's share along the columns, ring allgather.
+
+    2 (x - 1) (latency + n/x byte) + 2 (y - 1) (latency + n/(x y) byte) for y rows of x nodes, the most square grid;
+    before and after it, within each node.
+    """
+    columns = next(each for each in range(int(nodes**0.5), 0, -1) if nodes % each == 0)
+    rows = nodes // columns
+    return rabenseifner(within, per_node, size) + ring(link, rows, size) + ring(link, columns, size / rows)
+
+
+ALGORITHMS = {
+    "hierarchical": hierarchical,
+    "ring": lambda link, nodes, size, within, per_node: rabenseifner(within, per_node, size) + ring(link, nodes, size),
+    "torus": torus,
+}
+
+
+def allreduce(algorithm: str, link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
+    """Seconds of one allreduce of `size` bytes over `nodes` nodes of `per_node` ranks; no time at all for one rank."""
+    return ALGORITHMS[choose("algorithm", algorithm, ALGORITHMS)](link, nodes, size, within, per_node)
+
+
+def exposed(communication: Callable[[float], float], size: float, buckets: int, backward: float) -> float:
+    """Seconds by which the allreduce of `size` bytes outlasts a backward pass of `backward` seconds.
+
+    One bucket is an allreduce after the backward pass. Of several, of equal size, each is ready as soon as its share of the
+    backward pass is done, and they follow one another: with c seconds each, either the last one alone stays
+    (communication is fast) or the first one's wait and all of them (it is slow): max(c, backward/buckets + buckets c - backward).
+    This holds if communication needs no core that computes, as with the release's communication servers, and goes on by itself.
+    """
+    if buckets == 1:
+        return communication(size)
+    each = communication(size / buckets)
+    return max(each, backward / buckets + buckets * each - backward)
+
+
+# --- The slowest rank -------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1000)
+def slowest(ranks: int, spread: float) -> float:
+    """Expected time of the slowest of `ranks`, as a multiple of the median rank's.
+
+    Times are taken as log-normal with a standard deviation of `spread` (of the logarithm) and independent between ranks:
+    the mean over u in (0, 1) of exp(spread * z(u ** (1/ranks))) with z the normal quantile, the maximum's own quantile.
+    """
+    points = (np.arange(4000) + 0.5) / 4000
+    return float(np.exp(spread * ndtri_exp(np.log(points) / ranks)).mean())
+
+
+# --- Fitting ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the measurements on one node say. Seconds, unless it says otherwise."""
+
+    per_step: float
+    per_worker: float
+    per_image: float
+    loading: float  # an image, on top of the step with its images at hand
+    link: Link  # between the ranks of the node
+    spread: float  # between ranks, see `slowest`
+    ranks: int  # that computed at the same time
+    size: int  # bytes that are allreduced at each step
+
+    def compute(self, images: float, workers: int = 1) -> float:
+        """Median seconds of one rank's step of so many images a worker, without communication."""
+        return self.per_step + workers * (self.per_worker + self.per_image * images)
+
+
+def fit(measurements: list[dict], ranks: int = 0) -> Fit:
+    """Fits the model to the rows of a probe, with as many ranks at work as it had, or `ranks`.
+
+    A row is {"kind", "ranks", "vector": bytes of a step's allreduce, ..., "seconds": a list of times for each rank}. Kinds:
+    compute (images a worker, workers a rank: so many ranks at once, without communication), allreduce (bytes), loading (as
+    compute, by all ranks with communication and the loader), step (the same with images at hand; only loading is compared
+    with it, so it is held back from all else). Relative least squares over medians, no coefficient negative. Raises ReproError
+    if there are no rows to fit.
+    """
+    every = max((row["ranks"] for row in measurements), default=1)
+    ranks = ranks or every
+    compute = [row for row in measurements if row["kind"] == "compute" and row["ranks"] == ranks]
+    if not compute:
+        raise ReproError(f"there are no compute rows of {ranks} ranks to fit: run `mpiexec -n {ranks} python -m repro probe`")
+    columns = [[1, row["workers"], row["workers"] * row["images"]] for row in compute]
+    several = [len({row[key] for row in compute}) > 1 for key in ("workers", "images")]
+    # What was not varied cannot be told apart: then it counts for the next finer part.
+    parts = _nonnegative(np.array(columns, float) * [*several, True], [median(row) for row in compute])
+    vector = measurements[0]["vector"]
+    return Fit(*parts, _loading(measurements, every), _link(measurements, every, vector), _spread(compute), ranks, vector)
+
+
+def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
+    """Latency by the messages up to 64 KB, a line through which has its own slope; seconds a byte by those of vector/8 and more.
+
+    One line does not fit all sizes: what the caches hold goes up to three times as fast.
+    """
+    rows = sorted((row["bytes"], median(row)) for row in measurements if row["kind"] == "allreduce" and row["ranks"] == ranks)
+    if not rows:
+        return Link(0.0, 0.0)
+    cost = {size: (rabenseifner(Link(1, 0), ranks, size), rabenseifner(Link(0, 1), ranks, size)) for size, _ in rows}
+    short = [row for row in rows if row[0] <= 1 << 16] or rows[:1]
+    latency, _ = _nonnegative(np.array([cost[size] for size, _ in short], float), [seconds for _, seconds in short])
+    long = [row for row in rows if row[0] >= vector / 8] or rows[-1:]
+    byte = float(np.median([max(0.0, seconds - latency * cost[size][0]) / cost[size][1] for size, seconds in long]))
+    return Link(latency, byte)
+
+
+def _nonnegative(columns: np.ndarray, seconds: list[float]) -> list[float]:
+    seconds = np.array(seconds)
+    return [float(value) for value in nnls(columns / seconds[:, None], np.ones(len(seconds)))[0]]
+
+
+def median(row: dict) -> float:
+    """Of all ranks' times; of what ends with a collective, of the slowest rank each time, since all wait for it."""
+    times = np.array(row["seconds"])
+    return float(np.median(times if row["kind"] == "compute" else times.max(0)))
+
+
+def _spread(rows: list[dict]) -> float:
+    """Standard deviation of the logarithm of a rank's time about the other ranks' at the same moment.
+
+    What slows all ranks alike makes nobody wait, so it is left out. One rank has nobody to compare with: then it is the
+    deviation about its own median, which counts slow drifts too.
+    """
+    squares = []
+    for row in rows:
+        times = np.log(row["seconds"])
+        if len(times) > 1:
+            squares.append(times.var(0, ddof=1).mean())
+        else:
+            squares.append(((times - np.median(times)) ** 2).mean())
+    return float(np.mean(squares) ** 0.5)
+
+
+def _loading(measurements: list[dict], ranks: int) -> float:
+    """Seconds an image that the loader adds to a step whose images are at hand; nothing where it was not measured."""
+    def of(kind):
+        return {(row["images"], row["workers"]): median(row) for row in measurements
+                if row["kind"] == kind and row["ranks"] == ranks}
+
+    loaded, at_hand = of("loading"), of("step" if ranks > 1 else "compute")
+    extra = [(loaded[each] - at_hand[each]) / (each[0] * each[1]) for each in loaded if each in at_hand]
+    return max(0.0, float(np.mean(extra))) if extra else 0.0
+
+
+# --- Probes on disk ---------------------------------------------------------------------------------------------------
+
+
+def save(measured: dict, path: Path) -> None:
+    """Writes a probe, or several under "probes"."""
+    with replacing(writable_folder(path.parent) / path.name) as temporary:
+        temporary.write_text(json.dumps(measured, indent=1))
+
+
+def saved(folder: Path, facts: dict) -> dict:
+    """A probe in scaling.json or probe.json of `folder` of which all these facts hold; empty if there is none."""
+    for path in (folder / "scaling.json", folder / "probe.json"):
+        if path.exists():
+            content = json.loads(path.read_text())
+            for each in content.get("probes", [content]):
+                if all(each.get(key) == value for key, value in facts.items()):
+                    return each
+    return {}
+
+
+# --- Predicting -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interconnect:
+    """An assumption about what is between the nodes: ranges, for it was not measured here, and why these."""
+
+    name: str
+    latency: tuple[float, float]  # seconds
+    rate: tuple[float, float]  # bytes a second that a long message reaches, its addition included
+    reason: str
+
+    def link(self, place: float = 0.5) -> Link:
+        """The link at a place within both ranges: 0 the slowest, 1 the fastest."""
+        fast, slow = self.latency
+        return Link(slow + place * (fast - slow), 1 / (self.rate[0] + place * (self.rate[1] - self.rate[0])))
+
+
+OMNI_PATH = Interconnect(
+    "Omni-Path", latency=(1e-6, 10e-6), rate=(0.4 * 12.5e9, 0.9 * 12.5e9),
+    reason="the released runs' network: 100 Gbit/s nominal, of which an allreduce with its additions is taken to reach 40 to "
+           "90%; latency from the adapter's own to ten times that")
+ETHERNET = Interconnect(
+    "10 Gbit/s Ethernet", latency=(20e-6, 100e-6), rate=(0.6 * 1.25e9, 0.95 * 1.25e9),
+    reason="plain nodes of a laboratory or a cloud, by TCP: 60 to 95% of the nominal rate")
+INTERCONNECTS = {"omni-path": OMNI_PATH, "ethernet": ETHERNET}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the ranks are and how they average."""
+
+    nodes: int = 1
+    per_node: int = 1
+    algorithm: str = "hierarchical"
+    buckets: int = 1  # see `exposed`; on one node there is nothing to hide behind, the cores that copy are those that compute
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.per_node
+
+
+def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Link | None = None,
+         loaded: bool = False) -> dict:
+    """One step's seconds: compute, waiting (for the slowest rank), allreduce (exposed), loading, total.
+
+    `images` a worker, `workers` a rank; `link` between nodes; `loaded` counts the loader.
+    """
+    for name, value in (("nodes", layout.nodes), ("ranks a node", layout.per_node), ("buckets", layout.buckets),
+                        ("workers", workers)):
+        if value < 1:
+            raise ReproError(f"{name} is {value}: it must be at least 1")
+    if layout.nodes > 1 and link is None:
+        raise ReproError(f"{layout.nodes} nodes need a link between them: one of {', '.join(INTERCONNECTS)}")
+    compute = fitted.compute(images, workers)
+
+    def communication(size: float) -> float:
+        return allreduce(layout.algorithm, link or fitted.link, layout.nodes, size, fitted.link, layout.per_node)
+
+    parts = {"compute": compute, "waiting": compute * (slowest(layout.ranks, fitted.spread) - 1),
+             "allreduce": exposed(communication, fitted.size, layout.buckets if layout.nodes > 1 else 1, BACKWARD * compute),
+             "loading": fitted.loading * images * workers if loaded else 0.0}
+    return parts | {"total": sum(parts.values())}
+
+
+def resampled(measurements: list[dict], draws: int = 200, seed: int = 0, ranks: int = 0) -> list[Fit]:
+    """Fits to bootstrap samples: each row's times drawn anew with replacement, all ranks' of one moment together."""
+    generator, fits = np.random.default_rng(seed), []
+    for _ in range(draws):
+        rows = []
+        for row in measurements:
+            times = np.array(row["seconds"])
+            rows.append(row | {"seconds": times[:, generator.integers(times.shape[1], size=times.shape[1])]})
+        fits.append(fit(rows, ranks))
+    return fits
+
+
+def band(values: Iterable[float]) -> dict:
+    """The median, and the 5% and 95% points."""
+    low, middle, high = np.percentile(list(values), [5, 50, 95])
+    return {"low": float(low), "middle": float(middle), "high": float(high)}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is kept while nodes are added: `weak`, the images a worker; `strong`, the global batch too."""
+
+    scaling: str
+    images: int  # a worker
+    workers: int = 0  # of the recipe, for strong scaling
+
+    def on(self, ranks: int) -> tuple[float, int, float]:
+        """Images a worker, workers a rank, and the global batch.
+
+        Strong: a rank carries its share of the recipe's workers; more ranks than workers divide these.
+        """
+        if choose("scaling", self.scaling, ("weak", "strong")) == "weak":
+            return self.images, 1, self.images * ranks
+        batch = self.images * self.workers
+        return (batch / ranks, 1, batch) if ranks > self.workers else (self.images, ceil(self.workers / ranks), batch)
+
+
+def extrapolate(measurements: list[dict], load: Load, nodes: Iterable[int], layout: Layout, between: Interconnect,
+                draws: int = 200, seed: int = 0, loaded: bool = False) -> list[dict]:
+    """A step's seconds, images/s and efficiency over nodes, each with a 5 to 95% band; `layout` says all but the nodes.
+
+    The bands hold the noise of the measurements (bootstrap) and the interconnect within its ranges; not whether the model has
+    the right form: for that see `held_back`. Efficiency is throughput a node over that of one node, in per cent.
+    """
+    fits = resampled(measurements, draws, seed)
+    links = [between.link(place) for place in np.random.default_rng(seed + 1).random(draws)]
+    alone = replace(layout, nodes=1)
+    images, workers, batch = load.on(alone.ranks)
+    ones = [batch / step(fitted, alone, images, workers, None, loaded)["total"] for fitted in fits]
+    rows = []
+    for count in nodes:
+        there = replace(layout, nodes=count)
+        images, workers, batch = load.on(there.ranks)
+        if images < 1:  # more ranks than images
+            continue
+        seconds = [step(fitted, there, images, workers, link, loaded)["total"] for fitted, link in zip(fits, links)]
+        rates = [batch / each for each in seconds]
+        row = {"label": MODEL, "scaling": load.scaling, "nodes": count, "ranks": there.ranks, "global_batch": round(batch),
+               "images_per_rank": images * workers, "algorithm": layout.algorithm, "buckets": layout.buckets,
+               "interconnect": between.name}
+        for name, values in (("seconds", seconds), ("images_per_s", rates),
+                             ("efficiency", [100 * rate / count / one for rate, one in zip(rates, ones)])):
+            points = band(values)
+            row |= {name: points["middle"], f"{name}_low": points["low"], f"{name}_high": points["high"]}
+        rows.append(row)
+    return rows
+
+
+def epochs_to(accuracy_points: list[tuple[float, float]], batch: float) -> float:
+    """Epochs to a fixed accuracy at a global batch, between published (batch, epochs) points; NaN outside them."""
+    batches, epochs = zip(*sorted(accuracy_points))
+    if not batches[0] <= batch <= batches[-1]:
+        return float("nan")
+    return float(np.interp(np.log(batch), np.log(batches), epochs))
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def held_back(steps: list[dict], fitted: Fit, check: str, buckets: int = 0) -> list[dict]:
+    """Predicts the `step` rows, which no fit has seen: predicted and measured seconds, n, and the error in per cent.
+
+    `buckets` is for ranks that are nodes each, linked as those of the fit; 0: all ranks are on one node.
+    """
+    rows = []
+    for row in steps:
+        if row["kind"] == "step":
+            layout = Layout(nodes=row["ranks"], buckets=buckets) if buckets else Layout(per_node=row["ranks"])
+            predicted = step(fitted, layout, row["images"], row["workers"], fitted.link)["total"]
+            rows.append({"check": check, "ranks": row["ranks"], "images": row["images"], "n": len(row["seconds"][0]),
+                         "predicted": predicted, "measured": median(row),
+                         "error_percent": 100 * (predicted / median(row) - 1)})
+    return rows
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published run's throughput and layout."""
+
+    name: str
+    nodes: int
+    per_node: int
+    images: float  # a process
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What published figures do not say, as ranges. Each is a guess with a reason, none a measurement."""
+
+    between: Interconnect = OMNI_PATH
+    within_rate: tuple[float, float] = (3e9, 10e9)  # bytes/s between two processes: memory is read and written a few times
+    size: int = 4 * 25_557_096  # bytes: float32 gradients of the released network's parameters
+    buckets: tuple[int, ...] = (1, 53)  # nothing hidden, or a bucket for each of its convolutions, by servers on own cores
+    fixed: tuple[float, float] = (0.0, 0.2)  # share of a step of 32 images that does not shrink with the images
+    spread: tuple[float, float] = (0.0, 0.05)  # between ranks; none is published
+
+
+def infer(known: Published, others: list[Published], assumed: Assumed = Assumed(), draws: int = 500,
+          seed: int = 0) -> list[dict]:
+    """Fits the time an image to one published throughput and predicts others, drawing all assumptions from their ranges.
+
+    Rows: label, known, predicted (its name), images_per_s with its 5 to 95% band, published, error in per cent.
+    """
+    generator, rates = np.random.default_rng(seed), {other.name: [] for other in others}
+
+    def seconds(run: Published, model: Fit, link: Link, buckets: int) -> float:
+        return step(model, Layout(run.nodes, run.per_node, buckets=buckets), run.images, 1, link)["total"]
+
+    for _ in range(draws):
+        link, buckets = assumed.between.link(generator.random()), int(generator.choice(assumed.buckets))
+        share, spread = generator.uniform(*assumed.fixed), generator.uniform(*assumed.spread)
+        within = Link(1e-6, 1 / generator.uniform(*assumed.within_rate))
+
+        def model(per_image: float) -> Fit:
+            return Fit(0.0, share / (1 - share) * 32 * per_image, per_image, 0.0, within, spread, known.per_node, assumed.size)
+
+        target = known.nodes * known.per_node * known.images / known.images_per_s
+        if seconds(known, model(0.0), link, buckets) >= target:  # communication alone would take longer than was published
+            continue
+        per_image = brentq(lambda each: seconds(known, model(each), link, buckets) - target, 0.0, target)
+        for other in others:
+            time = seconds(other, model(per_image), link, buckets)
+            rates[other.name].append(other.nodes * other.per_node * other.images / time)
+    rows = []
+    for other in others:
+        points = band(rates[other.name])
+        rows.append({"label": MODEL, "known": known.name, "predicted": other.name, "images_per_s": points["middle"],
+                     "images_per_s_low": points["low"], "images_per_s_high": points["high"],
+                     "published": other.images_per_s, "error_percent": 100 * (points["middle"] / other.images_per_s - 1)})
+    return rows

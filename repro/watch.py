@@ -1,0 +1,139 @@
+"""Around a run: requests to stop it, and a watchdog for ranks that freeze. No torch, no MPI.
+
+A request is a signal: SIGINT (Ctrl-C) or SIGUSR1 (a batch system's warning before the time limit). The first one is only
+noted, in `asked`: the run ends after the step with a checkpoint. A second one stops at once.
+
+A rank that is killed or that raises ends the others, but one that hangs leaves them waiting for ever. So each rank has a
+thread that writes a sign of life into a file and reads that of the next rank; the last one's next is the first. That is
+one small file a rank however many there are, and no message: MPI itself may be what hangs.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger("repro")
+
+asked = threading.Event()  # this process was asked to stop after the step
+ONE = 1.0  # seconds: a launcher hands on what the terminal has sent to the ranks already; both are one request
+LONGEST_TICK = 2.0  # seconds between two signs of life
+VERDICT = "verdict"  # the file that tells all ranks to write down where they are
+
+
+def listen(*signals: int) -> None:
+    """Takes these signals as requests to stop, for as long as this process lives, and restores nothing."""
+    since = None
+
+    def ask(number, frame):
+        nonlocal since
+        now = time.monotonic()
+        if not asked.is_set():
+            since = now
+            asked.set()
+            log.info("asked to stop by %s: after this step, with a checkpoint; once more stops at once",
+                     signal.Signals(number).name)
+        elif since is None or now - since > ONE:
+            raise KeyboardInterrupt
+
+    for number in signals:
+        signal.signal(number, ask)
+
+
+@contextmanager
+def listening(*signals: int):
+    """`listen` for as long as the block runs; a signal that the process was started to ignore stays ignored."""
+    previous = {number: signal.getsignal(number) for number in signals}
+    listen(*(number for number, handler in previous.items() if handler is not signal.SIG_IGN))
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Watchdog:
+    """Within its block, ends all ranks if the next one freezes (a stopped process, a lost node) or makes no progress.
+
+    `world` says what this rank does: `beats` count its signs of progress, `waits` is whether it is in a collective, `at`
+    says where, in words. `folder` is one that all ranks see; rank 0 has made it, empty. `patience` is in seconds: how
+    long a rank may be silent, or compute without a beat.
+    """
+
+    def __init__(self, world, folder: Path, patience: float):
+        self.world, self.folder, self.patience = world, folder, patience
+        self.tick = min(patience / 10, LONGEST_TICK)
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        if self.world.size > 1:  # alone, there is nobody to notice
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.over.set()
+        if self.world.size > 1:
+            self.thread.join()
+
+    def _watch(self) -> None:
+        rank, number, before = (self.world.rank + 1) % self.world.size, 0, None
+        lived = progressed = time.monotonic()
+        while not self.over.wait(self.tick):
+            number += 1
+            self._write(str(self.world.rank), f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} "
+                                              f"{os.getpid()} {self.world.at}")
+            if self._read(VERDICT):
+                self._write_stacks()
+                return
+            now, sign = time.monotonic(), self._read(str(rank)).split(" ", 5)
+            if len(sign) < 6:  # not begun yet, or just being written
+                sign = before
+            if before is None or sign[0] != before[0]:
+                lived = now
+            if before is None or sign[1] != before[1] or sign[2] == "1":
+                progressed = now
+            before = sign
+            if before and now - lived > self.patience:
+                self._end(rank, before, "is frozen, or its machine is lost: there was no sign of life from it")
+            elif before and now - progressed > self.patience and now - lived < 3 * self.tick:  # else it may well be frozen
+                self._end(rank, before, "hangs: it is alive but has made no progress")
+
+    def _end(self, rank: int, sign: list[str], what: str) -> None:
+        """Names the rank, and ends all."""
+        _, _, _, host, process, where = sign
+        verdict = (f"rank {rank} (process {process} on {host}) {what} for {self.patience:g} seconds, at {where}. All ranks are "
+                   f"ended; where the others were is in {self.folder}/*.stack. The same command continues the run.")
+        self._write(VERDICT, verdict)
+        self._write_stacks()
+        time.sleep(2 * self.tick)  # for the others to write theirs
+        if self.over.is_set():  # it has come back
+            return
+        print(f"error: {verdict}", file=sys.stderr, flush=True)
+        threading.Timer(2, os._exit, [1]).start()  # should MPI itself be what hangs
+        self.world.abort()
+
+    def _write_stacks(self) -> None:
+        try:
+            with open(self.folder / f"{self.world.rank}.stack", "w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:  # the verdict alone has to do
+            pass
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            (self.folder / name).write_text(text)
+        except OSError:  # a full disk, a vanished folder: the run itself finds it and says so
+            pass
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text()
+        except OSError:
+            return ""

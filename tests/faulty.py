@@ -1,0 +1,122 @@
+"""`python -m repro ...` with one fault in it, for tests/test_faults.py. Nothing of this is in the package.
+
+    FAULT=kind@rank@place FAULT_FILE=file python tests/faulty.py train collapsed_ensemble ...
+
+place   step-N (N steps are done, the next one begins), work-N (a worker of that step is computed), evaluation-N (in the
+        evaluation after N steps), snapshot-N (it is written), saving-N (of the checkpoint's two files the first is
+        written), saved-N
+kind    pause   writes its process id to FAULT_FILE, then waits as long as that file is there: for a signal from outside
+        raise, hang, slow (for seconds, with beats), nan, inf, flip (one bit of this rank's weights)
+        versions (this rank has another torch; no place)
+SAVES   seconds between checkpoints at rows and between those at any step; "0,600" if it is not set
+"""
+
+import os
+import re
+import sys
+import time
+import types
+from pathlib import Path
+
+import torch
+
+# torchvision asks torch's compiler whether it is there, which takes half of a launch's seconds, and there are many here.
+compiler = types.SimpleNamespace(utils=types.SimpleNamespace(is_compile_supported=lambda device: False))
+sys.modules |= {"torch._dynamo": compiler, "torch._dynamo.utils": compiler.utils}
+import torchvision.models  # noqa: E402, F401
+
+del sys.modules["torch._dynamo"], sys.modules["torch._dynamo.utils"]
+
+from repro import __main__, checkpoint, comm, records, train  # noqa: E402
+from repro.data import Images  # noqa: E402
+from repro.model import Network  # noqa: E402
+
+def run(fault: str, file: str, **parameters) -> str:
+    """What engines are given to do: `train.train` with a fault in it."""
+    global kind, rank, place
+    kind, rank, place = fault.split("@")
+    os.environ["FAULT_FILE"] = file
+    return train.train(**parameters)
+
+
+kind, rank, place = os.environ.get("FAULT", "none@0@nowhere").split("@")
+rows, steps = os.environ.get("SAVES", "0,600").split(",")
+train.CHECKPOINT_SECONDS, train.LONGEST_SECONDS = float(rows), float(steps)
+spoilt = {"nan": float("nan"), "inf": float("inf")}
+
+
+def arrive(what: str, network=None) -> None:
+    """Does what FAULT says if this is its place; `world.at` tells the step."""
+    global kind
+    world = comm.world()
+    done = re.search(r"step (\d+)", world.at)
+    done = int(done[1]) - (what in ("step", "work")) if done else 0
+    if world.rank != int(rank) or f"{what}-{done}" != place:
+        return
+    now, kind = kind, "none"  # once
+    if now == "pause":
+        file = Path(os.environ["FAULT_FILE"])
+        file.with_suffix(".new").write_text(str(os.getpid()))
+        file.with_suffix(".new").rename(file)
+        while file.exists():
+            time.sleep(0.005)
+    elif now == "raise":
+        raise OSError("on purpose")
+    elif now == "hang":
+        time.sleep(10**6)
+    elif now == "slow":
+        for _ in range(20):
+            time.sleep(0.2)
+            world.beat()
+    elif now == "flip":
+        network.weights[7:8].view(torch.int32).bitwise_xor_(1 << 20)
+    elif now in spoilt:
+        network.contribution[7] = spoilt[now]
+
+
+def before(module, name: str, *arrival) -> None:
+    original = getattr(module, name)
+
+    def patched(*arguments, **named):
+        arrive(*arrival)
+        return original(*arguments, **named)
+
+    setattr(module, name, patched)
+
+
+original_average, original_contribute = train.average_over_workers, Network.contribute
+original_save, original_replacing = checkpoint.save, checkpoint.replacing
+
+
+def average(world, mean, network, *others):
+    arrive("step", network)
+    return original_average(world, mean, network, *others)
+
+
+def contribute(network, *arguments):
+    contribution = original_contribute(network, *arguments)
+    arrive("work", network)
+    return contribution
+
+
+def save(path, tensors, progress):
+    original_save(path, tensors, progress)
+    arrive("saved" if path.parent.name == "checkpoints" else "snapshot")
+
+
+def replacing(path):
+    if path.parent.name == "checkpoints" and path.suffix == ".json":
+        arrive("saving")
+    return original_replacing(path)
+
+
+train.average_over_workers, Network.contribute = average, contribute
+checkpoint.save, checkpoint.replacing = save, replacing
+before(Images, "test_batch", "evaluation")
+
+if kind == "versions" and comm.world().rank == int(rank):
+    versions = records.package_versions()
+    records.package_versions = lambda: versions | {"torch": "0.0"}
+
+if __name__ == "__main__":
+    sys.exit(__main__.main())

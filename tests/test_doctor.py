@@ -1,0 +1,75 @@
+"""`python -m repro doctor`: a line a check; what is broken is named with the command that mends it, and the status is 3."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import python
+
+from repro import doctor, engines
+
+pytestmark = pytest.mark.figure("doctor")
+
+
+def lines(capsys) -> dict[str, str]:
+    """What doctor says of these checks, by their name."""
+    well = doctor.doctor()
+    said = {line[8:17].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert list(said) == list(doctor.CHECKS) and well == all(line.startswith("ok") for line in said.values())
+    return said
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """only(name): doctor makes this check alone."""
+    return lambda name: monkeypatch.setattr(doctor, "CHECKS", {name: doctor.CHECKS[name]})
+
+
+def test_a_sound_machine_is_told_so_and_the_status_is_0():
+    said = python("-m", "repro", "doctor", timeout=120)
+    assert said.returncode == 0, said.stdout
+    assert [line[8:17].strip() for line in said.stdout.splitlines()] == list(doctor.CHECKS)
+    if (Path(sys.executable).parent / "mpiexec").exists():
+        assert "2 ranks see each other, threads " in said.stdout
+
+
+def test_what_is_broken_ends_the_command_with_status_3(tmp_path):
+    """No mpiexec anywhere: MPI and the engines are broken, all else is looked at all the same."""
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    os.symlink(sys.executable, bare / "python")
+    said = python("-c", "import sys; sys.executable = sys.argv.pop(1); from repro.__main__ import main\n"
+                  "sys.argv[1:] = ['doctor']; sys.exit(main())", bare / "python", PATH=str(bare), timeout=120)
+    broken = {line[8:17].strip(): line for line in said.stdout.splitlines() if line.startswith("BROKEN")}
+    assert said.returncode == 3 and {"MPI", "engines"} <= set(broken), said.stdout + said.stderr
+    assert "no mpiexec in " in broken["MPI"] and "make setup" in broken["MPI"]
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("Python", lambda patch: patch.setattr(sys, "version_info", (3, 9, 1)), "make setup PYTHON="),
+    ("packages", lambda patch: patch.setattr(doctor, "requires", lambda _: ["nosuchpackage>=1"]), "nosuchpackage: make setup"),
+    ("packages", lambda patch: patch.setitem(sys.modules, "lmdb", None), "lmdb cannot be loaded"),
+    ("memory", lambda patch: patch.setattr(doctor, "LEAST_SHARED", 1e18), "--shm-size"),
+    ("disk", lambda patch: patch.setattr(doctor, "LEAST_DISK", 1e18), "--out"),
+    ("disk", lambda patch: patch.setattr(doctor, "RESULTS", Path("/proc/nothing")), "cannot write to the folder"),
+    ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "raise SystemExit('no fabric')"), "no fabric"),
+    ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "print('[1, \"multiple\", \"X\"]')"), "belongs to another MPI"),
+    ("engines", lambda patch: patch.setattr(engines, "start", lambda _: 1 / 0), "ZeroDivisionError"),
+], ids=str)
+def test_each_check_names_what_is_broken_and_the_mend(only, capsys, monkeypatch, name, change, words):
+    only(name)
+    change(monkeypatch)
+    line = lines(capsys)[name]
+    assert line.startswith("BROKEN") and words in line
+
+
+def test_damaged_data_is_broken_and_missing_data_is_not(only, capsys, monkeypatch, tmp_path, digits):
+    only("data")
+    monkeypatch.setattr(doctor, "DATA", tmp_path)
+    assert "make data" in lines(capsys)["data"]
+    shutil.copytree(digits, tmp_path / "digits")
+    assert "digits test (4000), digits train (900)" in lines(capsys)["data"]
+    os.truncate(tmp_path / "digits" / "train.lmdb", 5000)
+    assert lines(capsys)["data"].startswith("BROKEN")

@@ -1,0 +1,146 @@
+"""What a run will take: the arithmetic against a count by hand, what is recorded, and what is refused."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SMOKE, mpiexec
+
+from repro import ReproError, plan, recipes, records, tables
+from repro.scaling import Layout
+from repro.schedule import Recipe, Stage
+from repro.train import _completes
+
+SMALL = Recipe(name="small", stages=(Stage("a", 6, 0.1), Stage("b", 4, 0.1)), workers=6, images_per_worker=8,
+               epoch_images=96, record_every=1, evaluate_every=2)
+
+
+def probed(ranks: int = 2) -> dict:
+    """A probe of a machine without noise: 0.5 s a step, 0.1 s an image; the average takes no time, loading 0.01 s an image."""
+    def row(kind, workers, seconds):
+        return {"kind": kind, "ranks": ranks, "vector": 8, "images": 8, "workers": workers, "seconds": [[seconds] * 5] * ranks}
+
+    rows = [row("compute", 1, 1.3), row("compute", 2, 2.1), row("loading", 1, 1.38), row("step", 1, 1.3)]
+    if ranks == 1:
+        rows.pop()
+    return {"rows": rows, "ranks": ranks, "nodes": 1, "buckets": 4, "evaluated_per_second": 50, "save_seconds": 0.25, "state_bytes": 1000,
+            "parameters": 200, "peak_bytes": 10**9}
+
+
+def test_a_count_by_hand():
+    found = plan.estimate(SMALL, probed(), 100, Layout(per_node=2))
+    step = 0.5 + 3 * 0.8 + 24 * 0.01  # 6 workers on 2 ranks: 3 a rank
+    # 2 steps an epoch: rows after steps 2, 4, 6, 8, 10; evaluations after 4 and 8 and at the stages' ends, 6 and 10
+    seconds = 10 * step + 4 * 100 / 50 + (2 * 2 + (10 * step + 8) / 30) * 0.25
+    assert found["step_seconds"] == pytest.approx(step) and found["evaluations"] == 4
+    assert found["seconds"] == pytest.approx(seconds) and found["hours"] == pytest.approx(seconds / 3600)
+    assert found["seconds_low"] == pytest.approx(seconds) == pytest.approx(found["seconds_high"])  # no noise
+    assert found["run_bytes"] == 2 * 1000 + 3 * (1000 + 800)
+    assert found["node_bytes"] == 2 * 10**9 and found["images"] == 10 * 48
+    assert found["label"] == "measured pace"
+
+
+def test_other_ranks_than_those_at_hand_are_the_models():
+    for layout in (Layout(nodes=3, per_node=2), Layout(nodes=1, per_node=1), Layout(nodes=1, per_node=3)):
+        found = plan.estimate(SMALL, probed(), 100, layout)
+        assert found["label"] == "MODEL"
+        assert found["node_hours"] == pytest.approx(layout.nodes * found["hours"])
+    assert plan.estimate(SMALL, probed(), 100, Layout(3, 2))["step_seconds"] == pytest.approx(1.3 + 0.08, rel=1e-3)
+
+
+def test_a_probe_on_several_nodes_counts_them_and_measures_their_link():
+    several = probed(4) | {"nodes": 2}
+    found = plan.estimate(SMALL, several, 100, Layout(nodes=2, per_node=2))
+    assert found["label"] == "measured pace" and found["node_hours"] == pytest.approx(2 * found["hours"])
+    assert plan.estimate(SMALL, several, 100, Layout(nodes=1, per_node=4))["label"] == "MODEL"
+    several["rows"].append({"kind": "allreduce", "ranks": 4, "vector": 8, "bytes": 8, "seconds": [[0.4] * 5] * 4})
+    slower = plan.estimate(SMALL, several, 100, Layout(nodes=3, per_node=2))["step_seconds"]
+    assert slower > 0.4  # by the measured link, not by an assumed one
+
+
+def test_too_few_steps_have_no_band():
+    few = probed()
+    for row in few["rows"]:
+        row["seconds"] = [times[:2] for times in row["seconds"]]
+    found = plan.estimate(SMALL, few, 100, Layout(per_node=2))
+    assert found["seconds_low"] is None and found["timed_steps"] == 2
+
+
+@pytest.mark.parametrize("shrink", ["laptop", "laptop-few", "smoke", "rehearsal"])
+def test_rows_and_evaluations_are_those_of_the_trainer(shrink):
+    for recipe in recipes.RECIPES.values():
+        small = recipes.shrink(recipe, shrink)
+        ends, rows, evaluations = set(small.starts[1:]), 0, 0
+        for step in range(1, small.iterations + 1):
+            evaluates = step in ends or _completes(small, step, small.evaluate_every)
+            evaluations += evaluates
+            rows += evaluates or _completes(small, step, small.record_every)
+        assert plan.occasions(small) == (rows, evaluations)
+
+
+# --- With a probe -----------------------------------------------------------------------------------------------------
+def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_path):
+    from repro.train import train
+
+    task = SMOKE | {"data": digits, "out": str(tmp_path / "runs")}
+    before, = plan.expected([task], seconds=1.0)
+    assert not before["complete"] and before["seconds"] > 0
+    again, = plan.expected([task], seconds=1.0)
+    assert again["seconds"] == before["seconds"]  # the recorded one: no second probe
+    run = records.read(train(**task))
+    table = tables.predictions(tmp_path / "runs")
+    assert list(table.recipe) == [before["recipe"], "all"] and list(table.n) == [1, 1]
+    assert table.predicted[0] == pytest.approx(before["seconds"] / 60)
+    assert table.measured[0] == pytest.approx(run["seconds"] / 60)
+    assert table.error[0] == pytest.approx(100 * (before["seconds"] / run["seconds"] - 1))
+    after, = plan.expected([task], seconds=1.0)
+    assert after["complete"]
+
+
+def test_a_prediction_for_other_ranks_is_not_compared(whole, tmp_path):
+    records.predict(tmp_path / "runs", {whole.name: {"ranks": 7, "seconds": 1.0}})
+    (tmp_path / "runs").symlink_to(whole.parent)
+    assert tables.predictions(tmp_path / "runs").empty
+
+
+def test_nothing_planned_is_an_empty_table(whole):
+    assert isinstance(tables.predictions(whole.parent), pd.DataFrame)
+
+
+def test_beyond_the_ranks_at_hand_nothing_is_recorded(digits, tmp_path):
+    found = plan.plan(**SMOKE, data=digits, out=str(tmp_path / "runs"), nodes=2, seconds=0.5)
+    assert found["asked"]["label"] == "MODEL" and found["asked"]["nodes"] == 2
+    assert records.predictions(tmp_path / "runs") == {}
+
+
+def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monkeypatch):
+    hours = {"laptop": 2.0, "laptop-edge": 2.0, "laptop-few": 1.0, "smoke": 0.1, "none": 900.0}
+    monkeypatch.setattr(plan, "forecast", lambda tasks, *_: [
+        {"hours": hours.get(task["shrink"], 0.5), "images": 1000 * hours.get(task["shrink"], 0.5)} for task in tasks])
+    asked = {"recipe": "resnet50_448nodes", "data": digits, "out": str(tmp_path / "runs"), "shrink": "laptop"}
+    for limit, largest in ((1000, "none"), (1.5, "laptop-few"), (0.2, "smoke"), (0.01, "")):
+        assert plan.plan(hours=limit, **asked)["largest"] == largest
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"nodes": -2}, "nodes is -2"), ({"ranks_per_node": -1}, "ranks_per_node is -1"), ({"network": "omnipath"}, "Did you mean omni-path"),
+    ({"nodes": 15}, "14 workers, which 15 ranks cannot"), ({"hours": -1}, "hours is -1"), ({"recipe": "resnet50_448node"}, "Did you"),
+    ({"shrnk": "laptop"}, "Did you mean shrink"), ({"seconds": 0}, "seconds is 0")])
+def test_what_cannot_be_planned_is_named(digits, tmp_path, change, said):
+    with pytest.raises(ReproError, match=said):
+        plan.plan(**{**SMOKE, "data": digits, "out": str(tmp_path / "runs"), "seconds": 0.5} | change)
+
+
+def test_damaged_predictions_are_named(tmp_path):
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ReproError, match="plan.json is damaged"):
+        records.predictions(tmp_path / "runs")
+
+
+def test_the_command_line_on_two_ranks(digits, tmp_path):
+    done = mpiexec(2, "-m", "repro", "plan", "resnet50_448nodes", "--data", digits, "--shrink", "smoke", "--seconds", "1",
+                   "--out", tmp_path / "runs", timeout=90)
+    assert done.returncode == 0, done.stderr
+    assert "measured pace resnet50_448nodes-smoke" in done.stdout and "1 x 2 ranks" in done.stdout
+    recorded, = records.predictions(tmp_path / "runs").values()
+    assert recorded["ranks"] == 2 and Path(recorded["folder"]).parent == tmp_path / "runs"

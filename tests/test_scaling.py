@@ -1,0 +1,335 @@
+"""The step-time model: its formulas against algorithms run message by message, its fits and bands against known truths."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from repro import ReproError, bench_scaling, scaling, tables
+from repro.scaling import Fit, Interconnect, Layout, Link, Load
+
+LINK = Link(latency=3e-6, byte=2e-9)
+WITHIN = Link(latency=1e-6, byte=1e-9)
+
+
+# --- Allreduce, message by message ------------------------------------------------------------------------------------
+class Ranks:
+    """Vectors of some ranks, and a clock for each: a message starts when both are free and holds both to its end."""
+
+    def __init__(self, count: int, elements: int):
+        self.vectors = np.random.default_rng(count).integers(0, 1000, (count, elements)).astype(float)
+        self.sum, self.clocks = self.vectors.sum(0), np.zeros(count)
+
+    def exchange(self, messages: list[tuple[int, int, slice, bool]], link: Link) -> None:
+        """All messages (from, to, part, whether it is added) of one round at once; a rank sends and receives at a time."""
+        before, clocks = self.vectors.copy(), self.clocks.copy()
+        for source, target, part, adds in messages:
+            end = max(clocks[source], clocks[target]) + link.latency + link.byte * 8 * len(before[source][part])
+            for rank in (source, target):
+                self.clocks[rank] = max(self.clocks[rank], end)
+            self.vectors[target][part] = before[source][part] + (before[target][part] if adds else 0)
+
+    def seconds(self) -> float:
+        assert (self.vectors == self.sum).all()  # it is an allreduce
+        return self.clocks.max()
+
+
+def run_rabenseifner(ranks: Ranks, members: list[int], link: Link) -> None:
+    elements, whole = ranks.vectors.shape[1], slice(None)
+    power = 1
+    while 2 * power <= len(members):
+        power *= 2
+    extra = len(members) - power
+    ranks.exchange([(members[2 * pair], members[2 * pair + 1], whole, True) for pair in range(extra)], link) if extra else None
+    active = [members[2 * pair + 1] for pair in range(extra)] + members[2 * extra:]
+    parts = [(0, elements)] * power
+    history = []
+    distance = 1
+    while distance < power:  # recursive halving
+        messages, halves = [], list(parts)
+        for place in range(power):
+            low, high = parts[place]
+            middle = (low + high) // 2
+            kept, sent = ((low, middle), (middle, high)) if place & distance == 0 else ((middle, high), (low, middle))
+            messages.append((active[place], active[place ^ distance], slice(*sent), True))
+            halves[place] = kept
+        ranks.exchange(messages, link)
+        history.append(parts)
+        parts, distance = halves, 2 * distance
+    while distance > 1:  # recursive doubling
+        distance //= 2
+        ranks.exchange([(active[place], active[place ^ distance], slice(*parts[place]), False) for place in range(power)], link)
+        parts = history.pop()
+    ranks.exchange([(members[2 * pair + 1], members[2 * pair], whole, False) for pair in range(extra)], link) if extra else None
+
+
+def run_ring(ranks: Ranks, members: list[int], link: Link, low: int = 0, high: int | None = None, phases=("reduce", "gather")) -> None:
+    count = len(members)
+    edges = np.linspace(low, ranks.vectors.shape[1] if high is None else high, count + 1).astype(int)
+    for phase in phases:
+        for turn in range(count - 1):
+            messages = []
+            for place in range(count):
+                block = (place - turn + (phase == "gather")) % count
+                messages.append((members[place], members[(place + 1) % count], slice(edges[block], edges[block + 1]), phase == "reduce"))
+            ranks.exchange(messages, link)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23])
+def test_rabenseifner_is_its_messages(count):
+    ranks = Ranks(count, 64)
+    run_rabenseifner(ranks, list(range(count)), LINK)
+    assert scaling.rabenseifner(LINK, count, 8 * 64) == pytest.approx(ranks.seconds())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_ring_is_its_messages(count):
+    ranks = Ranks(count, 120)
+    run_ring(ranks, list(range(count)), LINK)
+    assert scaling.ring(LINK, count, 8 * 120) == pytest.approx(ranks.seconds())
+
+
+@pytest.mark.parametrize("nodes, rows, columns", [(4, 2, 2), (6, 3, 2), (12, 4, 3), (5, 5, 1)])
+def test_torus_is_its_messages(nodes, rows, columns):
+    ranks = Ranks(nodes, 144 * 5)
+    grid = np.arange(nodes).reshape(rows, columns)
+    share = 144 * 5 // columns
+    for row in grid:  # the rows at once: their clocks are apart
+        run_ring(ranks, list(row), LINK, phases=("reduce",))
+    for place, column in enumerate(grid.T):  # after a ring's reduce-scatter, member i holds block i + 1
+        block = (place + 1) % columns
+        run_ring(ranks, list(column), LINK, block * share, (block + 1) * share)
+    for row in grid:
+        run_ring(ranks, list(row), LINK, phases=("gather",))
+    assert scaling.torus(LINK, nodes, 8 * 144 * 5, WITHIN, 1) == pytest.approx(ranks.seconds())
+
+
+@pytest.mark.parametrize("nodes, per_node", [(2, 2), (4, 2), (8, 4), (3, 2)])
+def test_hierarchical_reduces_within_nodes_around_the_allreduce_between_them(nodes, per_node):
+    within, between = Ranks(per_node, 64), Ranks(nodes, 64)
+    run_rabenseifner(within, list(range(per_node)), WITHIN)
+    run_rabenseifner(between, list(range(nodes)), LINK)
+    assert scaling.hierarchical(LINK, nodes, 8 * 64, WITHIN, per_node) == pytest.approx(within.seconds() + between.seconds())
+
+
+def test_off_powers_of_two_mpich_sends_about_twice_the_bytes():
+    for nodes, power in ((448, 256), (1536, 1024)):
+        wide, narrow = (scaling.rabenseifner(Link(0, 1e-9), count, 1e8) for count in (nodes, power))
+        assert wide / narrow == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 5, 20])
+@pytest.mark.parametrize("backward", [0.0, 0.01, 0.3, 5.0])
+def test_exposed_is_what_a_queue_of_buckets_leaves(buckets, backward):
+    def seconds(size):
+        return 0.002 + size * 1e-9
+
+    free = 0.0
+    for bucket in range(buckets):
+        ready = backward * (bucket + 1) / buckets
+        free = max(free, ready) + seconds(1e8 / buckets)
+    assert scaling.exposed(seconds, 1e8, buckets, backward) == pytest.approx(free - backward)
+
+
+@pytest.mark.parametrize("ranks, spread", [(1, 0.1), (2, 0.05), (64, 0.03), (896, 0.1)])
+def test_the_slowest_rank_is_the_mean_maximum_of_many_draws(ranks, spread):
+    draws = np.exp(spread * np.random.default_rng(0).standard_normal((4000, ranks))).max(1)
+    assert scaling.slowest(ranks, spread) == pytest.approx(draws.mean(), abs=5 * draws.std() / 4000**0.5)
+
+
+# --- Fitting ----------------------------------------------------------------------------------------------------------
+TRUTH = Fit(per_step=0.05, per_worker=0.02, per_image=0.01, loading=0.001, link=Link(2e-5, 1.5e-9), spread=0.03, ranks=2,
+            size=1 << 26)
+
+
+def synthetic(truth: Fit = TRUTH, n: int = 30, spread: float = 0.0, seed: int = 0) -> list[dict]:
+    """Rows of a probe on a machine of which all is known; ranks differ by `spread`."""
+    generator, rows = np.random.default_rng(seed), []
+
+    def times(seconds: float, noise: float = spread) -> list[list[float]]:
+        return (seconds * np.exp(noise * generator.standard_normal((truth.ranks, n)))).tolist()
+
+    for images, workers in ((2, 1), (4, 1), (8, 1), (2, 2)):
+        shared = {"ranks": truth.ranks, "vector": truth.size, "images": images, "workers": workers}
+        compute = truth.compute(images, workers)
+        rows.append({"kind": "compute", **shared, "seconds": times(compute)})
+        total = scaling.step(truth, Layout(per_node=truth.ranks), images, workers)["total"]
+        rows.append({"kind": "step", **shared, "seconds": times(total, 0)})
+        rows.append({"kind": "loading", **shared, "seconds": times(total + truth.loading * images * workers, 0)})
+    for size in (1 << 12, 1 << 14, 1 << 20, 1 << 23, 1 << 26) if truth.ranks > 1 else ():
+        rows.append({"kind": "allreduce", "ranks": truth.ranks, "vector": truth.size, "bytes": size,
+                     "seconds": times(scaling.rabenseifner(truth.link, truth.ranks, size), 0)})
+    return rows
+
+
+def test_the_fit_finds_the_parameters_that_made_the_data():
+    found = scaling.fit(synthetic())
+    assert (found.per_step, found.per_worker, found.per_image) == pytest.approx((0.05, 0.02, 0.01))
+    assert found.loading == pytest.approx(0.001)
+    assert (found.link.latency, found.link.byte) == pytest.approx((2e-5, 1.5e-9), rel=1e-3)
+    assert (found.ranks, found.size) == (2, 1 << 26)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_fit_finds_the_spread_between_ranks(ranks):
+    rows = synthetic(dataclasses.replace(TRUTH, ranks=ranks), n=2000, spread=0.04)
+    assert scaling.fit(rows).spread == pytest.approx(0.04, rel=0.1)
+
+
+def test_what_slows_all_ranks_alike_is_no_spread():
+    rows = synthetic()
+    for row in rows:
+        row["seconds"] = [[each * (1 + 0.5 * (number % 2)) for number, each in enumerate(times)] for times in row["seconds"]]
+    assert scaling.fit(rows).spread == pytest.approx(0, abs=1e-9)
+
+
+def test_no_coefficient_is_negative():
+    falling = [{"kind": "compute", "ranks": 1, "vector": 8, "images": images, "workers": 1, "seconds": [[1 / images]]}
+               for images in (1, 2, 4)]
+    found = scaling.fit(falling)
+    assert min(found.per_step, found.per_worker, found.per_image) >= 0
+
+
+def test_steps_are_held_back_from_the_fit():
+    rows, changed = synthetic(), synthetic()
+    for row in changed:
+        if row["kind"] == "step":
+            row["seconds"] = [[9.0]] * 2
+    assert dataclasses.replace(scaling.fit(rows), loading=0) == dataclasses.replace(scaling.fit(changed), loading=0)
+    assert all(abs(row["error_percent"]) < 0.1 for row in scaling.held_back(rows, dataclasses.replace(TRUTH), "x"))
+    assert all(row["error_percent"] < -90 for row in scaling.held_back(changed, TRUTH, "x"))
+
+
+def test_without_rows_the_error_names_the_command():
+    with pytest.raises(ReproError, match="mpiexec -n 3 python -m repro probe"):
+        scaling.fit(synthetic(), ranks=3)
+
+
+# --- Predicting -------------------------------------------------------------------------------------------------------
+KNOWN = Interconnect("known", (1e-5, 1e-5), (1e9, 1e9), "a test")
+
+
+def test_parts_of_a_step_by_hand():
+    link, layout = Link(1e-5, 1e-9), Layout(nodes=4, per_node=2)
+    parts = scaling.step(dataclasses.replace(TRUTH, spread=0.0), layout, 8, 3, link, loaded=True)
+    assert parts["compute"] == pytest.approx(0.05 + 3 * (0.02 + 8 * 0.01))
+    assert parts["waiting"] == pytest.approx(0)
+    assert parts["allreduce"] == pytest.approx(2 * 2e-5 + (1 << 26) * 1.5e-9 + 4 * 1e-5 + 2 * 3 / 4 * (1 << 26) * 1e-9)
+    assert parts["loading"] == pytest.approx(0.001 * 24)
+    assert parts["total"] == pytest.approx(sum(parts[part] for part in ("compute", "waiting", "allreduce", "loading")))
+
+
+def test_the_band_covers_the_truth_about_as_often_as_it_says():
+    layout, covered = Layout(per_node=2), 0
+    truth = scaling.step(TRUTH, Layout(16, 2), 8, 1, KNOWN.link())["total"]
+    for seed in range(40):
+        row = scaling.extrapolate(synthetic(n=25, spread=TRUTH.spread, seed=seed), Load("weak", 8), [16], layout, KNOWN,
+                                  draws=60)[0]
+        assert row["seconds_low"] < row["seconds"] < row["seconds_high"]
+        covered += row["seconds_low"] <= truth <= row["seconds_high"]
+    assert covered >= 28  # 90% of 40 is 36; a bootstrap of few times covers somewhat less than it says
+
+
+def test_an_uncertain_network_widens_the_band():
+    wide = dataclasses.replace(KNOWN, rate=(1e8, 1e9))
+    rows = [scaling.extrapolate(synthetic(), Load("weak", 8), [64], Layout(per_node=2), each)[0] for each in (KNOWN, wide)]
+    widths = [row["seconds_high"] - row["seconds_low"] for row in rows]
+    assert widths[1] > 10 * widths[0] + 1e-6
+
+
+def test_everything_that_the_model_says_is_labelled():
+    for load in (Load("weak", 8), Load("strong", 16, 896)):
+        rows = scaling.extrapolate(synthetic(), load, [1, 64, 448], Layout(per_node=2), scaling.OMNI_PATH, draws=5)
+        assert [row["label"] for row in rows] == ["MODEL"] * 3
+    assert set(tables.algorithms({"rows": synthetic(), "ranks": 2}).label) == {"MODEL"}
+    assert set(tables.published_checks().label) == {"MODEL"}
+
+
+def test_one_node_has_an_efficiency_of_100():
+    rows = scaling.extrapolate(synthetic(), Load("strong", 16, 896), [1, 448], Layout(per_node=2), KNOWN, draws=5)
+    assert rows[0]["efficiency"] == pytest.approx(100) and 0 < rows[1]["efficiency"] < 100
+
+
+def test_strong_scaling_shares_the_workers_then_divides_them():
+    load = Load("strong", images=16, workers=896)
+    assert load.on(896) == (16, 1, 14336) and load.on(2) == (16, 448, 14336) and load.on(512) == (16, 2, 14336)
+    assert load.on(1792) == (8, 1, 14336)
+    assert Load("weak", 16).on(100) == (16, 1, 1600)
+
+
+def test_more_ranks_than_images_are_left_out():
+    rows = scaling.extrapolate(synthetic(), Load("strong", 1, 8), [4, 5], Layout(per_node=2), KNOWN, draws=2)
+    assert [row["nodes"] for row in rows] == [4]
+
+
+def test_epochs_are_read_between_the_published_points_only():
+    points = [(1000.0, 30.0), (4000.0, 50.0)]
+    assert scaling.epochs_to(points, 1000) == 30 and scaling.epochs_to(points, 2000) == pytest.approx(40)
+    assert np.isnan(scaling.epochs_to(points, 999)) and np.isnan(scaling.epochs_to(points, 4001))
+
+
+def test_one_published_run_predicts_another_of_the_same_machine():
+    assumed = scaling.Assumed(between=KNOWN, within_rate=(5e9, 5e9), buckets=(1,), fixed=(0.1, 0.1), spread=(0.02, 0.02))
+    machine = Fit(0, 0.1 / 0.9 * 32 * 0.01, 0.01, 0, Link(1e-6, 1 / 5e9), 0.02, 2, assumed.size)
+
+    def published(name, nodes, images):
+        seconds = scaling.step(machine, Layout(nodes, 2), images, 1, KNOWN.link())["total"]
+        return scaling.Published(name, nodes, 2, images, nodes * 2 * images / seconds)
+
+    row, = scaling.infer(published("small", 64, 32), [published("large", 448, 16)], assumed, draws=3)
+    assert row["error_percent"] == pytest.approx(0, abs=1e-3) and row["known"] == "small"
+
+
+@pytest.mark.parametrize("change, said", [({"nodes": 0}, "nodes is 0"), ({"per_node": 0}, "ranks a node is 0"),
+                                          ({"buckets": 0}, "buckets is 0"), ({"nodes": 2}, "need a link"),
+                                          ({"algorithm": "rnig"}, "Did you mean ring")])
+def test_a_layout_that_cannot_be_is_named(change, said):
+    link = None if change == {"nodes": 2} else LINK
+    with pytest.raises(ReproError, match=said):
+        scaling.step(TRUTH, dataclasses.replace(Layout(per_node=2), **change), 8, 1, link)
+
+
+def test_a_saved_probe_is_found_by_its_facts(tmp_path):
+    scaling.save({"probes": [{"ranks": 1, "code": "a"}, {"ranks": 2, "code": "a"}]}, tmp_path / "scaling.json")
+    scaling.save({"ranks": 2, "code": "b"}, tmp_path / "probe.json")
+    assert scaling.saved(tmp_path, {"ranks": 2, "code": "a"}) == {"ranks": 2, "code": "a"}
+    assert scaling.saved(tmp_path, {"code": "b"}) == {"ranks": 2, "code": "b"}
+    assert scaling.saved(tmp_path, {"code": "c"}) == {}
+
+
+# --- The checks of `make bench-scaling` -------------------------------------------------------------------------------
+def probe_of(truth: Fit, **facts) -> dict:
+    alone = [row | {"ranks": 1, "seconds": row["seconds"][:1]} for row in synthetic(truth) if row["kind"] == "compute"]
+    return {"rows": synthetic(truth) + alone, "model": "m", "size": 8, "reduction": "exact", "precision": "fp32",
+            "buckets": 4} | facts
+
+
+def wired(megabits: int) -> dict:
+    """A probe of two nodes: of the bytes' seconds, 1e-9 are the software's and the rest the wire's."""
+    truth = dataclasses.replace(TRUTH, spread=0.0, link=Link(2e-5, 1e-9 + 8e-6 / megabits))
+    found = probe_of(truth)
+    for row in found["rows"]:
+        if row["kind"] == "step":
+            layout = Layout(nodes=2, buckets=4)
+            row["seconds"] = [[scaling.step(truth, layout, row["images"], row["workers"], truth.link)["total"]] * 3] * 2
+    return found
+
+
+def test_checks_of_a_machine_that_is_as_the_model_says_find_no_error():
+    two = probe_of(dataclasses.replace(TRUTH, spread=0.0))
+    rows = bench_scaling.checks(two, {500: wired(500), 2000: wired(2000)})
+    errors = {row["check"]: [] for row in rows}
+    for row in rows:
+        errors[row["check"]].append(abs(row["error_percent"]))
+    assert len(errors) == 4 + 2 * 4
+    assert all(max(found) < 0.5 for found in errors.values()), errors
+
+
+def test_no_check_sees_what_it_predicts():
+    two = probe_of(dataclasses.replace(TRUTH, spread=0.0))
+    changed = probe_of(dataclasses.replace(TRUTH, spread=0.0))
+    for row in changed["rows"]:
+        if row["kind"] == "step" or row.get("bytes") == row["vector"]:
+            row["seconds"] = [[10 * each for each in times] for times in row["seconds"]]
+    for before, after in zip(bench_scaling.checks(two, {}), bench_scaling.checks(changed, {})):
+        assert after["predicted"] == before["predicted"] and after["measured"] == pytest.approx(10 * before["measured"])

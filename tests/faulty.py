@@ -65,7 +65,7 @@ def arrive(what: str, network=None) -> None:
     elif now == "hang":
         time.sleep(10**6)
     elif now == "slow":
-        for _ in range(20):
+        for _ in range(25):
             time.sleep(0.2)
             world.beat()
     elif now == "flip":

@@ -424,10 +424,10 @@ def _ending(folder: Path, children: dict[str, subprocess.Popen], owner: int) -> 
     for name, child in children.items():
         if child.poll() is not None:
             return f"{name} ended with status {child.returncode}"
-    for file in folder.glob("*.engine"):  # mpiexec goes on while a process of a dead rank still holds its output
-        if not _runs(int(file.stem)):
-            return f"an engine, rank {file.read_text()} (process {file.stem}), ended"
-    return ""
+    # mpiexec goes on while a process of a dead rank still holds its output; else it ends the other ranks at once, and who
+    # was first cannot be told.
+    ended = [f"rank {file.read_text()} (process {file.stem})" for file in folder.glob("*.engine") if not _runs(int(file.stem))]
+    return f"an engine, {', '.join(sorted(ended))}, ended" if ended else ""
 
 
 def _runs(pid: int) -> bool:

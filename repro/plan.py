@@ -17,7 +17,7 @@ from repro import ReproError, checkpoint, choose, comm, recipes, records, scalin
 from repro.probe import probe
 from repro.scaling import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe
-from repro.train import CHECKPOINT_SECONDS, Task
+from repro.train import CHECKPOINT_SECONDS, LONGEST_SECONDS, Task
 
 MOST_KEPT = 3  # checkpoints on disk at once: the two newest, and the one being written
 
@@ -112,7 +112,8 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     seconds = {}
     for point, step in steps.items():
         running = recipe.iterations * step + evaluations * evaluation
-        saves = 2 * len(recipe.stages) + min(rows, running / CHECKPOINT_SECONDS)  # a stage's end: snapshot and checkpoint
+        saves = 2 * len(recipe.stages)  # a stage's end: snapshot and checkpoint
+        saves += max(min(rows, running / CHECKPOINT_SECONDS), running / LONGEST_SECONDS)
         seconds[point] = running + saves * probed["save_seconds"]
     state, momentum = probed["state_bytes"], 4 * probed["parameters"]
     if timed < 3:  # too few to say how much they differ

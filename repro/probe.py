@@ -160,7 +160,7 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[d
         name, count, workers, ranks = setting
         what = {"bytes": count} if name == "allreduce" else {"images": count, "workers": workers}
         rows.append({"kind": name, "ranks": ranks, **what, "vector": vector,
-                     "seconds": world.gather(times[setting] or first[setting])[:ranks]})
+                     "seconds": world.gather([round(each, 7) for each in times[setting] or first[setting]])[:ranks]})
     return rows
 
 

@@ -48,7 +48,8 @@ def stand_in(folder: Path) -> str:
     """Photographs in ImageNet's layout, packed; returns where."""
     packed = folder / "imagenet-subset"
     for command in (["-m", "repro", "fake-imagenet", "--out", str(folder / "archives")],
-                    [str(ROOT / "data_prep" / "imagenet.py"), "--source", str(folder / "archives"), "--subset", "--out", str(packed)]):
+                    [str(ROOT / "data_prep" / "imagenet.py"), "--source", str(folder / "archives"), "--subset",
+                     "--out", str(packed)]):
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     return str(packed)
 

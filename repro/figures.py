@@ -169,8 +169,10 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame) -> plt.Figure:
             axis.fill_between(part.nodes, part[f"{column}_low"], part[f"{column}_high"], color=looks[scaling, buckets > 1],
                               alpha=0.15, linewidth=0)
     efficiency.axhline(90, color="0.3", linewidth=1, linestyle=":")
-    efficiency.annotate("abstract: above 90%", (model.nodes.max(), 90), (-2, 3), textcoords="offset points", ha="right", fontsize=9)
-    efficiency.set(ylabel="efficiency against one node, %", ylim=(0, 105), title="MODEL: efficiency")
+    efficiency.annotate("abstract: above 90%", (model.nodes.max(), 90), (-2, 3), textcoords="offset points", ha="right",
+                        fontsize=9)
+    few = "" if model.n.min() >= 3 else f" (no bands: timed steps n = {model.n.min()})"
+    efficiency.set(ylabel="efficiency against one node, %", ylim=(0, 105), title=f"MODEL: efficiency{few}")
     for axis in (minutes, accuracy):
         axis.axhline(28, color="0.3", linewidth=1, linestyle=":")
         axis.annotate("abstract: 28 minutes, on other nodes", (model.nodes.min(), 28), (2, 3), textcoords="offset points",

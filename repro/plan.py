@@ -43,7 +43,8 @@ def forecast(tasks: list[dict], seconds: float = 60.0, nodes: int = 0, ranks_per
     """What each of `tasks` (parameters as `train.prepare` takes them) will take, in about `seconds`. Collective.
 
     Tasks whose steps are alike share a probe. `nodes` and `ranks_per_node` (0: as at hand) say where it shall run, `network`
-    what is between nodes if there is only one at hand. Returns a dictionary a task, see `estimate`; those for the ranks at hand are recorded.
+    what is between nodes if there is only one at hand. Returns a dictionary a task, see `estimate`; those for the
+    ranks at hand are recorded.
     """
     world = comm.world()
     with world.together():
@@ -118,8 +119,9 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     state, momentum = probed["state_bytes"], 4 * probed["parameters"]
     if timed < 3:  # too few to say how much they differ
         seconds["low"] = seconds["high"] = None
-    return {"label": "measured pace" if at_hand else MODEL, "timed_steps": timed, "recipe": recipe.name, "workers": recipe.workers,
-            "global_batch": recipe.global_batch, "iterations": recipe.iterations, "epochs": recipe.epochs(),
+    return {"label": "measured pace" if at_hand else MODEL, "timed_steps": timed,
+            "recipe": recipe.name, "workers": recipe.workers, "global_batch": recipe.global_batch,
+            "iterations": recipe.iterations, "epochs": recipe.epochs(),
             "images": recipe.iterations * recipe.global_batch, "ranks": layout.ranks, "nodes": layout.nodes,
             "step_seconds": steps["middle"], "images_per_s": recipe.global_batch / steps["middle"],
             "evaluations": evaluations, "seconds": seconds["middle"], "seconds_low": seconds["low"],
@@ -130,7 +132,7 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
 
 
 def occasions(recipe: Recipe) -> tuple[int, int]:
-    """Metric rows, and evaluations among them: as the trainer has them, at stages' ends and when so many epochs are complete."""
+    """Metric rows, and evaluations among them: as the trainer has them, at stages' ends and after so many epochs."""
     def complete(epochs: float) -> np.ndarray:
         return np.diff(recipe.epochs(np.arange(recipe.iterations + 1)) // epochs) > 0
 
@@ -152,8 +154,9 @@ def plan(recipe: str, hours: float = 0.0, seconds: float = 60.0, nodes: int = 0,
         tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
         for shrink in ["none", *recipes.SHRINKS] if hours else []:
             try:
-                if shrink != parameters.get("shrink", "laptop") and train.prepare(**asked | {"shrink": shrink}).recipe.workers >= ranks:
-                    tasks.append(asked | {"shrink": shrink})
+                other = asked | {"shrink": shrink}
+                if shrink != parameters.get("shrink", "laptop") and train.prepare(**other).recipe.workers >= ranks:
+                    tasks.append(other)
             except ReproError:  # it needs more images than there are
                 continue
     found = forecast(tasks, seconds, nodes, ranks_per_node, network)
@@ -173,11 +176,11 @@ def describe(planned: dict) -> str:
                   else f"{each['timed_steps']} steps timed: no band")
         lines.append(f"{each['label']:13} {each['recipe']:42} {each['nodes']} x {each['ranks'] // each['nodes']} ranks: "
                      f"{each['hours']:.3g} hours ({spread}), {each['node_hours']:.3g} node-hours")
-    lines.append(f"a step of {asked['global_batch']} images: {asked['step_seconds']:.3g} s, {asked['images_per_s']:.4g} images/s; "
-                 f"{asked['iterations']} steps, {asked['evaluations']} evaluations")
-    lines.append(f"disk: run folder {asked['run_bytes'] / 1e6:,.0f} MB, packed data {asked['data_bytes'] / 1e6:,.0f} MB a copy; "
-                 f"memory: {asked['rank_bytes'] / 1e9:.2f} GB a rank (measured peak), {asked['node_bytes'] / 1e9:.2f} GB a node "
-                 f"(this machine has {planned['memory'] / 1e9:.0f})")
+    lines.append(f"a step of {asked['global_batch']} images: {asked['step_seconds']:.3g} s, {asked['images_per_s']:.4g} "
+                 f"images/s; {asked['iterations']} steps, {asked['evaluations']} evaluations")
+    lines.append(f"disk: run folder {asked['run_bytes'] / 1e6:,.0f} MB, packed data {asked['data_bytes'] / 1e6:,.0f} MB a "
+                 f"copy; memory: {asked['rank_bytes'] / 1e9:.2f} GB a rank (measured peak), {asked['node_bytes'] / 1e9:.2f} "
+                 f"GB a node (this machine has {planned['memory'] / 1e9:.0f})")
     if asked["complete"]:
         lines.append(f"already complete: {asked['folder']}")
     if planned["hours"]:

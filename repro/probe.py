@@ -91,7 +91,8 @@ def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str 
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
         if not data and size < 0 or threads < 1 or decoders < 0:
-            raise ReproError(f"size {size}, threads {threads}, decoders {decoders}: none may be negative, and threads at least 1")
+            raise ReproError(f"size {size}, threads {threads}, decoders {decoders}: none may be negative, "
+                             "and threads at least 1")
         found = Images(data, "train", normalization=normalization, size=size) if data else None
     precision = find_precision(precision, device, bool(found and found.small))
     began, load = time.monotonic(), os.getloadavg()[0]
@@ -101,9 +102,9 @@ def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str 
     pixels = found.kind.size if found else size or IMAGENET.size
     steps = _Steps(world, model, stride, found, pixels, reduction, precision, device, decoders)
     rows = _measure(world, steps, images, began + seconds)
-    facts = {"model": model, "data": found.name if found else "", "size": pixels, "stride": stride, "normalization": normalization,
-             "reduction": reduction, "precision": precision, "device": device, "threads": threads,
-             "decoders": decoders, "parameters": len(steps.network.weights),
+    facts = {"model": model, "data": found.name if found else "", "size": pixels, "stride": stride,
+             "normalization": normalization, "reduction": reduction, "precision": precision, "device": device,
+             "threads": threads, "decoders": decoders, "parameters": len(steps.network.weights),
              "buckets": -(-len(steps.network.weights) // BUCKET), "nodes": world.nodes,
              "state_bytes": 4 * (len(steps.network.weights) + len(steps.network.statistics))}
     if found:

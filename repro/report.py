@@ -74,7 +74,7 @@ def _scaling(results: Path) -> list[str]:
         '<section class="own"><h2>Scaling</h2>', "<h3>Measured on this machine, MODEL beside it</h3>",
         _html(_table(results, "scaling_measured")), '</section><section class="model"><h2>Scaling: MODEL</h2>',
         "<p>Nothing in this section was measured: a model of a step's time, fitted to the steps above and extrapolated to many "
-        "such machines with an assumed network. Bands: 5 to 95%.</p>",
+        "such machines with an assumed network. Bands: 5 to 95%, none where fewer than three steps were timed.</p>",
         _image(results, "scaling", "MODEL: step time, efficiency, minutes over nodes."),
         "<h3>MODEL: the allreduce by algorithm, ms</h3>", _html(_table(results, "scaling_allreduce")),
         "<h3>MODEL fitted to one published run, predicting another</h3>", _html(_table(results, "scaling_published")),

@@ -97,7 +97,8 @@ def exposed(communication: Callable[[float], float], size: float, buckets: int, 
 
     One bucket is an allreduce after the backward pass. Of several, of equal size, each is ready as soon as its share of the
     backward pass is done, and they follow one another: with c seconds each, either the last one alone stays
-    (communication is fast) or the first one's wait and all of them (it is slow): max(c, backward/buckets + buckets c - backward).
+    (communication is fast) or the first one's wait and all of them (it is slow): max(c, backward/buckets + buckets c -
+    backward).
     This holds if communication needs no core that computes, as with the release's communication servers, and goes on by itself.
     """
     if buckets == 1:
@@ -164,7 +165,7 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
 
 
 def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
-    """Latency by the messages up to 64 KB, a line through which has its own slope; seconds a byte by those of vector/8 and more.
+    """Latency by the messages up to 64 KB, a line through which has its own slope; seconds a byte by those from vector/8 on.
 
     One line does not fit all sizes: what the caches hold goes up to three times as fast.
     """
@@ -344,8 +345,10 @@ def extrapolate(measurements: list[dict], load: Load, nodes: Iterable[int], layo
     """A step's seconds, images/s and efficiency over nodes, each with a 5 to 95% band; `layout` says all but the nodes.
 
     The bands hold the noise of the measurements (bootstrap) and the interconnect within its ranges; not whether the model has
-    the right form: for that see `held_back`. Efficiency is throughput a node over that of one node, in per cent.
+    the right form: for that see `held_back`. Of fewer than three timed steps (n) nobody can say how they differ: no band, NaN.
+    Efficiency is throughput a node over that of one node, in per cent.
     """
+    timed = min(len(row["seconds"][0]) for row in measurements if row["kind"] == "compute" and row["ranks"] == layout.per_node)
     fits = resampled(measurements, draws, seed)
     links = [between.link(place) for place in np.random.default_rng(seed + 1).random(draws)]
     alone = replace(layout, nodes=1)
@@ -361,10 +364,10 @@ def extrapolate(measurements: list[dict], load: Load, nodes: Iterable[int], layo
         rates = [batch / each for each in seconds]
         row = {"label": MODEL, "scaling": load.scaling, "nodes": count, "ranks": there.ranks, "global_batch": round(batch),
                "images_per_rank": images * workers, "algorithm": layout.algorithm, "buckets": layout.buckets,
-               "interconnect": between.name}
+               "interconnect": between.name, "n": timed}
         for name, values in (("seconds", seconds), ("images_per_s", rates),
                              ("efficiency", [100 * rate / count / one for rate, one in zip(rates, ones)])):
-            points = band(values)
+            points = band(values) | ({} if timed >= 3 else {"low": np.nan, "high": np.nan})
             row |= {name: points["middle"], f"{name}_low": points["low"], f"{name}_high": points["high"]}
         rows.append(row)
     return rows

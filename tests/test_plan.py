@@ -23,8 +23,8 @@ def probed(ranks: int = 2) -> dict:
     rows = [row("compute", 1, 1.3), row("compute", 2, 2.1), row("loading", 1, 1.38), row("step", 1, 1.3)]
     if ranks == 1:
         rows.pop()
-    return {"rows": rows, "ranks": ranks, "nodes": 1, "buckets": 4, "evaluated_per_second": 50, "save_seconds": 0.25, "state_bytes": 1000,
-            "parameters": 200, "peak_bytes": 10**9}
+    return {"rows": rows, "ranks": ranks, "nodes": 1, "buckets": 4, "evaluated_per_second": 50, "save_seconds": 0.25,
+            "state_bytes": 1000, "parameters": 200, "peak_bytes": 10**9}
 
 
 def test_a_count_by_hand():
@@ -123,8 +123,10 @@ def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monke
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"nodes": -2}, "nodes is -2"), ({"ranks_per_node": -1}, "ranks_per_node is -1"), ({"network": "omnipath"}, "Did you mean omni-path"),
-    ({"nodes": 15}, "14 workers, which 15 ranks cannot"), ({"hours": -1}, "hours is -1"), ({"recipe": "resnet50_448node"}, "Did you"),
+    ({"nodes": -2}, "nodes is -2"), ({"ranks_per_node": -1}, "ranks_per_node is -1"),
+    ({"network": "omnipath"}, "Did you mean omni-path"),
+    ({"nodes": 15}, "14 workers, which 15 ranks cannot"), ({"hours": -1}, "hours is -1"),
+    ({"recipe": "resnet50_448node"}, "Did you"),
     ({"shrnk": "laptop"}, "Did you mean shrink"), ({"seconds": 0}, "seconds is 0")])
 def test_what_cannot_be_planned_is_named(digits, tmp_path, change, said):
     with pytest.raises(ReproError, match=said):

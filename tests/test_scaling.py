@@ -63,7 +63,8 @@ def run_rabenseifner(ranks: Ranks, members: list[int], link: Link) -> None:
     ranks.exchange([(members[2 * pair + 1], members[2 * pair], whole, False) for pair in range(extra)], link) if extra else None
 
 
-def run_ring(ranks: Ranks, members: list[int], link: Link, low: int = 0, high: int | None = None, phases=("reduce", "gather")) -> None:
+def run_ring(ranks: Ranks, members: list[int], link: Link, low: int = 0, high: int | None = None,
+             phases=("reduce", "gather")) -> None:
     count = len(members)
     edges = np.linspace(low, ranks.vectors.shape[1] if high is None else high, count + 1).astype(int)
     for phase in phases:
@@ -71,7 +72,8 @@ def run_ring(ranks: Ranks, members: list[int], link: Link, low: int = 0, high: i
             messages = []
             for place in range(count):
                 block = (place - turn + (phase == "gather")) % count
-                messages.append((members[place], members[(place + 1) % count], slice(edges[block], edges[block + 1]), phase == "reduce"))
+                part = slice(edges[block], edges[block + 1])
+                messages.append((members[place], members[(place + 1) % count], part, phase == "reduce"))
             ranks.exchange(messages, link)
 
 
@@ -228,6 +230,11 @@ def test_the_band_covers_the_truth_about_as_often_as_it_says():
         assert row["seconds_low"] < row["seconds"] < row["seconds_high"]
         covered += row["seconds_low"] <= truth <= row["seconds_high"]
     assert covered >= 28  # 90% of 40 is 36; a bootstrap of few times covers somewhat less than it says
+
+
+def test_of_too_few_steps_there_is_no_band():
+    row = scaling.extrapolate(synthetic(n=2), Load("weak", 8), [16], Layout(per_node=2), KNOWN, draws=5)[0]
+    assert row["n"] == 2 and np.isnan(row["seconds_low"]) and np.isnan(row["efficiency_high"]) and row["seconds"] > 0
 
 
 def test_an_uncertain_network_widens_the_band():

@@ -31,7 +31,8 @@ def launch(*command, **environment) -> subprocess.Popen:
     """Starts a process with this checkout's package, without a launcher's variables, in a session of its own."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PMI", "OMPI_", "PRTE_"))}
     return subprocess.Popen(list(map(str, command)), text=True, start_new_session=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=kept | {"PYTHONPATH": str(ROOT)} | environment)
+                            stderr=subprocess.PIPE, env=kept | {"PYTHONPATH": str(ROOT)} | environment,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored in a shell's background
 
 
 def run(*command, timeout=60, **environment) -> subprocess.CompletedProcess:

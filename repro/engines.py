@@ -354,6 +354,10 @@ def _engine(folder: Path, arguments: list[str]) -> None:
     from ipyparallel.engine.app import IPEngine
 
     class Engine(IPEngine):
+        def init_signal(self):
+            super().init_signal()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # theirs lets a call go on to its end
+
         def redirect_output(self, iopub_socket):
             """What a rank prints goes to mpiexec's log, where it outlives the rank, and not to the clients."""
 

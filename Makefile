@@ -20,8 +20,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup reproduce plan test test-faults other-mpis data bench bench-data bench-scaling lab lock browser \
-        clean distclean
+.PHONY: help setup reproduce plan test test-faults other-mpis data bench-data bench bench-scaling lab lock browser clean distclean
 
 help:  ## list what make can do
 	@echo "usage: make TARGET [OPTION=value ...]"

@@ -294,7 +294,7 @@ def close_pipe(guard, cluster):
 
 @pytest.mark.figure("orphans")
 @pytest.mark.parametrize("end, ranks, reason", [
-    (kill_engine, 2, "an engine .* ended|mpiexec ended"), (kill_mpiexec, 1, "mpiexec ended with status -9"),
+    (kill_engine, 2, "an engine, .* ended|mpiexec ended"), (kill_mpiexec, 1, "mpiexec ended with status -9"),
     (kill_controller, 1, "controller ended with status -9"), (kill_guard, 1, "a process of them died"),
     (close_pipe, 1, "their owner ended them")])
 def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):

@@ -105,7 +105,11 @@ def test_an_ensemble_of_one_is_its_member(digits, average):
 def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
     """Simulated ranks whose sums are left undone: their counts add up to those of one rank."""
     states = random_states(2)
-    world = lambda rank: SimpleNamespace(rank=rank, size=ranks, sum=lambda array: None, together=nullcontext, check=lambda e: None)
+
+    def world(rank):
+        return SimpleNamespace(rank=rank, size=ranks, sum=lambda array: None, together=nullcontext, check=lambda error: None,
+                               beat=lambda: None)
+
     shares = [counts(digits, states, limit, world(rank)) for rank in range(ranks)]
     one = counts(digits, states, limit)
     for kind in ("top1", "top5"):

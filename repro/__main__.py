@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     probe.add_argument("--images", type=_numbers, default=[2, 4, 8], help="images a worker (default: 2,4,8)")
     probe.add_argument("--data", default="", help="data set for steps with the loader (default: random images at hand)")
     probe.add_argument("--size", type=int, default=0, help="pixels a side (default: the data set's, or 224)")
-    probe.add_argument("--reduction", default="exact", help="exact (default) or fast")
+    probe.add_argument("--reduction", default="exact", help="exact (default), fast or fast_bf16")
     probe.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
     probe.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     probe.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
@@ -121,7 +121,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=int, default=0, help="pixels a side that the network sees (default: the data set's)")
     command.add_argument("--normalization", default="release", help="release (default: BGR less the mean, / 128) or "
                                                                     "torchvision")
-    command.add_argument("--reduction", default="exact", help="exact (default) or fast")
+    command.add_argument("--reduction", default="exact", help="exact (default), fast or fast_bf16")
     command.add_argument("--precision", default="auto", help="auto (default: bf16 for large images where the processor has "
                                                             "it), fp32 or bf16")
     command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from repro import ReproError, choose, comm, engines
+from repro import ReproError, choose, comm, engines, two_nodes
 from repro.allreduce import Average
 from repro.bench_data import pack, photographs, publish, row
 from repro.data import Images, Stream, load_ahead
@@ -32,7 +33,7 @@ from repro.optim import SGD
 from repro.train import average_over_workers
 
 ROUNDS = 5
-RATE, WEIGHT_DECAY = 0.1, 5e-5
+RATE, WEIGHT_DECAY = 0.0, 5e-5  # the same few images for ever: at rate 0 the weights stay finite, and the work is the same
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Variant:
     channels_last: bool = True  # of ddp; ours always
     keep: bool = True  # freed memory is kept
     data: str = ""  # a packed data set, decoded ahead of the step; "": images at hand
+    megabits: int = 0  # a second, by TCP between two network namespaces, a rank in each; 0: both here
 
 
 STEP = {
@@ -66,7 +68,9 @@ STEP = {
 SMALL = Variant(model="resnet11", size=8, images=32, precision="fp32", steps=300)
 DIGITS = {"digits": SMALL, "digits, DDP": replace(SMALL, kind="ddp", keep=False, channels_last=False)}
 MEMORY = {f"{workers} workers": Variant(ranks=1, size=32, images=2, workers=workers, steps=1) for workers in (1, 448)}
-VARIANTS = STEP | DIGITS | MEMORY
+WIRE = {f"{reduction} by TCP": Variant(reduction=reduction, megabits=500) for reduction in ("exact", "fast", "fast_bf16")}
+WIRE["DDP by TCP"] = Variant(kind="ddp", megabits=500)
+VARIANTS = STEP | DIGITS | MEMORY | WIRE
 
 
 # --- One variant, on the ranks that run this -----------------------------------------------------------------------------
@@ -100,7 +104,7 @@ def _ours(variant: Variant, everyone):
     network = Network(build(variant.model, classes, channels))
     optimizer = SGD(network.weights, 0.9)
     workers = variant.workers * world.size
-    average = Average(variant.reduction, world, workers, network)
+    average = Average(variant.reduction, world, workers, network, overlap=world.nodes > 1)
     if variant.data:
         stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
         batches = load_ahead(stream, ((step, worker, "scale_aspect") for step in range(10**6)
@@ -122,9 +126,10 @@ def _ddp(variant: Variant, world):
     from torch import distributed
     from torchvision.models import resnet50
 
-    with socket.create_server(("127.0.0.1", 0)) as free:  # this port is free a moment later, too
+    host = f"{two_nodes.NETWORK}.1" if variant.megabits else "127.0.0.1"
+    with socket.create_server(("", 0)) as free:  # this port is free a moment later, too
         port = world.broadcast(free.getsockname()[1])
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=world.rank, world_size=world.size)
+    distributed.init_process_group("gloo", init_method=f"tcp://{host}:{port}", rank=world.rank, world_size=world.size)
     small = variant.model == "resnet11"
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     model = (build("resnet11", 10, 1) if small else resnet50()).to(memory_format=layout).train()
@@ -166,20 +171,35 @@ def _product(everyone, variant: Variant, side: int = 2048) -> float:
 # --- All variants in turns ------------------------------------------------------------------------------------------------
 
 
+def run(name: str, data: Path) -> dict:
+    """What a variant measures, in processes of its own."""
+    variant = VARIANTS[name]
+    here, environment = [sys.executable, "-m", "repro.bench", name, str(data)], dict(os.environ)
+    with ExitStack() as stack:
+        command = [engines.find_mpiexec(), "-n", str(variant.ranks), *here]
+        if variant.megabits:
+            first, second = stack.enter_context(two_nodes.connected(variant.megabits))
+            command = [engines.find_mpiexec(), "-n", "1", *first, *here, ":", "-n", "1", *second, *here]
+            environment |= two_nodes.MPICH_BY_TCP | {"GLOO_SOCKET_IFNAME": two_nodes.DEVICE}
+        said = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
+    if said.returncode:
+        raise ReproError(f"{' '.join(command)} failed: {said.stderr.strip()}")
+    return json.loads(said.stdout.splitlines()[-1])
+
+
 def rounds(names, data: Path) -> dict[str, list[dict]]:
-    """What each variant measures in every round."""
+    """What each variant measures in every round; those over a wire only where this machine has one."""
     found = {name: [] for name in names}
     for number in range(ROUNDS):
-        for name in names:
-            variant = VARIANTS[name]
+        for name in list(found):
             if number and name in MEMORY:  # memory does not vary
                 continue
             print(f"round {number + 1} of {ROUNDS}: {name}", flush=True)
-            command = [engines.find_mpiexec(), "-n", str(variant.ranks), sys.executable, "-m", "repro.bench", name, str(data)]
-            said = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-            if said.returncode:
-                raise ReproError(f"{' '.join(command)} failed: {said.stderr.strip()}")
-            found[name].append(json.loads(said.stdout.splitlines()[-1]))
+            try:
+                found[name].append(run(name, data))
+            except two_nodes.NoNamespaces as error:
+                print(f"not measured: {error}")
+                del found[name]
     return found
 
 
@@ -224,6 +244,11 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
         row("digits network", [1 / each for each in seconds("digits")], [1 / each for each in seconds("digits, DDP")],
             "DDP (gloo), fp32", "steps/s, 2 ranks x 32 images", ">= 1.5"),
     ]
+    if found.keys() >= WIRE.keys():
+        wire = "step between two nodes, TCP at 0.5 Gbit/s"
+        rows += [row(f"{wire}, {reduction}", seconds(f"{reduction} by TCP"), seconds(f"{peer} by TCP"),
+                     "DDP, bf16, channels_last and memory kept" if peer == "DDP" else peer, "s")
+                 for reduction, peer in (("exact", "DDP"), ("fast", "DDP"), ("fast_bf16", "DDP"), ("fast_bf16", "fast"))]
     return rows
 
 

@@ -36,6 +36,11 @@ class Alone:
         """A sign of progress: after each part of the work that takes its time."""
         self.beats += 1
 
+    @contextmanager
+    def waiting(self):
+        """Around what waits for the other ranks."""
+        yield
+
     def sum(self, array) -> None:
         """Adds up `array` (n,) over all ranks, in place, on every rank."""
 
@@ -82,7 +87,7 @@ class World(Alone):
         self.nodes = self.gather(self.node_rank).count(0)
 
     @contextmanager
-    def _waiting(self):
+    def waiting(self):
         self.waits = True
         yield
         self.waits = False
@@ -90,26 +95,40 @@ class World(Alone):
 
     def sum(self, array) -> None:
         array = array.reshape(-1)
-        with self._waiting():
+        with self.waiting():
             for start in range(0, len(array), MESSAGE):
                 self.all.Allreduce(self.mpi.IN_PLACE, array[start : start + MESSAGE], op=self.mpi.SUM)
 
     def start_sum(self, array):
-        """`sum` in the background: an MPI request; `Test()` moves it along, `finish` ends it. All start them in one order."""
+        """`sum` in the background: an MPI request for `progress` and `finish`. All ranks start them in one order."""
         return self.all.Iallreduce(self.mpi.IN_PLACE, array, op=self.mpi.SUM)
 
+    def start_swap(self, array) -> tuple:
+        """In the background, row r of `array` (size, n) goes to rank r; a request, and where the rows come, in rank order."""
+        came = np.empty_like(array)
+        return self.all.Ialltoall(array, came), came
+
+    def start_collect(self, array) -> tuple:
+        """In the background, every rank's `array` (n,), one after the other; a request, and where they come: (size * n,)."""
+        whole = np.empty(self.size * len(array), array.dtype)
+        return self.all.Iallgather(array, whole), whole
+
+    def progress(self, request) -> None:
+        """Moves something that was started along, which MPI does only while it is called."""
+        request.Test()
+
     def finish(self, requests: list) -> None:
-        """Waits for sums that were started."""
-        with self._waiting():
+        """Waits for what was started."""
+        with self.waiting():
             for request in requests:
                 request.Wait()
 
     def gather(self, value) -> list:
-        with self._waiting():
+        with self.waiting():
             return self.all.allgather(value)
 
     def broadcast(self, value):
-        with self._waiting():
+        with self.waiting():
             return self.all.bcast(value)
 
     def abort(self) -> None:

@@ -83,7 +83,7 @@ def ensemble(folder: str, members: list[str] | None = None, average: str = "soft
         if images.digest != run["data"]["test"]:
             raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or "
                              f"train anew")
-        device = find_device(device)
+        device = find_device(device, world.node_rank)
         model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"]).to(device)
         pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]
     torch.set_num_threads(parameters["threads"])

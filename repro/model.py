@@ -101,11 +101,17 @@ def build(name: str, classes: int, channels: int = 3, stride: str = "v1.5", zero
     return model
 
 
-def find_device(name: str) -> str:
-    """The device of that name; "auto" is a GPU where torch sees one, else the CPU."""
-    if choose("device", name, DEVICES) == "cuda" and not torch.cuda.is_available():
+def find_device(name: str, node_rank: int = 0) -> str:
+    """The device of that name; "auto" is a GPU where torch sees one, else the CPU.
+
+    "cuda" is from then on the GPU of this rank: the ranks of a node take its GPUs in turns.
+    """
+    if choose("device", name, DEVICES) == "cpu" or name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if not torch.cuda.is_available():
         raise ReproError("device cuda was asked for, but this torch sees no GPU: use --device cpu")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    torch.cuda.set_device(node_rank % torch.cuda.device_count())
+    return "cuda"
 
 
 def find_precision(name: str, device: str, small: bool) -> str:

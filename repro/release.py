@@ -117,7 +117,7 @@ def evaluate(files: list[str], data: str, average: str = "softmax", split: str =
         images = Images(data, split, normalization=seen["normalization"], size=seen["size"])
         for path, card in zip(paths, cards):
             _check_fits(path, card, images)
-        device = find_device(device)
+        device = find_device(device, world.node_rank)
         members = [(model.to(device), state) for model, state in map(_member, paths, cards)]
     torch.set_num_threads(threads)  # as the run did: the bits depend on it
     counted = counts(world, members, images, average, device, precision)

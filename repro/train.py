@@ -61,7 +61,7 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
         choose("parameter", name, [*known, *SWITCHES])
     original = recipes.find(recipe, **switches)
     choose("reduction", reduction, REDUCTIONS)
-    device = find_device(device)
+    device = find_device(device, comm.world().node_rank)
     for name, value, least in (("seed", seed, 0), ("threads", threads, 1), ("decoders", decoders, 0), ("steps", steps, 0),
                                ("patience", patience, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
@@ -241,8 +241,7 @@ def _assemble(world, task: Task) -> tuple[Network, SGD, Average]:
     network = Network(build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride,
                             recipe.zero_gamma), parameters["device"])
     optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
-    overlap = world.nodes > 1 and parameters["device"] == "cpu"
-    return network, optimizer, Average(parameters["reduction"], world, recipe.workers, network, overlap)
+    return network, optimizer, Average(parameters["reduction"], world, recipe.workers, network, overlap=world.nodes > 1)
 
 
 def _batches(world, task: Task, first: int) -> Iterator:

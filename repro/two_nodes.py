@@ -13,6 +13,7 @@ import psutil
 from repro import ReproError
 
 DEVICE = "repro0"  # the name of the wire's end, the same in both
+NETWORK = "10.77.0"  # the first has address 1, the other 2
 # MPICH 5: no shared memory between ranks; over libfabric's TCP, through that device.
 MPICH_BY_TCP = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": DEVICE}
 
@@ -34,7 +35,7 @@ def connected(megabits: int):
             _ip("netns", "add", name)
         _ip("link", "add", DEVICE, "netns", names[0], "type", "veth", "peer", "name", DEVICE, "netns", names[1])
         for number, name in enumerate(names, 1):
-            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", DEVICE)
+            _ip("-n", name, "address", "add", f"{NETWORK}.{number}/24", "dev", DEVICE)
             for device in (DEVICE, "lo"):
                 _ip("-n", name, "link", "set", device, "up")
             _ip("netns", "exec", name, "tc", "qdisc", "add", "dev", DEVICE, "root", "tbf", "rate", f"{megabits}mbit",

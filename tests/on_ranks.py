@@ -12,9 +12,10 @@ from functools import partial
 
 import torch
 
-from repro import allreduce, comm, evaluate, train
+from repro import allreduce, comm, evaluate, nccl, train
+from repro.allreduce import Average
 from repro.data import Images, Stream
-from repro.model import build
+from repro.model import Network, build
 
 FAILING_STEP = 2
 
@@ -73,12 +74,62 @@ def failed(world, digits, out, smoke):
             "seconds": max(time.monotonic() - min(times, default=time.monotonic()) for times in world.gather(times))}
 
 
+def averaged(world, reduction, verbs, overlap=False):
+    """Two steps' averages of one worker a rank, by the verbs of `verbs`: the world's or a group's."""
+    torch.manual_seed(0)
+    network = Network(build("resnet11", 10, 1))
+    average, means = Average(reduction, verbs, world.size, network, overlap), []
+    for step in range(2):
+        generator = torch.Generator().manual_seed(world.size * step + world.rank)
+        images = torch.randn(8, 1, 8, 8, generator=generator)
+        average.add(network.contribute(images, torch.arange(8)))
+        mean = average.mean()
+        means += [mean.gradient.clone(), mean.statistics.clone(), torch.stack([mean.loss, mean.correct])]
+    return means
+
+
+def difference(means, others):
+    """The largest one, relative to the largest magnitude of the tensor it is in."""
+    return max(float((mean - other).abs().max() / other.abs().max()) for mean, other in zip(means, others))
+
+
+def same(world, means):
+    """Whether all ranks have the same bits."""
+    return len(set(world.gather(tuple(mean.numpy().tobytes() for mean in means)))) == 1
+
+
+def narrow(world):
+    """`fast_bf16` against float64: the largest relative errors of vectors that lie between 1 and 2."""
+    torch.manual_seed(0)
+    network = Network(build("resnet11", 10, 1))
+    vectors = [torch.rand(len(network.contribution), generator=torch.Generator().manual_seed(rank)) + 1 for rank in range(world.size)]
+    average, split = Average("fast_bf16", world, world.size, network), len(network.weights)
+    average.add(vectors[world.rank])
+    mean = average.mean()
+    whole = torch.cat([mean.gradient, mean.statistics, mean.loss[None], mean.correct[None]])
+    errors = (whole / torch.stack(vectors).double().mean(0) - 1).abs()
+    return {"gradient": float(errors[:split].max()), "rest": float(errors[split:].max()), "equal": same(world, [whole])}
+
+
+def grouped(world):
+    """Each reduction by torch.distributed and with overlap, against MPI after backward."""
+    group, report = nccl.Group(world, "gloo"), {}
+    allreduce.BUCKET = 4096
+    for reduction in allreduce.REDUCTIONS:
+        by_mpi, by_group = averaged(world, reduction, world), averaged(world, reduction, group)
+        overlapped = [averaged(world, reduction, verbs, overlap=True) for verbs in (world, group)]
+        report[reduction] = {"difference": max(difference(means, by_mpi) for means in (by_group, *overlapped)),
+                             "equal": all(same(world, means) for means in (by_mpi, by_group, *overlapped))}
+    return report
+
+
 if __name__ == "__main__":
     smoke, digits, out = json.loads(sys.argv[1]), *sys.argv[2:]
     world = comm.world()
     report = {"folders": trained(digits, out, smoke), "counts": evaluated(world, digits),
               "failure": failed(world, digits, f"{out}/failed", smoke)}
     if world.size > 1:
+        report["bf16"], report["group"] = narrow(world), grouped(world)
         whole = partial(train.train, **smoke, data=digits, out=f"{out}/overlapped")
         report["overlapped"] = overlapping(world, whole)
         report["overlapped_failure"] = overlapping(world, failed, world, digits, f"{out}/failed overlapped", smoke)["result"]

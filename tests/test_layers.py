@@ -8,7 +8,7 @@ from conftest import ROOT, python
 # From the bottom up: a module imports only from the layers under its own. `repro` itself (errors, `choose`) and `paths`
 # are under all of them.
 LAYERS = [
-    {"schedule", "comm", "model", "watch", "ahead", "labels", "memory", "scaling", "two_nodes"},
+    {"schedule", "comm", "nccl", "model", "watch", "ahead", "labels", "memory", "scaling", "two_nodes"},
     {"packed", "recipes", "allreduce", "optim", "records", "archives", "stand_in", "engines"},
     {"data", "checkpoint", "notebooks", "tables", "figures", "packing", "staging", "doctor"},
     {"evaluate", "report"},

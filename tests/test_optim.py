@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from repro import optim
 from repro.model import Network, build
 from repro.optim import SGD
 
@@ -53,7 +54,9 @@ def test_torch_equals_the_corrected_form_and_not_the_plain_one():
     assert not torch.allclose(plain, theirs.data, rtol=1e-2)
 
 
-def test_only_the_first_weights_decay_when_told_so():
+@pytest.mark.parametrize("piece", [optim.PIECE, 1, 3])
+def test_only_the_first_weights_decay_when_told_so(monkeypatch, piece):
+    monkeypatch.setattr(optim, "PIECE", piece)
     weights, gradients = problem()
     before = weights.tolist()
     SGD(weights, MOMENTUM, decayed=4).step(gradients[0].clone(), 0.1, DECAY)

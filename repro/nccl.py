@@ -1,0 +1,62 @@
+"""Collectives of vectors that lie on GPUs: torch.distributed's, over NCCL, whose group is set up over MPI.
+
+The group's ranks are MPI's. Its processes find each other at a port of rank 0's machine, which MPI tells them; as with
+any launcher of torch, that port and NCCL's own are open to the network between the nodes (see SECURITY.md).
+"""
+
+import atexit
+import socket
+from functools import cache
+
+import torch
+from torch import distributed
+
+
+@cache
+def collectives(world):
+    """What has the verbs of `world` for vectors on each rank's GPU, once for all. Collective.
+
+    That is `world` itself where there is one rank, or where ranks share a GPU, which NCCL refuses.
+    """
+    places = world.gather(f"{socket.gethostname()} {torch.cuda.current_device()}")
+    return Group(world, "nccl") if 1 < world.size == len(set(places)) else world
+
+
+class Group:
+    """The verbs of `comm.World` for large vectors, which may be tensors on a GPU; see there."""
+
+    def __init__(self, world, backend: str):
+        """`backend` is torch.distributed's: nccl, or gloo, which does the same on CPUs."""
+        self.world, self.rank, self.size = world, world.rank, world.size
+        host = world.broadcast(socket.gethostname() if world.nodes > 1 else "127.0.0.1")
+        store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        port = world.broadcast(store and store.port)
+        store = store or distributed.TCPStore(host, port, is_master=False)
+        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+        atexit.register(distributed.destroy_process_group)
+
+    def sum(self, vector) -> None:
+        self.finish([self.start_sum(vector)])
+
+    def start_sum(self, vector):
+        return distributed.all_reduce(torch.as_tensor(vector), async_op=True)
+
+    def progress(self, work) -> None:
+        """Nothing: it goes on by itself."""
+
+    def start_swap(self, rows) -> tuple:
+        rows = torch.as_tensor(rows)
+        came = torch.empty_like(rows)
+        return distributed.all_to_all_single(came, rows, async_op=True), came
+
+    def start_collect(self, vector) -> tuple:
+        vector = torch.as_tensor(vector)
+        whole = vector.new_empty(self.size * len(vector))
+        return distributed.all_gather_into_tensor(whole, vector, async_op=True), whole
+
+    def finish(self, works: list) -> None:
+        with self.world.waiting():
+            for work in works:
+                work.wait()
+            if torch.cuda.is_initialized():  # there, `wait` only holds back what the GPU does later
+                torch.cuda.current_stream().synchronize()

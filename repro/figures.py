@@ -147,10 +147,10 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def scaling(measured: pd.DataFrame, model: pd.DataFrame) -> plt.Figure:
+def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame) -> plt.Figure:
     """Steps as measured beside the model; efficiency, minutes and minutes to an accuracy over nodes, with 5 to 95% bands.
 
-    Takes `tables.measured_throughput` and `tables.extrapolated`.
+    Takes `tables.measured_throughput`, `tables.extrapolated` and `tables.published_points`, which were on other nodes.
     """
     figure, axes = plt.subplots(2, 2, figsize=(11, 8))
     steps, efficiency, minutes, accuracy = axes.flat
@@ -169,15 +169,18 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame) -> plt.Figure:
             axis.fill_between(part.nodes, part[f"{column}_low"], part[f"{column}_high"], color=looks[scaling, buckets > 1],
                               alpha=0.15, linewidth=0)
     efficiency.axhline(90, color="0.3", linewidth=1, linestyle=":")
-    efficiency.annotate("abstract: above 90%", (model.nodes.max(), 90), (-2, 3), textcoords="offset points", ha="right",
-                        fontsize=9)
+    efficiency.annotate("abstract: above 90%", (model.nodes.min(), 90), (2, -11), textcoords="offset points", fontsize=9)
     few = "" if model.n.min() >= 3 else f" (no bands: timed steps n = {model.n.min()})"
     efficiency.set(ylabel="efficiency against one node, %", ylim=(0, 105), title=f"MODEL: efficiency{few}")
+    minutes.plot(published.nodes, published.minutes, "D", color="0.2", markersize=5, zorder=3, label="published, on other nodes")
+    for place, row in enumerate(published.itertuples()):
+        minutes.annotate(row.run.split(",")[0], (row.nodes, row.minutes), (6, -9 if place % 2 else 4), textcoords="offset points",
+                         fontsize=8)
     for axis in (minutes, accuracy):
         axis.axhline(28, color="0.3", linewidth=1, linestyle=":")
         axis.annotate("abstract: 28 minutes, on other nodes", (model.nodes.min(), 28), (2, 3), textcoords="offset points",
                       fontsize=9)
-        axis.set(yscale="log")
+        axis.set(yscale="log", ylim=(10, None))
     minutes.set(ylabel="minutes for 90 epochs", title="MODEL: 90 epochs of ImageNet-1K")
     accuracy.set(ylabel="minutes to 75.9%", title="MODEL, with published epochs to 75.9% at each batch")
     for axis in (efficiency, minutes, accuracy):
@@ -186,5 +189,6 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame) -> plt.Figure:
         axis.set_xticks([1, 8, 64, 448, 1536, 4096], ["1", "8", "64", "448", "1536", "4096"], fontsize=9)
     steps.legend(fontsize=9)
     efficiency.legend(fontsize=9, loc="lower left")
+    minutes.legend(*(each[-1:] for each in minutes.get_legend_handles_labels()), fontsize=9)
     figure.tight_layout()
     return figure

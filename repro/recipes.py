@@ -149,8 +149,6 @@ RECIPES = {recipe.name: recipe for recipe in (
     resnet50_custom_lr, collapsed_ensemble, one_model,
     default_resnet50_8nodes, default_resnet50_16nodes, default_resnet50_64nodes, resnet_50_256_nodes_8k_batch,
 )}
-RELEASED = ("resnet50_448nodes", "resnet50_448nodes_uncollapsed", "resnet50_custom_lr", "default_resnet50_8nodes",
-            "default_resnet50_16nodes", "default_resnet50_64nodes", "resnet_50_256_nodes_8k_batch")
 
 
 def find(name: str, **switches) -> Recipe:

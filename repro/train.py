@@ -89,20 +89,6 @@ def plan(recipe: str, **parameters) -> dict:
             "epochs": small.epochs(), "images": small.iterations * small.global_batch}
 
 
-def pace(recipe: str, **parameters) -> float:
-    """Images a second that all ranks together train, over a few steps after a first; writes nothing. Collective."""
-    world = comm.world()
-    task = prepare(recipe, **parameters)
-    network, _, average = _assemble(world, task)
-    batches = _batches(world, task, 0)
-    steps = range(max(2, 2000 // task.recipe.global_batch))
-    for step in steps:
-        average_over_workers(world, average, network, batches, task.parameters["precision"])
-        if step == 0:
-            start = time.monotonic()
-    return (len(steps) - 1) * task.recipe.global_batch / (time.monotonic() - start)
-
-
 def train(recipe: str, **parameters) -> str:
     """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
 

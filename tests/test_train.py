@@ -4,15 +4,13 @@ import ast
 import json
 import re
 import shutil
-import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SMOKE, launch, mpiexec, python, run
+from conftest import ROOT, SMOKE, mpiexec, python
 from torch.nn import functional as F
 
 from repro import ReproError, __main__, checkpoint, comm, records, train
@@ -317,31 +315,6 @@ def test_a_run_stopped_after_so_many_steps_continues_to_the_same_bits(tiny, tmp_
     assert run_json(folder)["status"] == "complete"
     assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"]
     assert rows(folder) == rows(expected), "the losses since the last row were lost"
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_sigusr1_stops_all_ranks_after_a_step_and_the_command_continues(whole, digits, tmp_path, ranks):
-    beside = Path(sys.executable).parent / "mpiexec"
-    start = [beside, "-n", str(ranks)] if ranks > 1 else []
-    if ranks > 1 and not beside.exists():
-        pytest.skip("no mpiexec beside this Python")
-    command = [*start, sys.executable, "-m", "repro", "train", SMOKE["recipe"], "--shrink", "smoke", "--seed", str(SMOKE["seed"]),
-               "--device", "cpu", "--data", digits, "--out", tmp_path]
-    process = launch(*command)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.2)  # the file is there before the first step: into the steps
-    process.send_signal(signal.SIGUSR1)  # mpiexec hands it on to the ranks
-    stdout, stderr = process.communicate(timeout=60)
-    folder = next(tmp_path.iterdir())
-    assert process.returncode == 75, stderr
-    assert "The same command continues the run." in stdout and run_json(folder)["status"] == "stopped"
-    again = run(*command, timeout=120)
-    assert again.returncode == 0 and again.stdout.splitlines()[-1] == str(folder), again.stderr
-    assert "continuing after step" in again.stderr
-    assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
-    assert rows(folder) == rows(whole)
 
 
 def test_evaluations_come_as_often_as_asked_also_between_the_epochs(tiny):

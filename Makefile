@@ -62,6 +62,7 @@ bench-data: $(STAMP)  ## measure the loader against torchvision's, packing, and 
 
 bench: $(STAMP)  ## measure training against PyTorch's data parallelism and the machine; run nothing beside it
 	.venv/bin/python -m repro.bench
+	.venv/bin/python -m repro.bench profile
 
 bench-scaling: $(STAMP)  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (half an hour; run nothing beside it)
 	.venv/bin/python -m repro.bench_scaling

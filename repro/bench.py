@@ -1,9 +1,10 @@
 """What `make bench` measures: the training step against PyTorch's own data parallelism and against the machine.
 
 Every variant runs in processes of its own, a few steps at a time and all in turns, for several rounds; a figure is the ratio
-of two medians of one run. Writes results/bench/bench.json. For `make bench`, or one variant by
+of two medians of one run. Writes results/bench/bench.json. For `make bench`, or one variant, or what takes a step's time, by
 
     mpiexec -n 2 python -m repro.bench ours
+    python -m repro.bench profile
 """
 
 import json
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repro import ReproError, choose, comm, engines, two_nodes
 from repro.allreduce import Average
-from repro.bench_data import pack, photographs, publish, row
+from repro.bench_data import pack, photographs, publish, row, save
 from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
 from repro.model import Network, build, find_precision
@@ -168,6 +169,26 @@ def _product(everyone, variant: Variant, side: int = 2048) -> float:
     return sum(everyone.gather(2 * side**3 / median(seconds[1:])))
 
 
+# --- What takes a step's time ------------------------------------------------------------------------------------------------
+
+
+def profile(steps: int = 3) -> list[dict]:
+    """Milliseconds and share of each kind of operation in a step of one rank alone, by torch's profiler; largest first."""
+    torch.set_num_threads(1)
+    keep_freed()
+    step = _ours(VARIANTS["ours, 1 rank"], comm.Alone())
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    for number in range(2):  # what the profiler itself needs is taken from the system in the first
+        step()
+        with torch.profiler.profile(activities=kinds) as profiler:
+            for _ in range(steps):
+                step()
+    rows = [{"operation": each.key.removeprefix("aten::"), "ms": each.self_cpu_time_total / 1000 / steps,
+             "calls": each.count / steps} for each in profiler.key_averages()]
+    total = sum(row["ms"] for row in rows)
+    return sorted((row | {"share": row["ms"] / total} for row in rows), key=lambda row: -row["ms"])
+
+
 # --- All variants in turns ------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +290,12 @@ def starting() -> list[dict]:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["profile"]:
+        rows = profile()
+        for row_ in rows[:12]:
+            print(f"{row_['operation']:45} {row_['ms']:8.1f} ms {100 * row_['share']:5.1f}% {row_['calls']:6.0f} calls")
+        save("profile", rows, command="python -m repro.bench profile", variant=asdict(VARIANTS["ours, 1 rank"]))
+        return
     if len(sys.argv) > 1:
         name, data = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
         variant = VARIANTS[choose("variant", name, VARIANTS)]

@@ -221,12 +221,17 @@ def measure(folder: Path) -> list[dict]:
     return rows
 
 
-def publish(name: str, rows: list[dict], **facts) -> None:
-    """Writes results/bench/NAME.json, and prints its rows."""
+def save(name: str, rows: list[dict], **facts) -> None:
+    """Writes results/bench/NAME.json."""
     result = {"when": now(), "version": code_version(), "packages": package_versions(), "cores": os.cpu_count(),
               "machine": processor(), **facts, "rows": rows}
     with replacing(writable_folder(RESULTS / "bench") / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1))
+
+
+def publish(name: str, rows: list[dict], **facts) -> None:
+    """Writes results/bench/NAME.json, draws the ratios and prints the rows."""
+    save(name, rows, **facts)
     table = pd.DataFrame([{"label": f"{each['name']} / {each['peer_is']}", "round": number, "ratio": ours / peer, "of_medians":
                            each["ratio"], "goal": each["goal"], "met": each["met"]} for each in rows if each["goal"]
                           for number, (ours, peer) in enumerate(zip(*each["rounds"].values()))])

@@ -87,7 +87,8 @@ def mpi() -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         raise ReproError(f"{mpiexec} has not ended after a minute: {engines.MPI_HELP}") from None
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    # Two ranks that each take themselves for the only one may both speak, and mpiexec may put that on one line: the first counts.
+    found = [json.JSONDecoder().raw_decode(line)[0] for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode or not found:
         raise ReproError(f"{mpiexec} ended with status {done.returncode}: {' '.join(done.stderr.split()[-40:])}: "
                          f"{engines.MPI_HELP}")

@@ -56,6 +56,7 @@ def test_what_is_broken_ends_the_command_with_status_3(tmp_path):
     ("disk", lambda patch: patch.setattr(doctor, "RESULTS", Path("/proc/nothing")), "cannot write to the folder"),
     ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "raise SystemExit('no fabric')"), "no fabric"),
     ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "print('[1, \"multiple\", \"X\"]')"), "belongs to another MPI"),
+    ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "print(2 * '[1, \"multiple\", \"X\"]')"), "belongs to another MPI"),
     ("engines", lambda patch: patch.setattr(engines, "start", lambda _: 1 / 0), "ZeroDivisionError"),
 ], ids=str)
 def test_each_check_names_what_is_broken_and_the_mend(only, capsys, monkeypatch, name, change, words):

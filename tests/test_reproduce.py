@@ -93,7 +93,7 @@ def test_what_the_scaling_model_says_is_labelled_and_apart_from_what_was_measure
     assert page.index("Scaling</h2>") < page.index('class="model"') < page.index("Nothing in this section was measured")
     assert set(pd.read_csv(results / "tables" / "scaling_model.csv").label) == {"MODEL"}
     assert set(pd.read_csv(results / "tables" / "scaling_measured.csv").label) == {"measured"}
-    assert set(pd.read_csv(results / "figures" / "scaling.csv").label) == {"MODEL", "measured"}
+    assert set(pd.read_csv(results / "figures" / "scaling.csv").label) == {"MODEL", "measured", "published"}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: the report was not looked at in a browser")

@@ -425,13 +425,15 @@ def _ending(folder: Path, children: dict[str, subprocess.Popen], owner: int) -> 
     closed, _, _ = select.select([0], [], [], POLL)  # nobody writes there: readable means closed at the owner's end
     if closed or os.getppid() != owner:  # a process that the owner forked may hold that end open
         return "their owner ended them"
-    for name, child in children.items():
-        if child.poll() is not None:
-            return f"{name} ended with status {child.returncode}"
-    # mpiexec goes on while a process of a dead rank still holds its output; else it ends the other ranks at once, and who
-    # was first cannot be told.
-    ended = [f"rank {file.read_text()} (process {file.stem})" for file in folder.glob("*.engine") if not _runs(int(file.stem))]
-    return f"an engine, {', '.join(sorted(ended))}, ended" if ended else ""
+    gone = {name: child.returncode for name, child in children.items() if child.poll() is not None}
+    ended = [file for file in folder.glob("*.engine") if not _runs(int(file.stem))]
+    # When a rank dies, mpiexec soon ends the others and then itself. It says which one it was, in its last lines.
+    said = (folder / "mpiexec.log").read_text(errors="replace") if ended and "mpiexec" in children else ""
+    first = [file for file in ended if f"PID {file.stem} " in said]
+    if gone and not (first and gone.get("mpiexec", 0) > 0):
+        return ", ".join(f"{name} ended with status {status}" for name, status in gone.items())
+    names = sorted(f"rank {file.read_text()} (process {file.stem})" for file in first or ended)
+    return f"an engine, {', '.join(names)}, ended" if names else ""
 
 
 def _runs(pid: int) -> bool:

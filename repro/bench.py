@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repro import ReproError, choose, comm, engines, two_nodes
 from repro.allreduce import Average
-from repro.bench_data import pack, photographs, publish, row, save
+from repro.bench_data import SECOND, pack, photographs, publish, row, save
 from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
 from repro.model import Network, build, find_precision
@@ -285,8 +285,8 @@ def starting() -> list[dict]:
         with engines.start(2):
             ready.append(time.perf_counter() - start)
     second = [1.0] * ROUNDS
-    return [row("import repro", imports, second, "one second", "s", "<= 0.15"),
-            row("2 engines ready", ready, second, "one second", "s", "<= 5")]
+    return [row("import repro", imports, second, SECOND, "s", "<= 0.15"),
+            row("2 engines ready", ready, second, SECOND, "s", "<= 5")]
 
 
 def main() -> None:

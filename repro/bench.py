@@ -92,7 +92,8 @@ def measure(variant: Variant) -> dict:
         step()
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return {"seconds": median(seconds[1:] or seconds), "peak": max(everyone.gather(peak)), "product": _product(everyone, variant)}
+    return {"seconds": median(seconds[1:] or seconds), "peak": max(everyone.gather(peak)),
+            "product": _product(everyone, variant)}
 
 
 def _precision(variant: Variant) -> str:

@@ -219,8 +219,11 @@ def held_back(bench: Path | str) -> pd.DataFrame:
     return pd.DataFrame(checks, columns=["model", "check", "ranks", "images", "n", "predicted", "measured", "error_percent"])
 
 
-def published_runs() -> dict[str, scaling.Published]:
-    """Published runs on many nodes of x86 cores, by name; none is ours.
+NINETY = 90 * IMAGENET_IMAGES / 60  # 90 epochs: images/s times minutes
+
+
+def published_runs() -> list[scaling.Published]:
+    """R3, R1, the abstract's 28 minutes, You et al.: published runs on many nodes of x86 cores; none is ours.
 
     Throughputs of R1, of You et al. and of the abstract's 28 minutes are arithmetic: 90 epochs over the minutes. That the last
     had 90 epochs, and 16 images a node as You et al., is assumed.
@@ -229,25 +232,23 @@ def published_runs() -> dict[str, scaling.Published]:
 
     def run(name: str) -> scaling.Published:
         row = released.loc[name]
-        rate = row.images_per_s if row.images_per_s > 0 else 90 * IMAGENET_IMAGES / row.minutes / 60
+        rate = row.images_per_s if row.images_per_s > 0 else NINETY / row.minutes
         return scaling.Published(name, int(row.nodes), int(row.processes_per_node), int(row.images_per_process), rate)
 
     you = peers[(peers.work == "You et al.") & (peers.epochs == 90)].iloc[0]
-    runs = [run("R3"), run("R1"),
-            scaling.Published("A2, 1536 nodes in 28 minutes", 1536, 1, 16, 90 * IMAGENET_IMAGES / 28 / 60),
-            scaling.Published("You et al., 2048 nodes", 2048, 1, you.global_batch / 2048, 90 * IMAGENET_IMAGES / you.minutes / 60)]
-    return {run.name: run for run in runs}
+    return [run("R3"), run("R1"), scaling.Published("A2, 1536 nodes in 28 minutes", 1536, 1, 16, NINETY / 28),
+            scaling.Published("You et al., 2048 nodes", 2048, 1, you.global_batch / 2048, NINETY / you.minutes)]
 
 
 def published_points() -> pd.DataFrame:
     """Nodes, images/s and minutes for 90 epochs of `published_runs`."""
     return pd.DataFrame([{"label": "published", "run": run.name, "nodes": run.nodes, "images_per_s": run.images_per_s,
-                          "minutes": 90 * IMAGENET_IMAGES / run.images_per_s / 60} for run in published_runs().values()])
+                          "minutes": NINETY / run.images_per_s} for run in published_runs()])
 
 
 def published_checks() -> pd.DataFrame:
     """MODEL: the model fitted to one of `published_runs`, predicting another of the same hardware."""
-    r3, r1, paper, you = published_runs().values()
+    r3, r1, paper, you = published_runs()
     return pd.DataFrame([*scaling.infer(r3, [r1]), *scaling.infer(r1, [r3]), *scaling.infer(you, [paper])])
 
 

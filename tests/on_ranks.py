@@ -102,7 +102,8 @@ def narrow(world):
     """`fast_bf16` against float64: the largest relative errors of vectors that lie between 1 and 2."""
     torch.manual_seed(0)
     network = Network(build("resnet11", 10, 1))
-    vectors = [torch.rand(len(network.contribution), generator=torch.Generator().manual_seed(rank)) + 1 for rank in range(world.size)]
+    vectors = [torch.rand(len(network.contribution), generator=torch.Generator().manual_seed(rank)) + 1
+               for rank in range(world.size)]
     average, split = Average("fast_bf16", world, world.size, network), len(network.weights)
     average.add(vectors[world.rank])
     mean = average.mean()

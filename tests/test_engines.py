@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -377,3 +378,19 @@ def test_engines_that_never_come_are_given_up(traces, monkeypatch):
     with pytest.raises(engines.StartTimeout, match="not ready in time"):
         engines.start(2, timeout=2)
     traces.assert_gone(within=0)
+
+
+@pytest.mark.parametrize("status, said, told", [
+    (9, "=   PID {second} RUNNING AT here\n=   EXIT CODE: 9\n", "an engine, rank 1 (process {second}), ended"),
+    (9, "", "mpiexec ended with status 9"), (-9, "=   PID {second} RUNNING AT here\n", "mpiexec ended with status -9")],
+    ids=["a rank died", "it ended by itself", "it was killed"])
+def test_whom_mpiexec_names_is_told_also_when_all_have_ended(tmp_path, monkeypatch, status, said, told):
+    """The guard looks five times a second: by then mpiexec may have ended the other ranks and itself."""
+    dead = [subprocess.Popen([sys.executable, "-c", ""]) for _ in range(2)]
+    for rank, process in enumerate(dead):
+        process.wait()
+        (tmp_path / f"{process.pid}.engine").write_text(str(rank))
+    (tmp_path / "mpiexec.log").write_text(said.format(second=dead[1].pid))
+    monkeypatch.setattr(engines.select, "select", lambda *_: ([], [], []))
+    children = {"mpiexec": SimpleNamespace(poll=lambda: status, returncode=status)}
+    assert engines._ending(tmp_path, children, os.getppid()) == told.format(second=dead[1].pid)

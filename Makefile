@@ -58,14 +58,14 @@ data: $(STAMP)  ## pack the embedded digits
 	.venv/bin/python data_prep/digits.py $(ARGS)
 
 bench-data: $(STAMP)  ## measure the loader against torchvision's, packing, and memory; run nothing beside it
-	.venv/bin/python -m repro.bench_data
+	.venv/bin/python -m bench.loader
 
 bench: $(STAMP)  ## measure training against PyTorch's data parallelism and the machine; run nothing beside it
-	.venv/bin/python -m repro.bench
-	.venv/bin/python -m repro.bench profile
+	.venv/bin/python -m bench.step
+	.venv/bin/python -m bench.step profile
 
 bench-scaling: $(STAMP)  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (half an hour; run nothing beside it)
-	.venv/bin/python -m repro.bench_scaling
+	.venv/bin/python -m bench.scaling
 
 # The address is loopback whatever the user's configuration says; the token is Jupyter's own.
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only

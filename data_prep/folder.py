@@ -11,9 +11,11 @@ import hashlib
 import sys
 from pathlib import Path
 
-from repro import ReproError, archives, packing
+import archives
+import packing
+from repro import ReproError
 from repro.labels import compare_labels
-from repro.packing import Source
+from packing import Source
 from repro.paths import DATA
 
 

@@ -19,10 +19,12 @@ from pathlib import Path
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from repro import ReproError, archives, packing
-from repro.archives import Member
+import archives
+import packing
+from repro import ReproError
+from archives import Member
 from repro.labels import compare_labels
-from repro.packing import Source
+from packing import Source
 from repro.paths import DATA
 
 CLASSES, TRAIN, VALIDATION = 1000, 1_281_167, 50_000

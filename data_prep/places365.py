@@ -13,9 +13,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from repro import ReproError, archives, packing
-from repro.archives import Member
-from repro.packing import Source
+import archives
+import packing
+from repro import ReproError
+from archives import Member
+from packing import Source
 from repro.paths import DATA
 
 CLASSES = 365

@@ -83,13 +83,6 @@ def parser() -> argparse.ArgumentParser:
     probe.add_argument("--seconds", type=float, default=60.0, help="about how long (default: 60)")
     probe.add_argument("--out", help="file to write (default: standard output)")
 
-    fake = commands.add_parser("fake-imagenet", help="write a small stand-in for ImageNet-1K's original archives")
-    fake.add_argument("--classes", type=int, default=10)
-    fake.add_argument("--images", type=int, default=200, help="training images in all (default: 200)")
-    fake.add_argument("--validation", type=int, default=50, help="validation images in all (default: 50)")
-    fake.add_argument("--seed", type=int, default=0)
-    fake.add_argument("--out", required=True, help="folder")
-
     whole = commands.add_parser("reproduce", help="a profile's runs, tables, figures and report")
     whole.add_argument("--profile", default="laptop", help="laptop (default) or smoke")
     whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
@@ -185,14 +178,14 @@ def ensemble(arguments: dict) -> None:
 
 
 def export(arguments: dict) -> None:
-    from repro.release import export
+    from repro.export import export
 
     for path in export(**arguments):
         print(path)
 
 
 def evaluate(arguments: dict) -> None:
-    from repro.release import evaluate
+    from repro.export import evaluate
 
     if counts := collective(evaluate, arguments):
         print(json.dumps(counts))
@@ -213,31 +206,24 @@ def ranks(arguments: dict) -> None:
 
 
 def plan(arguments: dict) -> None:
-    from repro.plan import describe, plan
+    from repro.scaling.forecast import describe, plan
 
     if planned := collective(plan, arguments):
         print(describe(planned))
 
 
 def probe(arguments: dict) -> None:
-    from repro.probe import probe
-    from repro.scaling import save
+    from repro.scaling.probe import probe
+    from repro.scaling.steptime import save
 
     out = arguments.pop("out", "")
     if measured := collective(probe, arguments):
         save(measured, Path(out)) if out else print(json.dumps(measured))
 
 
-def fake_imagenet(arguments: dict) -> None:
-    from repro.stand_in import write
-
-    for path in write(**arguments):
-        print(path)
-
-
 def reproduce(arguments: dict) -> None:
     from repro.engines import end_with_make
-    from repro.reproduce import reproduce
+    from repro.paper.reproduce import reproduce
 
     end_with_make()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -246,7 +232,7 @@ def reproduce(arguments: dict) -> None:
 
 
 def keep(arguments: dict) -> None:
-    from repro.reproduce import keep
+    from repro.paper.reproduce import keep
 
     print(keep())
 
@@ -286,7 +272,7 @@ def lr(arguments: dict) -> None:
 
 
 COMMANDS = {"train": train, "ensemble": ensemble, "export": export, "evaluate": evaluate, "stage": stage, "ranks": ranks,
-            "plan": plan, "probe": probe, "fake-imagenet": fake_imagenet, "reproduce": reproduce, "keep": keep,
+            "plan": plan, "probe": probe, "reproduce": reproduce, "keep": keep,
             "doctor": doctor, "recipes": recipes, "lr": lr}
 
 

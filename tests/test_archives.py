@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from repro import archives
-from repro.archives import ArchiveError, Member
+import archives
+from archives import ArchiveError, Member
 
 CONTENTS = {f"n{number}.bin": bytes([number]) * (300 * number) for number in range(5)}
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from repro import bench, bench_data
+from bench import loader, step
 from repro.comm import Alone
 
 
 def test_a_small_peer_computes_the_same_loss():
-    variant = replace(bench.SMALL, ranks=1)
+    variant = replace(step.SMALL, ranks=1)
     losses = []
-    for kind, setup in (("ours", bench._ours), ("ddp", bench._ddp)):
+    for kind, setup in (("ours", step._ours), ("ddp", step._ddp)):
         torch.manual_seed(0)
         losses.append(setup(replace(variant, kind=kind), Alone())())
     torch.distributed.destroy_process_group()
@@ -21,26 +21,26 @@ def test_a_small_peer_computes_the_same_loss():
 
 def test_operations_are_those_of_every_convolution_forward_and_twice_backward():
     """By hand for ResNet-50: 2 operations a multiply-add; the stem needs no gradient of the images."""
-    model, counted = bench.build("resnet50", 1000), []
+    model, counted = step.build("resnet50", 1000), []
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda layer, _, out: counted.append(layer.weight[0].numel() * out[0].numel()))
     model(torch.zeros(2, 3, 64, 64))
     forward = 2 * (sum(counted) + 2048 * 1000)
-    assert bench.operations("resnet50", 64) == 3 * forward - 2 * counted[0]
+    assert step.operations("resnet50", 64) == 3 * forward - 2 * counted[0]
 
 
 @pytest.mark.parametrize("ours, goal, met", [(2.0, ">= 1.9", True), (2.0, ">= 2.1", False), (2.0, "<= 2.1", True),
                                              (2.0, "<= 1.9", False), (2.0, "", None)])
 def test_a_goal_is_met_by_the_medians_alone(ours, goal, met):
-    assert bench_data.row("", [ours, 0.0, 9.0], [1.0, 1.0, 1.0], "", "", goal)["met"] is met
+    assert loader.row("", [ours, 0.0, 9.0], [1.0, 1.0, 1.0], "", "", goal)["met"] is met
 
 
 def test_every_row_is_made_of_variants_that_are_measured(monkeypatch, tmp_path):
-    found = {name: [{"seconds": 1.0 + number, "peak": 1000.0, "product": 1e12} for number in range(3)] for name in bench.VARIANTS}
-    monkeypatch.setattr(bench_data, "RESULTS", tmp_path)
-    rows = bench.figures_of(found)
-    bench_data.publish("bench", rows)
-    assert (tmp_path / "bench" / "bench.json").exists() and (tmp_path / "figures" / "bench-bench.svg").exists()
+    found = {name: [{"seconds": 1.0 + number, "peak": 1000.0, "product": 1e12} for number in range(3)] for name in step.VARIANTS}
+    monkeypatch.setattr(loader, "RESULTS", tmp_path)
+    rows = step.figures_of(found)
+    loader.publish("bench", rows)
+    assert (tmp_path / "bench" / "step.json").exists() and (tmp_path / "figures" / "bench-step.svg").exists()
     training = rows[0]
     assert (training["ours"], training["ratio"], training["met"]) == (32.0, 1.0, False)

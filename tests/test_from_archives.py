@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from conftest import ROOT, mpiexec, python
 
-from repro import notebooks, records, stand_in
+import stand_in
+from repro import notebooks, records
 
 SUBSET = "imagenet-subset"
 
@@ -16,7 +17,7 @@ SUBSET = "imagenet-subset"
 def packed(tmp_path_factory):
     """The folder of a packed stand-in, made by the commands that the README gives."""
     folder = tmp_path_factory.mktemp("archives")
-    for command in (["-m", "repro", "fake-imagenet", "--classes", "3", "--images", "120", "--validation", "9",
+    for command in ([ROOT / "data_prep" / "stand_in.py", "--classes", "3", "--images", "120", "--validation", "9",
                      "--out", folder / "source"],
                     [ROOT / "data_prep" / "imagenet.py", "--source", folder / "source", "--subset", "--out", folder / SUBSET]):
         done = python(*command)

@@ -12,7 +12,8 @@ from conftest import ROOT, python
 from PIL import Image
 
 from data_prep import folder, imagenet, places365
-from repro import packing, stand_in
+import packing
+import stand_in
 from repro.packed import Packed
 
 COUNTS = {"classes": 4, "images": 14, "validation": 8}

@@ -1,27 +1,33 @@
 """Who may import whom, read from the syntax trees; and what costs an import of torch."""
 
 import ast
+from graphlib import TopologicalSorter
 
 import pytest
 from conftest import ROOT, python
 
-# From the bottom up: a module imports only from the layers under its own. `repro` itself (errors, `choose`) and `paths`
-# are under all of them.
-LAYERS = [
-    {"schedule", "comm", "nccl", "model", "watch", "ahead", "labels", "memory", "scaling", "two_nodes"},
-    {"packed", "recipes", "allreduce", "optim", "records", "archives", "stand_in", "engines"},
-    {"data", "checkpoint", "notebooks", "tables", "figures", "packing", "staging", "doctor"},
-    {"evaluate", "report"},
-    {"train", "reproduce", "release"},
-    {"probe", "bench_data"},
-    {"plan", "bench", "bench_scaling"},
-    {"__main__"},
-]
-LEVEL = {"__init__": -2, "paths": -1} | {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ["watch", "schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "memory", "scaling",
-                 "two_nodes", "archives", "packing", "stand_in", "tables", "figures", "report", "notebooks", "reproduce",
-                 "bench_scaling", "doctor", "__main__"]
-MODULES = sorted((ROOT / "repro").glob("*.py"))
+# The method: the algorithm and what it is made of. It imports nothing else of the project.
+METHOD = {"repro", "repro.paths", "repro.schedule", "repro.recipes", "repro.comm", "repro.nccl", "repro.allreduce", "repro.model",
+          "repro.optim", "repro.memory", "repro.packed", "repro.ahead", "repro.labels", "repro.data", "repro.evaluate",
+          "repro.checkpoint", "repro.records", "repro.watch", "repro.train"}
+# A folder's modules import from these folders beside their own; the command line opens all of the package.
+FOLDERS = {"repro": set(), "repro.scaling": {"repro"}, "repro.paper": {"repro", "repro.scaling"}, "data_prep": {"repro"},
+           "bench": {"repro", "repro.scaling", "repro.paper", "data_prep"}}
+PACKING_MAY_USE = {"repro", "repro.paths", "repro.packed", "repro.ahead", "repro.labels"}  # no training code
+WITHOUT_TORCH = ["watch", "schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "memory", "notebooks",
+                 "doctor", "scaling.steptime", "paper.tables", "paper.figures", "paper.report", "paper.reproduce", "__main__"]
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder.replace('.', '/')}/*.py"))}
+
+
+def folder_of(name):
+    return name if name in FOLDERS else name.rpartition(".")[0]
 
 
 def imported(path):
@@ -33,42 +39,47 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def of_the_project(path):
-    """The modules of repro that a file imports; a plain `from repro import choose` is of repro itself."""
-    for name in imported(path):
-        if name == "repro" or name.startswith("repro."):
-            second = (name.split(".") + ["__init__"])[1]
-            yield second if (ROOT / "repro" / f"{second}.py").exists() else "__init__"
+def of_the_project(name):
+    """The project's modules that a module imports; scripts under data_prep/ import one another by their bare names."""
+    for found in imported(MODULES[name]):
+        while found and found not in MODULES and f"data_prep.{found}" not in MODULES:
+            found = found.rpartition(".")[0]
+        if found:
+            yield found if found in MODULES else f"data_prep.{found}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_a_module_imports_only_from_lower_layers(path):
-    assert path.stem in LEVEL, f"{path.name} is in no layer: give it a place in LAYERS"
-    assert [name for name in of_the_project(path) if LEVEL[name] >= LEVEL[path.stem]] == []
+def test_the_method_imports_nothing_but_the_method():
+    assert {name: set(of_the_project(name)) - METHOD for name in METHOD if set(of_the_project(name)) - METHOD} == {}
 
 
-@pytest.mark.parametrize("package, importers", [("mpi4py", ["comm"]), ("ipyparallel", ["engines"])])
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"repro.__main__"}))
+def test_a_module_imports_only_from_the_folders_that_its_own_may_see(name):
+    folder = folder_of(name)
+    assert {folder_of(other) for other in of_the_project(name)} - FOLDERS[folder] <= {folder}
+
+
+def test_there_is_no_circle_of_imports():
+    TopologicalSorter({name: set(of_the_project(name)) - {name} for name in MODULES}).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("package, importers", [("mpi4py", ["repro.comm"]), ("ipyparallel", ["repro.engines"])])
 def test_one_module_imports(package, importers):
-    assert [path.stem for path in MODULES if any(name.split(".")[0] == package for name in imported(path))] == importers
-
-
-def test_nothing_imports_the_folder_of_notebooks():
-    """`repro.notebooks` is a module of ours; the folder notebooks/ is for readers."""
-    assert [path.stem for path in MODULES if any(name.split(".")[0] == "notebooks" for name in imported(path))] == []
+    assert [name for name, path in MODULES.items() if any(n.split(".")[0] == package for n in imported(path))] == importers
 
 
 def test_data_preparation_needs_no_training_code():
-    for path in (ROOT / "data_prep").glob("*.py"):
-        assert set(of_the_project(path)) <= {"__init__", "packed", "paths", "packing", "archives", "labels"}, path.name
+    for name in MODULES:
+        if folder_of(name) == "data_prep":
+            assert {other for other in of_the_project(name) if folder_of(other) != "data_prep"} <= PACKING_MAY_USE, name
 
 
 def test_what_needs_no_torch_does_not_load_it():
-    there = [f"repro.{name}" for name in WITHOUT_TORCH if (ROOT / "repro" / f"{name}.py").exists()]
-    code = (f"import importlib, sys\nfor name in ['repro', *{there}]:\n    importlib.import_module(name)\n"
+    there = ["repro", *(f"repro.{name}" for name in WITHOUT_TORCH)]
+    code = (f"import importlib, sys\nfor name in {there}:\n    importlib.import_module(name)\n"
             "    print(name, *[part for part in ('torch', 'mpi4py.MPI') if part in sys.modules])")
     said = python("-c", code)
     assert said.returncode == 0, said.stderr
-    assert said.stdout.splitlines() == [f"{name} " .strip() for name in ["repro", *there]]
+    assert said.stdout.splitlines() == there
 
 
 def test_no_torch_at_all_is_needed_to_list_recipes_and_rates():
@@ -76,5 +87,3 @@ def test_no_torch_at_all_is_needed_to_list_recipes_and_rates():
     for arguments in (["recipes"], ["lr", "one_model", "--steps", "0"]):
         said = python("-c", code.format(arguments))
         assert said.returncode == 0 and said.stdout, said.stderr
-
-

@@ -21,10 +21,11 @@ from conftest import launch, python
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from repro import ReproError, packed, packing
-from repro.archives import Member
+import packing
+from repro import ReproError, packed
+from archives import Member
 from repro.packed import CHUNK, Packed
-from repro.packing import ImageError, Rule, Source, convert
+from packing import ImageError, Rule, Source, convert
 
 PHOTOGRAPH = Image.fromarray(load_sample_image("china.jpg"))  # 640 x 427
 SMALL = PHOTOGRAPH.crop((100, 100, 300, 250))  # 200 x 150
@@ -404,10 +405,10 @@ def test_another_plan_replaces_only_when_it_is_told_to(tmp_path, images, change)
 PACKING = """
 import os, signal, sys, threading
 from pathlib import Path
-sys.path.insert(0, "tests")
-from repro import packing
-from repro.archives import Member
-from repro.packing import Source
+sys.path[:0] = ["tests", "data_prep"]
+import packing
+from archives import Member
+from packing import Source
 folder, out, kill, wait = sys.argv[1:]
 sources = [Source(path.name, 0, Member.of(path)) for path in sorted(Path(folder).iterdir())]
 convert, count = packing.convert, 0

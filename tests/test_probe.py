@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 from conftest import mpiexec, python
 
-from repro import ReproError, scaling
-from repro.probe import machine, probe
+from repro import ReproError
+from repro.scaling import steptime
+from repro.scaling.probe import machine, probe
 
 SMALL = {"model": "resnet11", "size": 16, "images": [2, 4], "seconds": 1.0}
 
@@ -40,7 +41,7 @@ def test_the_vector_is_that_of_the_trainer(on_two):
 
 
 def test_it_can_be_fitted_and_says_where_it_belongs(on_two):
-    fitted = scaling.fit(on_two["rows"])
+    fitted = steptime.fit(on_two["rows"])
     assert fitted.ranks == 2 and fitted.link.byte > 0 and fitted.compute(4) > 0
     assert {key: on_two[key] for key in machine()} == machine()
     assert on_two["peak_bytes"] > 50e6

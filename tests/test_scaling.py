@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from repro import ReproError, bench_scaling, scaling, tables
-from repro.scaling import Fit, Interconnect, Layout, Link, Load
+from bench import scaling as bench_scaling
+from repro import ReproError
+from repro.paper import tables
+from repro.scaling import steptime
+from repro.scaling.steptime import Fit, Interconnect, Layout, Link, Load
 
 LINK = Link(latency=3e-6, byte=2e-9)
 WITHIN = Link(latency=1e-6, byte=1e-9)
@@ -81,14 +84,14 @@ def run_ring(ranks: Ranks, members: list[int], link: Link, low: int = 0, high: i
 def test_rabenseifner_is_its_messages(count):
     ranks = Ranks(count, 64)
     run_rabenseifner(ranks, list(range(count)), LINK)
-    assert scaling.rabenseifner(LINK, count, 8 * 64) == pytest.approx(ranks.seconds())
+    assert steptime.rabenseifner(LINK, count, 8 * 64) == pytest.approx(ranks.seconds())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_ring_is_its_messages(count):
     ranks = Ranks(count, 120)
     run_ring(ranks, list(range(count)), LINK)
-    assert scaling.ring(LINK, count, 8 * 120) == pytest.approx(ranks.seconds())
+    assert steptime.ring(LINK, count, 8 * 120) == pytest.approx(ranks.seconds())
 
 
 @pytest.mark.parametrize("nodes, rows, columns", [(4, 2, 2), (6, 3, 2), (12, 4, 3), (5, 5, 1)])
@@ -103,7 +106,7 @@ def test_torus_is_its_messages(nodes, rows, columns):
         run_ring(ranks, list(column), LINK, block * share, (block + 1) * share)
     for row in grid:
         run_ring(ranks, list(row), LINK, phases=("gather",))
-    assert scaling.torus(LINK, nodes, 8 * 144 * 5, WITHIN, 1) == pytest.approx(ranks.seconds())
+    assert steptime.torus(LINK, nodes, 8 * 144 * 5, WITHIN, 1) == pytest.approx(ranks.seconds())
 
 
 @pytest.mark.parametrize("nodes, per_node", [(2, 2), (4, 2), (8, 4), (3, 2)])
@@ -111,12 +114,12 @@ def test_hierarchical_reduces_within_nodes_around_the_allreduce_between_them(nod
     within, between = Ranks(per_node, 64), Ranks(nodes, 64)
     run_rabenseifner(within, list(range(per_node)), WITHIN)
     run_rabenseifner(between, list(range(nodes)), LINK)
-    assert scaling.hierarchical(LINK, nodes, 8 * 64, WITHIN, per_node) == pytest.approx(within.seconds() + between.seconds())
+    assert steptime.hierarchical(LINK, nodes, 8 * 64, WITHIN, per_node) == pytest.approx(within.seconds() + between.seconds())
 
 
 def test_off_powers_of_two_mpich_sends_about_twice_the_bytes():
     for nodes, power in ((448, 256), (1536, 1024)):
-        wide, narrow = (scaling.rabenseifner(Link(0, 1e-9), count, 1e8) for count in (nodes, power))
+        wide, narrow = (steptime.rabenseifner(Link(0, 1e-9), count, 1e8) for count in (nodes, power))
         assert wide / narrow == pytest.approx(2, rel=0.01)
 
 
@@ -130,13 +133,13 @@ def test_exposed_is_what_a_queue_of_buckets_leaves(buckets, backward):
     for bucket in range(buckets):
         ready = backward * (bucket + 1) / buckets
         free = max(free, ready) + seconds(1e8 / buckets)
-    assert scaling.exposed(seconds, 1e8, buckets, backward) == pytest.approx(free - backward)
+    assert steptime.exposed(seconds, 1e8, buckets, backward) == pytest.approx(free - backward)
 
 
 @pytest.mark.parametrize("ranks, spread", [(1, 0.1), (2, 0.05), (64, 0.03), (896, 0.1)])
 def test_the_slowest_rank_is_the_mean_maximum_of_many_draws(ranks, spread):
     draws = np.exp(spread * np.random.default_rng(0).standard_normal((4000, ranks))).max(1)
-    assert scaling.slowest(ranks, spread) == pytest.approx(draws.mean(), abs=5 * draws.std() / 4000**0.5)
+    assert steptime.slowest(ranks, spread) == pytest.approx(draws.mean(), abs=5 * draws.std() / 4000**0.5)
 
 
 # --- Fitting ----------------------------------------------------------------------------------------------------------
@@ -155,17 +158,17 @@ def synthetic(truth: Fit = TRUTH, n: int = 30, spread: float = 0.0, seed: int = 
         shared = {"ranks": truth.ranks, "vector": truth.size, "images": images, "workers": workers}
         compute = truth.compute(images, workers)
         rows.append({"kind": "compute", **shared, "seconds": times(compute)})
-        total = scaling.step(truth, Layout(per_node=truth.ranks), images, workers)["total"]
+        total = steptime.step(truth, Layout(per_node=truth.ranks), images, workers)["total"]
         rows.append({"kind": "step", **shared, "seconds": times(total, 0)})
         rows.append({"kind": "loading", **shared, "seconds": times(total + truth.loading * images * workers, 0)})
     for size in (1 << 12, 1 << 14, 1 << 20, 1 << 23, 1 << 26) if truth.ranks > 1 else ():
         rows.append({"kind": "allreduce", "ranks": truth.ranks, "vector": truth.size, "bytes": size,
-                     "seconds": times(scaling.rabenseifner(truth.link, truth.ranks, size), 0)})
+                     "seconds": times(steptime.rabenseifner(truth.link, truth.ranks, size), 0)})
     return rows
 
 
 def test_the_fit_finds_the_parameters_that_made_the_data():
-    found = scaling.fit(synthetic())
+    found = steptime.fit(synthetic())
     assert (found.per_step, found.per_worker, found.per_image) == pytest.approx((0.05, 0.02, 0.01))
     assert found.loading == pytest.approx(0.001)
     assert (found.link.latency, found.link.byte) == pytest.approx((2e-5, 1.5e-9), rel=1e-3)
@@ -175,20 +178,20 @@ def test_the_fit_finds_the_parameters_that_made_the_data():
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_fit_finds_the_spread_between_ranks(ranks):
     rows = synthetic(dataclasses.replace(TRUTH, ranks=ranks), n=2000, spread=0.04)
-    assert scaling.fit(rows).spread == pytest.approx(0.04, rel=0.1)
+    assert steptime.fit(rows).spread == pytest.approx(0.04, rel=0.1)
 
 
 def test_what_slows_all_ranks_alike_is_no_spread():
     rows = synthetic()
     for row in rows:
         row["seconds"] = [[each * (1 + 0.5 * (number % 2)) for number, each in enumerate(times)] for times in row["seconds"]]
-    assert scaling.fit(rows).spread == pytest.approx(0, abs=1e-9)
+    assert steptime.fit(rows).spread == pytest.approx(0, abs=1e-9)
 
 
 def test_no_coefficient_is_negative():
     falling = [{"kind": "compute", "ranks": 1, "vector": 8, "images": images, "workers": 1, "seconds": [[1 / images]]}
                for images in (1, 2, 4)]
-    found = scaling.fit(falling)
+    found = steptime.fit(falling)
     assert min(found.per_step, found.per_worker, found.per_image) >= 0
 
 
@@ -197,14 +200,14 @@ def test_steps_are_held_back_from_the_fit():
     for row in changed:
         if row["kind"] == "step":
             row["seconds"] = [[9.0]] * 2
-    assert dataclasses.replace(scaling.fit(rows), loading=0) == dataclasses.replace(scaling.fit(changed), loading=0)
-    assert all(abs(row["error_percent"]) < 0.1 for row in scaling.held_back(rows, dataclasses.replace(TRUTH), "x"))
-    assert all(row["error_percent"] < -90 for row in scaling.held_back(changed, TRUTH, "x"))
+    assert dataclasses.replace(steptime.fit(rows), loading=0) == dataclasses.replace(steptime.fit(changed), loading=0)
+    assert all(abs(row["error_percent"]) < 0.1 for row in steptime.held_back(rows, dataclasses.replace(TRUTH), "x"))
+    assert all(row["error_percent"] < -90 for row in steptime.held_back(changed, TRUTH, "x"))
 
 
 def test_without_rows_the_error_names_the_command():
     with pytest.raises(ReproError, match="mpiexec -n 3 python -m repro probe"):
-        scaling.fit(synthetic(), ranks=3)
+        steptime.fit(synthetic(), ranks=3)
 
 
 # --- Predicting -------------------------------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ KNOWN = Interconnect("known", (1e-5, 1e-5), (1e9, 1e9), "a test")
 
 def test_parts_of_a_step_by_hand():
     link, layout = Link(1e-5, 1e-9), Layout(nodes=4, per_node=2)
-    parts = scaling.step(dataclasses.replace(TRUTH, spread=0.0), layout, 8, 3, link, loaded=True)
+    parts = steptime.step(dataclasses.replace(TRUTH, spread=0.0), layout, 8, 3, link, loaded=True)
     assert parts["compute"] == pytest.approx(0.05 + 3 * (0.02 + 8 * 0.01))
     assert parts["waiting"] == pytest.approx(0)
     assert parts["allreduce"] == pytest.approx(2 * 2e-5 + (1 << 26) * 1.5e-9 + 4 * 1e-5 + 2 * 3 / 4 * (1 << 26) * 1e-9)
@@ -223,9 +226,9 @@ def test_parts_of_a_step_by_hand():
 
 def test_the_band_covers_the_truth_about_as_often_as_it_says():
     layout, covered = Layout(per_node=2), 0
-    truth = scaling.step(TRUTH, Layout(16, 2), 8, 1, KNOWN.link())["total"]
+    truth = steptime.step(TRUTH, Layout(16, 2), 8, 1, KNOWN.link())["total"]
     for seed in range(40):
-        row = scaling.extrapolate(synthetic(n=25, spread=TRUTH.spread, seed=seed), Load("weak", 8), [16], layout, KNOWN,
+        row = steptime.extrapolate(synthetic(n=25, spread=TRUTH.spread, seed=seed), Load("weak", 8), [16], layout, KNOWN,
                                   draws=60)[0]
         assert row["seconds_low"] < row["seconds"] < row["seconds_high"]
         covered += row["seconds_low"] <= truth <= row["seconds_high"]
@@ -233,27 +236,27 @@ def test_the_band_covers_the_truth_about_as_often_as_it_says():
 
 
 def test_of_too_few_steps_there_is_no_band():
-    row = scaling.extrapolate(synthetic(n=2), Load("weak", 8), [16], Layout(per_node=2), KNOWN, draws=5)[0]
+    row = steptime.extrapolate(synthetic(n=2), Load("weak", 8), [16], Layout(per_node=2), KNOWN, draws=5)[0]
     assert row["n"] == 2 and np.isnan(row["seconds_low"]) and np.isnan(row["efficiency_high"]) and row["seconds"] > 0
 
 
 def test_an_uncertain_network_widens_the_band():
     wide = dataclasses.replace(KNOWN, rate=(1e8, 1e9))
-    rows = [scaling.extrapolate(synthetic(), Load("weak", 8), [64], Layout(per_node=2), each)[0] for each in (KNOWN, wide)]
+    rows = [steptime.extrapolate(synthetic(), Load("weak", 8), [64], Layout(per_node=2), each)[0] for each in (KNOWN, wide)]
     widths = [row["seconds_high"] - row["seconds_low"] for row in rows]
     assert widths[1] > 10 * widths[0] + 1e-6
 
 
 def test_everything_that_the_model_says_is_labelled():
     for load in (Load("weak", 8), Load("strong", 16, 896)):
-        rows = scaling.extrapolate(synthetic(), load, [1, 64, 448], Layout(per_node=2), scaling.OMNI_PATH, draws=5)
+        rows = steptime.extrapolate(synthetic(), load, [1, 64, 448], Layout(per_node=2), steptime.OMNI_PATH, draws=5)
         assert [row["label"] for row in rows] == ["MODEL"] * 3
     assert set(tables.algorithms({"rows": synthetic(), "ranks": 2}).label) == {"MODEL"}
     assert set(tables.published_checks().label) == {"MODEL"}
 
 
 def test_one_node_has_an_efficiency_of_100():
-    rows = scaling.extrapolate(synthetic(), Load("strong", 16, 896), [1, 448], Layout(per_node=2), KNOWN, draws=5)
+    rows = steptime.extrapolate(synthetic(), Load("strong", 16, 896), [1, 448], Layout(per_node=2), KNOWN, draws=5)
     assert rows[0]["efficiency"] == pytest.approx(100) and 0 < rows[1]["efficiency"] < 100
 
 
@@ -265,25 +268,25 @@ def test_strong_scaling_shares_the_workers_then_divides_them():
 
 
 def test_more_ranks_than_images_are_left_out():
-    rows = scaling.extrapolate(synthetic(), Load("strong", 1, 8), [4, 5], Layout(per_node=2), KNOWN, draws=2)
+    rows = steptime.extrapolate(synthetic(), Load("strong", 1, 8), [4, 5], Layout(per_node=2), KNOWN, draws=2)
     assert [row["nodes"] for row in rows] == [4]
 
 
 def test_epochs_are_read_between_the_published_points_only():
     points = [(1000.0, 30.0), (4000.0, 50.0)]
-    assert scaling.epochs_to(points, 1000) == 30 and scaling.epochs_to(points, 2000) == pytest.approx(40)
-    assert np.isnan(scaling.epochs_to(points, 999)) and np.isnan(scaling.epochs_to(points, 4001))
+    assert steptime.epochs_to(points, 1000) == 30 and steptime.epochs_to(points, 2000) == pytest.approx(40)
+    assert np.isnan(steptime.epochs_to(points, 999)) and np.isnan(steptime.epochs_to(points, 4001))
 
 
 def test_one_published_run_predicts_another_of_the_same_machine():
-    assumed = scaling.Assumed(between=KNOWN, within_rate=(5e9, 5e9), buckets=(1,), fixed=(0.1, 0.1), spread=(0.02, 0.02))
+    assumed = steptime.Assumed(between=KNOWN, within_rate=(5e9, 5e9), buckets=(1,), fixed=(0.1, 0.1), spread=(0.02, 0.02))
     machine = Fit(0, 0.1 / 0.9 * 32 * 0.01, 0.01, 0, Link(1e-6, 1 / 5e9), 0.02, 2, assumed.size)
 
     def published(name, nodes, images):
-        seconds = scaling.step(machine, Layout(nodes, 2), images, 1, KNOWN.link())["total"]
-        return scaling.Published(name, nodes, 2, images, nodes * 2 * images / seconds)
+        seconds = steptime.step(machine, Layout(nodes, 2), images, 1, KNOWN.link())["total"]
+        return steptime.Published(name, nodes, 2, images, nodes * 2 * images / seconds)
 
-    row, = scaling.infer(published("small", 64, 32), [published("large", 448, 16)], assumed, draws=3)
+    row, = steptime.infer(published("small", 64, 32), [published("large", 448, 16)], assumed, draws=3)
     assert row["error_percent"] == pytest.approx(0, abs=1e-3) and row["known"] == "small"
 
 
@@ -293,15 +296,15 @@ def test_one_published_run_predicts_another_of_the_same_machine():
 def test_a_layout_that_cannot_be_is_named(change, said):
     link = None if change == {"nodes": 2} else LINK
     with pytest.raises(ReproError, match=said):
-        scaling.step(TRUTH, dataclasses.replace(Layout(per_node=2), **change), 8, 1, link)
+        steptime.step(TRUTH, dataclasses.replace(Layout(per_node=2), **change), 8, 1, link)
 
 
 def test_a_saved_probe_is_found_by_its_facts(tmp_path):
-    scaling.save({"probes": [{"ranks": 1, "code": "a"}, {"ranks": 2, "code": "a"}]}, tmp_path / "scaling.json")
-    scaling.save({"ranks": 2, "code": "b"}, tmp_path / "probe.json")
-    assert scaling.saved(tmp_path, {"ranks": 2, "code": "a"}) == {"ranks": 2, "code": "a"}
-    assert scaling.saved(tmp_path, {"code": "b"}) == {"ranks": 2, "code": "b"}
-    assert scaling.saved(tmp_path, {"code": "c"}) == {}
+    steptime.save({"probes": [{"ranks": 1, "code": "a"}, {"ranks": 2, "code": "a"}]}, tmp_path / "scaling.json")
+    steptime.save({"ranks": 2, "code": "b"}, tmp_path / "probe.json")
+    assert steptime.saved(tmp_path, {"ranks": 2, "code": "a"}) == {"ranks": 2, "code": "a"}
+    assert steptime.saved(tmp_path, {"code": "b"}) == {"ranks": 2, "code": "b"}
+    assert steptime.saved(tmp_path, {"code": "c"}) == {}
 
 
 # --- The checks of `make bench-scaling` -------------------------------------------------------------------------------
@@ -318,7 +321,7 @@ def wired(megabits: int) -> dict:
     for row in found["rows"]:
         if row["kind"] == "step":
             layout = Layout(nodes=2, buckets=4)
-            row["seconds"] = [[scaling.step(truth, layout, row["images"], row["workers"], truth.link)["total"]] * 3] * 2
+            row["seconds"] = [[steptime.step(truth, layout, row["images"], row["workers"], truth.link)["total"]] * 3] * 2
     return found
 
 

@@ -18,11 +18,12 @@ import psutil
 import pytest
 from conftest import ROOT, launch
 
-from repro import checkpoint, engines, paths, report
+from repro import checkpoint, engines, paths
+from repro.paper import report
 from repro.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.figure("security")
-SOURCES = [*ROOT.glob("repro/**/*.py"), *ROOT.glob("data_prep/*.py")]
+SOURCES = [*ROOT.glob("repro/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("bench/*.py")]
 TRACKED = [*SOURCES, *ROOT.glob("tests/*.py"), *ROOT.glob("slurm/*"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "Makefile"]
 
 
@@ -37,7 +38,7 @@ def test_files_that_are_read_later_are_written_by_one_function():
     """Opening for writing, and what writes by a path: each only inside `replacing`, to a temporary name, or as listed."""
     allowed = {
         ("paths", "mkstemp"),  # replacing itself
-        ("bench_data", "write_bytes"),  # images for a measurement, in a folder that goes with it
+        ("loader", "write_bytes"),  # images for a measurement, in a folder that goes with it
         ("packed", "open"),  # a conversion that is continued, under a name of its own until it is whole
         ("records", "open"),  # appended to: a last line cut short is left out; and the lock
         ("engines", "open"), ("engines", "write_text"),  # logs and marks of processes, gone with their folder

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from repro import ReproError, stand_in
+import stand_in
+from repro import ReproError
 
 CLASSES, IMAGES, VALIDATION = 3, 14, 7
 GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"

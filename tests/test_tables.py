@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from repro import ReproError, recipes, tables
+from repro import ReproError, recipes
+from repro.paper import tables
 
 
 def series(*values):

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from repro import two_nodes
+from bench import two_nodes
 
 
 def names() -> list[str]:

@@ -17,7 +17,7 @@ from repro import ReproError, checkpoint, packed, records
 from repro.data import Images
 from repro.labels import compare_labels
 from repro.model import build
-from repro.release import evaluate, export
+from repro.export import evaluate, export
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +126,11 @@ def test_a_released_model_counts_as_its_run_recorded(exported, whole, digits):
 
 ON_RANKS = """
 import json, sys
-from repro import ReproError, comm, release
+from repro import ReproError, comm, export
 data, *files = sys.argv[1:]
-found = release.evaluate(files, data)
+found = export.evaluate(files, data)
 try:
-    release.evaluate(files if comm.world().rank == 0 else ["missing"], data)
+    export.evaluate(files if comm.world().rank == 0 else ["missing"], data)
 except ReproError as error:
     said = comm.world().gather(str(error))
 if comm.world().rank == 1:

@@ -89,12 +89,12 @@ def ensemble(shown: pd.DataFrame) -> plt.Figure:
 
 def effects(table: pd.DataFrame) -> plt.Figure:
     """Paired differences with their 95% intervals. Takes `tables.effects`."""
-    colours = {"supported": "C2", "contradicted": "C3", "not resolved": "0.5"}
+    colours = {"supported": "C2", "contradicted": "C3"}
     table = table[table.n > 0].iloc[::-1]
     figure, axes = plt.subplots(figsize=(9, 0.6 * len(table) + 1.2))
     for place, row in enumerate(table.itertuples()):
-        axes.plot([row.low, row.high], [place, place], color=colours[row.verdict], linewidth=2)
-        axes.plot(row.difference, place, "o", color=colours[row.verdict])
+        axes.plot([row.low, row.high], [place, place], color=colours.get(row.verdict, "0.5"), linewidth=2)
+        axes.plot(row.difference, place, "o", color=colours.get(row.verdict, "0.5"))
         axes.annotate(f" {row.verdict}, n = {row.n}", (max(row.difference, row.high), place), va="center", fontsize=9)
     axes.axvline(0, color="0.3", linewidth=1)
     labels = ["\n".join(wrap(f"{row.claim} ({row.data}, {row.shrink})", 48)) for row in table.itertuples()]

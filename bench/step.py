@@ -3,8 +3,8 @@
 Every variant runs in processes of its own, a few steps at a time and all in turns, for several rounds; a figure is the ratio
 of two medians of one run. Writes results/bench/bench.json. For `make bench`, or one variant, or what takes a step's time, by
 
-    mpiexec -n 2 python -m repro.bench ours
-    python -m repro.bench profile
+    mpiexec -n 2 python -m bench.step ours
+    python -m bench.step profile
 """
 
 import json
@@ -24,9 +24,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from repro import ReproError, choose, comm, engines, two_nodes
+from bench import two_nodes
+from repro import ReproError, choose, comm, engines
 from repro.allreduce import Average
-from repro.bench_data import SECOND, pack, photographs, publish, row, save
+from bench.loader import SECOND, pack, photographs, publish, row, save
 from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
 from repro.model import Network, build, find_precision
@@ -196,7 +197,7 @@ def profile(steps: int = 3) -> list[dict]:
 def run(name: str, data: Path) -> dict:
     """What a variant measures, in processes of its own."""
     variant = VARIANTS[name]
-    here, environment = [sys.executable, "-m", "repro.bench", name, str(data)], dict(os.environ)
+    here, environment = [sys.executable, "-m", "bench.step", name, str(data)], dict(os.environ)
     with ExitStack() as stack:
         command = [engines.find_mpiexec(), "-n", str(variant.ranks), *here]
         if variant.megabits:
@@ -295,7 +296,7 @@ def main() -> None:
         rows = profile()
         for row_ in rows[:12]:
             print(f"{row_['operation']:45} {row_['ms']:8.1f} ms {100 * row_['share']:5.1f}% {row_['calls']:6.0f} calls")
-        save("profile", rows, command="python -m repro.bench profile", variant=asdict(VARIANTS["ours, 1 rank"]))
+        save("profile", rows, command="python -m bench.step profile", variant=asdict(VARIANTS["ours, 1 rank"]))
         return
     if len(sys.argv) > 1:
         name, data = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""

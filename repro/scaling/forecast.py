@@ -13,9 +13,10 @@ import numpy as np
 import psutil
 import torch
 
-from repro import ReproError, checkpoint, choose, comm, recipes, records, scaling, train
-from repro.probe import probe
-from repro.scaling import INTERCONNECTS, MODEL, Layout
+from repro import ReproError, checkpoint, choose, comm, recipes, records, train
+from repro.scaling import steptime
+from repro.scaling.probe import probe
+from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe
 from repro.train import CHECKPOINT_SECONDS, LONGEST_SECONDS, Task
 
@@ -99,14 +100,14 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     at_hand = (layout.nodes, layout.nodes * layout.per_node) == (probed["nodes"], probed["ranks"])
     workers = -(-recipe.workers // layout.ranks)
 
-    def step_seconds(fitted: scaling.Fit) -> float:
+    def step_seconds(fitted: steptime.Fit) -> float:
         if probed["nodes"] > 1:  # the fitted link is that between nodes: every rank counts as one
             there, link = Layout(layout.ranks, buckets=probed["buckets"]), fitted.link
         else:
             there, link = layout, INTERCONNECTS[network].link()
-        return scaling.step(fitted, there, recipe.images_per_worker, workers, link, loaded=True)["total"]
+        return steptime.step(fitted, there, recipe.images_per_worker, workers, link, loaded=True)["total"]
 
-    steps = scaling.band(map(step_seconds, scaling.resampled(probed["rows"], draws=100)))
+    steps = steptime.band(map(step_seconds, steptime.resampled(probed["rows"], draws=100)))
     timed = min(len(row["seconds"][0]) for row in probed["rows"] if row["kind"] == "compute")
     evaluation = test_images / (probed["evaluated_per_second"] * layout.ranks / probed["ranks"])
     rows, evaluations = occasions(recipe)

@@ -11,7 +11,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from repro import ReproError, scaling, two_nodes
+from bench import two_nodes
+from repro import ReproError
+from repro.scaling import steptime
 from repro.engines import find_mpiexec
 from repro.paths import RESULTS, ROOT
 from repro.records import now
@@ -47,7 +49,7 @@ def probed(parameters: dict, places: list[list[str]]) -> dict:
 def stand_in(folder: Path) -> str:
     """Photographs in ImageNet's layout, packed; returns where."""
     packed = folder / "imagenet-subset"
-    for command in (["-m", "repro", "fake-imagenet", "--out", str(folder / "archives")],
+    for command in ([str(ROOT / "data_prep" / "stand_in.py"), "--out", str(folder / "archives")],
                     [str(ROOT / "data_prep" / "imagenet.py"), "--source", str(folder / "archives"), "--subset",
                      "--out", str(packed)]):
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
@@ -65,21 +67,21 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
     known = _without_vector(two)
     outer = [row for row in known if row.get("images") not in counts - {min(counts), max(counts)}]
     middle = [row for row in two["rows"] if row.get("images") in counts - {min(counts), max(counts)}]
-    here = scaling.fit(known)
-    rows = scaling.held_back(middle, scaling.fit(outer), "2 ranks, numbers of images between those fitted")
-    rows += scaling.held_back(two["rows"], here, "2 ranks, from both computing apart")
-    alone = replace(scaling.fit(known, ranks=1), spread=here.spread)
-    rows += scaling.held_back(two["rows"], alone, "2 ranks, from computing on 1 rank alone")
+    here = steptime.fit(known)
+    rows = steptime.held_back(middle, steptime.fit(outer), "2 ranks, numbers of images between those fitted")
+    rows += steptime.held_back(two["rows"], here, "2 ranks, from both computing apart")
+    alone = replace(steptime.fit(known, ranks=1), spread=here.spread)
+    rows += steptime.held_back(two["rows"], alone, "2 ranks, from computing on 1 rank alone")
     rows += _whole_vector(two, here, "allreduce of the step's vector, from smaller messages")
     for megabits, there in tcp.items():
-        wire = scaling.fit(_without_vector(there))
-        rows += scaling.held_back(there["rows"], wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart",
+        wire = steptime.fit(_without_vector(there))
+        rows += steptime.held_back(there["rows"], wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart",
                                   there["buckets"])
         rows += _whole_vector(there, wire, f"allreduce by TCP at {megabits} Mbit/s, from smaller messages")
         for other in set(tcp) - {megabits}:
-            link = scaling.fit(_without_vector(tcp[other])).link  # less that wire's share of it, and this one's instead
+            link = steptime.fit(_without_vector(tcp[other])).link  # less that wire's share of it, and this one's instead
             moved = replace(wire, link=replace(link, byte=link.byte + 8e-6 / megabits - 8e-6 / other))
-            rows += scaling.held_back(there["rows"], moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}",
+            rows += steptime.held_back(there["rows"], moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}",
                                       there["buckets"])
             rows += _whole_vector(there, moved, f"allreduce by TCP at {megabits} Mbit/s, link from {other}")
     return [subject | row for row in rows]
@@ -89,11 +91,11 @@ def _without_vector(probe: dict) -> list[dict]:
     return [row for row in probe["rows"] if row.get("bytes") != row["vector"]]
 
 
-def _whole_vector(probe: dict, fitted: scaling.Fit, check: str) -> list[dict]:
+def _whole_vector(probe: dict, fitted: steptime.Fit, check: str) -> list[dict]:
     row = next(row for row in probe["rows"] if row.get("bytes") == row["vector"])
-    predicted = scaling.rabenseifner(fitted.link, row["ranks"], row["bytes"])
+    predicted = steptime.rabenseifner(fitted.link, row["ranks"], row["bytes"])
     return [{"check": check, "ranks": row["ranks"], "images": 0, "n": len(row["seconds"][0]), "predicted": predicted,
-             "measured": scaling.median(row), "error_percent": 100 * (predicted / scaling.median(row) - 1)}]
+             "measured": steptime.median(row), "error_percent": 100 * (predicted / steptime.median(row) - 1)}]
 
 
 def main() -> None:
@@ -115,7 +117,7 @@ def main() -> None:
         real = REAL | {"data": stand_in(Path(folder))}
         probes += [probed(real, [[]]), probed(real, [[], []])]
     print(f"load of the machine before each probe: {', '.join(format(probe['load_before'], '.1f') for probe in probes)}")
-    scaling.save({"when": now(), "command": "make bench-scaling", "probes": probes, "checks": rows, "notes": notes}, PATH)
+    steptime.save({"when": now(), "command": "make bench-scaling", "probes": probes, "checks": rows, "notes": notes}, PATH)
     print(f"{sum(abs(row['error_percent']) <= 10 for row in rows)} of {len(rows)} errors are at most 10%; written to {PATH}")
 
 

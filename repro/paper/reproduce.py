@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from repro import ReproError, choose, engines, notebooks, records, report, tables, watch
+from repro import ReproError, choose, engines, notebooks, records, watch
+from repro.paper import report, tables
 from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
 
@@ -49,7 +50,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     with engines.start(ranks) as cluster:
         tasks = {(name, small, seed): dict(recipe=name, data=chosen.data, shrink=small, seed=seed, out=runs)
                  for name, small in pairs for seed in chosen.seeds}
-        plans = dict(zip(tasks, cluster.run("repro.plan:expected", list(tasks.values()))[0]))
+        plans = dict(zip(tasks, cluster.run("repro.scaling.forecast:expected", list(tasks.values()))[0]))
         _announce(profile, chosen, cluster, plans)
         shared = dict(data=chosen.data, seeds=list(chosen.seeds), cluster=cluster.connection_file, live=False, out=runs)
         for name, small in pairs:

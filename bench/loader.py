@@ -20,7 +20,9 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from repro import archives, figures, packing
+import archives
+import packing
+from repro.paper import figures
 from repro.allreduce import Average
 from repro.comm import Alone
 from repro.data import IMAGENET, Images, Stream, load_ahead

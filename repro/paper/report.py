@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import records, tables
+from repro import records
+from repro.paper import tables
 from repro.paths import replacing
 
 STYLE = """

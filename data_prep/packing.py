@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from repro import ReproError, packed
 from repro.ahead import ordered
-from repro.archives import Member
+from archives import Member
 from repro.paths import ROOT, writable_folder
 
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF",

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from conftest import SMOKE, mpiexec
 
-from repro import ReproError, plan, recipes, records, tables
-from repro.scaling import Layout
+from repro import ReproError, recipes, records
+from repro.paper import tables
+from repro.scaling import forecast
+from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage
 from repro.train import _completes
 
@@ -28,7 +30,7 @@ def probed(ranks: int = 2) -> dict:
 
 
 def test_a_count_by_hand():
-    found = plan.estimate(SMALL, probed(), 100, Layout(per_node=2))
+    found = forecast.estimate(SMALL, probed(), 100, Layout(per_node=2))
     step = 0.5 + 3 * 0.8 + 24 * 0.01  # 6 workers on 2 ranks: 3 a rank
     # 2 steps an epoch: rows after steps 2, 4, 6, 8, 10; evaluations after 4 and 8 and at the stages' ends, 6 and 10
     seconds = 10 * step + 4 * 100 / 50 + (2 * 2 + (10 * step + 8) / 30) * 0.25
@@ -42,19 +44,19 @@ def test_a_count_by_hand():
 
 def test_other_ranks_than_those_at_hand_are_the_models():
     for layout in (Layout(nodes=3, per_node=2), Layout(nodes=1, per_node=1), Layout(nodes=1, per_node=3)):
-        found = plan.estimate(SMALL, probed(), 100, layout)
+        found = forecast.estimate(SMALL, probed(), 100, layout)
         assert found["label"] == "MODEL"
         assert found["node_hours"] == pytest.approx(layout.nodes * found["hours"])
-    assert plan.estimate(SMALL, probed(), 100, Layout(3, 2))["step_seconds"] == pytest.approx(1.3 + 0.08, rel=1e-3)
+    assert forecast.estimate(SMALL, probed(), 100, Layout(3, 2))["step_seconds"] == pytest.approx(1.3 + 0.08, rel=1e-3)
 
 
 def test_a_probe_on_several_nodes_counts_them_and_measures_their_link():
     several = probed(4) | {"nodes": 2}
-    found = plan.estimate(SMALL, several, 100, Layout(nodes=2, per_node=2))
+    found = forecast.estimate(SMALL, several, 100, Layout(nodes=2, per_node=2))
     assert found["label"] == "measured pace" and found["node_hours"] == pytest.approx(2 * found["hours"])
-    assert plan.estimate(SMALL, several, 100, Layout(nodes=1, per_node=4))["label"] == "MODEL"
+    assert forecast.estimate(SMALL, several, 100, Layout(nodes=1, per_node=4))["label"] == "MODEL"
     several["rows"].append({"kind": "allreduce", "ranks": 4, "vector": 8, "bytes": 8, "seconds": [[0.4] * 5] * 4})
-    slower = plan.estimate(SMALL, several, 100, Layout(nodes=3, per_node=2))["step_seconds"]
+    slower = forecast.estimate(SMALL, several, 100, Layout(nodes=3, per_node=2))["step_seconds"]
     assert slower > 0.4  # by the measured link, not by an assumed one
 
 
@@ -62,7 +64,7 @@ def test_too_few_steps_have_no_band():
     few = probed()
     for row in few["rows"]:
         row["seconds"] = [times[:2] for times in row["seconds"]]
-    found = plan.estimate(SMALL, few, 100, Layout(per_node=2))
+    found = forecast.estimate(SMALL, few, 100, Layout(per_node=2))
     assert found["seconds_low"] is None and found["timed_steps"] == 2
 
 
@@ -75,7 +77,7 @@ def test_rows_and_evaluations_are_those_of_the_trainer(shrink):
             evaluates = step in ends or _completes(small, step, small.evaluate_every)
             evaluations += evaluates
             rows += evaluates or _completes(small, step, small.record_every)
-        assert plan.occasions(small) == (rows, evaluations)
+        assert forecast.occasions(small) == (rows, evaluations)
 
 
 # --- With a probe -----------------------------------------------------------------------------------------------------
@@ -83,9 +85,9 @@ def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_
     from repro.train import train
 
     task = SMOKE | {"data": digits, "out": str(tmp_path / "runs")}
-    before, = plan.expected([task], seconds=1.0)
+    before, = forecast.expected([task], seconds=1.0)
     assert not before["complete"] and before["seconds"] > 0
-    again, = plan.expected([task], seconds=1.0)
+    again, = forecast.expected([task], seconds=1.0)
     assert again["seconds"] == before["seconds"]  # the recorded one: no second probe
     run = records.read(train(**task))
     table = tables.predictions(tmp_path / "runs")
@@ -93,7 +95,7 @@ def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_
     assert table.predicted[0] == pytest.approx(before["seconds"] / 60)
     assert table.measured[0] == pytest.approx(run["seconds"] / 60)
     assert table.error[0] == pytest.approx(100 * (before["seconds"] / run["seconds"] - 1))
-    after, = plan.expected([task], seconds=1.0)
+    after, = forecast.expected([task], seconds=1.0)
     assert after["complete"]
 
 
@@ -108,18 +110,18 @@ def test_nothing_planned_is_an_empty_table(whole):
 
 
 def test_beyond_the_ranks_at_hand_nothing_is_recorded(digits, tmp_path):
-    found = plan.plan(**SMOKE, data=digits, out=str(tmp_path / "runs"), nodes=2, seconds=0.5)
+    found = forecast.plan(**SMOKE, data=digits, out=str(tmp_path / "runs"), nodes=2, seconds=0.5)
     assert found["asked"]["label"] == "MODEL" and found["asked"]["nodes"] == 2
     assert records.predictions(tmp_path / "runs") == {}
 
 
 def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monkeypatch):
     hours = {"laptop": 2.0, "laptop-edge": 2.0, "laptop-few": 1.0, "smoke": 0.1, "none": 900.0}
-    monkeypatch.setattr(plan, "forecast", lambda tasks, *_: [
+    monkeypatch.setattr(forecast, "forecast", lambda tasks, *_: [
         {"hours": hours.get(task["shrink"], 0.5), "images": 1000 * hours.get(task["shrink"], 0.5)} for task in tasks])
     asked = {"recipe": "resnet50_448nodes", "data": digits, "out": str(tmp_path / "runs"), "shrink": "laptop"}
     for limit, largest in ((1000, "none"), (1.5, "laptop-few"), (0.2, "smoke"), (0.01, "")):
-        assert plan.plan(hours=limit, **asked)["largest"] == largest
+        assert forecast.plan(hours=limit, **asked)["largest"] == largest
 
 
 @pytest.mark.parametrize("change, said", [
@@ -130,7 +132,7 @@ def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monke
     ({"shrnk": "laptop"}, "Did you mean shrink"), ({"seconds": 0}, "seconds is 0")])
 def test_what_cannot_be_planned_is_named(digits, tmp_path, change, said):
     with pytest.raises(ReproError, match=said):
-        plan.plan(**{**SMOKE, "data": digits, "out": str(tmp_path / "runs"), "seconds": 0.5} | change)
+        forecast.plan(**{**SMOKE, "data": digits, "out": str(tmp_path / "runs"), "seconds": 0.5} | change)
 
 
 def test_damaged_predictions_are_named(tmp_path):

@@ -3,11 +3,15 @@
 Names, nesting, devkit and file formats are those of ILSVRC2012, its odd files among them; the pixels come from three
 photographs that scikit-learn and matplotlib carry. A class is a region of one photograph, turned and tinted in its own
 way; an image is a random cut of its class's region. The synsets are made up.
+
+    python data_prep/stand_in.py --out data/stand-in
 """
 
+import argparse
 import gzip
 import io
 import struct
+import sys
 import tarfile
 import tempfile
 from functools import lru_cache
@@ -171,3 +175,23 @@ def _size(generator: np.random.Generator) -> tuple[int, int]:
     longer = 500 if generator.random() < 0.7 else int(generator.integers(150, 640))
     shorter = round(longer * (0.75 if generator.random() < 0.6 else generator.uniform(0.65, 1)))
     return (shorter, longer) if generator.random() < 0.25 else (longer, shorter)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--classes", type=int, default=10, help="2 to 1000 (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=200, help="training images in all (default: %(default)s)")
+    parser.add_argument("--validation", type=int, default=50, help="validation images in all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another draws other images (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    try:
+        for path in write(**vars(parser.parse_args())):
+            print(path)
+    except ReproError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

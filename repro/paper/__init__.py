@@ -1,0 +1,1 @@
+"""What belongs to this paper alone: its runs, its tables and figures, its report."""

@@ -1,0 +1,1 @@
+"""How long a step, and a whole run, takes here and on other machines: measurements, a model fitted to them, forecasts."""

@@ -20,16 +20,17 @@ import pandas as pd
 import torch
 from PIL import Image
 
-import archives
-import packing
-from repro.paper import figures
 from repro.allreduce import Average
 from repro.comm import Alone
 from repro.data import IMAGENET, Images, Stream, load_ahead
 from repro.model import Network, build
+from repro.paper import figures
 from repro.paths import RESULTS, replacing, writable_folder
 from repro.records import code_version, now, package_versions, processor
 from repro.train import average_over_workers
+
+import archives
+import packing
 
 IMAGES, BATCH, ROUNDS = 512, 16, 5
 SECOND = "one second"  # in the place of a peer where a goal is in seconds; no ratio to draw
@@ -57,8 +58,11 @@ def photographs(folder: Path) -> Path:
 def pack(source: Path, out: Path, short_side: int, threads: int) -> float:
     """Packs the folders of `source`; returns the seconds."""
     classes = [folder.name for folder in archives.folders(source)]
-    images = [packing.Source(member.name, label, member) for label, name in enumerate(classes)
-              for member in archives.files(source / name)]
+    images = [
+        packing.Source(member.name, label, member)
+        for label, name in enumerate(classes)
+        for member in archives.files(source / name)
+    ]
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         packing.pack(out, classes, {"train": images}, short_side=short_side, threads=threads, overwrite=True)
@@ -173,8 +177,17 @@ def memory(data: str) -> list[float]:
 
 def row(name: str, ours: list[float], peer: list[float], peer_is: str, unit: str, goal: str = "") -> dict:
     """A figure and its peer, measured in turns: medians, their ratio, and each round's."""
-    return {"name": name, "ours": median(ours), "peer": median(peer), "peer_is": peer_is, "ratio": median(ours) / median(peer),
-            "goal": goal, "met": _met(median(ours) / median(peer), goal), "unit": unit, "rounds": {"ours": ours, "peer": peer}}
+    return {
+        "name": name,
+        "ours": median(ours),
+        "peer": median(peer),
+        "peer_is": peer_is,
+        "ratio": median(ours) / median(peer),
+        "goal": goal,
+        "met": _met(median(ours) / median(peer), goal),
+        "unit": unit,
+        "rounds": {"ours": ours, "peer": peer},
+    }
 
 
 def _met(ratio: float, goal: str) -> bool | None:
@@ -184,14 +197,25 @@ def _met(ratio: float, goal: str) -> bool | None:
 
 
 def loading(name: str, folder: Path, data: Path) -> list[dict]:
-    peers = {"torchvision ImageFolder, v2 transforms on Pillow images, DataLoader": torchvision_pil,
-             "torchvision ImageFolder, v2 transforms on its decoder's tensors, DataLoader": torchvision_tensor}
+    peers = {
+        "torchvision ImageFolder, v2 transforms on Pillow images, DataLoader": torchvision_pil,
+        "torchvision ImageFolder, v2 transforms on its decoder's tensors, DataLoader": torchvision_tensor,
+    }
     rates = {function: [] for function in (ours, *peers.values())}
     for _ in range(ROUNDS):
         for function, found in rates.items():
             found.append(on_one_core(function, str(data if function is ours else folder)))
-    return [row(f"decode and augment, {name}", rates[ours], rates[function], peer, "images/s on one core",
-                ">= 1.5" if name == "full size" else "") for peer, function in peers.items()]
+    return [
+        row(
+            f"decode and augment, {name}",
+            rates[ours],
+            rates[function],
+            peer,
+            "images/s on one core",
+            ">= 1.5" if name == "full size" else "",
+        )
+        for peer, function in peers.items()
+    ]
 
 
 def measure(folder: Path) -> list[dict]:
@@ -205,8 +229,15 @@ def measure(folder: Path) -> list[dict]:
             os.sync()  # as packing does
             copies.append(time.perf_counter() - start)
             shutil.rmtree(folder / "copies")
-        rows.append(row(f"packing, {name}", [IMAGES / each for each in seconds], [IMAGES / each for each in copies],
-                        "plain copy of the files", f"images/s, {os.cpu_count()} threads"))
+        rows.append(
+            row(
+                f"packing, {name}",
+                [IMAGES / each for each in seconds],
+                [IMAGES / each for each in copies],
+                "plain copy of the files",
+                f"images/s, {os.cpu_count()} threads",
+            )
+        )
         # The peer reads the same JPEGs: those of the packed records, as files.
         files, images = folder / f"files{short_side}", Images(str(out), "train")
         for index in range(len(images)):
@@ -217,17 +248,34 @@ def measure(folder: Path) -> list[dict]:
         rows += loading(name, files, out)
     for name, short_side in STORED.items():
         loaded, at_hand = steps(str(folder / str(short_side) / "photographs"), ROUNDS)
-        rows.append(row(f"ResNet-50 step, fp32, {name}", loaded, at_hand, "the same step with its images at hand",
-                        f"s for {BATCH} images, {os.cpu_count()} threads", "<= 1.03"))
+        rows.append(
+            row(
+                f"ResNet-50 step, fp32, {name}",
+                loaded,
+                at_hand,
+                "the same step with its images at hand",
+                f"s for {BATCH} images, {os.cpu_count()} threads",
+                "<= 1.03",
+            )
+        )
     readings = memory(str(folder / "256" / "photographs"))
-    rows.append(row("own memory over ten epochs of loading", readings[-1:], readings[1:2], "after the first epoch", "MB", "<= 1.05"))
+    rows.append(
+        row("own memory over ten epochs of loading", readings[-1:], readings[1:2], "after the first epoch", "MB", "<= 1.05")
+    )
     return rows
 
 
 def save(name: str, rows: list[dict], **facts) -> None:
     """Writes results/bench/NAME.json."""
-    result = {"when": now(), "version": code_version(), "packages": package_versions(), "cores": os.cpu_count(),
-              "machine": processor(), **facts, "rows": rows}
+    result = {
+        "when": now(),
+        "version": code_version(),
+        "packages": package_versions(),
+        "cores": os.cpu_count(),
+        "machine": processor(),
+        **facts,
+        "rows": rows,
+    }
     with replacing(writable_folder(RESULTS / "bench") / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1))
 
@@ -235,15 +283,29 @@ def save(name: str, rows: list[dict], **facts) -> None:
 def publish(name: str, rows: list[dict], **facts) -> None:
     """Writes results/bench/NAME.json, draws the ratios and prints the rows."""
     save(name, rows, **facts)
-    table = pd.DataFrame([{"label": f"{each['name']} / {each['peer_is']}", "round": number, "ratio": ours / peer, "of_medians":
-                           each["ratio"], "goal": each["goal"], "met": each["met"]} for each in rows if each["goal"] and each["peer_is"] != SECOND
-                          for number, (ours, peer) in enumerate(zip(*each["rounds"].values()))])
+    table = pd.DataFrame(
+        [
+            {
+                "label": f"{each['name']} / {each['peer_is']}",
+                "round": number,
+                "ratio": ours / peer,
+                "of_medians": each["ratio"],
+                "goal": each["goal"],
+                "met": each["met"],
+            }
+            for each in rows
+            if each["goal"] and each["peer_is"] != SECOND
+            for number, (ours, peer) in enumerate(zip(*each["rounds"].values()))
+        ]
+    )
     figures.save(figures.ratios(table), table, RESULTS, f"bench-{name}")
     print(f"{'':40} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
     for each in rows:
-        print(f"{each['name']:40} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.3g}  {each['goal'] or '-':8} "
-              f"{ {True: 'met', False: 'missed', None: ''}[each['met']]:7}"
-              f"{each['unit']}; against {each['peer_is']}")
+        print(
+            f"{each['name']:40} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.3g}  {each['goal'] or '-':8} "
+            f"{ {True: 'met', False: 'missed', None: ''}[each['met']]:7}"
+            f"{each['unit']}; against {each['peer_is']}"
+        )
 
 
 def main() -> None:

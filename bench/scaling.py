@@ -13,10 +13,10 @@ from pathlib import Path
 
 from bench import two_nodes
 from repro import ReproError
-from repro.scaling import steptime
 from repro.engines import find_mpiexec
 from repro.paths import RESULTS, ROOT
 from repro.records import now
+from repro.scaling import steptime
 
 PATH = RESULTS / "bench" / "scaling.json"
 SUBJECTS = (  # small enough for many rounds; between them computing and communicating have very different shares
@@ -38,8 +38,13 @@ def probed(parameters: dict, places: list[list[str]]) -> dict:
         out = Path(folder) / "probe.json"
         ranks = [["-n", "1", *place, sys.executable, "-m", "repro", "probe", "--out", str(out), *flags] for place in places]
         command = [find_mpiexec(), *ranks[0], *(part for rank in ranks[1:] for part in (":", *rank))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * SECONDS,
-                              env=os.environ | (two_nodes.MPICH_BY_TCP if places[0] else {}))
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=20 * SECONDS,
+            env=os.environ | (two_nodes.MPICH_BY_TCP if places[0] else {}),
+        )
         if done.returncode:
             raise ReproError(f"a probe failed with status {done.returncode}: {done.stderr.strip()[-800:]}")
         told = " ".join(Path(flag).name if "/" in flag else flag for flag in flags)  # without this machine's folders
@@ -49,9 +54,10 @@ def probed(parameters: dict, places: list[list[str]]) -> dict:
 def stand_in(folder: Path) -> str:
     """Photographs in ImageNet's layout, packed; returns where."""
     packed = folder / "imagenet-subset"
-    for command in ([str(ROOT / "data_prep" / "stand_in.py"), "--out", str(folder / "archives")],
-                    [str(ROOT / "data_prep" / "imagenet.py"), "--source", str(folder / "archives"), "--subset",
-                     "--out", str(packed)]):
+    for command in (
+        [str(ROOT / "data_prep" / "stand_in.py"), "--out", str(folder / "archives")],
+        [str(ROOT / "data_prep" / "imagenet.py"), "--source", str(folder / "archives"), "--subset", "--out", str(packed)],
+    ):
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     return str(packed)
 
@@ -75,14 +81,16 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
     rows += _whole_vector(two, here, "allreduce of the step's vector, from smaller messages")
     for megabits, there in tcp.items():
         wire = steptime.fit(_without_vector(there))
-        rows += steptime.held_back(there["rows"], wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart",
-                                  there["buckets"])
+        rows += steptime.held_back(
+            there["rows"], wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart", there["buckets"]
+        )
         rows += _whole_vector(there, wire, f"allreduce by TCP at {megabits} Mbit/s, from smaller messages")
         for other in set(tcp) - {megabits}:
             link = steptime.fit(_without_vector(tcp[other])).link  # less that wire's share of it, and this one's instead
             moved = replace(wire, link=replace(link, byte=link.byte + 8e-6 / megabits - 8e-6 / other))
-            rows += steptime.held_back(there["rows"], moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}",
-                                      there["buckets"])
+            rows += steptime.held_back(
+                there["rows"], moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}", there["buckets"]
+            )
             rows += _whole_vector(there, moved, f"allreduce by TCP at {megabits} Mbit/s, link from {other}")
     return [subject | row for row in rows]
 
@@ -94,8 +102,17 @@ def _without_vector(probe: dict) -> list[dict]:
 def _whole_vector(probe: dict, fitted: steptime.Fit, check: str) -> list[dict]:
     row = next(row for row in probe["rows"] if row.get("bytes") == row["vector"])
     predicted = steptime.rabenseifner(fitted.link, row["ranks"], row["bytes"])
-    return [{"check": check, "ranks": row["ranks"], "images": 0, "n": len(row["seconds"][0]), "predicted": predicted,
-             "measured": steptime.median(row), "error_percent": 100 * (predicted / steptime.median(row) - 1)}]
+    return [
+        {
+            "check": check,
+            "ranks": row["ranks"],
+            "images": 0,
+            "n": len(row["seconds"][0]),
+            "predicted": predicted,
+            "measured": steptime.median(row),
+            "error_percent": 100 * (predicted / steptime.median(row) - 1),
+        }
+    ]
 
 
 def main() -> None:
@@ -123,8 +140,11 @@ def main() -> None:
 
 def show(rows: list[dict]) -> None:
     for row in rows:
-        print(f"{row['model']:32} {row['check']:58} {row['images'] or '':>3} images  predicted {1000 * row['predicted']:8.1f} "
-              f"measured {1000 * row['measured']:8.1f} ms  {row['error_percent']:+6.1f}%  n = {row['n']}", flush=True)
+        print(
+            f"{row['model']:32} {row['check']:58} {row['images'] or '':>3} images  predicted {1000 * row['predicted']:8.1f} "
+            f"measured {1000 * row['measured']:8.1f} ms  {row['error_percent']:+6.1f}%  n = {row['n']}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

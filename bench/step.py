@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import two_nodes
+from bench.loader import SECOND, pack, photographs, publish, row, save
 from repro import ReproError, choose, comm, engines
 from repro.allreduce import Average
-from bench.loader import SECOND, pack, photographs, publish, row, save
 from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
 from repro.model import Network, build, find_precision
@@ -93,8 +93,11 @@ def measure(variant: Variant) -> dict:
         step()
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return {"seconds": median(seconds[1:] or seconds), "peak": max(everyone.gather(peak)),
-            "product": _product(everyone, variant)}
+    return {
+        "seconds": median(seconds[1:] or seconds),
+        "peak": max(everyone.gather(peak)),
+        "product": _product(everyone, variant),
+    }
 
 
 def _precision(variant: Variant) -> str:
@@ -110,8 +113,11 @@ def _ours(variant: Variant, everyone):
     average = Average(variant.reduction, world, workers, network, overlap=world.nodes > 1)
     if variant.data:
         stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
-        batches = load_ahead(stream, ((step, worker, "scale_aspect") for step in range(10**6)
-                                      for worker in range(world.rank, workers, world.size)), threads=2)
+        batches = load_ahead(
+            stream,
+            ((step, worker, "scale_aspect") for step in range(10**6) for worker in range(world.rank, workers, world.size)),
+            threads=2,
+        )
     else:
         batches = iter(lambda batch=_batch(variant, channels): batch, None)
 
@@ -185,8 +191,14 @@ def profile(steps: int = 3) -> list[dict]:
         with torch.profiler.profile(activities=kinds) as profiler:
             for _ in range(steps):
                 step()
-    rows = [{"operation": each.key.removeprefix("aten::"), "ms": each.self_cpu_time_total / 1000 / steps,
-             "calls": each.count / steps} for each in profiler.key_averages()]
+    rows = [
+        {
+            "operation": each.key.removeprefix("aten::"),
+            "ms": each.self_cpu_time_total / 1000 / steps,
+            "calls": each.count / steps,
+        }
+        for each in profiler.key_averages()
+    ]
     total = sum(row["ms"] for row in rows)
     return sorted((row | {"share": row["ms"] / total} for row in rows), key=lambda row: -row["ms"])
 
@@ -236,6 +248,7 @@ def operations(model: str = "resnet50", size: int = 224) -> int:
 
 def figures_of(found: dict[str, list[dict]]) -> list[dict]:
     """The rows: each figure beside its peer, from the same rounds."""
+
     def seconds(name):
         return [each["seconds"] for each in found[name]]
 
@@ -246,49 +259,94 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
     def peak(name):
         return [each["peak"] for each in found[name]]
 
-    against = {"DDP as torchvision trains": ">= 4.0", "DDP, bf16 and channels_last": ">= 1.3",
-               "DDP, bf16, channels_last and memory kept": ">= 1.05"}
+    against = {
+        "DDP as torchvision trains": ">= 4.0",
+        "DDP, bf16 and channels_last": ">= 1.3",
+        "DDP, bf16, channels_last and memory kept": ">= 1.05",
+    }
     unit = "images/s, ResNet-50 at 224 px, 2 ranks x 1 thread x 32 images"
     rows = [row("training", images("ours"), images(peer), f"{peer} (gloo)", unit, goal) for peer, goal in against.items()]
     loaded, work = "ours, with the loader", operations()
     rows += [
-        row("training, data and averaging included", [each * work / 1e9 for each in images(loaded)],
-            [each["product"] / 1e9 for each in found[loaded]], "matrix product of 2048 x 2048 on both ranks, same precision",
-            f"GFLOP/s, at {work / 1e9:.1f} GFLOP an image", ">= 0.75"),
-        row("weak scaling, 1 to 2 ranks", images("ours"), [2 * each for each in images("ours, 1 rank")],
-            "twice one rank alone", unit, ">= 0.96"),
-        row("step with its average", seconds("ours"), seconds("ours, not averaged"), "two processes that do not communicate",
-            "s", "<= 1.015"),
+        row(
+            "training, data and averaging included",
+            [each * work / 1e9 for each in images(loaded)],
+            [each["product"] / 1e9 for each in found[loaded]],
+            "matrix product of 2048 x 2048 on both ranks, same precision",
+            f"GFLOP/s, at {work / 1e9:.1f} GFLOP an image",
+            ">= 0.75",
+        ),
+        row(
+            "weak scaling, 1 to 2 ranks",
+            images("ours"),
+            [2 * each for each in images("ours, 1 rank")],
+            "twice one rank alone",
+            unit,
+            ">= 0.96",
+        ),
+        row(
+            "step with its average",
+            seconds("ours"),
+            seconds("ours, not averaged"),
+            "two processes that do not communicate",
+            "s",
+            "<= 1.015",
+        ),
         row("exact average", seconds("ours"), seconds("ours, fast"), "fast average", "s a step", "<= 1.03"),
         row("step with the loader", seconds(loaded), seconds("ours"), "images at hand", "s", "<= 1.03"),
-        *(row("peak memory of a rank", peak("ours"), peak(peer), peer, "MB", "<= 1.0")
-          for peer in ("DDP, bf16 and channels_last", "DDP, bf16, channels_last and memory kept")),
-        row("peak memory of a rank with 448 workers", peak("448 workers"), peak("1 workers"), "1 worker",
-            "MB, ResNet-50 at 64 px, 4 images a worker", "<= 1.05"),
-        row("digits network", [1 / each for each in seconds("digits")], [1 / each for each in seconds("digits, DDP")],
-            "DDP (gloo), fp32", "steps/s, 2 ranks x 32 images", ">= 1.5"),
+        *(
+            row("peak memory of a rank", peak("ours"), peak(peer), peer, "MB", "<= 1.0")
+            for peer in ("DDP, bf16 and channels_last", "DDP, bf16, channels_last and memory kept")
+        ),
+        row(
+            "peak memory of a rank with 448 workers",
+            peak("448 workers"),
+            peak("1 workers"),
+            "1 worker",
+            "MB, ResNet-50 at 64 px, 4 images a worker",
+            "<= 1.05",
+        ),
+        row(
+            "digits network",
+            [1 / each for each in seconds("digits")],
+            [1 / each for each in seconds("digits, DDP")],
+            "DDP (gloo), fp32",
+            "steps/s, 2 ranks x 32 images",
+            ">= 1.5",
+        ),
     ]
     if found.keys() >= WIRE.keys():
         wire = "step between two nodes, TCP at 0.5 Gbit/s"
-        rows += [row(f"{wire}, {reduction}", seconds(f"{reduction} by TCP"), seconds(f"{peer} by TCP"),
-                     "DDP, bf16, channels_last and memory kept" if peer == "DDP" else peer, "s")
-                 for reduction, peer in (("exact", "DDP"), ("fast", "DDP"), ("fast_bf16", "DDP"), ("fast_bf16", "fast"))]
+        rows += [
+            row(
+                f"{wire}, {reduction}",
+                seconds(f"{reduction} by TCP"),
+                seconds(f"{peer} by TCP"),
+                "DDP, bf16, channels_last and memory kept" if peer == "DDP" else peer,
+                "s",
+            )
+            for reduction, peer in (("exact", "DDP"), ("fast", "DDP"), ("fast_bf16", "DDP"), ("fast_bf16", "fast"))
+        ]
     return rows
 
 
 def starting() -> list[dict]:
     """Seconds until `import repro` is done, and until two engines are ready: no peer, the goal is in seconds."""
     code = "import time; start = time.perf_counter(); import repro; print(time.perf_counter() - start)"
-    imports = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-               for _ in range(ROUNDS)]
+    imports = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(ROUNDS)
+    ]
     ready = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         with engines.start(2):
             ready.append(time.perf_counter() - start)
     second = [1.0] * ROUNDS
-    return [row("import repro", imports, second, SECOND, "s", "<= 0.15"),
-            row("2 engines ready", ready, second, SECOND, "s", "<= 5")]
+    return [
+        row("import repro", imports, second, SECOND, "s", "<= 0.15"),
+        row("2 engines ready", ready, second, SECOND, "s", "<= 5"),
+    ]
 
 
 def main() -> None:
@@ -309,8 +367,14 @@ def main() -> None:
         data = Path(folder) / "photographs"
         pack(photographs(Path(folder) / "jpegs"), data, short_side=256, threads=os.cpu_count())
         found = rounds(VARIANTS, data)
-    publish("bench", figures_of(found) + starting(), command="make bench", rounds=ROUNDS,
-            variants={name: asdict(each) for name, each in VARIANTS.items()}, measured=found)
+    publish(
+        "bench",
+        figures_of(found) + starting(),
+        command="make bench",
+        rounds=ROUNDS,
+        variants={name: asdict(each) for name, each in VARIANTS.items()},
+        measured=found,
+    )
 
 
 if __name__ == "__main__":

@@ -99,8 +99,10 @@ def find(folder: Path, *places: str) -> Path:
 
 def files(folder: Path | str, pattern: str = ".*") -> list[Member]:
     """The files of a folder, sorted by name; hidden ones are ignored. All else than files that match is an error."""
-    return [Member(entry.name, entry.path, 0, _stat(entry).st_size)
-            for entry in _entries(folder, stat.S_ISREG, "an image file", pattern)]
+    return [
+        Member(entry.name, entry.path, 0, _stat(entry).st_size)
+        for entry in _entries(folder, stat.S_ISREG, "an image file", pattern)
+    ]
 
 
 def folders(folder: Path | str, pattern: str = ".*") -> list[Path]:
@@ -119,8 +121,7 @@ def _entries(folder: Path | str, expected: Callable[[int], bool], kind: str, pat
         if not expected(mode):
             raise ArchiveError(f"{entry.path} is {_kind(mode)}, where {kind} is expected: move it elsewhere")
         if not re.fullmatch(pattern, entry.name):
-            raise ArchiveError(f"{entry.path} is not expected there: its name is not of the form {pattern}; "
-                               f"move it elsewhere")
+            raise ArchiveError(f"{entry.path} is not expected there: its name is not of the form {pattern}; move it elsewhere")
     return entries
 
 
@@ -146,8 +147,10 @@ def index(tar: Member, pattern: str) -> list[Member]:
     """
     inside = f"{tar.name}/" if tar.offset else ""
     with tar.opened() as read_at:
-        return [Member(inside + name, tar.file, tar.offset + offset, size)
-                for name, offset, size in _scan(read_at, tar.size, tar.place, pattern)]
+        return [
+            Member(inside + name, tar.file, tar.offset + offset, size)
+            for name, offset, size in _scan(read_at, tar.size, tar.place, pattern)
+        ]
 
 
 def unpacked(file: Path | str, pattern: str) -> dict[str, bytes]:
@@ -213,8 +216,9 @@ def _scan(read_at: Callable[[int, int], bytes], size: int, place: str, pattern: 
         what = _looks_like(read_at(0, 512)) or error
         raise ArchiveError(f"{place} is no whole tar archive ({what}): {AGAIN}") from error
     if end != bytes(tarfile.BLOCKSIZE):
-        raise ArchiveError(f"{place} is {'damaged' if len(end) == tarfile.BLOCKSIZE else 'cut short'} "
-                           f"after {len(names):,} members: {AGAIN}")
+        raise ArchiveError(
+            f"{place} is {'damaged' if len(end) == tarfile.BLOCKSIZE else 'cut short'} after {len(names):,} members: {AGAIN}"
+        )
     if not names:
         raise ArchiveError(f"{place} has no members: {AGAIN}")
 
@@ -222,8 +226,15 @@ def _scan(read_at: Callable[[int, int], bytes], size: int, place: str, pattern: 
 def _checked(entry: tarfile.TarInfo, place: str, pattern: str) -> str:
     name = _check_name(entry.name, place)
     if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse():
-        kind = ("a symbolic link" if entry.issym() else "a hard link" if entry.islnk() else
-                "a device or pipe" if entry.isdev() else f"of the unexpected type {entry.type!r}")
+        kind = (
+            "a symbolic link"
+            if entry.issym()
+            else "a hard link"
+            if entry.islnk()
+            else "a device or pipe"
+            if entry.isdev()
+            else f"of the unexpected type {entry.type!r}"
+        )
         raise ArchiveError(f"{place}: member {name} is {kind}, no plain file: {WRONG}")
     if entry.size < 0:
         raise ArchiveError(f"{place}: member {name} has the size {entry.size}: {AGAIN}")

@@ -1,6 +1,6 @@
 """Packs CIFAR-10 (50,000 training and 10,000 test images, 32 x 32), downloaded by torchvision; this needs a network.
 
-    python data_prep/cifar10.py [--out data/cifar10] [--source FOLDER]
+python data_prep/cifar10.py [--out data/cifar10] [--source FOLDER]
 """
 
 import argparse
@@ -14,20 +14,26 @@ from repro.paths import DATA
 
 def pack(dataset, out: Path, split: str) -> dict:
     """Packs a torchvision data set of (Pillow image, label) with `classes` as PNG, which loses nothing."""
+
     def items(start):
         for index in range(start, len(dataset)):
             image, label = dataset[index]
             file = io.BytesIO()
             image.save(file, "PNG")
             yield packed.Item(int(label), file.getvalue())
+
     return packed.write(out / f"{split}.lmdb", "cifar10", split, list(dataset.classes), items, stored="PNG")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DATA / "cifar10", help="folder (default: %(default)s)")
-    parser.add_argument("--source", type=Path, default=DATA / "downloads",
-                        help="folder with cifar-10-python.tar.gz, or to download it to (default: %(default)s)")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=DATA / "downloads",
+        help="folder with cifar-10-python.tar.gz, or to download it to (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     from torchvision.datasets import CIFAR10  # seconds to import: not before the arguments are known to be good
 
@@ -35,8 +41,11 @@ def main() -> int:
         try:
             dataset = CIFAR10(str(arguments.source), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a wrong digest is a RuntimeError
-            print(f"error: CIFAR-10 could not be downloaded ({error}). Put cifar-10-python.tar.gz into "
-                  f"{arguments.source} by hand, or name its folder with --source.", file=sys.stderr)
+            print(
+                f"error: CIFAR-10 could not be downloaded ({error}). Put cifar-10-python.tar.gz into "
+                f"{arguments.source} by hand, or name its folder with --source.",
+                file=sys.stderr,
+            )
             return 2
         manifest = pack(dataset, arguments.out, split)
         print(f"{arguments.out / split}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")

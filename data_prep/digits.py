@@ -32,8 +32,14 @@ def draw(digit: np.ndarray, generator: np.random.Generator) -> bytes:
     zoom = 8 / SIDE / scale
     cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
     middle = SIDE / 2
-    coefficients = (cosine, -sine, 4 + shift[0] - cosine * middle + sine * middle,
-                    sine, cosine, 4 + shift[1] - sine * middle - cosine * middle)
+    coefficients = (
+        cosine,
+        -sine,
+        4 + shift[0] - cosine * middle + sine * middle,
+        sine,
+        cosine,
+        4 + shift[1] - sine * middle - cosine * middle,
+    )
     image = Image.fromarray((digit / 16).astype(np.float32))
     image = image.transform((SIDE, SIDE), Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BICUBIC)
     pixels = np.asarray(image) + generator.normal(0, NOISE, (SIDE, SIDE))
@@ -51,10 +57,13 @@ def main() -> None:
     for split, (originals, count) in SPLITS.items():
         chosen = order[originals]
         generator = np.random.default_rng([1, len(chosen)])
-        items = [packed.Item(int(digits.target[i]), draw(digits.images[i], generator))
-                 for i in (chosen[n % len(chosen)] for n in range(count))]
-        manifest = packed.write(out / f"{split}.lmdb", "digits", split, [str(n) for n in range(10)],
-                                lambda start: items[start:], stored="PNG")
+        items = [
+            packed.Item(int(digits.target[i]), draw(digits.images[i], generator))
+            for i in (chosen[n % len(chosen)] for n in range(count))
+        ]
+        manifest = packed.write(
+            out / f"{split}.lmdb", "digits", split, [str(n) for n in range(10)], lambda start: items[start:], stored="PNG"
+        )
         print(f"{out / split}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
 
 

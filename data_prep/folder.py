@@ -11,12 +11,13 @@ import hashlib
 import sys
 from pathlib import Path
 
-import archives
-import packing
 from repro import ReproError
 from repro.labels import compare_labels
-from packing import Source
 from repro.paths import DATA
+
+import archives
+import packing
+from packing import Source
 
 
 def prepare(train: Path, test: Path | None, test_share: float, out: Path | None, **options) -> None:
@@ -32,8 +33,10 @@ def prepare(train: Path, test: Path | None, test_share: float, out: Path | None,
     if test:
         found = [folder.name for folder in archives.folders(test)]
         if unknown := sorted(set(found) - set(classes)):
-            raise ReproError(f"{test} has the class {unknown[0]} ({len(unknown)} such), which {train} has not "
-                             f"({compare_labels(classes, found)})")
+            raise ReproError(
+                f"{test} has the class {unknown[0]} ({len(unknown)} such), which {train} has not "
+                f"({compare_labels(classes, found)})"
+            )
         splits = {"train": images, "test": sources(test, classes)}
     else:
         splits = {"train": [], "test": []}
@@ -43,8 +46,12 @@ def prepare(train: Path, test: Path | None, test_share: float, out: Path | None,
 
 
 def sources(folder: Path, classes: list[str]) -> list[Source]:
-    return [Source(f"{name}/{member.name}", label, member) for label, name in enumerate(classes)
-            if (folder / name).exists() for member in archives.files(folder / name)]
+    return [
+        Source(f"{name}/{member.name}", label, member)
+        for label, name in enumerate(classes)
+        if (folder / name).exists()
+        for member in archives.files(folder / name)
+    ]
 
 
 def _hash(name: str) -> float:

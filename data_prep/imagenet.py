@@ -19,13 +19,14 @@ from pathlib import Path
 from scipy.io import loadmat
 from tqdm import tqdm
 
+from repro import ReproError
+from repro.labels import compare_labels
+from repro.paths import DATA
+
 import archives
 import packing
-from repro import ReproError
 from archives import Member
-from repro.labels import compare_labels
 from packing import Source
-from repro.paths import DATA
 
 CLASSES, TRAIN, VALIDATION = 1000, 1_281_167, 50_000
 TRAIN_PLACES = ("ILSVRC2012_img_train.tar", "train", "ILSVRC/Data/CLS-LOC/train")
@@ -47,10 +48,19 @@ def prepare(source: Path, out: Path | None, validation_labels: Path | None, subs
     labels = validation_synsets(source, sorted(validation), folders, kit, validation_labels, classes)
     check_counts({synset: len(members) for synset, members in train.items()}, Counter(labels.values()), subset)
     number = {synset: label for label, synset in enumerate(classes)}
-    packing.pack(out, classes, {
-        "train": [Source(f"{synset}/{_base(member)}", number[synset], member)
-                  for synset, members in train.items() for member in members],
-        "test": [Source(name, number[labels[name]], member) for name, member in validation.items()]}, **options)
+    packing.pack(
+        out,
+        classes,
+        {
+            "train": [
+                Source(f"{synset}/{_base(member)}", number[synset], member)
+                for synset, members in train.items()
+                for member in members
+            ],
+            "test": [Source(name, number[labels[name]], member) for name, member in validation.items()],
+        },
+        **options,
+    )
 
 
 def training_images(path: Path) -> dict[str, list[Member]]:
@@ -109,19 +119,26 @@ def read_kit(source: Path) -> Kit | None:
             raise ReproError(f"{place} has no member {name}: {archives.AGAIN}")
     try:
         rows = loadmat(io.BytesIO(contents[META]), variable_names=["synsets"])["synsets"].ravel()
-        classes = [(int(row["ILSVRC2012_ID"].item()), str(row["WNID"].item()), int(row["num_train_images"].item()))
-                   for row in rows if not row["num_children"].item()]
+        classes = [
+            (int(row["ILSVRC2012_ID"].item()), str(row["WNID"].item()), int(row["num_train_images"].item()))
+            for row in rows
+            if not row["num_children"].item()
+        ]
     except Exception as error:  # loadmat raises all kinds for damaged bytes
         raise ReproError(f"{place}: {META} cannot be read ({error}): {archives.AGAIN}") from error
-    return Kit({number: synset for number, synset, _ in classes}, {synset: images for _, synset, images in classes},
-               contents[TRUTH].decode(errors="replace").split())
+    return Kit(
+        {number: synset for number, synset, _ in classes},
+        {synset: images for _, synset, images in classes},
+        contents[TRUTH].decode(errors="replace").split(),
+    )
 
 
 # --- Labels of the validation images ---------------------------------------------------------------------------------
 
 
-def validation_synsets(source: Path, names: list[str], folders: dict[str, str] | None, kit: Kit | None,
-                       file: Path | None, classes: list[str]) -> dict[str, str]:
+def validation_synsets(
+    source: Path, names: list[str], folders: dict[str, str] | None, kit: Kit | None, file: Path | None, classes: list[str]
+) -> dict[str, str]:
     """The synset of each image, from all that is there, which must agree."""
     found = {"the folders": folders} if folders else {}
     if kit:
@@ -130,8 +147,10 @@ def validation_synsets(source: Path, names: list[str], folders: dict[str, str] |
         if path == file or path.exists():
             found[str(path)] = read_labels(path, names, kit, classes)
     if not found:
-        raise ReproError(f"nothing says what the validation images show: put {KIT}.tar.gz or LOC_val_solution.csv into "
-                         f"{source}, or give --validation-labels")
+        raise ReproError(
+            f"nothing says what the validation images show: put {KIT}.tar.gz or LOC_val_solution.csv into "
+            f"{source}, or give --validation-labels"
+        )
     first, *others = found
     for other in others:
         if difference := compare(found[first], found[other], classes):
@@ -148,8 +167,7 @@ def compare(expected: dict[str, str], found: dict[str, str], classes: list[str])
     if not differing:
         return ""
     name = differing[0]
-    said = (f"{len(differing):,} of {len(expected):,} differ, the first is {name} "
-            f"({found[name]} instead of {expected[name]})")
+    said = f"{len(differing):,} of {len(expected):,} differ, the first is {name} ({found[name]} instead of {expected[name]})"
     pairs = sorted({(expected[name], found[name]) for name in expected})
     if len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs}):
         return f"{said}; {compare_labels([one for one, _ in pairs], [other for _, other in pairs])}"
@@ -165,26 +183,33 @@ def read_labels(path: Path, names: list[str], kit: Kit | None, classes: list[str
     width = len(lines[0]) if lines else 0
     wrong = next((line for line in lines if len(line) != width or width > 2), [])
     if wrong or not lines:
-        raise ReproError(f"{path} has the line {' '.join(wrong)[:80]!r}: expected are lines of "
-                         f"file and synset, of file and number, or of one synset, or Kaggle's LOC_val_solution.csv")
+        raise ReproError(
+            f"{path} has the line {' '.join(wrong)[:80]!r}: expected are lines of "
+            f"file and synset, of file and number, or of one synset, or Kaggle's LOC_val_solution.csv"
+        )
     values = [line[-1] for line in lines]
     if width == 1:
         if not re.fullmatch(NUMBER, values[0]):
             return _paired(names, values, str(path))
         if kit is None:
-            raise ReproError(f"{path} has numbers alone, as the development kit does. Those are in the kit's own order "
-                             f"of classes, not in that of the sorted synsets: put {KIT}.tar.gz beside the images, "
-                             f"which tells the two apart")
+            raise ReproError(
+                f"{path} has numbers alone, as the development kit does. Those are in the kit's own order "
+                f"of classes, not in that of the sorted synsets: put {KIT}.tar.gz beside the images, "
+                f"which tells the two apart"
+            )
         return _by_kit(kit, values, names, str(path))
     files = [f"{Path(line[0]).name.removesuffix('.JPEG')}.JPEG" for line in lines]
-    for kind, wrong in (("twice", [file for file, count in Counter(files).items() if count > 1]),
-                        ("that is not among the validation images", sorted(set(files) - set(names)))):
+    for kind, wrong in (
+        ("twice", [file for file, count in Counter(files).items() if count > 1]),
+        ("that is not among the validation images", sorted(set(files) - set(names))),
+    ):
         if wrong:
-            raise ReproError(f"{path} names a file {kind}: {wrong[0]} ({len(wrong):,} such): give the list of these "
-                             f"images")
+            raise ReproError(f"{path} names a file {kind}: {wrong[0]} ({len(wrong):,} such): give the list of these images")
     if missing := sorted(set(names) - set(files)):
-        raise ReproError(f"{path} lacks {len(missing):,} of {len(names):,} validation images, the first is "
-                         f"{missing[0]}: give the list of these images")
+        raise ReproError(
+            f"{path} lacks {len(missing):,} of {len(names):,} validation images, the first is "
+            f"{missing[0]}: give the list of these images"
+        )
     if all(re.fullmatch(NUMBER, value) for value in values):
         values = _by_place(values, classes, path)
     return dict(zip(files, values))
@@ -194,11 +219,15 @@ def _paired(names: list[str], values: list[str], place: str) -> dict[str, str]:
     """The n-th value belongs to the image whose name has the number n."""
     for number, name in enumerate(names, 1):
         if name != f"ILSVRC2012_val_{number:08d}.JPEG":
-            raise ReproError(f"validation image number {number} is missing, {name} comes next: {place} goes by the "
-                             f"images' numbers, so complete them")
+            raise ReproError(
+                f"validation image number {number} is missing, {name} comes next: {place} goes by the "
+                f"images' numbers, so complete them"
+            )
     if len(values) != len(names):
-        raise ReproError(f"{place} has {len(values):,} lines, but there are {len(names):,} validation images: they "
-                         f"must be of the same set, and all there")
+        raise ReproError(
+            f"{place} has {len(values):,} lines, but there are {len(names):,} validation images: they "
+            f"must be of the same set, and all there"
+        )
     return dict(zip(names, values))
 
 
@@ -206,8 +235,10 @@ def _by_kit(kit: Kit, numbers: list[str], names: list[str], place: str) -> dict[
     """From the kit's numbers of the images' classes."""
     synsets = {str(number): synset for number, synset in kit.synsets.items()}
     if wrong := next((number for number in numbers if number not in synsets), None):
-        raise ReproError(f"{place} has the class {wrong[:20]!r}, which the development kit's meta.mat does not know: "
-                         f"its numbers are from 1 to {len(synsets)}")
+        raise ReproError(
+            f"{place} has the class {wrong[:20]!r}, which the development kit's meta.mat does not know: "
+            f"its numbers are from 1 to {len(synsets)}"
+        )
     return _paired(names, [synsets[number] for number in numbers], place)
 
 
@@ -216,12 +247,17 @@ def _by_place(values: list[str], classes: list[str], path: Path) -> list[str]:
     numbers = [int(value) for value in values]
     if max(numbers) < len(classes):
         return [classes[number] for number in numbers]
-    why = ("classes are counted from 1, off by one, where the sorted synsets are from 0: subtract one"
-           if max(numbers) == len(classes) and min(numbers) == 1 else
-           "number 0 is a background class: leave it out and subtract one"
-           if max(numbers) == len(classes) else "it is a list of other classes")
-    raise ReproError(f"{path} has numbers from {min(numbers)} to {max(numbers)}, but there are {len(classes):,} "
-                     f"classes, 0 to {len(classes) - 1}. It seems that {why}")
+    why = (
+        "classes are counted from 1, off by one, where the sorted synsets are from 0: subtract one"
+        if max(numbers) == len(classes) and min(numbers) == 1
+        else "number 0 is a background class: leave it out and subtract one"
+        if max(numbers) == len(classes)
+        else "it is a list of other classes"
+    )
+    raise ReproError(
+        f"{path} has numbers from {min(numbers)} to {max(numbers)}, but there are {len(classes):,} "
+        f"classes, 0 to {len(classes) - 1}. It seems that {why}"
+    )
 
 
 # --- Counts ----------------------------------------------------------------------------------------------------------
@@ -229,15 +265,26 @@ def _by_place(values: list[str], classes: list[str], path: Path) -> list[str]:
 
 def check_counts(train: dict[str, int], validation: Counter, subset: bool) -> None:
     """Raises ReproError if this is not all of ImageNet-1K, unless a part is asked for."""
-    differing = [f"{found:,} {what} instead of {expected:,}" for what, found, expected in (
-        ("classes", len(train), CLASSES), ("training images", sum(train.values()), TRAIN),
-        ("validation images", validation.total(), VALIDATION)) if found != expected]
+    differing = [
+        f"{found:,} {what} instead of {expected:,}"
+        for what, found, expected in (
+            ("classes", len(train), CLASSES),
+            ("training images", sum(train.values()), TRAIN),
+            ("validation images", validation.total(), VALIDATION),
+        )
+        if found != expected
+    ]
     if not differing:
-        differing = [f"{count} validation images of {synset} instead of {VALIDATION // CLASSES}"
-                     for synset, count in sorted(validation.items()) if count != VALIDATION // CLASSES][:3]
+        differing = [
+            f"{count} validation images of {synset} instead of {VALIDATION // CLASSES}"
+            for synset, count in sorted(validation.items())
+            if count != VALIDATION // CLASSES
+        ][:3]
     if differing and not subset:
-        raise ReproError(f"this is not all of ImageNet-1K: {', '.join(differing)}. Complete it, or pack what is there, "
-                         f"under another name, with --subset")
+        raise ReproError(
+            f"this is not all of ImageNet-1K: {', '.join(differing)}. Complete it, or pack what is there, "
+            f"under another name, with --subset"
+        )
 
 
 def check_classes(train: dict[str, list[Member]], kit: Kit | None, mapping: Path, subset: bool) -> None:
@@ -249,19 +296,22 @@ def check_classes(train: dict[str, list[Member]], kit: Kit | None, mapping: Path
     if kit is None:
         return
     _same_classes(set(train), set(kit.images), "the development kit")
-    differing = [f"{synset} has {len(train[synset]):,} training images instead of {expected:,}"
-                 for synset, expected in sorted(kit.images.items()) if len(train[synset]) != expected]
+    differing = [
+        f"{synset} has {len(train[synset]):,} training images instead of {expected:,}"
+        for synset, expected in sorted(kit.images.items())
+        if len(train[synset]) != expected
+    ]
     if differing:
-        raise ReproError(f"by the development kit {', '.join(differing[:3])} ({len(differing)} such classes): complete "
-                         f"them")
+        raise ReproError(f"by the development kit {', '.join(differing[:3])} ({len(differing)} such classes): complete them")
 
 
 def _same_classes(found: set[str], expected: set[str], place: str) -> None:
     if extra := sorted(found - expected):
         raise ReproError(f"class {extra[0]} ({len(extra)} such) is not among the classes of {place}: move it elsewhere")
     if missing := sorted(expected - found):
-        raise ReproError(f"class {missing[0]} ({len(missing)} such) of {place} is missing among the training images: "
-                         f"complete them")
+        raise ReproError(
+            f"class {missing[0]} ({len(missing)} such) of {place} is missing among the training images: complete them"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

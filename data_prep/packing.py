@@ -27,11 +27,21 @@ from tqdm import tqdm
 
 from repro import ReproError, packed
 from repro.ahead import ordered
-from archives import Member
 from repro.paths import ROOT, writable_folder
 
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF",
-            ".tiff": "TIFF", ".webp": "WEBP", ".ppm": "PPM"}
+from archives import Member
+
+SUFFIXES = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+    ".ppm": "PPM",
+}
 FORMATS = tuple(set(SUFFIXES.values()))  # not all of Pillow's: some start other programs
 MOST_PIXELS = 89_000_000  # just below what Pillow warns of
 SAMPLE = 32  # images of a split that the estimates are made from
@@ -181,8 +191,17 @@ class _Job:
         return len(self.sources) - self.inputs
 
 
-def pack(out: Path, classes: list[str], splits: dict[str, list[Source]], short_side: int = 256, quality: int = 90,
-         threads: int = 1, on_error: str = "error", max_skipped: int = 20, overwrite: bool = False) -> None:
+def pack(
+    out: Path,
+    classes: list[str],
+    splits: dict[str, list[Source]],
+    short_side: int = 256,
+    quality: int = 90,
+    threads: int = 1,
+    on_error: str = "error",
+    max_skipped: int = 20,
+    overwrite: bool = False,
+) -> None:
     """Packs each split's images into `out`/SPLIT.lmdb, as the data set that bears the folder's name.
 
     Images are sorted by (label, name). A file that is already there with the same plan (the same images and rule) is
@@ -194,8 +213,11 @@ def pack(out: Path, classes: list[str], splits: dict[str, list[Source]], short_s
     rule = Rule(short_side, quality)
     if empty := sorted(set(range(len(classes))) - {source.label for source in splits["train"]}):
         raise ReproError(f"class {classes[empty[0]]} ({len(empty)} such) has no training images: complete or remove it")
-    jobs = [job for split, sources in splits.items()
-            if (job := _job(out / f"{split}.lmdb", dataset, classes, sources, rule, overwrite))]
+    jobs = [
+        job
+        for split, sources in splits.items()
+        if (job := _job(out / f"{split}.lmdb", dataset, classes, sources, rule, overwrite))
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and transparency, which are of no concern here
         _estimate(out, classes, jobs, rule, threads)
@@ -207,8 +229,7 @@ def pack(out: Path, classes: list[str], splits: dict[str, list[Source]], short_s
             _report(job.path, manifest)
 
 
-def _job(path: Path, dataset: str, classes: list[str], sources: list[Source], rule: Rule,
-         overwrite: bool) -> _Job | None:
+def _job(path: Path, dataset: str, classes: list[str], sources: list[Source], rule: Rule, overwrite: bool) -> _Job | None:
     """What is to be done for this split; None if it is done."""
     if not sources:
         raise ReproError(f"there are no images for {path}")
@@ -223,14 +244,18 @@ def _job(path: Path, dataset: str, classes: list[str], sources: list[Source], ru
         except packed.PackedError:
             same = False
         if not same:
-            raise ReproError(f"{path} is there already, and not from the same images with the same options: to replace "
-                             f"it give --overwrite, or choose another folder with --out")
+            raise ReproError(
+                f"{path} is there already, and not from the same images with the same options: to replace "
+                f"it give --overwrite, or choose another folder with --out"
+            )
         print(f"{path}: already packed from the same images with the same options (--overwrite packs it again)")
         return None
     partial = _partial(path, plan)
     for other in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
-        print(f"{other}: begun from other images or with other options ({_bytes(other.stat().st_size)}); delete it "
-              f"unless that is to be continued")
+        print(
+            f"{other}: begun from other images or with other options ({_bytes(other.stat().st_size)}); delete it "
+            f"unless that is to be continued"
+        )
     inputs, left_out = _begun(partial)
     return _Job(path, sources, plan, inputs, left_out)
 
@@ -276,8 +301,11 @@ def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threa
         size = round(1.05 * sum(sizes) / max(len(sizes), 1) * job.remaining) + 8 * PAGE
         needed += size
         continued = f", {job.inputs:,} of them already done" if job.inputs else ""
-        print(f"{job.path}: {len(job.sources):,} images of {len(classes):,} classes{continued}; about "
-              f"{_bytes(size)} and {_time(seconds)} with {threads} threads", flush=True)
+        print(
+            f"{job.path}: {len(job.sources):,} images of {len(classes):,} classes{continued}; about "
+            f"{_bytes(size)} and {_time(seconds)} with {threads} threads",
+            flush=True,
+        )
     if jobs:
         print(f"stored images: {rule}", flush=True)
     there = out.resolve()
@@ -285,8 +313,10 @@ def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threa
         there = there.parent
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise ReproError(f"{out} needs about {_bytes(needed)}, but its file system has {_bytes(free)} free: free some "
-                         f"space, choose another folder with --out, or store smaller images (--short-side, --quality)")
+        raise ReproError(
+            f"{out} needs about {_bytes(needed)}, but its file system has {_bytes(free)} free: free some "
+            f"space, choose another folder with --out, or store smaller images (--short-side, --quality)"
+        )
 
 
 def _on_disk(image: int) -> int:
@@ -304,31 +334,40 @@ def _item(source: Source, rule: Rule) -> packed.Item:
     return packed.Item(source.label, image, source.name, note)
 
 
-def _items(job: _Job, rule: Rule, threads: int, on_error: str,
-           max_skipped: int) -> Callable[[int], Iterator[packed.Item]]:
+def _items(job: _Job, rule: Rule, threads: int, on_error: str, max_skipped: int) -> Callable[[int], Iterator[packed.Item]]:
     def items(start: int) -> Iterator[packed.Item]:
         left_out = job.left_out
         results = ordered(_item, ((source, rule) for source in job.sources[start:]), threads, ahead=4 * threads)
-        with tqdm(total=len(job.sources), initial=start, unit="image", desc=job.path.stem, smoothing=0.05,
-                  mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        with tqdm(
+            total=len(job.sources),
+            initial=start,
+            unit="image",
+            desc=job.path.stem,
+            smoothing=0.05,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        ) as bar:
             for number, item in enumerate(results, start):
                 if item.image is None:
                     place = job.sources[number].member.place
                     if on_error == "error":
-                        raise ImageError(f"{place} {item.note}: fetch it again, or leave such images out with "
-                                         f"--on-error skip")
+                        raise ImageError(f"{place} {item.note}: fetch it again, or leave such images out with --on-error skip")
                     left_out += 1
                     if left_out > max_skipped:
-                        raise ImageError(f"{place} {item.note}: this is number {left_out} of the images to be left "
-                                         f"out, and --max-skipped allows {max_skipped}")
+                        raise ImageError(
+                            f"{place} {item.note}: this is number {left_out} of the images to be left "
+                            f"out, and --max-skipped allows {max_skipped}"
+                        )
                 yield item
                 bar.update()
+
     return items
 
 
 def _report(path: Path, manifest: dict) -> None:
-    print(f"{path}: {manifest['count']:,} images of {len(manifest['classes']):,} classes, "
-          f"{_bytes(path.stat().st_size)}, sha256 {manifest['sha256']}")
+    print(
+        f"{path}: {manifest['count']:,} images of {len(manifest['classes']):,} classes, "
+        f"{_bytes(path.stat().st_size)}, sha256 {manifest['sha256']}"
+    )
     for what, key in (("odd", "converted"), ("left out", "left_out")):
         listed = manifest[key]
         for name, note in listed[:SHOWN]:
@@ -353,14 +392,23 @@ def _time(seconds: float) -> str:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `pack` takes under the same names."""
-    parser.add_argument("--short-side", type=int, default=256,
-                        help="pixels; larger images are scaled down to it, 0: none is (default: %(default)s)")
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=256,
+        help="pixels; larger images are scaled down to it, 0: none is (default: %(default)s)",
+    )
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs that are made (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: one a core, %(default)s)")
-    parser.add_argument("--on-error", choices=("error", "skip"), default="error",
-                        help="end at a damaged image, or leave it out (default: %(default)s)")
-    parser.add_argument("--max-skipped", type=int, default=20,
-                        help="images of a split to be left out at most (default: %(default)s)")
+    parser.add_argument(
+        "--on-error",
+        choices=("error", "skip"),
+        default="error",
+        help="end at a damaged image, or leave it out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-skipped", type=int, default=20, help="images of a split to be left out at most (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace packed files that are there already")
 
 

@@ -13,12 +13,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from repro import ReproError
+from repro.paths import DATA
+
 import archives
 import packing
-from repro import ReproError
 from archives import Member
 from packing import Source
-from repro.paths import DATA
 
 CLASSES = 365
 KIT = "filelist_places365-standard.tar"
@@ -31,9 +32,17 @@ def prepare(source: Path, out: Path, subset: bool, **options) -> None:
     packing.check_name(out, "places365", part=subset)
     lists = read_lists(source)
     names = read_categories(lists[CATEGORIES])
-    train = training_images(archives.find(
-        source, "train_256_places365standard.tar", "data_256_standard", "data_256",
-        "train_large_places365standard.tar", "data_large_standard", "data_large"))
+    train = training_images(
+        archives.find(
+            source,
+            "train_256_places365standard.tar",
+            "data_256_standard",
+            "data_256",
+            "train_large_places365standard.tar",
+            "data_large_standard",
+            "data_large",
+        )
+    )
     validation = validation_images(archives.find(source, "val_256.tar", "val_256", "val_large.tar", "val_large"))
     classes = sorted(train)
     labels = validation_categories(lists[VALIDATION], names, set(validation))
@@ -41,12 +50,22 @@ def prepare(source: Path, out: Path, subset: bool, **options) -> None:
     if TRAIN in lists and not subset:
         check_counts(train, lists[TRAIN])
     number = {category: label for label, category in enumerate(classes)}
-    packing.pack(out, classes, {
-        "train": [Source(f"{category[1:]}/{_base(member)}", number[category], member)
-                  for category, members in train.items() for member in members],
-        # Of a part's validation images, those of other classes stay out.
-        "test": [Source(name, number[labels[name]], member) for name, member in validation.items()
-                 if labels[name] in number]}, **options)
+    packing.pack(
+        out,
+        classes,
+        {
+            "train": [
+                Source(f"{category[1:]}/{_base(member)}", number[category], member)
+                for category, members in train.items()
+                for member in members
+            ],
+            # Of a part's validation images, those of other classes stay out.
+            "test": [
+                Source(name, number[labels[name]], member) for name, member in validation.items() if labels[name] in number
+            ],
+        },
+        **options,
+    )
 
 
 def _base(member: Member) -> str:
@@ -94,8 +113,10 @@ def read_lists(source: Path) -> dict[str, list[list[str]]]:
         lists[name] = [line.split() for line in lines if line.strip()]
         for words in lists[name]:
             if len(words) != 2 or not words[1].isdigit():
-                raise ReproError(f"{members[name].place} has the line {' '.join(words)[:80]!r}, where a name and a "
-                                 f"number are expected: {archives.AGAIN}")
+                raise ReproError(
+                    f"{members[name].place} has the line {' '.join(words)[:80]!r}, where a name and a "
+                    f"number are expected: {archives.AGAIN}"
+                )
     return lists
 
 
@@ -111,14 +132,20 @@ def validation_categories(lines: list[list[str]], names: dict[str, str], images:
     """The category of each validation image."""
     listed = dict(lines)
     if missing := sorted(images - set(listed)):
-        raise ReproError(f"{VALIDATION} lacks {len(missing):,} of {len(images):,} validation images, the first is "
-                         f"{missing[0]}: they must be of the same release")
+        raise ReproError(
+            f"{VALIDATION} lacks {len(missing):,} of {len(images):,} validation images, the first is "
+            f"{missing[0]}: they must be of the same release"
+        )
     if unknown := sorted(set(listed) - images):
-        raise ReproError(f"{len(unknown):,} of the validation images that {VALIDATION} lists are missing, the first is "
-                         f"{unknown[0]}: complete them")
+        raise ReproError(
+            f"{len(unknown):,} of the validation images that {VALIDATION} lists are missing, the first is "
+            f"{unknown[0]}: complete them"
+        )
     if wrong := next((name for name in listed if listed[name] not in names), None):
-        raise ReproError(f"{VALIDATION} has the category number {listed[wrong]} for {wrong}, which {CATEGORIES} does "
-                         f"not have: they must be of the same release")
+        raise ReproError(
+            f"{VALIDATION} has the category number {listed[wrong]} for {wrong}, which {CATEGORIES} does "
+            f"not have: they must be of the same release"
+        )
     return {name: names[number] for name, number in listed.items()}
 
 
@@ -128,21 +155,30 @@ def check_classes(found: list[str], expected: list[str], subset: bool) -> None:
     if subset:
         return
     if missing := sorted(set(expected) - set(found)):
-        raise ReproError(f"category {missing[0]} ({len(missing)} such) of {CATEGORIES} has no training images: "
-                         f"complete them, or pack what is there, under another name, with --subset")
+        raise ReproError(
+            f"category {missing[0]} ({len(missing)} such) of {CATEGORIES} has no training images: "
+            f"complete them, or pack what is there, under another name, with --subset"
+        )
     if len(found) != CLASSES:
-        raise ReproError(f"this is not Places365: {len(found)} categories instead of {CLASSES}. Complete it, or pack "
-                         f"what is there, under another name, with --subset")
+        raise ReproError(
+            f"this is not Places365: {len(found)} categories instead of {CLASSES}. Complete it, or pack "
+            f"what is there, under another name, with --subset"
+        )
 
 
 def check_counts(train: dict[str, list[Member]], lines: list[list[str]]) -> None:
     """Raises ReproError unless each category has as many training images as the list says."""
     listed = Counter(file.rpartition("/")[0] for file, _ in lines)
-    differing = [f"{category} has {len(train.get(category, [])):,} training images instead of {count:,}"
-                 for category, count in sorted(listed.items()) if len(train.get(category, [])) != count]
+    differing = [
+        f"{category} has {len(train.get(category, [])):,} training images instead of {count:,}"
+        for category, count in sorted(listed.items())
+        if len(train.get(category, [])) != count
+    ]
     if differing:
-        raise ReproError(f"by {TRAIN} {', '.join(differing[:3])} ({len(differing)} such categories): complete them, or "
-                         f"pack what is there, under another name, with --subset")
+        raise ReproError(
+            f"by {TRAIN} {', '.join(differing[:3])} ({len(differing)} such categories): complete them, or "
+            f"pack what is there, under another name, with --subset"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

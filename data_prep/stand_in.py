@@ -46,8 +46,12 @@ def write(out: Path | str, classes: int = 10, images: int = 200, validation: int
     class in each split). Same arguments, same bytes (with the same versions of Pillow and zlib); another `seed` draws
     other images of the same classes. Raises ReproError for numbers that cannot be.
     """
-    for name, value, least in (("classes", classes, 2), ("images", images, classes),
-                               ("validation", validation, classes), ("seed", seed, 0)):
+    for name, value, least in (
+        ("classes", classes, 2),
+        ("images", images, classes),
+        ("validation", validation, classes),
+        ("seed", seed, 0),
+    ):
         if value < least:
             why = ", one for each class" if name in ("images", "validation") else ""
             raise ReproError(f"{name} is {value}: it must be at least {least}{why}")
@@ -98,9 +102,12 @@ def _write_validation(path: Path, labels: np.ndarray, seed: int) -> None:
 
 def _write_devkit(path: Path, counts: list[int], labels: np.ndarray) -> None:
     truth = "".join(f"{devkit_id(label, len(counts))}\n" for label in labels.tolist())
-    with (replacing(path) as temporary, open(temporary, "wb") as file,
-          gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
-          tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive):
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
         for folder in (KIT, f"{KIT}/data"):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
@@ -121,12 +128,24 @@ def _add(archive: tarfile.TarFile, name: str, file) -> None:
 def _meta(counts: list[int]) -> bytes:
     """meta.mat: the classes in the order of their ids, then a root and, under it, a node that holds half of them."""
     classes = len(counts)
-    leaves = [(devkit_id(label, classes), synset(label), f"stand-in class {label}", "a region of a photograph",
-               0, [], 0, counts[label]) for label in range(classes)]
+    leaves = [
+        (
+            devkit_id(label, classes),
+            synset(label),
+            f"stand-in class {label}",
+            "a region of a photograph",
+            0,
+            [],
+            0,
+            counts[label],
+        )
+        for label in range(classes)
+    ]
     root, node, half = classes + 1, classes + 2, classes // 2
-    inner = [(root, "n99000000", "stand-in entity", "all classes", 1 + half, [node, *range(1, half + 1)], 2, 0),
-             (node, "n99000300", "stand-in group", "half of the classes", classes - half,
-              list(range(half + 1, classes + 1)), 1, 0)]
+    inner = [
+        (root, "n99000000", "stand-in entity", "all classes", 1 + half, [node, *range(1, half + 1)], 2, 0),
+        (node, "n99000300", "stand-in group", "half of the classes", classes - half, list(range(half + 1, classes + 1)), 1, 0),
+    ]
     fields = "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images"
     synsets = np.empty((classes + len(inner), 1), [(field, object) for field in fields.split()])
     for row, values in enumerate(sorted(leaves) + inner):  # numbers as Matlab has them, double
@@ -165,8 +184,13 @@ def _image(label: int, number: int, generator: np.random.Generator, odd: str | N
         image = image.convert("CMYK" if odd == "CMYK" else "L")
     sampling = "4:4:4" if generator.random() < 0.2 else "4:2:0"
     file = io.BytesIO()
-    image.save(file, "PNG" if odd == "PNG" else "JPEG", quality=int(generator.integers(75, 96)),
-               subsampling=sampling, exif=EXIF if odd == "EXIF" else b"")
+    image.save(
+        file,
+        "PNG" if odd == "PNG" else "JPEG",
+        quality=int(generator.integers(75, 96)),
+        subsampling=sampling,
+        exif=EXIF if odd == "EXIF" else b"",
+    )
     return file.getvalue()
 
 

@@ -25,20 +25,33 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train one recipe on all ranks that mpiexec started",
-                                description="Trains one recipe; the last line on standard output is the run's folder. "
-                                            "The same command again continues an incomplete run. SIGINT (Ctrl-C) or "
-                                            "SIGUSR1 asks for a stop after the current step, with a checkpoint (exit "
-                                            "status 75); a second one stops at once (130).")
+    train = commands.add_parser(
+        "train",
+        help="train one recipe on all ranks that mpiexec started",
+        description="Trains one recipe; the last line on standard output is the run's folder. "
+        "The same command again continues an incomplete run. SIGINT (Ctrl-C) or "
+        "SIGUSR1 asks for a stop after the current step, with a checkpoint (exit "
+        "status 75); a second one stops at once (130).",
+    )
     _add_run(train)
-    train.add_argument("--steps", type=int, default=0, help="stop after so many steps, with a checkpoint, and say how "
-                                                            "long the rest would take (exit status 75)")
-    train.add_argument("--patience", type=int, default=600, help="seconds that a rank may give no sign of life before all "
-                                                                 "are ended (default: 600)")
+    train.add_argument(
+        "--steps",
+        type=int,
+        default=0,
+        help="stop after so many steps, with a checkpoint, and say how long the rest would take (exit status 75)",
+    )
+    train.add_argument(
+        "--patience",
+        type=int,
+        default=600,
+        help="seconds that a rank may give no sign of life before all are ended (default: 600)",
+    )
 
     plan = commands.add_parser("plan", help="say what a run will take, after a probe of a minute on all ranks")
     _add_run(plan)
-    plan.add_argument("--nodes", type=int, default=0, help="nodes it shall run on (default: those at hand; others by the model)")
+    plan.add_argument(
+        "--nodes", type=int, default=0, help="nodes it shall run on (default: those at hand; others by the model)"
+    )
     plan.add_argument("--ranks-per-node", type=int, default=0, help="ranks on each (default: as at hand)")
     plan.add_argument("--network", default="omni-path", help="assumed between nodes: omni-path (default), ethernet")
     plan.add_argument("--hours", type=float, default=0.0, help="time limit: which shrink is the largest within it?")
@@ -46,16 +59,24 @@ def parser() -> argparse.ArgumentParser:
 
     ensemble = commands.add_parser("ensemble", help="evaluate the ensemble of a complete run's members")
     ensemble.add_argument("folder", help="the run's folder")
-    ensemble.add_argument("--members", type=lambda text: text.split(","), metavar="STAGE,STAGE",
-                          help="stages whose ends are averaged (default: the recipe's members)")
+    ensemble.add_argument(
+        "--members",
+        type=lambda text: text.split(","),
+        metavar="STAGE,STAGE",
+        help="stages whose ends are averaged (default: the recipe's members)",
+    )
     ensemble.add_argument("--average", default="softmax", help="softmax (default) or logit")
     ensemble.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
     ensemble.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
 
     export = commands.add_parser("export", help="write a run's models with their cards, for use elsewhere")
     export.add_argument("folder", help="the folder of a complete run")
-    export.add_argument("--stages", type=lambda text: text.split(","), metavar="STAGE,STAGE",
-                        help="stages whose ends are written (default: the recipe's members)")
+    export.add_argument(
+        "--stages",
+        type=lambda text: text.split(","),
+        metavar="STAGE,STAGE",
+        help="stages whose ends are written (default: the recipe's members)",
+    )
     export.add_argument("--out", help="folder (default: models/ in the run's folder)")
     export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
 
@@ -109,22 +130,29 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shrink", default="laptop", help=f"{', '.join(SHRINKS)} (default: laptop), or none: as released")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
-    command.add_argument("--model", default="", help="another model than the recipe's or shrink's: resnet18, -34, -50, "
-                                                     "-101, -152, resnet11")
+    command.add_argument(
+        "--model", default="", help="another model than the recipe's or shrink's: resnet18, -34, -50, -101, -152, resnet11"
+    )
     command.add_argument("--size", type=int, default=0, help="pixels a side that the network sees (default: the data set's)")
-    command.add_argument("--normalization", default="release", help="release (default: BGR less the mean, / 128) or "
-                                                                    "torchvision")
+    command.add_argument(
+        "--normalization", default="release", help="release (default: BGR less the mean, / 128) or torchvision"
+    )
     command.add_argument("--reduction", default="exact", help="exact (default), fast or fast_bf16")
-    command.add_argument("--precision", default="auto", help="auto (default: bf16 for large images where the processor has "
-                                                            "it), fp32 or bf16")
+    command.add_argument(
+        "--precision", default="auto", help="auto (default: bf16 for large images where the processor has it), fp32 or bf16"
+    )
     command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     command.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
-    command.add_argument("--decoders", type=int, default=2, help="threads a rank decodes images with, ahead of the step "
-                                                                  "(default: 2)")
+    command.add_argument(
+        "--decoders", type=int, default=2, help="threads a rank decodes images with, ahead of the step (default: 2)"
+    )
     for switch, values in SWITCHES.items():
         kind = type(values[0])
-        command.add_argument("--" + switch.replace("_", "-"), type=_boolean if kind is bool else kind,
-                             help=f"{' or '.join(map(str, values))} (default: the recipe's)")
+        command.add_argument(
+            "--" + switch.replace("_", "-"),
+            type=_boolean if kind is bool else kind,
+            help=f"{' or '.join(map(str, values))} (default: the recipe's)",
+        )
 
 
 def _numbers(text: str) -> list[int]:
@@ -152,8 +180,10 @@ def collective(function, arguments: dict):
         world.abort()
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
-              file=sys.stderr)
+        print(
+            f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
+            file=sys.stderr,
+        )
         world.abort()
         sys.exit(STATUS_INTERRUPTED)
     except BaseException as error:
@@ -257,8 +287,10 @@ def recipes(arguments: dict) -> None:
         print(json.dumps([dataclasses.asdict(recipe) for recipe in RECIPES.values()], indent=1))
         return
     for recipe in RECIPES.values():
-        print(f"{recipe.name:30} batch {recipe.global_batch:5} = {recipe.workers} workers x {recipe.images_per_worker}, "
-              f"{recipe.epochs():.2f} epochs\n    {recipe.summary}")
+        print(
+            f"{recipe.name:30} batch {recipe.global_batch:5} = {recipe.workers} workers x {recipe.images_per_worker}, "
+            f"{recipe.epochs():.2f} epochs\n    {recipe.summary}"
+        )
 
 
 def lr(arguments: dict) -> None:
@@ -271,9 +303,21 @@ def lr(arguments: dict) -> None:
         print(f"{step},{learning_rate(recipe, step, arguments['formula'])!r}")
 
 
-COMMANDS = {"train": train, "ensemble": ensemble, "export": export, "evaluate": evaluate, "stage": stage, "ranks": ranks,
-            "plan": plan, "probe": probe, "reproduce": reproduce, "keep": keep,
-            "doctor": doctor, "recipes": recipes, "lr": lr}
+COMMANDS = {
+    "train": train,
+    "ensemble": ensemble,
+    "export": export,
+    "evaluate": evaluate,
+    "stage": stage,
+    "ranks": ranks,
+    "plan": plan,
+    "probe": probe,
+    "reproduce": reproduce,
+    "keep": keep,
+    "doctor": doctor,
+    "recipes": recipes,
+    "lr": lr,
+}
 
 
 def main() -> int:

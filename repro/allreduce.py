@@ -72,8 +72,9 @@ class Average:
             device = "cpu" if self.world is world and world.size > 1 else device  # MPI sums in the host's memory
         # Three elements more than the vector, so that all ranks learn of it in the same step: how many want a checkpoint,
         # how many were asked to stop, and how many failed.
-        self.total = torch.zeros(len(network.contribution) + 3, dtype=torch.int64 if self.exact else torch.float32,
-                                 device=device)
+        self.total = torch.zeros(
+            len(network.contribution) + 3, dtype=torch.int64 if self.exact else torch.float32, device=device
+        )
         self.piece = len(self.total) if self.total.is_cuda else PIECE
         self.result = network.contribution  # a bucket of it is written when the last worker's has been added
         self.headroom = 62 - (workers - 1).bit_length()  # an int64 less the sign and the sum over workers

@@ -12,7 +12,6 @@ from safetensors.torch import save as serialize
 from repro import ReproError
 from repro.paths import named, replacing
 
-
 FORMAT = "scaleout-repro snapshot, version 1"
 
 

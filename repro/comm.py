@@ -13,7 +13,6 @@ import numpy as np
 
 from repro import ReproError
 
-
 MESSAGE = 1 << 18  # elements: an allreduce of 100 MB goes through the cache piece by piece, in half the time (MPICH, one node)
 
 
@@ -150,15 +149,18 @@ def world() -> Alone:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         if launched() > 1:
-            raise ReproError(f"{launched()} ranks were started, but mpi4py cannot load an MPI library ({error}). "
-                             "Install the one that belongs to this mpiexec (`make setup` brings MPICH's), or load its "
-                             "module.") from error
+            raise ReproError(
+                f"{launched()} ranks were started, but mpi4py cannot load an MPI library ({error}). "
+                "Install the one that belongs to this mpiexec (`make setup` brings MPICH's), or load its "
+                "module."
+            ) from error
         return Alone()
     if MPI.COMM_WORLD.Get_size() == 1 and launched() > 1:
         raise ReproError(
             f"{launched()} ranks were started on {socket.gethostname()}, but each sees itself alone: mpiexec belongs "
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
-            f"`make setup` puts one beside {sys.executable}.")
+            f"`make setup` puts one beside {sys.executable}."
+        )
     return World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
 
 
@@ -168,8 +170,10 @@ def roll_call() -> list[str]:
     me.sum(total)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    lines = me.gather(f"rank {me.rank} of {me.size} on {socket.gethostname()}, rank {me.node_rank} there: "
-                      f"{cores} cores, OMP_NUM_THREADS {threads}, process {os.getpid()}")
+    lines = me.gather(
+        f"rank {me.rank} of {me.size} on {socket.gethostname()}, rank {me.node_rank} there: "
+        f"{cores} cores, OMP_NUM_THREADS {threads}, process {os.getpid()}"
+    )
     if int(total[0]) != me.size or len(lines) != me.size:
         raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")
     library = "no MPI: one process alone" if type(me) is Alone else _library(me.mpi)

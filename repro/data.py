@@ -44,8 +44,11 @@ KINDS = {
     "cifar10": Kind(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3),
 }  # any other data set is a set of photographs: IMAGENET
 # torchvision's models expect RGB in [0, 1] less these means, divided by these standard deviations (its documentation).
-TORCHVISION = dict(mean=tuple(255 * mean for mean in (0.485, 0.456, 0.406)),
-                   scale=tuple(1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)), bgr=False)
+TORCHVISION = dict(
+    mean=tuple(255 * mean for mean in (0.485, 0.456, 0.406)),
+    scale=tuple(1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)),
+    bgr=False,
+)
 NORMALIZATIONS = ("release", "torchvision")
 
 
@@ -54,8 +57,9 @@ def kind_of(name: str, normalization: str = "release", size: int = 0) -> Kind:
     kind = KINDS.get(name, IMAGENET)
     if choose("normalization", normalization, NORMALIZATIONS) == "torchvision":
         if len(kind.mean) != 3:
-            raise ReproError(f"normalization torchvision is for colour images, and {name} has {len(kind.mean)} channel: "
-                             f"use release")
+            raise ReproError(
+                f"normalization torchvision is for colour images, and {name} has {len(kind.mean)} channel: use release"
+            )
         kind = replace(kind, **TORCHVISION)
     if not isinstance(size, int) or size < 0:
         raise ReproError(f"size is {size!r}: it must be a whole number of pixels, or 0 for the data set's own")
@@ -144,8 +148,9 @@ class Stream:
     def batch(self, step: int, worker: int, augmentation: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented images (N, C, size, size) and labels (N,) of one worker at one step."""
         view = VIEWS[augmentation]
-        bits = _bits(self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS,
-                     count=self.images_per_worker * DRAWS)
+        bits = _bits(
+            self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS, count=self.images_per_worker * DRAWS
+        )
         random = (bits >> np.uint64(11)).reshape(-1, DRAWS) * 2.0**-53
         loaded = [self.images.load(sample) for sample in self.samples(step, worker)]
         views = [view(image, self.images.kind, numbers.tolist()) for (_, image), numbers in zip(loaded, random)]

@@ -16,9 +16,11 @@ from repro.packed import Packed
 from repro.paths import DATA, RESULTS, replacing, writable_folder
 
 LEAST_DISK, LEAST_SHARED = 1e9, 64e6  # bytes: runs and packed digits take less; MPICH and the engines share memory
-ASK_MPI = ("import json\nfrom mpi4py import MPI\nw, levels = MPI.COMM_WORLD, ('single', 'funneled', 'serialized', 'multiple')\n"
-           "found = [w.allreduce(1), levels[MPI.Query_thread()], MPI.Get_library_version()]\n"
-           "if w.rank == 0: print('\\n' + json.dumps(found), flush=True)")
+ASK_MPI = (
+    "import json\nfrom mpi4py import MPI\nw, levels = MPI.COMM_WORLD, ('single', 'funneled', 'serialized', 'multiple')\n"
+    "found = [w.allreduce(1), levels[MPI.Query_thread()], MPI.Get_library_version()]\n"
+    "if w.rank == 0: print('\\n' + json.dumps(found), flush=True)"
+)
 
 
 def python() -> str:
@@ -38,7 +40,9 @@ def packages() -> str:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        raise ReproError(f"not installed: {', '.join(missing)}: make setup (after rm .venv/installed-* if it says all is ready)")
+        raise ReproError(
+            f"not installed: {', '.join(missing)}: make setup (after rm .venv/installed-* if it says all is ready)"
+        )
     for name in ("torch", "torchvision", "cv2", "lmdb", "safetensors"):
         try:
             importlib.import_module(name)
@@ -57,8 +61,10 @@ def memory() -> str:
 
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(shared).free < LEAST_SHARED:
-        raise ReproError(f"{shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB free, MPI takes more: remove what lies "
-                         f"there (ls -l {shared}); in a container, start it with --shm-size=1g")
+        raise ReproError(
+            f"{shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB free, MPI takes more: remove what lies "
+            f"there (ls -l {shared}); in a container, start it with --shm-size=1g"
+        )
     free = psutil.virtual_memory().available
     return f"{free / 1e9:.1f} GB free"
 
@@ -90,13 +96,16 @@ def mpi() -> str:
     # Two ranks that each take themselves for the only one may both speak, and mpiexec may put that on one line: the first counts.
     found = [json.JSONDecoder().raw_decode(line)[0] for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode or not found:
-        raise ReproError(f"{mpiexec} ended with status {done.returncode}: {' '.join(done.stderr.split()[-40:])}: "
-                         f"{engines.MPI_HELP}")
+        raise ReproError(
+            f"{mpiexec} ended with status {done.returncode}: {' '.join(done.stderr.split()[-40:])}: {engines.MPI_HELP}"
+        )
     size, threads, library = found[0]
     library = " ".join(library.replace("\t", " ").split("\n")[0].strip("\0 ").split())
     if size != 2:
-        raise ReproError(f"2 ranks were started, but each sees itself alone: {mpiexec} belongs to another MPI than the library "
-                         f"that mpi4py loads ({library}): {engines.MPI_HELP}")
+        raise ReproError(
+            f"2 ranks were started, but each sees itself alone: {mpiexec} belongs to another MPI than the library "
+            f"that mpi4py loads ({library}): {engines.MPI_HELP}"
+        )
     return f"{library}, {size} ranks see each other, threads {threads}, {mpiexec}"
 
 
@@ -114,8 +123,9 @@ def kernel() -> str:
     except NoSuchKernel:
         raise ReproError(f"Jupyter knows no kernel python3: {sys.executable} -m ipykernel install --sys-prefix") from None
     if started not in ("python", "python3") and Path(started).parent.resolve() != Path(sys.executable).parent.resolve():
-        raise ReproError(f"Jupyter's kernel python3 is {started}, not this Python: {sys.executable} -m ipykernel install "
-                         f"--sys-prefix")
+        raise ReproError(
+            f"Jupyter's kernel python3 is {started}, not this Python: {sys.executable} -m ipykernel install --sys-prefix"
+        )
     return "Jupyter starts this Python"
 
 
@@ -129,8 +139,17 @@ def data() -> str:
     return ", ".join(found) or "nothing is packed yet (make data packs the digits; the notebooks do so by themselves)"
 
 
-CHECKS = {"Python": python, "packages": packages, "cores": cores, "memory": memory, "disk": disk, "MPI": mpi,
-          "engines": notebook_engines, "kernel": kernel, "data": data}
+CHECKS = {
+    "Python": python,
+    "packages": packages,
+    "cores": cores,
+    "memory": memory,
+    "disk": disk,
+    "MPI": mpi,
+    "engines": notebook_engines,
+    "kernel": kernel,
+    "data": data,
+}
 
 
 def doctor() -> bool:

@@ -156,8 +156,9 @@ class Cluster:
         if not self.alive:
             raise self._why_ended()
         if self._job and not self._job.done():
-            raise EnginesError("the engines are still at an earlier job: wait for its result(), or close() and start "
-                               "them again")
+            raise EnginesError(
+                "the engines are still at an earlier job: wait for its result(), or close() and start them again"
+            )
         self._job = Job(self, [view.apply_async(_call, function, args, kwargs) for view in self._views])
         return self._job
 
@@ -183,8 +184,9 @@ class Cluster:
         while not _complete(Path(self.connection_file)):
             self._pause(deadline)
         try:
-            self._client = ipyparallel.Client(self.connection_file, timeout=max(1.0, deadline - time.monotonic()),
-                                              ipython_dir=str(self._folder))
+            self._client = ipyparallel.Client(
+                self.connection_file, timeout=max(1.0, deadline - time.monotonic()), ipython_dir=str(self._folder)
+            )
         except OSError as error:  # TimeoutError is one
             raise StartTimeout(f"the controller does not answer: {error}") from error
         while len(self._client.ids) < ranks:
@@ -247,23 +249,32 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
     folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user may enter
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
         [sys.executable, "-m", "repro.engines", "guard", str(folder), str(os.getpid()), *launch],
-        env=_environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True)
+        env=_environment(folder),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     cluster = Cluster(_connection_file(folder, "client"), guard)
     try:
         _, size, _, library = cluster._connect(ranks, timeout)[0]
         if size != ranks:
-            raise MixedMPI(f"{ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to "
-                           f"another MPI than the library that mpi4py loads ({library}). Use that library's own "
-                           f"mpiexec: {MPI_HELP}")
+            raise MixedMPI(
+                f"{ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to "
+                f"another MPI than the library that mpi4py loads ({library}). Use that library's own "
+                f"mpiexec: {MPI_HELP}"
+            )
     except BaseException as error:
         told = cluster._end()
         cluster.close()
         if isinstance(error, StartTimeout):
             raise StartTimeout(f"{error}\n{told}") from None
         if isinstance(error, EnginesEnded):
-            raise EnginesEnded(f"the engines ended while they started: {told}\n{mpiexec} started them; it has to "
-                               f"belong to the same MPI as the library that mpi4py loads: {MPI_HELP}") from None
+            raise EnginesEnded(
+                f"the engines ended while they started: {told}\n{mpiexec} started them; it has to "
+                f"belong to the same MPI as the library that mpi4py loads: {MPI_HELP}"
+            ) from None
         if isinstance(error, RankError):
             raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
         raise
@@ -320,8 +331,14 @@ def _environment(folder: Path) -> dict:
     paths = [str(Path(__file__).resolve().parents[1]), *(path or os.getcwd() for path in sys.path)]
     # All ranks are on this machine, so MPICH's networks (UCX, libfabric) need not listen beyond it.
     loopback = {"UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo"} if sys.platform == "linux" else {}
-    return {"OMP_NUM_THREADS": "1", **loopback, **environment, "PYTHONPATH": os.pathsep.join(paths),
-            "IPYTHONDIR": str(folder), "TMPDIR": str(folder)}  # what MPI and IPython leave behind goes with the folder
+    return {
+        "OMP_NUM_THREADS": "1",
+        **loopback,
+        **environment,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "IPYTHONDIR": str(folder),
+        "TMPDIR": str(folder),
+    }  # what MPI and IPython leave behind goes with the folder
 
 
 def _connection_file(folder: Path, kind: str) -> Path:
@@ -382,8 +399,16 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
 # --- The guard --------------------------------------------------------------------------------------------------------
 
 # Heartbeats serve only to register engines soon: whether a process lives is the guard's to see, however busy it is.
-CONTROLLER = ["-m", "ipyparallel.controller", "--ip=127.0.0.1", "--location=127.0.0.1", "--nodb", "--ping=250",
-              "--HeartMonitor.max_heartmonitor_misses=1000000000", "--log-level=CRITICAL"]
+CONTROLLER = [
+    "-m",
+    "ipyparallel.controller",
+    "--ip=127.0.0.1",
+    "--location=127.0.0.1",
+    "--nodb",
+    "--ping=250",
+    "--HeartMonitor.max_heartmonitor_misses=1000000000",
+    "--log-level=CRITICAL",
+]
 ENGINE = ["--timeout=60", "--IPEngine.max_heartbeat_misses=0", "--IPEngine.enable_nanny=False", "--log-level=ERROR"]
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
@@ -406,8 +431,7 @@ def _guard(folder: Path, owner: int, launch: list[str]) -> None:
                 reason = reason or ("" if client_file.exists() else "another process ended them")
             elif _complete(engine_file):  # the controller writes it last
                 engine = [python, "-m", "repro.engines", "engine", str(folder), *ENGINE, profile]
-                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine, f"--file={engine_file}"],
-                                             signal.SIGKILL)
+                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine, f"--file={engine_file}"], signal.SIGKILL)
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -447,8 +471,13 @@ def _runs(pid: int) -> bool:
 
 def _spawn(folder: Path, name: str, command: list[str], when_guard_dies: signal.Signals) -> subprocess.Popen:
     with open(folder / f"{name}.log", "wb") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                preexec_fn=partial(_prctl, PR_SET_PDEATHSIG, when_guard_dies))
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=partial(_prctl, PR_SET_PDEATHSIG, when_guard_dies),
+        )
 
 
 def _prctl(option: int, value: int) -> None:

@@ -12,8 +12,15 @@ from repro.model import build, find_device
 AVERAGES = ("softmax", "logit")
 
 
-def counts(world, members: list[tuple], images: Images, average: str = "softmax", device="cpu", precision: str = "fp32",
-           threads: int = 2) -> dict:
+def counts(
+    world,
+    members: list[tuple],
+    images: Images,
+    average: str = "softmax",
+    device="cpu",
+    precision: str = "fp32",
+    threads: int = 2,
+) -> dict:
     """Evaluates each member, a (model, state) pair, and, if there are several, their ensemble. Collective.
 
     Returns, the same on every rank, {"images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}: counts of
@@ -47,8 +54,10 @@ def counts(world, members: list[tuple], images: Images, average: str = "softmax"
             _tally(scores, labels[start], correct[-1], losses[-1], start // size)
     world.sum(correct.numpy())
     world.sum(losses.numpy())
-    results = [{"top1": int(top1), "top5": int(top5), "loss": float(loss.sum()) / len(images)}
-               for (top1, top5), loss in zip(correct, losses)]
+    results = [
+        {"top1": int(top1), "top5": int(top5), "loss": float(loss.sum()) / len(images)}
+        for (top1, top5), loss in zip(correct, losses)
+    ]
     return {"images": len(images), "members": results[:-1], "ensemble": results[-1]}
 
 
@@ -60,8 +69,9 @@ def _tally(scores, labels, correct, losses, chunk):
     losses[chunk] = F.cross_entropy(scores, labels, reduction="sum")
 
 
-def ensemble(folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "",
-             device: str = "auto") -> dict:
+def ensemble(
+    folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "", device: str = "auto"
+) -> dict:
     """Evaluates the ensemble of a complete run's stage ends, on all ranks, and records it in the run's folder.
 
     `members` names stages; default: the recipe's members, which are its collapsed end points. `data` is the data set's
@@ -78,11 +88,9 @@ def ensemble(folder: str, members: list[str] | None = None, average: str = "soft
         for member in members:
             choose(f"stage of {recipe['name']}", member, stages)
         parameters = run["parameters"]
-        images = Images(data or run["data"]["name"], "test", normalization=parameters["normalization"],
-                        size=parameters["size"])
+        images = Images(data or run["data"]["name"], "test", normalization=parameters["normalization"], size=parameters["size"])
         if images.digest != run["data"]["test"]:
-            raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or "
-                             f"train anew")
+            raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or train anew")
         device = find_device(device, world.node_rank)
         model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"]).to(device)
         pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]

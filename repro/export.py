@@ -26,8 +26,21 @@ from repro.paths import replacing, writable_folder
 FORMAT = "scaleout-repro released model, version 1"
 TRAINING_ONLY = ("mirror", "smallest_area")  # of a data set's `Kind`: the test view does without them
 # What `evaluate` needs in a card, with what lies in its preprocessing and its parameters.
-KEYS = {"model": str, "stride": str, "channels": int, "classes": list, "preprocessing": dict, "parameters": dict,
-        "bytes": int, "sha256": str, "normalization": str, "size": int, "view": dict, "precision": str, "threads": int}
+KEYS = {
+    "model": str,
+    "stride": str,
+    "channels": int,
+    "classes": list,
+    "preprocessing": dict,
+    "parameters": dict,
+    "bytes": int,
+    "sha256": str,
+    "normalization": str,
+    "size": int,
+    "view": dict,
+    "precision": str,
+    "threads": int,
+}
 VIEW = "the short side scaled to short_side (cubic), the centre of size x size cut out, less mean, times scale"
 
 
@@ -53,11 +66,21 @@ def export(folder: str | Path, stages: list[str] | None = None, out: str | Path 
     images = Images(data or run["data"]["name"], "test", **preprocessing)
     if images.digest != run["data"]["test"]:
         raise ReproError(f"{data or images.name} is not the data set of {folder.name}: name that one's folder")
-    card = {"format": FORMAT, "run": folder.name, "model": recipe["model"], "stride": recipe["stride"],
-            "channels": images.channels, "classes": images.classes,
-            "preprocessing": {**preprocessing, "view": _view(images), "how": VIEW},
-            "recipe": recipe, "parameters": parameters, "data": run["data"],
-            "version": run["version"], "code": run["code"], "packages": run["packages"]}
+    card = {
+        "format": FORMAT,
+        "run": folder.name,
+        "model": recipe["model"],
+        "stride": recipe["stride"],
+        "channels": images.channels,
+        "classes": images.classes,
+        "preprocessing": {**preprocessing, "view": _view(images), "how": VIEW},
+        "recipe": recipe,
+        "parameters": parameters,
+        "data": run["data"],
+        "version": run["version"],
+        "code": run["code"],
+        "packages": run["packages"],
+    }
     out = writable_folder(out or folder / "models")
     files = []
     for stage in stages:
@@ -130,8 +153,10 @@ def _card(path: Path) -> dict:
     try:
         card = json.loads(described.read_text())
         if card["format"] != FORMAT:
-            raise ReleaseError(f"{described} is in the format {card['format']!r}, and this code reads {FORMAT!r}: use "
-                               f"the code that wrote it, or export it again")
+            raise ReleaseError(
+                f"{described} is in the format {card['format']!r}, and this code reads {FORMAT!r}: use "
+                f"the code that wrote it, or export it again"
+            )
         given = {**card["parameters"], **card["preprocessing"], **card}
         wrong = [key for key, kind in KEYS.items() if not isinstance(given[key], kind)]
         if wrong or not all(isinstance(name, str) for name in card["classes"]):
@@ -140,8 +165,9 @@ def _card(path: Path) -> dict:
     except FileNotFoundError as error:
         raise ReleaseError(f"no model card {described}: a model is a .safetensors and a .json, get both") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ReleaseError(f"{described} is not a whole model card ({type(error).__name__}: {error}): get it anew, or "
-                           f"export it again") from error
+        raise ReleaseError(
+            f"{described} is not a whole model card ({type(error).__name__}: {error}): get it anew, or export it again"
+        ) from error
 
 
 def _shared(paths: list[Path], cards: list[dict]) -> tuple[dict, str, int]:
@@ -150,19 +176,25 @@ def _shared(paths: list[Path], cards: list[dict]) -> tuple[dict, str, int]:
     for path, setting in zip(paths, settings):
         for name, value, first in zip(("preprocessing", "precision"), setting, settings[0]):
             if value != first:
-                raise ReleaseError(f"{path.name} and {paths[0].name} cannot be evaluated together: their {name} "
-                                   f"differs ({value} and {first}). Evaluate each alone")
+                raise ReleaseError(
+                    f"{path.name} and {paths[0].name} cannot be evaluated together: their {name} "
+                    f"differs ({value} and {first}). Evaluate each alone"
+                )
     return *settings[0], cards[0]["parameters"]["threads"]
 
 
 def _check_fits(path: Path, card: dict, images: Images) -> None:
     difference = compare_labels(card["classes"], images.classes)
     if difference:
-        raise ReleaseError(f"{path.name} was trained with another label map than that of the data set {images.name}: "
-                           f"in the data, {difference}. Pack the data with the model's label map, which is in its card")
+        raise ReleaseError(
+            f"{path.name} was trained with another label map than that of the data set {images.name}: "
+            f"in the data, {difference}. Pack the data with the model's label map, which is in its card"
+        )
     if card["preprocessing"]["view"] != _view(images):
-        raise ReleaseError(f"{path.name} needs other preprocessing than the data set {images.name} has here: "
-                           f"{card['preprocessing']['view']}, not {_view(images)}")
+        raise ReleaseError(
+            f"{path.name} needs other preprocessing than the data set {images.name} has here: "
+            f"{card['preprocessing']['view']}, not {_view(images)}"
+        )
 
 
 def _member(path: Path, card: dict) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
@@ -170,8 +202,9 @@ def _member(path: Path, card: dict) -> tuple[torch.nn.Module, dict[str, torch.Te
     file = Path(f"{path}.safetensors")
     try:
         if (size := file.stat().st_size) != card["bytes"]:
-            raise ReleaseError(f"{file} has {size} bytes, its card says {card['bytes']}: it was cut short, or is "
-                               f"another file. Get both anew")
+            raise ReleaseError(
+                f"{file} has {size} bytes, its card says {card['bytes']}: it was cut short, or is another file. Get both anew"
+            )
         content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != card["sha256"]:
             raise ReleaseError(f"{file} is damaged, or another file: its SHA-256 is not its card's. Get both anew")
@@ -182,6 +215,8 @@ def _member(path: Path, card: dict) -> tuple[torch.nn.Module, dict[str, torch.Te
     found = {name: list(value.shape) if value.dtype == torch.float32 else value.dtype for name, value in state.items()}
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
-            raise ReleaseError(f"{file} does not hold a {card['model']} of {len(card['classes'])} classes: {name} is "
-                               f"{found.get(name, 'missing')}, the model's is {expected.get(name, 'not there')}")
+            raise ReleaseError(
+                f"{file} does not hold a {card['model']} of {len(card['classes'])} classes: {name} is "
+                f"{found.get(name, 'missing')}, the model's is {expected.get(name, 'not there')}"
+            )
     return _model(card), state

@@ -23,8 +23,7 @@ def compare_labels(expected: list[str], found: list[str]) -> str:
 def _extra(expected: list[str], found: list[str]) -> str:
     longer, shorter = sorted((expected, found), key=len, reverse=True)
     if longer[1:] == shorter:
-        return (f" (of the {len(longer)}, index 0 is {longer[0]}: a background class? The others are the same, shifted "
-                f"by one)")
+        return f" (of the {len(longer)}, index 0 is {longer[0]}: a background class? The others are the same, shifted by one)"
     if longer[:-1] == shorter:
         return f" (of the {len(longer)}, the last is {longer[-1]}; the others are the same)"
     return f" (do the {len(longer)} have a background class at index 0?)" if len(longer) == len(shorter) + 1 else ""

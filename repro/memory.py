@@ -27,8 +27,7 @@ def keep_freed(room: int = 8 << 30) -> bool:
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     # -1 becomes the largest size_t: never trimmed.
-    kept = all(libc.mallopt(option, value) for option, value in
-               ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20)))
+    kept = all(libc.mallopt(option, value) for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20)))
     # A block that is asked for and freed at once lets the heap grow by its size; nothing in it has been touched yet.
     block = libc.malloc(room)
     if kept and block:

@@ -61,8 +61,14 @@ class ResNet11(nn.Module):
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet11")
 
 
-def build(name: str, classes: int, channels: int = 3, stride: str = "v1.5", zero_gamma: str = "last_of_stage",
-          released_stem: bool = True) -> nn.Module:
+def build(
+    name: str,
+    classes: int,
+    channels: int = 3,
+    stride: str = "v1.5",
+    zero_gamma: str = "last_of_stage",
+    released_stem: bool = True,
+) -> nn.Module:
     """The model, for images of any size, initialised from torch's global generator as the net files say.
 
     MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
@@ -94,8 +100,11 @@ def build(name: str, classes: int, channels: int = 3, stride: str = "v1.5", zero
                 nn.init.zeros_(module.bias)
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
-    zeroed = {"last_of_stage": [stage[-1] for stage in stages], "all_blocks": [b for stage in stages for b in stage],
-              "none": []}
+    zeroed = {
+        "last_of_stage": [stage[-1] for stage in stages],
+        "all_blocks": [b for stage in stages for b in stage],
+        "none": [],
+    }
     for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:
         nn.init.zeros_((block.bn3 if bottleneck else block.bn2).weight)
     return model

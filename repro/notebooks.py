@@ -139,13 +139,22 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
     writable_folder(output.parent)
     unfinished = output.with_suffix(".failed.ipynb")
     try:
-        papermill.execute_notebook(str(source), str(unfinished), parameters, cwd=str(FOLDER), kernel_name="python3",
-                                   progress_bar=False, log_output=False, execution_timeout=timeout,
-                                   stdout_file=sys.stdout if log else None,
-                                   config=Config(KernelManager={"transport": "ipc"}))  # not TCP: others could listen
+        papermill.execute_notebook(
+            str(source),
+            str(unfinished),
+            parameters,
+            cwd=str(FOLDER),
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
+            execution_timeout=timeout,
+            stdout_file=sys.stdout if log else None,
+            config=Config(KernelManager={"transport": "ipc"}),
+        )  # not TCP: others could listen
     except PapermillExecutionError as error:
-        raise NotebookError(f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
-                            f"(see {unfinished})") from error
+        raise NotebookError(
+            f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {unfinished})"
+        ) from error
     except Exception as error:
         raise NotebookError(f"notebook {name} failed: {type(error).__name__}: {error} (see {unfinished})") from error
     last = [cell for cell in nbformat.read(unfinished, as_version=4).cells if cell.cell_type == "code"][-1]

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -45,8 +45,15 @@ class Item:
     note: str = ""  # why it was converted or left out; listed in the manifest with its name
 
 
-def write(path: Path | str, dataset: str, split: str, classes: list[str], items: Callable[[int], Iterable[Item]],
-          stored: str = "as packed", plan: str = "") -> dict:
+def write(
+    path: Path | str,
+    dataset: str,
+    split: str,
+    classes: list[str],
+    items: Callable[[int], Iterable[Item]],
+    stored: str = "as packed",
+    plan: str = "",
+) -> dict:
     """Packs `items(0)` into one file, which appears under its name only when it is whole; returns the manifest.
 
     `plan` is a digest of all inputs and settings. With one, a conversion that was killed is continued by the next call
@@ -55,9 +62,20 @@ def write(path: Path | str, dataset: str, split: str, classes: list[str], items:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    manifest = {"format": FORMAT, "dataset": dataset, "split": split, "stored": stored, "plan": plan, "inputs": 0,
-                "count": 0, "classes": classes, "count_per_class": [0] * len(classes), "converted": [], "left_out": [],
-                "sha256": ""}
+    manifest = {
+        "format": FORMAT,
+        "dataset": dataset,
+        "split": split,
+        "stored": stored,
+        "plan": plan,
+        "inputs": 0,
+        "count": 0,
+        "classes": classes,
+        "count_per_class": [0] * len(classes),
+        "converted": [],
+        "left_out": [],
+        "sha256": "",
+    }
     try:
         with _continued(path, plan) if plan else replacing(path) as temporary:
             return _fill(temporary, manifest, items)
@@ -125,7 +143,7 @@ def _unseal_manifest(path: Path, record: bytes) -> dict:
     return manifest
 
 
-@lru_cache(maxsize=None)
+@cache
 def _open(path: str, inode: int, changed: int) -> lmdb.Environment:
     """One environment for a file's every reader in this process: LMDB forbids a second one."""
     return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=16)
@@ -154,8 +172,10 @@ class Packed:
             raise PackedError(f"{path} was not packed to its end: run the same packing command again, which continues it")
         found = self.manifest["dataset"], self.manifest["split"]
         if found != (dataset, split):
-            raise PackedError(f"{path} was packed as {found[0]}, {found[1]} split, not as {dataset}, {split} split: "
-                              f"name the right data set with --data, or pack it again")
+            raise PackedError(
+                f"{path} was packed as {found[0]}, {found[1]} split, not as {dataset}, {split} split: "
+                f"name the right data set with --data, or pack it again"
+            )
         if entries != len(self) + 1:
             raise PackedError(f"{path} holds {entries - 1} records, its manifest says {len(self)}: pack it again")
 
@@ -167,7 +187,7 @@ class Packed:
             record = transaction.get(index.to_bytes(8, "big"))
         if record is None or len(record) < HEADER.size:
             raise PackedError(f"{self.path}: record {index} is missing: pack the data set again")
-        (label, checksum), image = HEADER.unpack_from(record), record[HEADER.size:]
+        (label, checksum), image = HEADER.unpack_from(record), record[HEADER.size :]
         if zlib.crc32(image, label) != checksum or label >= len(self.manifest["classes"]):
             raise PackedError(f"{self.path}: record {index} is damaged: pack the data set again")
         return label, image

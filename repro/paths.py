@@ -16,9 +16,12 @@ PUBLISHED = RESULTS / "published"
 REFERENCE = RESULTS / "reference"
 
 
-MENDS = {errno.ENOSPC: "free some space", errno.EDQUOT: "your quota is used up: free some space",
-         errno.EROFS: "the disk is read-only: choose another with --out, or mount it for writing",
-         errno.ENOENT: "its folder has vanished: look for who removes it"}
+MENDS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "your quota is used up: free some space",
+    errno.EROFS: "the disk is read-only: choose another with --out, or mount it for writing",
+    errno.ENOENT: "its folder has vanished: look for who removes it",
+}
 
 
 @contextmanager

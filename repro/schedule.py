@@ -76,11 +76,15 @@ class Recipe:
             raise ReproError(f"recipe {self.name}: two stages share a name ({', '.join(names)}): rename one")
         for index, stage in enumerate(self.stages):
             if stage.starts_from and stage.starts_from not in names[:index]:
-                raise ReproError(f"recipe {self.name}: stage {stage.name} starts from {stage.starts_from}, "
-                                 f"which is not one of the stages before it")
+                raise ReproError(
+                    f"recipe {self.name}: stage {stage.name} starts from {stage.starts_from}, "
+                    f"which is not one of the stages before it"
+                )
             if stage.iterations < 1 or stage.warmup_iterations > stage.iterations:
-                raise ReproError(f"recipe {self.name}: stage {stage.name} has {stage.iterations} iterations and "
-                                 f"{stage.warmup_iterations} of warm-up: it needs at least one, and its warm-up within")
+                raise ReproError(
+                    f"recipe {self.name}: stage {stage.name} has {stage.iterations} iterations and "
+                    f"{stage.warmup_iterations} of warm-up: it needs at least one, and its warm-up within"
+                )
 
     @property
     def global_batch(self) -> int:

@@ -35,8 +35,10 @@ def _copy(packed: Packed, path: Path) -> None:
         pass
     size, free = packed.path.stat().st_size, shutil.disk_usage(path.parent).free
     if size > free:
-        raise ReproError(f"{packed.path} takes {size / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free: "
-                         f"stage to another disk, or train from where the data lies")
+        raise ReproError(
+            f"{packed.path} takes {size / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free: "
+            f"stage to another disk, or train from where the data lies"
+        )
     with replacing(path) as temporary:
         shutil.copyfile(packed.path, temporary)
         Packed(temporary, packed.manifest["dataset"], packed.manifest["split"]).verify()

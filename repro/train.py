@@ -51,10 +51,24 @@ class Task:
     run: records.Run
 
 
-def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int = 0, out: str = str(RUNS),
-            model: str = "", size: int = 0, normalization: str = "release", reduction: str = "exact",
-            precision: str = "auto", device: str = "auto", threads: int = 1, decoders: int = 2, steps: int = 0,
-            patience: int = 600, **switches) -> Task:
+def prepare(
+    recipe: str,
+    data: str = "digits",
+    shrink: str = "laptop",
+    seed: int = 0,
+    out: str = str(RUNS),
+    model: str = "",
+    size: int = 0,
+    normalization: str = "release",
+    reduction: str = "exact",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int = 1,
+    decoders: int = 2,
+    steps: int = 0,
+    patience: int = 600,
+    **switches,
+) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs."""
     known = [name for name in inspect.signature(prepare).parameters if name != "switches"]
     for name in switches:
@@ -62,8 +76,13 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
     original = recipes.find(recipe, **switches)
     choose("reduction", reduction, REDUCTIONS)
     device = find_device(device, comm.world().node_rank)
-    for name, value, least in (("seed", seed, 0), ("threads", threads, 1), ("decoders", decoders, 0), ("steps", steps, 0),
-                               ("patience", patience, 1)):
+    for name, value, least in (
+        ("seed", seed, 0),
+        ("threads", threads, 1),
+        ("decoders", decoders, 0),
+        ("steps", steps, 0),
+        ("patience", patience, 1),
+    ):
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
             raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}")
     train, test = (Images(data, split, normalization=normalization, size=size) for split in ("train", "test"))
@@ -74,8 +93,15 @@ def prepare(recipe: str, data: str = "digits", shrink: str = "laptop", seed: int
         small = replace(small, model=model, name=f"{small.name}-{model}")
     precision = find_precision(precision, device, train.small)
     train.count = min(len(train), small.epoch_images)
-    parameters = dict(seed=seed, size=size, normalization=normalization, reduction=reduction, precision=precision,
-                      device=device, threads=threads)
+    parameters = dict(
+        seed=seed,
+        size=size,
+        normalization=normalization,
+        reduction=reduction,
+        precision=precision,
+        device=device,
+        threads=threads,
+    )
     digests = {"name": train.name, "train": train.digest, "test": test.digest}
     return Task(small, train, test, parameters, decoders, steps, patience, records.Run(out, small, parameters, digests))
 
@@ -84,9 +110,16 @@ def plan(recipe: str, **parameters) -> dict:
     """What `train` would do, as plain values: the run's folder, whether it is complete, its recipe and its images."""
     task = prepare(recipe, **parameters)
     small = task.recipe
-    return {"folder": str(task.run.folder), "complete": task.run.complete, "recipe": small.name,
-            "workers": small.workers, "global_batch": small.global_batch, "iterations": small.iterations,
-            "epochs": small.epochs(), "images": small.iterations * small.global_batch}
+    return {
+        "folder": str(task.run.folder),
+        "complete": task.run.complete,
+        "recipe": small.name,
+        "workers": small.workers,
+        "global_batch": small.global_batch,
+        "iterations": small.iterations,
+        "epochs": small.epochs(),
+        "images": small.iterations * small.global_batch,
+    }
 
 
 def train(recipe: str, **parameters) -> str:
@@ -100,8 +133,10 @@ def train(recipe: str, **parameters) -> str:
     with world.together():
         task = prepare(recipe, **parameters)
         if world.size > task.recipe.workers:
-            raise ReproError(f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
-                             f"share: start at most {task.recipe.workers} ranks")
+            raise ReproError(
+                f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
+                f"share: start at most {task.recipe.workers} ranks"
+            )
     _agree(world, task)
     with world.together():
         complete = world.rank == 0 and not task.run.begin(ranks=world.size, workers=task.recipe.workers)
@@ -186,12 +221,23 @@ def _train(world, task: Task) -> dict:
             continue
         world.at = f"the end of {world.at}"
         check_replicas(world, network, optimizer)
-        row = {"step": step, "epoch": recipe.epochs(step), "stage": stage.name, "rate": rate,
-               "train_loss": sum(losses) / len(losses),
-               "train_top1": sum(corrects) / len(corrects) / recipe.images_per_worker}
+        row = {
+            "step": step,
+            "epoch": recipe.epochs(step),
+            "stage": stage.name,
+            "rate": rate,
+            "train_loss": sum(losses) / len(losses),
+            "train_top1": sum(corrects) / len(corrects) / recipe.images_per_worker,
+        }
         if evaluates:
-            counted = evaluate.counts(world, [(network.model, network.state())], task.test, device=parameters["device"],
-                                      precision=parameters["precision"], threads=task.decoders)
+            counted = evaluate.counts(
+                world,
+                [(network.model, network.state())],
+                task.test,
+                device=parameters["device"],
+                precision=parameters["precision"],
+                threads=task.decoders,
+            )
             row |= {"images": counted["images"], **counted["members"][0]}
         row["seconds"] = seconds + time.monotonic() - clock
         if records_row:
@@ -204,8 +250,12 @@ def _train(world, task: Task) -> dict:
                 if ends_stage:
                     checkpoint.save(run.snapshot(stage.name), network.state(), row)
                 if ends_stage or mean.save or mean.stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    _save(run, network, optimizer, {"step": step, "seconds": row["seconds"], "losses": losses,
-                                                    "corrects": corrects})
+                    _save(
+                        run,
+                        network,
+                        optimizer,
+                        {"step": step, "seconds": row["seconds"], "losses": losses, "corrects": corrects},
+                    )
                     saved = time.monotonic()
         if mean.stop and step < recipe.iterations:
             watch.asked.clear()
@@ -215,8 +265,14 @@ def _train(world, task: Task) -> dict:
         return {}
     ends = {stage.name: checkpoint.load(run.snapshot(stage.name))[1] for stage in recipe.stages}
     last = ends[recipe.stages[-1].name]
-    return {"ends": ends, "images": last["images"], "top1": last["top1"], "top5": last["top5"],
-            "seconds": seconds + time.monotonic() - clock, "weights_sha256": checkpoint.digest(network.state())}
+    return {
+        "ends": ends,
+        "images": last["images"],
+        "top1": last["top1"],
+        "top5": last["top5"],
+        "seconds": seconds + time.monotonic() - clock,
+        "weights_sha256": checkpoint.digest(network.state()),
+    }
 
 
 def _assemble(world, task: Task) -> tuple[Network, SGD, Average]:
@@ -224,8 +280,10 @@ def _assemble(world, task: Task) -> tuple[Network, SGD, Average]:
     keep_freed()
     torch.set_num_threads(parameters["threads"])  # kernels split their sums by thread, so the bits depend on it
     torch.manual_seed(parameters["seed"])
-    network = Network(build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride,
-                            recipe.zero_gamma), parameters["device"])
+    network = Network(
+        build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride, recipe.zero_gamma),
+        parameters["device"],
+    )
     optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
     return network, optimizer, Average(parameters["reduction"], world, recipe.workers, network, overlap=world.nodes > 1)
 
@@ -234,9 +292,15 @@ def _batches(world, task: Task, first: int) -> Iterator:
     """What this rank's workers see, one worker after the other, step after step, from step `first` on."""
     recipe = task.recipe
     stream = Stream(task.train, task.parameters["seed"], recipe.workers, recipe.images_per_worker)
-    return load_ahead(stream, ((step, worker, recipe.stage_at(step)[0].augmentation)
-                               for step in range(first, recipe.iterations)
-                               for worker in range(world.rank, recipe.workers, world.size)), task.decoders)
+    return load_ahead(
+        stream,
+        (
+            (step, worker, recipe.stage_at(step)[0].augmentation)
+            for step in range(first, recipe.iterations)
+            for worker in range(world.rank, recipe.workers, world.size)
+        ),
+        task.decoders,
+    )
 
 
 def average_over_workers(world, average: Average, network: Network, batches: Iterator, precision: str) -> Mean:
@@ -266,17 +330,21 @@ def check_replicas(world, network: Network, optimizer: SGD) -> None:
         digest = zlib.crc32(vector.cpu().numpy(), digest)
     with world.together():
         if digest != world.broadcast(digest):
-            raise ReproError(f"the weights, statistics or momentum of rank {world.rank} are no longer those of rank 0: faulty "
-                             f"memory, or an MPI that does not give all ranks the same sum. The last checkpoint is from "
-                             f"before; the same command continues from it.")
+            raise ReproError(
+                f"the weights, statistics or momentum of rank {world.rank} are no longer those of rank 0: faulty "
+                f"memory, or an MPI that does not give all ranks the same sum. The last checkpoint is from "
+                f"before; the same command continues from it."
+            )
 
 
 def _outlook(recipe: Recipe, step: int, done: int, seconds: float, ranks: int) -> str:
     rate, left = done * recipe.global_batch / seconds, recipe.iterations - step
     hours = left * recipe.global_batch / rate / 3600
-    return (f"stopped on request after step {step} of {recipe.iterations}. At this call's {rate:.3g} images/s on {ranks} "
-            f"{'rank' if ranks == 1 else 'ranks'} (evaluations included), the other {left} steps of {recipe.global_batch} "
-            f"images take {hours:.3g} hours ({hours / 24:.3g} days). The same command continues the run.")
+    return (
+        f"stopped on request after step {step} of {recipe.iterations}. At this call's {rate:.3g} images/s on {ranks} "
+        f"{'rank' if ranks == 1 else 'ranks'} (evaluations included), the other {left} steps of {recipe.global_batch} "
+        f"images take {hours:.3g} hours ({hours / 24:.3g} days). The same command continues the run."
+    )
 
 
 def _completes(recipe: Recipe, step: int, epochs: float) -> bool:
@@ -294,8 +362,9 @@ def _resume(run, network: Network, optimizer: SGD) -> dict:
     folder = run.folder / "checkpoints"
     state, progress = checkpoint.newest(folder)
     if progress.get("run") != run.folder.name:
-        raise checkpoint.CheckpointError(f"the checkpoint in {folder} is of the run {progress.get('run')}: it does not "
-                                         f"belong there")
+        raise checkpoint.CheckpointError(
+            f"the checkpoint in {folder} is of the run {progress.get('run')}: it does not belong there"
+        )
     try:
         optimizer.history.copy_(state.pop("momentum"))
         network.load(state)

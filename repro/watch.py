@@ -37,8 +37,9 @@ def listen(*signals: int) -> None:
         if not asked.is_set():
             since = now
             asked.set()
-            log.info("asked to stop by %s: after this step, with a checkpoint; once more stops at once",
-                     signal.Signals(number).name)
+            log.info(
+                "asked to stop by %s: after this step, with a checkpoint; once more stops at once", signal.Signals(number).name
+            )
         elif since is None or now - since > ONE:
             raise KeyboardInterrupt
 
@@ -87,8 +88,10 @@ class Watchdog:
         lived = progressed = time.monotonic()
         while not self.over.wait(self.tick):
             number += 1
-            self._write(str(self.world.rank), f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} "
-                                              f"{os.getpid()} {self.world.at}")
+            self._write(
+                str(self.world.rank),
+                f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} {os.getpid()} {self.world.at}",
+            )
             if self._read(VERDICT):
                 self._write_stacks()
                 return
@@ -108,8 +111,10 @@ class Watchdog:
     def _end(self, rank: int, sign: list[str], what: str) -> None:
         """Names the rank, and ends all."""
         _, _, _, host, process, where = sign
-        verdict = (f"rank {rank} (process {process} on {host}) {what} for {self.patience:g} seconds, at {where}. All ranks are "
-                   f"ended; where the others were is in {self.folder}/*.stack. The same command continues the run.")
+        verdict = (
+            f"rank {rank} (process {process} on {host}) {what} for {self.patience:g} seconds, at {where}. All ranks are "
+            f"ended; where the others were is in {self.folder}/*.stack. The same command continues the run."
+        )
         self._write(VERDICT, verdict)
         self._write_stacks()
         time.sleep(2 * self.tick)  # for the others to write theirs

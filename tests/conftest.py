@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import faults_table
 import pytest
+
+import faults_table
 from faults_table import pytest_addoption, pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  hooks
 
 # The tensors here are small: threads would only wait for each other. Before torch is loaded, for all processes.
@@ -30,9 +31,15 @@ def pytest_runtest_makereport(item):
 def launch(*command, **environment) -> subprocess.Popen:
     """Starts a process with this checkout's package, without a launcher's variables, in a session of its own."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PMI", "OMPI_", "PRTE_"))}
-    return subprocess.Popen(list(map(str, command)), text=True, start_new_session=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=kept | {"PYTHONPATH": str(ROOT)} | environment,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored in a shell's background
+    return subprocess.Popen(
+        list(map(str, command)),
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=kept | {"PYTHONPATH": str(ROOT)} | environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # ignored in a shell's background
 
 
 def run(*command, timeout=60, **environment) -> subprocess.CompletedProcess:
@@ -72,6 +79,7 @@ def digits(tmp_path_factory) -> str:
 def whole(digits, tmp_path_factory) -> Path:
     """The folder of the smoke run, made in this process without a break."""
     from repro.train import train
+
     return Path(train(**SMOKE, data=digits, out=str(tmp_path_factory.mktemp("whole"))))
 
 

@@ -79,9 +79,14 @@ def pytest_sessionfinish(session):
         return
     from repro import records
 
-    found = {"figures": [{"figure": name, "what": FIGURES[name], **_counts[name]} for name in FIGURES if name in _counts],
-             "seconds": round(time.monotonic() - _began), "cores": os.cpu_count(), "system": platform.platform(terse=True),
-             "packages": records.package_versions(), "code": records.code_digest()}
+    found = {
+        "figures": [{"figure": name, "what": FIGURES[name], **_counts[name]} for name in FIGURES if name in _counts],
+        "seconds": round(time.monotonic() - _began),
+        "cores": os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "packages": records.package_versions(),
+        "code": records.code_digest(),
+    }
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
     if Path(file).resolve() == COUNTS:
         write_table()

@@ -31,6 +31,7 @@ from repro import __main__, checkpoint, comm, records, train  # noqa: E402
 from repro.data import Images  # noqa: E402
 from repro.model import Network  # noqa: E402
 
+
 def run(fault: str, file: str, **parameters) -> str:
     """What engines are given to do: `train.train` with a fault in it."""
     global kind, rank, place

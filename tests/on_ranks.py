@@ -70,8 +70,11 @@ def failed(world, digits, out, smoke):
         raised = [type(error).__name__, str(error)]
     finally:
         Stream.batch = original
-    return {"raised": world.gather(raised), "steps": world.gather(steps[-1]),
-            "seconds": max(time.monotonic() - min(times, default=time.monotonic()) for times in world.gather(times))}
+    return {
+        "raised": world.gather(raised),
+        "steps": world.gather(steps[-1]),
+        "seconds": max(time.monotonic() - min(times, default=time.monotonic()) for times in world.gather(times)),
+    }
 
 
 def averaged(world, reduction, verbs, overlap=False):
@@ -102,8 +105,9 @@ def narrow(world):
     """`fast_bf16` against float64: the largest relative errors of vectors that lie between 1 and 2."""
     torch.manual_seed(0)
     network = Network(build("resnet11", 10, 1))
-    vectors = [torch.rand(len(network.contribution), generator=torch.Generator().manual_seed(rank)) + 1
-               for rank in range(world.size)]
+    vectors = [
+        torch.rand(len(network.contribution), generator=torch.Generator().manual_seed(rank)) + 1 for rank in range(world.size)
+    ]
     average, split = Average("fast_bf16", world, world.size, network), len(network.weights)
     average.add(vectors[world.rank])
     mean = average.mean()
@@ -119,16 +123,21 @@ def grouped(world):
     for reduction in allreduce.REDUCTIONS:
         by_mpi, by_group = averaged(world, reduction, world), averaged(world, reduction, group)
         overlapped = [averaged(world, reduction, verbs, overlap=True) for verbs in (world, group)]
-        report[reduction] = {"difference": max(difference(means, by_mpi) for means in (by_group, *overlapped)),
-                             "equal": all(same(world, means) for means in (by_mpi, by_group, *overlapped))}
+        report[reduction] = {
+            "difference": max(difference(means, by_mpi) for means in (by_group, *overlapped)),
+            "equal": all(same(world, means) for means in (by_mpi, by_group, *overlapped)),
+        }
     return report
 
 
 if __name__ == "__main__":
     smoke, digits, out = json.loads(sys.argv[1]), *sys.argv[2:]
     world = comm.world()
-    report = {"folders": trained(digits, out, smoke), "counts": evaluated(world, digits),
-              "failure": failed(world, digits, f"{out}/failed", smoke)}
+    report = {
+        "folders": trained(digits, out, smoke),
+        "counts": evaluated(world, digits),
+        "failure": failed(world, digits, f"{out}/failed", smoke),
+    }
     if world.size > 1:
         report["bf16"], report["group"] = narrow(world), grouped(world)
         whole = partial(train.train, **smoke, data=digits, out=f"{out}/overlapped")

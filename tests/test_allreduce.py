@@ -95,8 +95,13 @@ def test_each_average_starts_anew():
         assert torch.equal(again.mean().gradient.clone(), average([pair])[:SPLIT])
 
 
-@pytest.mark.parametrize("reduction, values", [("exact", (float("nan"), float("inf"), -float("inf"), 4096.0, -1e9)),
-                                               ("fast", (float("nan"), float("inf"), -float("inf")))])
+@pytest.mark.parametrize(
+    "reduction, values",
+    [
+        ("exact", (float("nan"), float("inf"), -float("inf"), 4096.0, -1e9)),
+        ("fast", (float("nan"), float("inf"), -float("inf"))),
+    ],
+)
 @pytest.mark.parametrize("place", [0, SPLIT - 1, SPLIT + 3])
 def test_what_cannot_be_averaged_is_refused(reduction, values, place):
     for value in values:

@@ -47,6 +47,7 @@ def packed(tmp_path):
     def write(content: bytes, name="a.tar") -> Member:
         (folder / name).write_bytes(content)
         return Member.of(folder / name)
+
     return write
 
 
@@ -60,8 +61,9 @@ def test_members_are_read_byte_for_byte(packed, format):
 def test_an_archive_in_an_archive_is_read_through_the_outer_file(packed, tmp_path):
     inner = {"a.tar": tar({"a1": b"one", "a2": b"two" * 999}), "b.tar": tar({"b1": bytes(5000)})}
     outer = packed(tar(inner))
-    found = {member.name: member.read()
-             for each in archives.index(outer, r"[ab]\.tar") for member in archives.index(each, ".*")}
+    found = {
+        member.name: member.read() for each in archives.index(outer, r"[ab]\.tar") for member in archives.index(each, ".*")
+    }
     assert found == {"a.tar/a1": b"one", "a.tar/a2": b"two" * 999, "b.tar/b1": bytes(5000)}
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.tar"]
 
@@ -84,27 +86,34 @@ HOSTILE = {
     "a name that leads upwards": (tar({"a/../../x": b"x"}), "'a/../../x' points out of the archive"),
     "an absolute name": (tar({"/etc/x": b"x"}), "'/etc/x' points out of the archive"),
     "a folder that leads upwards": (tar(entries=[("../d", {"type": tarfile.DIRTYPE})]), "'../d' points out"),
-    "a symbolic link": (tar(entries=[("n9.bin", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})]),
-                        "n9.bin is a symbolic link"),
-    "a hard link": (tar(entries=[("n9.bin", {"type": tarfile.LNKTYPE, "linkname": "n1.bin"})]),
-                    "n9.bin is a hard link"),
+    "a symbolic link": (
+        tar(entries=[("n9.bin", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})]),
+        "n9.bin is a symbolic link",
+    ),
+    "a hard link": (tar(entries=[("n9.bin", {"type": tarfile.LNKTYPE, "linkname": "n1.bin"})]), "n9.bin is a hard link"),
     "a device": (tar(entries=[("n9.bin", {"type": tarfile.CHRTYPE, "devmajor": 1})]), "n9.bin is a device"),
     "a pipe": (tar(entries=[("n9.bin", {"type": tarfile.FIFOTYPE})]), "n9.bin is a device or pipe"),
     "an unknown type": (changed(WHOLE, 156, b"S"), "n0.bin is of the unexpected type"),
-    "a file with holes": (tar({}, tarfile.PAX_FORMAT, [("n9.bin", {"pax_headers": {"GNU.sparse.map": "0,0"}})]),
-                          "n9.bin is of the unexpected type"),
+    "a file with holes": (
+        tar({}, tarfile.PAX_FORMAT, [("n9.bin", {"pax_headers": {"GNU.sparse.map": "0,0"}})]),
+        "n9.bin is of the unexpected type",
+    ),
     "a member twice": (tar(entries=[("n1.bin", {})]), "two members n1.bin"),
     "an unexpected name": (tar(entries=[("readme", {})]), "'readme' is not expected there"),
     "cut in a member": (WHOLE[:2500], "is cut short in its member n2.bin"),
-    "cut in a header": (WHOLE[:3072 + 100], "is cut short after 3 members"),
+    "cut in a header": (WHOLE[: 3072 + 100], "is cut short after 3 members"),
     "cut between members": (WHOLE[:512], "is cut short after 1 members"),
     "a damaged header": (WHOLE[:600] + b"junk" + WHOLE[604:], "is damaged after 1 members"),
     "a size beyond the end": (changed(WHOLE, 124, b"77777777777\0"), "is cut short in its member n0.bin"),
     "a negative size": (changed(WHOLE, 124, b"\xff" * 12), "has the size -1|is no whole tar"),
-    "a long name of 8 GB": (changed(changed(WHOLE, 156, b"L"), 124, b"77777777777\0"),
-                            "is no whole tar archive .header of 8,589,934,592 bytes"),
-    "many headers of headers": (tar({}, entries=[("x", {"type": b"x", "size": 0})] * 3000),
-                                "is no whole tar|is cut short|is damaged"),
+    "a long name of 8 GB": (
+        changed(changed(WHOLE, 156, b"L"), 124, b"77777777777\0"),
+        "is no whole tar archive .header of 8,589,934,592 bytes",
+    ),
+    "many headers of headers": (
+        tar({}, entries=[("x", {"type": b"x", "size": 0})] * 3000),
+        "is no whole tar|is cut short|is damaged",
+    ),
     "a web page": (b"<!DOCTYPE html><html>" + b"x" * 5000, "is no whole tar archive .it is a web page"),
     "a compressed archive": (gzip.compress(WHOLE), "it is compressed"),
     "random bytes": (bytes(range(256)) * 40, "is no whole tar archive"),
@@ -164,13 +173,20 @@ def test_a_compressed_archive_gives_the_members_asked_for(packed):
 
 
 @pytest.mark.figure("archives")
-@pytest.mark.parametrize("content, message", [
-    (gzip.compress(bytes(archives.LARGEST_UNPACKED + 1), 1), "unpacks to more than 67,108,864 bytes"),
-    (gzip.compress(WHOLE)[:-20], "cannot be unpacked"), (gzip.compress(WHOLE[:2500]), "cut short|no whole tar"),
-    (WHOLE, "cannot be unpacked"), (b"<html>", "it is a web page"), (b"", "no whole tar archive .it is empty"),
-    (gzip.compress(HOSTILE["a symbolic link"][0]), "n9.bin is a symbolic link"),
-    (gzip.compress(HOSTILE["a name that leads upwards"][0]), "points out of the archive"),
-], ids=["bomb", "cut", "cut inside", "not compressed", "web page", "empty", "link", "traversal"])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (gzip.compress(bytes(archives.LARGEST_UNPACKED + 1), 1), "unpacks to more than 67,108,864 bytes"),
+        (gzip.compress(WHOLE)[:-20], "cannot be unpacked"),
+        (gzip.compress(WHOLE[:2500]), "cut short|no whole tar"),
+        (WHOLE, "cannot be unpacked"),
+        (b"<html>", "it is a web page"),
+        (b"", "no whole tar archive .it is empty"),
+        (gzip.compress(HOSTILE["a symbolic link"][0]), "n9.bin is a symbolic link"),
+        (gzip.compress(HOSTILE["a name that leads upwards"][0]), "points out of the archive"),
+    ],
+    ids=["bomb", "cut", "cut inside", "not compressed", "web page", "empty", "link", "traversal"],
+)
 def test_malformed_compressed_archives_are_named(packed, content, message):
     with pytest.raises(ArchiveError, match=f"a.tar.gz.*({message})"):
         archives.unpacked(packed(content, "a.tar.gz").file, ".*")
@@ -198,8 +214,7 @@ def test_what_is_not_expected_in_a_folder_is_named(tmp_path):
         archives.files(tmp_path)
 
 
-@pytest.mark.parametrize("look", [Member.of, archives.files, archives.folders,
-                                  lambda path: archives.unpacked(path, ".*")])
+@pytest.mark.parametrize("look", [Member.of, archives.files, archives.folders, lambda path: archives.unpacked(path, ".*")])
 def test_what_is_not_there_is_named(tmp_path, look):
     with pytest.raises(ArchiveError, match="absent cannot be read"):
         look(tmp_path / "absent")

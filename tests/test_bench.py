@@ -30,14 +30,18 @@ def test_operations_are_those_of_every_convolution_forward_and_twice_backward():
     assert step.operations("resnet50", 64) == 3 * forward - 2 * counted[0]
 
 
-@pytest.mark.parametrize("ours, goal, met", [(2.0, ">= 1.9", True), (2.0, ">= 2.1", False), (2.0, "<= 2.1", True),
-                                             (2.0, "<= 1.9", False), (2.0, "", None)])
+@pytest.mark.parametrize(
+    "ours, goal, met",
+    [(2.0, ">= 1.9", True), (2.0, ">= 2.1", False), (2.0, "<= 2.1", True), (2.0, "<= 1.9", False), (2.0, "", None)],
+)
 def test_a_goal_is_met_by_the_medians_alone(ours, goal, met):
     assert loader.row("", [ours, 0.0, 9.0], [1.0, 1.0, 1.0], "", "", goal)["met"] is met
 
 
 def test_every_row_is_made_of_variants_that_are_measured(monkeypatch, tmp_path):
-    found = {name: [{"seconds": 1.0 + number, "peak": 1000.0, "product": 1e12} for number in range(3)] for name in step.VARIANTS}
+    found = {
+        name: [{"seconds": 1.0 + number, "peak": 1000.0, "product": 1e12} for number in range(3)] for name in step.VARIANTS
+    }
     monkeypatch.setattr(loader, "RESULTS", tmp_path)
     rows = step.figures_of(found)
     loader.publish("bench", rows)

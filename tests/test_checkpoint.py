@@ -6,10 +6,11 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, python
 
 from repro import checkpoint
 from repro.checkpoint import CheckpointError, generations, load, newest, prune, save
+
+from conftest import ROOT, python
 
 TENSORS = {"weights": torch.arange(40.0).reshape(5, 8), "count": torch.tensor(7), "empty": torch.zeros(0)}
 
@@ -31,8 +32,10 @@ def test_a_snapshot_comes_back_with_its_bits_and_its_progress(tmp_path):
     assert tensors.keys() == TENSORS.keys() | odd.keys()
     for name, tensor in (TENSORS | odd).items():
         assert tensors[name].dtype == tensor.dtype and tensors[name].shape == tensor.shape
-        assert tensors[name].contiguous().flatten().view(torch.uint8).tolist() == \
-            tensor.contiguous().flatten().view(torch.uint8).tolist()
+        assert (
+            tensors[name].contiguous().flatten().view(torch.uint8).tolist()
+            == tensor.contiguous().flatten().view(torch.uint8).tolist()
+        )
 
 
 def test_the_digest_is_of_names_shapes_and_bits():
@@ -51,7 +54,7 @@ def test_each_flipped_bit_is_found(saved, suffix):
     content = path.read_bytes()
     for _ in range(64):
         place, bit = generator.randrange(len(content)), generator.randrange(8)
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1:])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
         try:
             load(saved / "10")
             missed.append((place, bit))
@@ -93,8 +96,9 @@ def test_when_all_are_damaged_the_error_names_them_and_what_to_do(saved):
 def test_prune_keeps_the_three_newest(saved):
     save(saved / "11", TENSORS, {"step": 11, "seconds": 0})
     prune(saved)
-    assert sorted(path.name for path in saved.iterdir()) == [f"{step}.{suffix}" for step in (10, 11, 9)
-                                                             for suffix in ("json", "safetensors")]
+    assert sorted(path.name for path in saved.iterdir()) == [
+        f"{step}.{suffix}" for step in (10, 11, 9) for suffix in ("json", "safetensors")
+    ]
 
 
 @pytest.mark.figure("killed-in-save", cases=48)
@@ -151,7 +155,9 @@ print(total, sorted(outcomes))
 @pytest.mark.figure("security")
 def test_nothing_that_is_read_from_a_file_is_run():
     """No pickle, no eval, no unsafe YAML, no unpacking of whole archives, anywhere."""
-    banned = re.compile(r"(torch|pickle|yaml|marshal|joblib|np|numpy)\.(unsafe_)?loads?|(^|builtins\.)(eval|exec)|.*\.(extractall|read_pickle)")
+    banned = re.compile(
+        r"(torch|pickle|yaml|marshal|joblib|np|numpy)\.(unsafe_)?loads?|(^|builtins\.)(eval|exec)|.*\.(extractall|read_pickle)"
+    )
     found = []
     for path in [*ROOT.glob("repro/**/*.py"), *ROOT.glob("data_prep/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -159,5 +165,7 @@ def test_nothing_that_is_read_from_a_file_is_run():
                 found.append(f"{path.name}:{node.lineno}: {ast.unparse(node.func)}")
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
-                found += [f"{path.name}:{node.lineno}: {name}" for name in names if name in ("pickle", "marshal", "shelve", "dill")]
+                found += [
+                    f"{path.name}:{node.lineno}: {name}" for name in names if name in ("pickle", "marshal", "shelve", "dill")
+                ]
     assert found == []

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMOKE, launch, run
 
 from repro import recipes
 from repro.__main__ import parser
 from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
+
+from conftest import ROOT, SMOKE, launch, run
 
 SCRIPTS = [ROOT / "slurm" / name for name in ("train.sbatch", "engines.sbatch")]
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
@@ -33,18 +34,29 @@ except NoMpiexec:
 def slurm(tmp_path):
     """slurm(script, **environment): starts a script as Slurm would, on two ranks where there is an mpiexec."""
     words = shlex.join([MPIEXEC, *mpiexec_options(MPIEXEC), "-n", "2"]) if MPIEXEC else ""
-    tools = {"srun": f'while [[ $1 == -* ]]; do shift; done\nexec {words} "$@"',
-             "scontrol": f'echo "$@" >>{tmp_path}/scontrol'}
+    tools = {"srun": f'while [[ $1 == -* ]]; do shift; done\nexec {words} "$@"', "scontrol": f'echo "$@" >>{tmp_path}/scontrol'}
     (tmp_path / "bin").mkdir()
     for name, body in tools.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
 
     def start(script: str, *arguments, **environment) -> subprocess.Popen:
-        return launch("/bin/bash", ROOT / "slurm" / script, *arguments, **{
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": sys.executable, "SLURM_JOB_ID": "17",
-            "SLURM_NTASKS": "2" if words else "1", "SLURM_CPUS_PER_TASK": "3", "OUT": str(tmp_path / "runs"),
-            "FOLDER": str(tmp_path / "engines")} | environment)
+        return launch(
+            "/bin/bash",
+            ROOT / "slurm" / script,
+            *arguments,
+            **{
+                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                "PYTHON": sys.executable,
+                "SLURM_JOB_ID": "17",
+                "SLURM_NTASKS": "2" if words else "1",
+                "SLURM_CPUS_PER_TASK": "3",
+                "OUT": str(tmp_path / "runs"),
+                "FOLDER": str(tmp_path / "engines"),
+            }
+            | environment,
+        )
+
     return start
 
 
@@ -98,8 +110,16 @@ def test_the_scripts_are_sound_bash(script):
 
 
 def test_a_job_trains_to_the_end_and_is_not_requeued(slurm, digits, tmp_path):
-    process = slurm("train.sbatch", PYTHON=pretend(tmp_path, f'exec {sys.executable} "$@"'), LAUNCH="env", DATA=digits,
-                    RECIPE=SMOKE["recipe"], SHRINK=SMOKE["shrink"], SEED="5", ARGS="--device cpu --reduction exact")
+    process = slurm(
+        "train.sbatch",
+        PYTHON=pretend(tmp_path, f'exec {sys.executable} "$@"'),
+        LAUNCH="env",
+        DATA=digits,
+        RECIPE=SMOKE["recipe"],
+        SHRINK=SMOKE["shrink"],
+        SEED="5",
+        ARGS="--device cpu --reduction exact",
+    )
     stdout, stderr = finish(process)
     assert process.returncode == 0, stderr
     record = json.loads((Path(stdout.splitlines()[-1]) / "run.json").read_text())
@@ -140,13 +160,24 @@ def test_of_the_jobs_that_are_warned_only_a_stopped_one_is_requeued(slurm, tmp_p
 
 
 def test_what_a_job_is_told_reaches_training(slurm, tmp_path):
-    process = slurm("train.sbatch", PYTHON=pretend(tmp_path, "exit 0"), LAUNCH="env", SLURM_CPUS_PER_TASK="24",
-                    RECIPE="one_model", DATA="/d", SEED="3", LOCAL="/local disk", ARGS="--steps 3 --precision bf16")
+    process = slurm(
+        "train.sbatch",
+        PYTHON=pretend(tmp_path, "exit 0"),
+        LAUNCH="env",
+        SLURM_CPUS_PER_TASK="24",
+        RECIPE="one_model",
+        DATA="/d",
+        SEED="3",
+        LOCAL="/local disk",
+        ARGS="--steps 3 --precision bf16",
+    )
     assert finish(process) and process.returncode == 0
     *_, stage, train = (tmp_path / "calls").read_text().splitlines()
     assert stage == "22 -m repro stage /d --to /local disk"
-    assert train == ("22 -m repro train one_model --data /local disk/staged --shrink none --seed 3 "
-                     f"--out {tmp_path}/runs --threads 22 --decoders 2 --steps 3 --precision bf16")
+    assert train == (
+        "22 -m repro train one_model --data /local disk/staged --shrink none --seed 3 "
+        f"--out {tmp_path}/runs --threads 22 --decoders 2 --steps 3 --precision bf16"
+    )
     for command in (stage, train):
         parser().parse_args(command.replace("/local disk", "/local").split()[3:])
 
@@ -173,10 +204,12 @@ def alone(tmp_path) -> Path:
 def test_a_notebook_joins_the_engines_of_a_job(slurm, tmp_path):
     """The second form: a command in the job joins, in private and encrypted; nothing is left behind."""
     file = tmp_path / "engines" / "security" / "ipcontroller-client.json"
-    code = (f"import json, os; from repro import engines; c = engines.start_or_join({str(file)!r}, 1)\n"
-            "print(json.dumps([rank[:2] for rank in c.run('repro.comm:introduce')])); c.close()\n"
-            f"print(*[oct(os.stat(path).st_mode & 0o777) for path in ({str(file)!r}, {str(tmp_path / 'engines')!r})])\n"
-            f"info = json.load(open({str(file)!r})); print(info['interface'], len(info['curve_serverkey'])); exit(3)")
+    code = (
+        f"import json, os; from repro import engines; c = engines.start_or_join({str(file)!r}, 1)\n"
+        "print(json.dumps([rank[:2] for rank in c.run('repro.comm:introduce')])); c.close()\n"
+        f"print(*[oct(os.stat(path).st_mode & 0o777) for path in ({str(file)!r}, {str(tmp_path / 'engines')!r})])\n"
+        f"info = json.load(open({str(file)!r})); print(info['interface'], len(info['curve_serverkey'])); exit(3)"
+    )
     process = slurm("engines.sbatch", sys.executable, "-c", code, INTERFACE="lo")
     stdout, stderr = finish(process)
     assert process.returncode == 3, stderr

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,14 +34,16 @@ def blank(kind, width, height):
 
 def cubic(line, length):
     """A line of pixels resampled to `length` by the cubic convolution with a = -0.75, straight from its definition."""
+
     def weight(t):
         t, a = abs(t), -0.75
         return (a + 2) * t**3 - (a + 3) * t**2 + 1 if t <= 1 else a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0
 
     places = [(i + 0.5) * len(line) / length - 0.5 for i in range(length)]
     around = [[int(np.floor(place)) + k for k in (-1, 0, 1, 2)] for place in places]
-    return np.array([sum(weight(place - k) * line[min(max(k, 0), len(line) - 1)] for k in near)
-                     for place, near in zip(places, around)])
+    return np.array(
+        [sum(weight(place - k) * line[min(max(k, 0), len(line) - 1)] for k in near) for place, near in zip(places, around)]
+    )
 
 
 def plainly_scaled(image, width, height):
@@ -67,9 +68,18 @@ def test_an_epoch_is_a_permutation_that_the_workers_deal_out_in_turns(images, wo
 
 def test_the_stream_is_what_it_always_was():
     """Pinned: a change of the stream changes every run's result, and must be meant."""
-    samples = [stream(images, seed, workers).samples(step, worker) for images, seed, workers, step, worker in
-               [(900, 0, 14, 0, 0), (900, 0, 14, 7, 13), (900, 1, 14, 7, 13), (1281167, 2**63 - 1, 896, 8039, 895)]]
-    assert hashlib.sha256(str(samples).encode()).hexdigest() == "126462c52787eaf59da821990642f9cc198e15a7b8977813d94bc5414a4ec54a"
+    samples = [
+        stream(images, seed, workers).samples(step, worker)
+        for images, seed, workers, step, worker in [
+            (900, 0, 14, 0, 0),
+            (900, 0, 14, 7, 13),
+            (900, 1, 14, 7, 13),
+            (1281167, 2**63 - 1, 896, 8039, 895),
+        ]
+    ]
+    assert (
+        hashlib.sha256(str(samples).encode()).hexdigest() == "126462c52787eaf59da821990642f9cc198e15a7b8977813d94bc5414a4ec54a"
+    )
 
 
 def test_the_stream_does_not_remember_what_was_asked(digits):
@@ -164,7 +174,7 @@ def test_scale_aspect_fills_the_released_ranges_and_stays_within_the_image(monke
     for numbers in draws(1, 1000):
         assert data.scale_aspect_view(image, IMAGENET, numbers).shape == (224, 224, 3)
     for x, y, width, height, _ in cuts:
-        assert 0 <= x and 0 <= y and x + width <= size[0] and y + height <= size[1]
+        assert x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
         areas.append(width * height / (size[0] * size[1]))
         aspects.append(width / height)
     whole = 1 / 64  # rounding to whole pixels, of sides that are hardly shorter than this
@@ -241,8 +251,13 @@ def photographs(tmp_path):
         Image.fromarray(array).save(file, "PNG")
         return file.getvalue()
 
-    packed.write(tmp_path / "cifar10" / "test.lmdb", "cifar10", "test", ["a", "b"],
-                 lambda start: [packed.Item(i % 2, png(p)) for i, p in enumerate(pixels)])
+    packed.write(
+        tmp_path / "cifar10" / "test.lmdb",
+        "cifar10",
+        "test",
+        ["a", "b"],
+        lambda start: [packed.Item(i % 2, png(p)) for i, p in enumerate(pixels)],
+    )
     return str(tmp_path / "cifar10"), pixels
 
 
@@ -295,8 +310,13 @@ def test_the_tensors_are_channels_last(photographs):
 
 
 def test_a_record_that_is_no_image_is_named(tmp_path):
-    packed.write(tmp_path / "digits" / "train.lmdb", "digits", "train", ["0"],
-                 lambda start: [packed.Item(0, b""), packed.Item(0, b"<html>")])
+    packed.write(
+        tmp_path / "digits" / "train.lmdb",
+        "digits",
+        "train",
+        ["0"],
+        lambda start: [packed.Item(0, b""), packed.Item(0, b"<html>")],
+    )
     for index in (0, 1):
         with pytest.raises(ReproError, match=f"train.lmdb: record {index} is not an image"):
             Images(str(tmp_path / "digits"), "train").load(index)

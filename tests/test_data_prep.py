@@ -37,7 +37,12 @@ def test_cifar10_is_packed_pixel_by_pixel(tmp_path):
 
 
 def test_without_a_network_cifar10_says_what_to_do(tmp_path):
-    done = subprocess.run([sys.executable, "data_prep/cifar10.py", "--source", str(tmp_path), "--out", str(tmp_path / "o")],
-                          cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env={"PATH": "", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""})
+    done = subprocess.run(
+        [sys.executable, "data_prep/cifar10.py", "--source", str(tmp_path), "--out", str(tmp_path / "o")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""},
+    )
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: CIFAR-10 could not")

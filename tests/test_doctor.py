@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import python
 
 from repro import doctor, engines
+
+from conftest import python
 
 pytestmark = pytest.mark.figure("doctor")
 
@@ -40,25 +41,43 @@ def test_what_is_broken_ends_the_command_with_status_3(tmp_path):
     bare = tmp_path / "bin"
     bare.mkdir()
     os.symlink(sys.executable, bare / "python")
-    said = python("-c", "import sys; sys.executable = sys.argv.pop(1); from repro.__main__ import main\n"
-                  "sys.argv[1:] = ['doctor']; sys.exit(main())", bare / "python", PATH=str(bare), timeout=120)
+    said = python(
+        "-c",
+        "import sys; sys.executable = sys.argv.pop(1); from repro.__main__ import main\n"
+        "sys.argv[1:] = ['doctor']; sys.exit(main())",
+        bare / "python",
+        PATH=str(bare),
+        timeout=120,
+    )
     broken = {line[8:17].strip(): line for line in said.stdout.splitlines() if line.startswith("BROKEN")}
     assert said.returncode == 3 and {"MPI", "engines"} <= set(broken), said.stdout + said.stderr
     assert "no mpiexec in " in broken["MPI"] and "make setup" in broken["MPI"]
 
 
-@pytest.mark.parametrize("name, change, words", [
-    ("Python", lambda patch: patch.setattr(sys, "version_info", (3, 9, 1)), "make setup PYTHON="),
-    ("packages", lambda patch: patch.setattr(doctor, "requires", lambda _: ["nosuchpackage>=1"]), "nosuchpackage: make setup"),
-    ("packages", lambda patch: patch.setitem(sys.modules, "lmdb", None), "lmdb cannot be loaded"),
-    ("memory", lambda patch: patch.setattr(doctor, "LEAST_SHARED", 1e18), "--shm-size"),
-    ("disk", lambda patch: patch.setattr(doctor, "LEAST_DISK", 1e18), "--out"),
-    ("disk", lambda patch: patch.setattr(doctor, "RESULTS", Path("/proc/nothing")), "cannot write to the folder"),
-    ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "raise SystemExit('no fabric')"), "no fabric"),
-    ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "print('[1, \"multiple\", \"X\"]')"), "belongs to another MPI"),
-    ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "print(2 * '[1, \"multiple\", \"X\"]')"), "belongs to another MPI"),
-    ("engines", lambda patch: patch.setattr(engines, "start", lambda _: 1 / 0), "ZeroDivisionError"),
-], ids=str)
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        ("Python", lambda patch: patch.setattr(sys, "version_info", (3, 9, 1)), "make setup PYTHON="),
+        (
+            "packages",
+            lambda patch: patch.setattr(doctor, "requires", lambda _: ["nosuchpackage>=1"]),
+            "nosuchpackage: make setup",
+        ),
+        ("packages", lambda patch: patch.setitem(sys.modules, "lmdb", None), "lmdb cannot be loaded"),
+        ("memory", lambda patch: patch.setattr(doctor, "LEAST_SHARED", 1e18), "--shm-size"),
+        ("disk", lambda patch: patch.setattr(doctor, "LEAST_DISK", 1e18), "--out"),
+        ("disk", lambda patch: patch.setattr(doctor, "RESULTS", Path("/proc/nothing")), "cannot write to the folder"),
+        ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "raise SystemExit('no fabric')"), "no fabric"),
+        ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", 'print(\'[1, "multiple", "X"]\')'), "belongs to another MPI"),
+        (
+            "MPI",
+            lambda patch: patch.setattr(doctor, "ASK_MPI", 'print(2 * \'[1, "multiple", "X"]\')'),
+            "belongs to another MPI",
+        ),
+        ("engines", lambda patch: patch.setattr(engines, "start", lambda _: 1 / 0), "ZeroDivisionError"),
+    ],
+    ids=str,
+)
 def test_each_check_names_what_is_broken_and_the_mend(only, capsys, monkeypatch, name, change, words):
     only(name)
     change(monkeypatch)

@@ -32,8 +32,13 @@ def describe():
     with open("/proc/self/maps") as maps:
         shared = [line for line in maps if "/dev/shm/mpich" in line]
     world = MPI.COMM_WORLD
-    return {"rank": world.rank, "sum": world.allreduce(world.rank + 1), "pid": os.getpid(),
-            "threads": os.environ["OMP_NUM_THREADS"], "files": [line for line in shared if "(deleted)" not in line]}
+    return {
+        "rank": world.rank,
+        "sum": world.allreduce(world.rank + 1),
+        "pid": os.getpid(),
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "files": [line for line in shared if "(deleted)" not in line],
+    }
 
 
 def fail(rank, stuck=False):
@@ -294,10 +299,16 @@ def close_pipe(guard, cluster):
 
 
 @pytest.mark.figure("orphans")
-@pytest.mark.parametrize("end, ranks, reason", [
-    (kill_engine, 2, "an engine, .* ended|mpiexec ended"), (kill_mpiexec, 1, "mpiexec ended with status -9"),
-    (kill_controller, 1, "controller ended with status -9"), (kill_guard, 1, "a process of them died"),
-    (close_pipe, 1, "their owner ended them")])
+@pytest.mark.parametrize(
+    "end, ranks, reason",
+    [
+        (kill_engine, 2, "an engine, .* ended|mpiexec ended"),
+        (kill_mpiexec, 1, "mpiexec ended with status -9"),
+        (kill_controller, 1, "controller ended with status -9"),
+        (kill_guard, 1, "a process of them died"),
+        (close_pipe, 1, "their owner ended them"),
+    ],
+)
 def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):
     with engines.start(ranks) as cluster:
         job = cluster.submit(work, worker=end is not kill_guard)
@@ -314,8 +325,9 @@ def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):
 @pytest.mark.figure("orphans")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_an_owner_at_work(traces, number):
-    with subprocess.Popen(command("own_engines", 1), env=environment(), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(
+        command("own_engines", 1), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as owner:
         forked = int(owner.stdout.readline())
         kinds = " ".join(" ".join(process.cmdline()) for process in traces.processes())
         assert all(kind in kinds for kind in ("repro.engines guard", "controller", "mpiexec", "repro.engines engine"))
@@ -353,13 +365,17 @@ def test_missing_mpiexec_is_named(traces, monkeypatch):
 
 
 def test_mpiexec_of_another_mpi_is_named(traces, monkeypatch):
-    mpiexec = fake_mpiexec(traces.folder, monkeypatch, """
+    mpiexec = fake_mpiexec(
+        traces.folder,
+        monkeypatch,
+        """
 for name in [name for name in os.environ if name.startswith(("PMI", "OMPI_", "HYD"))]:
     del os.environ[name]
 at = sys.argv.index("-n")
 for process in [subprocess.Popen(sys.argv[at + 2:]) for _ in range(int(sys.argv[at + 1]))]:
     process.wait()
-""")
+""",
+    )
     with pytest.raises(engines.MixedMPI) as caught:
         engines.start(2)
     assert "each sees a world of 1" in str(caught.value) and mpiexec in str(caught.value)
@@ -380,10 +396,15 @@ def test_engines_that_never_come_are_given_up(traces, monkeypatch):
     traces.assert_gone(within=0)
 
 
-@pytest.mark.parametrize("status, said, told", [
-    (9, "=   PID {second} RUNNING AT here\n=   EXIT CODE: 9\n", "an engine, rank 1 (process {second}), ended"),
-    (9, "", "mpiexec ended with status 9"), (-9, "=   PID {second} RUNNING AT here\n", "mpiexec ended with status -9")],
-    ids=["a rank died", "it ended by itself", "it was killed"])
+@pytest.mark.parametrize(
+    "status, said, told",
+    [
+        (9, "=   PID {second} RUNNING AT here\n=   EXIT CODE: 9\n", "an engine, rank 1 (process {second}), ended"),
+        (9, "", "mpiexec ended with status 9"),
+        (-9, "=   PID {second} RUNNING AT here\n", "mpiexec ended with status -9"),
+    ],
+    ids=["a rank died", "it ended by itself", "it was killed"],
+)
 def test_whom_mpiexec_names_is_told_also_when_all_have_ended(tmp_path, monkeypatch, status, said, told):
     """The guard looks five times a second: by then mpiexec may have ended the other ranks and itself."""
     dead = [subprocess.Popen([sys.executable, "-c", ""]) for _ in range(2)]

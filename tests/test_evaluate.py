@@ -96,7 +96,9 @@ def test_an_ensemble_averages_predictions(digits, average):
 @pytest.mark.parametrize("average", ["softmax", "logit"])
 def test_an_ensemble_of_one_is_its_member(digits, average):
     found = counts(digits, random_states(1), average=average)
-    assert {key: found["ensemble"][key] for key in ("top1", "top5")} == {key: found["members"][0][key] for key in ("top1", "top5")}
+    assert {key: found["ensemble"][key] for key in ("top1", "top5")} == {
+        key: found["members"][0][key] for key in ("top1", "top5")
+    }
     assert found["ensemble"]["loss"] == pytest.approx(found["members"][0]["loss"], rel=1e-9)
 
 
@@ -107,8 +109,9 @@ def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
     states = random_states(2)
 
     def world(rank):
-        return SimpleNamespace(rank=rank, size=ranks, sum=lambda array: None, together=nullcontext, check=lambda error: None,
-                               beat=lambda: None)
+        return SimpleNamespace(
+            rank=rank, size=ranks, sum=lambda array: None, together=nullcontext, check=lambda error: None, beat=lambda: None
+        )
 
     shares = [counts(digits, states, limit, world(rank)) for rank in range(ranks)]
     one = counts(digits, states, limit)

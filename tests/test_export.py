@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import mpiexec
 from safetensors.torch import load_file, save_file
 
 from repro import ReproError, checkpoint, packed, records
 from repro.data import Images
+from repro.export import evaluate, export
 from repro.labels import compare_labels
 from repro.model import build
-from repro.export import evaluate, export
+
+from conftest import mpiexec
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,13 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(exported, whole
         for key in ("recipe", "parameters", "data", "version", "code", "packages"):
             assert found[key] == run[key]
         kind = images.kind
-        assert found["preprocessing"]["view"] == {"size": kind.size, "short_side": kind.short_side, "bgr": kind.bgr,
-                                                  "mean": list(kind.mean), "scale": list(kind.scale)}
+        assert found["preprocessing"]["view"] == {
+            "size": kind.size,
+            "short_side": kind.short_side,
+            "bgr": kind.bgr,
+            "mean": list(kind.mean),
+            "scale": list(kind.scale),
+        }
         assert found["sha256"] == sha256(file.read_bytes()).hexdigest() and found["bytes"] == file.stat().st_size
 
 
@@ -199,15 +205,14 @@ def test_a_model_is_evaluated_at_the_size_and_by_the_normalization_of_its_run(wh
     run = shutil.copytree(whole, tmp_path / whole.name)
     record = records.read(run)
     (run / "run.json").write_text(json.dumps(record | {"parameters": record["parameters"] | {"size": 12}}))
-    file, = export(run, data=digits)
+    (file,) = export(run, data=digits)
     expected = obvious(*scores(file, "resnet11", Images(digits, "test", size=12)))
     assert only_counts(evaluate([str(file)], digits)["ensemble"]) == expected != only_counts(record)
 
     generator = np.random.default_rng(0)
     coded = [cv2.imencode(".png", generator.integers(0, 256, (40, 50, 3), np.uint8))[1].tobytes() for _ in range(30)]
     items = [packed.Item(number % 10, image) for number, image in enumerate(coded)]
-    packed.write(tmp_path / "photos" / "test.lmdb", "photos", "test", card(file)["classes"],
-                 lambda start: items[start:])
+    packed.write(tmp_path / "photos" / "test.lmdb", "photos", "test", card(file)["classes"], lambda start: items[start:])
     photos = str(tmp_path / "photos")
     images = Images(photos, "test", normalization="torchvision", size=24)
     torch.manual_seed(0)
@@ -234,9 +239,15 @@ def flip(content):
 
 
 @pytest.mark.figure("malformed-checkpoint")
-@pytest.mark.parametrize("spoil, message", [
-    (flip, "is damaged, or another file"), (lambda content: content[:-1], "cut short"),
-    (lambda content: b"", "cut short"), (lambda content: content + b"0", "cut short")])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (flip, "is damaged, or another file"),
+        (lambda content: content[:-1], "cut short"),
+        (lambda content: b"", "cut short"),
+        (lambda content: content + b"0", "cut short"),
+    ],
+)
 def test_a_damaged_file_is_refused(model, digits, spoil, message):
     model.write_bytes(spoil(model.read_bytes()))
     with pytest.raises(ReproError, match=f"model.safetensors .*{message}"):
@@ -269,9 +280,17 @@ def test_a_card_that_is_none_is_refused(model, digits, content):
 
 
 @pytest.mark.figure("malformed-checkpoint")
-@pytest.mark.parametrize("key, value", [
-    ("classes", "0123456789"), ("classes", [0, 1]), ("bytes", "7"), ("sha256", None), ("parameters", {}),
-    ("preprocessing", {"normalization": "release"})])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("classes", "0123456789"),
+        ("classes", [0, 1]),
+        ("bytes", "7"),
+        ("sha256", None),
+        ("parameters", {}),
+        ("preprocessing", {"normalization": "release"}),
+    ],
+)
 def test_a_card_with_a_part_missing_or_of_another_kind_is_refused(model, digits, key, value):
     recard(model, **{key: value})
     with pytest.raises(ReproError, match="model.json is not a whole model card"):
@@ -313,10 +332,12 @@ def test_tensors_of_another_model_are_refused(model, digits):
     recard(model, model="resnet11")
     tensors = load_file(model)
     without = {name: value for name, value in tensors.items() if name != "fc.bias"}
-    for changed, message in ((without, "fc.bias is missing"),
-                             (tensors | {"extra": torch.zeros(1)}, "extra is .1., the model's is not there"),
-                             (tensors | {"fc.bias": torch.zeros(9)}, "fc.bias is .9., the model's is .10."),
-                             (tensors | {"fc.bias": torch.zeros(10).half()}, "fc.bias is torch.float16")):
+    for changed, message in (
+        (without, "fc.bias is missing"),
+        (tensors | {"extra": torch.zeros(1)}, "extra is .1., the model's is not there"),
+        (tensors | {"fc.bias": torch.zeros(9)}, "fc.bias is .9., the model's is .10."),
+        (tensors | {"fc.bias": torch.zeros(10).half()}, "fc.bias is torch.float16"),
+    ):
         save_file(changed, model)
         recard(model)
         with pytest.raises(ReproError, match=message):
@@ -347,11 +368,15 @@ ONE_OTHER = [*map(str, range(9)), "x"]
 
 
 @pytest.mark.figure("packed")
-@pytest.mark.parametrize("classes, message", [
-    (["background", *map(str, range(10))], "11 classes instead of 10 .*index 0 is background: a background class?"),
-    (["1", "2", "3", "4", "5", "6", "7", "8", "9", "0"], "shifted by one: class 0 is 1 instead of 0"),
-    (["0", "1", "2", "5", "4", "3", "6", "7", "8", "9"], "permuted.: e.g. class 3 is 5 instead of 3"),
-    (ONE_OTHER, "1 of the 10 classes differ: e.g. class 9 is x instead of 9")])
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (["background", *map(str, range(10))], "11 classes instead of 10 .*index 0 is background: a background class?"),
+        (["1", "2", "3", "4", "5", "6", "7", "8", "9", "0"], "shifted by one: class 0 is 1 instead of 0"),
+        (["0", "1", "2", "5", "4", "3", "6", "7", "8", "9"], "permuted.: e.g. class 3 is 5 instead of 3"),
+        (ONE_OTHER, "1 of the 10 classes differ: e.g. class 9 is x instead of 9"),
+    ],
+)
 def test_another_label_map_is_refused_in_plain_words(model, digits, tmp_path, classes, message):
     with pytest.raises(ReproError, match=f"model was trained with another label map .*in the data, .*{message}"):
         evaluate([str(model)], other_digits(tmp_path, classes))
@@ -370,21 +395,30 @@ BACKGROUND = "index 0 is zero: a background class? The others are the same, shif
 
 
 @pytest.mark.figure("packed")
-@pytest.mark.parametrize("expected, found, message", [
-    (SYNSETS, ["zero", *SYNSETS], f"1001 classes instead of 1000 (of the 1001, {BACKGROUND})"),
-    (["zero", *SYNSETS], SYNSETS, f"1000 classes instead of 1001 (of the 1001, {BACKGROUND})"),
-    (SYNSETS, [*SYNSETS, "z"], "1001 classes instead of 1000 (of the 1001, the last is z; the others are the same)"),
-    (SYNSETS, [str(n) for n in range(1001)],
-     "1001 classes instead of 1000 (do the 1001 have a background class at index 0?)"),
-    (SYNSETS, SYNSETS[:365], "365 classes instead of 1000"),
-    (SYNSETS, [*SYNSETS[1:], SYNSETS[0]], "the classes are shifted by one: class 0 is n0001 instead of n0000"),
-    (SYNSETS, [SYNSETS[-1], *SYNSETS[:-1]], "the classes are shifted by one: class 0 is n0999 instead of n0000"),
-    (SYNSETS, ["zero", *SYNSETS[:-1]], "the classes are shifted by one: class 0 is zero instead of n0000"),
-    (SYNSETS, [*SYNSETS[:3], *reversed(SYNSETS[3:])],
-     "the same classes are in another order (permuted): e.g. class 3 is n0999 instead of n0003"),
-    (SYNSETS, [*SYNSETS[:5], "x", "y", *SYNSETS[7:]],
-     "2 of the 1000 classes differ: e.g. class 5 is x instead of n0005"),
-    (["a", "b", "c"], ["a", "b", "b"], "1 of the 3 classes differ: e.g. class 2 is b instead of c"),
-    (["a"], ["b"], "1 of the 1 classes differ: e.g. class 0 is b instead of a")])
+@pytest.mark.parametrize(
+    "expected, found, message",
+    [
+        (SYNSETS, ["zero", *SYNSETS], f"1001 classes instead of 1000 (of the 1001, {BACKGROUND})"),
+        (["zero", *SYNSETS], SYNSETS, f"1000 classes instead of 1001 (of the 1001, {BACKGROUND})"),
+        (SYNSETS, [*SYNSETS, "z"], "1001 classes instead of 1000 (of the 1001, the last is z; the others are the same)"),
+        (
+            SYNSETS,
+            [str(n) for n in range(1001)],
+            "1001 classes instead of 1000 (do the 1001 have a background class at index 0?)",
+        ),
+        (SYNSETS, SYNSETS[:365], "365 classes instead of 1000"),
+        (SYNSETS, [*SYNSETS[1:], SYNSETS[0]], "the classes are shifted by one: class 0 is n0001 instead of n0000"),
+        (SYNSETS, [SYNSETS[-1], *SYNSETS[:-1]], "the classes are shifted by one: class 0 is n0999 instead of n0000"),
+        (SYNSETS, ["zero", *SYNSETS[:-1]], "the classes are shifted by one: class 0 is zero instead of n0000"),
+        (
+            SYNSETS,
+            [*SYNSETS[:3], *reversed(SYNSETS[3:])],
+            "the same classes are in another order (permuted): e.g. class 3 is n0999 instead of n0003",
+        ),
+        (SYNSETS, [*SYNSETS[:5], "x", "y", *SYNSETS[7:]], "2 of the 1000 classes differ: e.g. class 5 is x instead of n0005"),
+        (["a", "b", "c"], ["a", "b", "b"], "1 of the 3 classes differ: e.g. class 2 is b instead of c"),
+        (["a"], ["b"], "1 of the 1 classes differ: e.g. class 0 is b instead of a"),
+    ],
+)
 def test_label_maps_that_differ_say_how(expected, found, message):
     assert compare_labels(expected, found) == message

@@ -18,14 +18,15 @@ import time
 import uuid
 from pathlib import Path
 
-import faults_table
 import nbformat
 import psutil
 import pytest
-from conftest import ROOT, launch, run
 
 from repro import checkpoint, engines, packed, records, train
 from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
+
+import faults_table
+from conftest import ROOT, launch, run
 
 slow, figure = pytest.mark.slow, pytest.mark.figure
 SOON = 5  # seconds within which a failure ends the command
@@ -35,11 +36,23 @@ except NoMpiexec:
     MPIEXEC = ""
 STEPS = 77
 # collapsed_ensemble-smoke: 7 stages of 23, 11, 5, 14, 5, 14 and 5 steps, 4 workers of 8 images, 300 images an epoch
-POINTS = {"the first step": "step-0", "in mid-epoch": "step-14", "an epoch's end": "step-19", "the evaluation": "evaluation-23",
-          "the end of warm-up": "step-5", "init to cyc1": "step-23", "cyc1 to collapse1": "step-34",
-          "collapse1 to cyc2": "step-39", "cyc2 to collapse2": "step-53", "collapse2 to cyc3": "step-58",
-          "cyc3 to collapse3": "step-72", "after a snapshot": "snapshot-34", "in mid-save": "saving-38",
-          "right after a save": "saved-38", "the last step": "step-76"}
+POINTS = {
+    "the first step": "step-0",
+    "in mid-epoch": "step-14",
+    "an epoch's end": "step-19",
+    "the evaluation": "evaluation-23",
+    "the end of warm-up": "step-5",
+    "init to cyc1": "step-23",
+    "cyc1 to collapse1": "step-34",
+    "collapse1 to cyc2": "step-39",
+    "cyc2 to collapse2": "step-53",
+    "collapse2 to cyc3": "step-58",
+    "cyc3 to collapse3": "step-72",
+    "after a snapshot": "snapshot-34",
+    "in mid-save": "saving-38",
+    "right after a save": "saved-38",
+    "the last step": "step-76",
+}
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +61,13 @@ def few(digits, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("few") / "digits"
     for split, count in (("train", 300), ("test", 600)):
         whole = packed.Packed(Path(digits) / f"{split}.lmdb", "digits", split)
-        packed.write(folder / f"{split}.lmdb", "digits", split, whole.manifest["classes"],
-                     lambda start: (packed.Item(*whole[index]) for index in range(start, count)))
+        packed.write(
+            folder / f"{split}.lmdb",
+            "digits",
+            split,
+            whole.manifest["classes"],
+            lambda start: (packed.Item(*whole[index]) for index in range(start, count)),
+        )
     return folder
 
 
@@ -65,8 +83,22 @@ class Run:
         if ranks > 1 and not MPIEXEC:
             pytest.skip("no mpiexec: nothing can be tried on several ranks")
         start = [MPIEXEC, *mpiexec_options(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []
-        return [*start, sys.executable, str(ROOT / "tests" / "faulty.py"), "train", "collapsed_ensemble", "--shrink", "smoke",
-                "--device", "cpu", "--data", str(self.data), "--out", str(self.out / "runs"), *options]
+        return [
+            *start,
+            sys.executable,
+            str(ROOT / "tests" / "faulty.py"),
+            "train",
+            "collapsed_ensemble",
+            "--shrink",
+            "smoke",
+            "--device",
+            "cpu",
+            "--data",
+            str(self.data),
+            "--out",
+            str(self.out / "runs"),
+            *options,
+        ]
 
     def start(self, ranks: int = 1, fault: str = "none@0@nowhere", saves: str = "0,600", options=()) -> subprocess.Popen:
         return launch(*self.command(ranks, *options), FAULT=fault, FAULT_FILE=str(self.file), SAVES=saves)
@@ -116,8 +148,10 @@ class Run:
         """
         record = records.read(self.folder)
         assert record["status"] == "complete"
-        ends = {path.stem: checkpoint.digest(checkpoint.load(path.with_suffix(""))[0])
-                for path in sorted((self.folder / "snapshots").glob("*.json"))}
+        ends = {
+            path.stem: checkpoint.digest(checkpoint.load(path.with_suffix(""))[0])
+            for path in sorted((self.folder / "snapshots").glob("*.json"))
+        }
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in records.metric_rows(self.folder)]
         return record["weights_sha256"], ends, rows, {key: record[key] for key in ("images", "top1", "top5")}
 
@@ -150,8 +184,14 @@ def undisturbed(tmp_path_factory, few) -> tuple:
 
 
 @figure("resume")
-@pytest.mark.parametrize("point, ranks", [pytest.param(point, ranks, marks=() if (point, ranks) == ("in mid-save", 2) else slow)
-                                          for ranks in (1, 2) for point in POINTS])
+@pytest.mark.parametrize(
+    "point, ranks",
+    [
+        pytest.param(point, ranks, marks=() if (point, ranks) == ("in mid-save", 2) else slow)
+        for ranks in (1, 2)
+        for point in POINTS
+    ],
+)
 def test_a_run_killed_at_a_point_continues_to_the_same_bits(trial, undisturbed, point, ranks):
     trial.kill(ranks, ranks - 1 if POINTS[point].startswith(("step", "evaluation")) else 0, POINTS[point])
     assert records.read(trial.folder)["status"] == "running"
@@ -164,8 +204,13 @@ def test_a_run_killed_at_a_point_continues_to_the_same_bits(trial, undisturbed, 
 @slow
 @figure("five-kills", cases=5)
 def test_five_kills_in_one_run_do_not_matter(trial, undisturbed):
-    for ranks, rank, place in ((1, 0, "step-6"), (2, 1, "step-21"), (2, 0, "saving-34"), (1, 0, "evaluation-53"),
-                               (2, 1, "step-75")):
+    for ranks, rank, place in (
+        (1, 0, "step-6"),
+        (2, 1, "step-21"),
+        (2, 0, "saving-34"),
+        (1, 0, "evaluation-53"),
+        (2, 1, "step-75"),
+    ):
         trial.kill(ranks, rank, place)
     trial.finish(2)
     assert len(records.read(trial.folder)["attempts"]) == 5 and trial.result() == undisturbed
@@ -265,9 +310,20 @@ def test_a_rank_that_is_killed_ends_the_command_and_is_named(trial, place, recor
 @pytest.fixture
 def call(trial):
     """call(cluster, fault): a job of the tiny run on engines."""
+
     def submit(cluster, fault):
-        return cluster.submit("faulty:run", fault, str(trial.file), recipe="collapsed_ensemble", shrink="smoke", device="cpu",
-                              data=str(trial.data), out=str(trial.out / "runs"), patience=3)
+        return cluster.submit(
+            "faulty:run",
+            fault,
+            str(trial.file),
+            recipe="collapsed_ensemble",
+            shrink="smoke",
+            device="cpu",
+            data=str(trial.data),
+            out=str(trial.out / "runs"),
+            patience=3,
+        )
+
     return submit
 
 
@@ -337,8 +393,13 @@ def runs(pid: int) -> bool:
 
 
 @figure("rank-freezes")
-@pytest.mark.parametrize("place, rank", [("step-14", 1), *(pytest.param(place, rank, marks=slow) for place, rank in (
-    ("step-14", 0), ("evaluation-23", 1), ("saving-34", 0)))])
+@pytest.mark.parametrize(
+    "place, rank",
+    [
+        ("step-14", 1),
+        *(pytest.param(place, rank, marks=slow) for place, rank in (("step-14", 0), ("evaluation-23", 1), ("saving-34", 0))),
+    ],
+)
 def test_a_rank_that_is_frozen_is_named_with_a_stack_of_the_other(trial, place, rank, record_property):
     patience = 3
     process, pid = trial.pause(2, rank, place, options=["--patience", str(patience)])
@@ -375,8 +436,10 @@ def test_a_rank_that_only_takes_long_is_let_be(trial):
 
 
 @figure("not-finite")
-@pytest.mark.parametrize("kind, ranks", [("nan", 2), pytest.param("inf", 2, marks=slow), pytest.param("nan", 1, marks=slow),
-                                         pytest.param("inf", 1, marks=slow)])
+@pytest.mark.parametrize(
+    "kind, ranks",
+    [("nan", 2), pytest.param("inf", 2, marks=slow), pytest.param("nan", 1, marks=slow), pytest.param("inf", 1, marks=slow)],
+)
 def test_what_is_not_finite_stops_all_ranks_at_the_step_without_a_checkpoint_of_it(trial, undisturbed, kind, ranks):
     process = trial.start(ranks, f"{kind}@{ranks - 1}@work-14", saves="0,0")
     _, said = ended(process, 60)
@@ -391,24 +454,44 @@ def test_what_is_not_finite_stops_all_ranks_at_the_step_without_a_checkpoint_of_
 
 
 @figure("disagree")
-@pytest.mark.parametrize("change, difference", [
-    (["--seed", "1"], "parameters.seed is 1 here and 0 there"),
-    pytest.param(["--bn-momentum", "0.1"], "recipe.bn_momentum is 0.4 here and 0.2 there", marks=slow),
-    pytest.param(["--data", "other"], "data.train is ", marks=slow),
-    pytest.param([], "packages.torch is '0.0' here", marks=slow)], ids=["seed", "recipe", "data", "versions"])
+@pytest.mark.parametrize(
+    "change, difference",
+    [
+        (["--seed", "1"], "parameters.seed is 1 here and 0 there"),
+        pytest.param(["--bn-momentum", "0.1"], "recipe.bn_momentum is 0.4 here and 0.2 there", marks=slow),
+        pytest.param(["--data", "other"], "data.train is ", marks=slow),
+        pytest.param([], "packages.torch is '0.0' here", marks=slow),
+    ],
+    ids=["seed", "recipe", "data", "versions"],
+)
 def test_ranks_that_disagree_are_refused_before_the_first_step(trial, few, tmp_path, change, difference):
     if change[:1] == ["--data"]:
         other = tmp_path / "digits"
         shutil.copytree(few, other)
         (other / "train.lmdb").unlink()
         whole = packed.Packed(few / "train.lmdb", "digits", "train")
-        packed.write(other / "train.lmdb", "digits", "train", whole.manifest["classes"],
-                     lambda start: (packed.Item(*whole[299 - index]) for index in range(start, 300)))
+        packed.write(
+            other / "train.lmdb",
+            "digits",
+            "train",
+            whole.manifest["classes"],
+            lambda start: (packed.Item(*whole[299 - index]) for index in range(start, 300)),
+        )
         change = ["--data", str(other)]
     first = trial.command(2)
     alone = trial.command(1)
-    process = launch(*first[: first.index("-n")], "-n", "1", *alone, ":", "-n", "1", *alone, *change,
-                     FAULT="none@0@nowhere" if change else "versions@1@nowhere")
+    process = launch(
+        *first[: first.index("-n")],
+        "-n",
+        "1",
+        *alone,
+        ":",
+        "-n",
+        "1",
+        *alone,
+        *change,
+        FAULT="none@0@nowhere" if change else "versions@1@nowhere",
+    )
     _, said = ended(process, 60)
     assert process.returncode == 2 and said.count("error:") == 1
     assert f"rank 1 does not agree with rank 0, so nothing was started: {difference}" in said
@@ -430,15 +513,29 @@ def test_a_rank_whose_weights_change_is_found_before_the_next_checkpoint(trial, 
 
 
 @figure("stop")
-@pytest.mark.parametrize("number, ranks, to", [
-    (signal.SIGINT, 1, "rank"), (signal.SIGUSR1, 2, "launcher"),
-    *(pytest.param(*case, marks=slow) for case in (
-        (signal.SIGUSR1, 1, "rank"), (signal.SIGINT, 2, "launcher"), (signal.SIGINT, 2, "terminal"),
-        (signal.SIGUSR1, 2, "rank")))])
+@pytest.mark.parametrize(
+    "number, ranks, to",
+    [
+        (signal.SIGINT, 1, "rank"),
+        (signal.SIGUSR1, 2, "launcher"),
+        *(
+            pytest.param(*case, marks=slow)
+            for case in (
+                (signal.SIGUSR1, 1, "rank"),
+                (signal.SIGINT, 2, "launcher"),
+                (signal.SIGINT, 2, "terminal"),
+                (signal.SIGUSR1, 2, "rank"),
+            )
+        ),
+    ],
+)
 def test_a_request_to_stop_loses_no_step(trial, undisturbed, number, ranks, to):
     process, pid = trial.pause(ranks, ranks - 1, "step-14")
-    {"rank": lambda: os.kill(pid, number), "launcher": lambda: process.send_signal(number),
-     "terminal": lambda: os.killpg(process.pid, number)}[to]()
+    {
+        "rank": lambda: os.kill(pid, number),
+        "launcher": lambda: process.send_signal(number),
+        "terminal": lambda: os.killpg(process.pid, number),
+    }[to]()
     time.sleep(0.3)
     trial.file.unlink()
     told, said = ended(process, 30)
@@ -451,8 +548,10 @@ def test_a_request_to_stop_loses_no_step(trial, undisturbed, number, ranks, to):
 
 
 @figure("stop")
-@pytest.mark.parametrize("number, ranks", [(signal.SIGINT, 1), pytest.param(signal.SIGUSR1, 1, marks=slow),
-                                           pytest.param(signal.SIGINT, 2, marks=slow)])
+@pytest.mark.parametrize(
+    "number, ranks",
+    [(signal.SIGINT, 1), pytest.param(signal.SIGUSR1, 1, marks=slow), pytest.param(signal.SIGINT, 2, marks=slow)],
+)
 def test_a_second_request_stops_at_once(trial, undisturbed, number, ranks):
     process, pid = trial.pause(ranks, ranks - 1, "step-14")
     process.send_signal(number)
@@ -546,8 +645,12 @@ def victim(processes: list[psutil.Process], words: str) -> psutil.Process:
     return next(process for process in processes if words in " ".join(process.cmdline()[:3]))
 
 
-WHERE = {"kernel": "ipykernel_launcher", "papermill": "-m papermill", "controller": "ipyparallel.controller",
-         "mpiexec": "mpiexec "}
+WHERE = {
+    "kernel": "ipykernel_launcher",
+    "papermill": "-m papermill",
+    "controller": "ipyparallel.controller",
+    "mpiexec": "mpiexec ",
+}
 
 
 @slow
@@ -562,8 +665,10 @@ def test_nothing_outlives_whoever_dies(tmp_path, who, number, record_property):
         command = ["make", "-C", ROOT, "reproduce", f"ARGS=--results {tmp_path}/results"]
     else:
         new = nbformat.v4
-        book = new.new_notebook(cells=[new.new_code_cell(BOOK.format(file=str(started)))],
-                                metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+        book = new.new_notebook(
+            cells=[new.new_code_cell(BOOK.format(file=str(started)))],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        )
         nbformat.write(book, tmp_path / "trial.ipynb")
         command = [sys.executable, "-m", "papermill", tmp_path / "trial.ipynb", tmp_path / "out.ipynb"]
     process = launch(*command, **{MARK: mark, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})

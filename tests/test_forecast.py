@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SMOKE, mpiexec
 
 from repro import ReproError, recipes, records
 from repro.paper import tables
@@ -13,20 +12,39 @@ from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage
 from repro.train import _completes
 
-SMALL = Recipe(name="small", stages=(Stage("a", 6, 0.1), Stage("b", 4, 0.1)), workers=6, images_per_worker=8,
-               epoch_images=96, record_every=1, evaluate_every=2)
+from conftest import SMOKE, mpiexec
+
+SMALL = Recipe(
+    name="small",
+    stages=(Stage("a", 6, 0.1), Stage("b", 4, 0.1)),
+    workers=6,
+    images_per_worker=8,
+    epoch_images=96,
+    record_every=1,
+    evaluate_every=2,
+)
 
 
 def probed(ranks: int = 2) -> dict:
     """A probe of a machine without noise: 0.5 s a step, 0.1 s an image; the average takes no time, loading 0.01 s an image."""
+
     def row(kind, workers, seconds):
         return {"kind": kind, "ranks": ranks, "vector": 8, "images": 8, "workers": workers, "seconds": [[seconds] * 5] * ranks}
 
     rows = [row("compute", 1, 1.3), row("compute", 2, 2.1), row("loading", 1, 1.38), row("step", 1, 1.3)]
     if ranks == 1:
         rows.pop()
-    return {"rows": rows, "ranks": ranks, "nodes": 1, "buckets": 4, "evaluated_per_second": 50, "save_seconds": 0.25,
-            "state_bytes": 1000, "parameters": 200, "peak_bytes": 10**9}
+    return {
+        "rows": rows,
+        "ranks": ranks,
+        "nodes": 1,
+        "buckets": 4,
+        "evaluated_per_second": 50,
+        "save_seconds": 0.25,
+        "state_bytes": 1000,
+        "parameters": 200,
+        "peak_bytes": 10**9,
+    }
 
 
 def test_a_count_by_hand():
@@ -85,9 +103,9 @@ def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_
     from repro.train import train
 
     task = SMOKE | {"data": digits, "out": str(tmp_path / "runs")}
-    before, = forecast.expected([task], seconds=1.0)
+    (before,) = forecast.expected([task], seconds=1.0)
     assert not before["complete"] and before["seconds"] > 0
-    again, = forecast.expected([task], seconds=1.0)
+    (again,) = forecast.expected([task], seconds=1.0)
     assert again["seconds"] == before["seconds"]  # the recorded one: no second probe
     run = records.read(train(**task))
     table = tables.predictions(tmp_path / "runs")
@@ -95,7 +113,7 @@ def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_
     assert table.predicted[0] == pytest.approx(before["seconds"] / 60)
     assert table.measured[0] == pytest.approx(run["seconds"] / 60)
     assert table.error[0] == pytest.approx(100 * (before["seconds"] / run["seconds"] - 1))
-    after, = forecast.expected([task], seconds=1.0)
+    (after,) = forecast.expected([task], seconds=1.0)
     assert after["complete"]
 
 
@@ -117,19 +135,31 @@ def test_beyond_the_ranks_at_hand_nothing_is_recorded(digits, tmp_path):
 
 def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monkeypatch):
     hours = {"laptop": 2.0, "laptop-edge": 2.0, "laptop-few": 1.0, "smoke": 0.1, "none": 900.0}
-    monkeypatch.setattr(forecast, "forecast", lambda tasks, *_: [
-        {"hours": hours.get(task["shrink"], 0.5), "images": 1000 * hours.get(task["shrink"], 0.5)} for task in tasks])
+    monkeypatch.setattr(
+        forecast,
+        "forecast",
+        lambda tasks, *_: [
+            {"hours": hours.get(task["shrink"], 0.5), "images": 1000 * hours.get(task["shrink"], 0.5)} for task in tasks
+        ],
+    )
     asked = {"recipe": "resnet50_448nodes", "data": digits, "out": str(tmp_path / "runs"), "shrink": "laptop"}
     for limit, largest in ((1000, "none"), (1.5, "laptop-few"), (0.2, "smoke"), (0.01, "")):
         assert forecast.plan(hours=limit, **asked)["largest"] == largest
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"nodes": -2}, "nodes is -2"), ({"ranks_per_node": -1}, "ranks_per_node is -1"),
-    ({"network": "omnipath"}, "Did you mean omni-path"),
-    ({"nodes": 15}, "14 workers, which 15 ranks cannot"), ({"hours": -1}, "hours is -1"),
-    ({"recipe": "resnet50_448node"}, "Did you"),
-    ({"shrnk": "laptop"}, "Did you mean shrink"), ({"seconds": 0}, "seconds is 0")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"nodes": -2}, "nodes is -2"),
+        ({"ranks_per_node": -1}, "ranks_per_node is -1"),
+        ({"network": "omnipath"}, "Did you mean omni-path"),
+        ({"nodes": 15}, "14 workers, which 15 ranks cannot"),
+        ({"hours": -1}, "hours is -1"),
+        ({"recipe": "resnet50_448node"}, "Did you"),
+        ({"shrnk": "laptop"}, "Did you mean shrink"),
+        ({"seconds": 0}, "seconds is 0"),
+    ],
+)
 def test_what_cannot_be_planned_is_named(digits, tmp_path, change, said):
     with pytest.raises(ReproError, match=said):
         forecast.plan(**{**SMOKE, "data": digits, "out": str(tmp_path / "runs"), "seconds": 0.5} | change)
@@ -142,9 +172,23 @@ def test_damaged_predictions_are_named(tmp_path):
 
 
 def test_the_command_line_on_two_ranks(digits, tmp_path):
-    done = mpiexec(2, "-m", "repro", "plan", "resnet50_448nodes", "--data", digits, "--shrink", "smoke", "--seconds", "1",
-                   "--out", tmp_path / "runs", timeout=90)
+    done = mpiexec(
+        2,
+        "-m",
+        "repro",
+        "plan",
+        "resnet50_448nodes",
+        "--data",
+        digits,
+        "--shrink",
+        "smoke",
+        "--seconds",
+        "1",
+        "--out",
+        tmp_path / "runs",
+        timeout=90,
+    )
     assert done.returncode == 0, done.stderr
     assert "measured pace resnet50_448nodes-smoke" in done.stdout and "1 x 2 ranks" in done.stdout
-    recorded, = records.predictions(tmp_path / "runs").values()
+    (recorded,) = records.predictions(tmp_path / "runs").values()
     assert recorded["ranks"] == 2 and Path(recorded["folder"]).parent == tmp_path / "runs"

@@ -5,10 +5,11 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT, mpiexec, python
+
+from repro import notebooks, records
 
 import stand_in
-from repro import notebooks, records
+from conftest import ROOT, mpiexec, python
 
 SUBSET = "imagenet-subset"
 
@@ -17,24 +18,60 @@ SUBSET = "imagenet-subset"
 def packed(tmp_path_factory):
     """The folder of a packed stand-in, made by the commands that the README gives."""
     folder = tmp_path_factory.mktemp("archives")
-    for command in ([ROOT / "data_prep" / "stand_in.py", "--classes", "3", "--images", "120", "--validation", "9",
-                     "--out", folder / "source"],
-                    [ROOT / "data_prep" / "imagenet.py", "--source", folder / "source", "--subset", "--out", folder / SUBSET]):
+    for command in (
+        [
+            ROOT / "data_prep" / "stand_in.py",
+            "--classes",
+            "3",
+            "--images",
+            "120",
+            "--validation",
+            "9",
+            "--out",
+            folder / "source",
+        ],
+        [ROOT / "data_prep" / "imagenet.py", "--source", folder / "source", "--subset", "--out", folder / SUBSET],
+    ):
         done = python(*command)
         assert done.returncode == 0, done.stderr
     return folder / SUBSET
 
 
-@pytest.mark.parametrize("recipe, workers, images, iterations",
-                         [("resnet50_custom_lr", 128, 4096, 22610), ("resnet50_448nodes", 896, 14336, 8040)])
-def test_the_released_recipes_start_with_all_their_workers_and_say_how_long_the_rest_takes(packed, tmp_path, recipe, workers,
-                                                                                       images, iterations):
+@pytest.mark.parametrize(
+    "recipe, workers, images, iterations", [("resnet50_custom_lr", 128, 4096, 22610), ("resnet50_448nodes", 896, 14336, 8040)]
+)
+def test_the_released_recipes_start_with_all_their_workers_and_say_how_long_the_rest_takes(
+    packed, tmp_path, recipe, workers, images, iterations
+):
     """Unshrunk in workers, batch and rates; a small model and few pixels, so that it takes seconds."""
-    done = mpiexec(2, "-m", "repro", "train", recipe, "--shrink", "none", "--data", packed, "--out", tmp_path, "--steps", "1",
-                   "--model", "resnet11", "--size", "16", "--device", "cpu", timeout=180)
+    done = mpiexec(
+        2,
+        "-m",
+        "repro",
+        "train",
+        recipe,
+        "--shrink",
+        "none",
+        "--data",
+        packed,
+        "--out",
+        tmp_path,
+        "--steps",
+        "1",
+        "--model",
+        "resnet11",
+        "--size",
+        "16",
+        "--device",
+        "cpu",
+        timeout=180,
+    )
     assert done.returncode == 75, done.stderr
-    assert re.search(rf"after step 1 of {iterations}\. At this call's .* images/s on 2 ranks .* the other {iterations - 1} steps "
-                     rf"of {images} images take .* days", done.stdout), done.stdout
+    assert re.search(
+        rf"after step 1 of {iterations}\. At this call's .* images/s on 2 ranks .* the other {iterations - 1} steps "
+        rf"of {images} images take .* days",
+        done.stdout,
+    ), done.stdout
     record = records.read(next(tmp_path.iterdir()))
     assert (record["status"], record["workers"], record["ranks"]) == ("stopped", workers, 2)
     assert record["recipe"]["workers"] * record["recipe"]["images_per_worker"] == images
@@ -42,21 +79,37 @@ def test_the_released_recipes_start_with_all_their_workers_and_say_how_long_the_
 
 def test_the_notebook_goes_from_archives_to_an_ensemble(packed, tmp_path):
     """At 64 pixels, to be quick; the source is the archives, and what is packed already is left alone."""
-    output = notebooks.execute("02-from-archives", {
-        "source": str(packed.parent / "source"), "packed": str(packed), "size": 64, "model": "resnet11",
-        "out": str(tmp_path / "runs"), "live": False}, tmp_path / "02.ipynb")
+    output = notebooks.execute(
+        "02-from-archives",
+        {
+            "source": str(packed.parent / "source"),
+            "packed": str(packed),
+            "size": 64,
+            "model": "resnet11",
+            "out": str(tmp_path / "runs"),
+            "live": False,
+        },
+        tmp_path / "02.ipynb",
+    )
     book = nbformat.read(output, as_version=4)
     text = "".join(output.get("text", "") for cell in book.cells if cell.cell_type == "code" for output in cell.outputs)
-    pictures = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs
-                if "image/png" in output.get("data", {})]
+    pictures = [
+        output
+        for cell in book.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
     assert "already packed" in text and len(pictures) == 1
     assert re.search(r"collapsed_ensemble: \d \d \d of 9, as recorded\nresnet50_448nodes: \d of 9, as recorded", text)
 
     # The same files by the command line, on one rank and on two.
     files = sorted((tmp_path / "runs").glob("collapsed_ensemble*/models/*.safetensors"))
     assert len(files) == 3
-    commands = (python("-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu"),
-                mpiexec(2, "-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu"))
+    commands = (
+        python("-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu"),
+        mpiexec(2, "-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu"),
+    )
     assert [done.returncode for done in commands] == [0, 0], commands
     one, two = (json.loads(done.stdout.splitlines()[-1]) for done in commands)
     assert one == two and one["images"] == 9
@@ -105,9 +158,26 @@ def test_ranks_answer_a_roll_call():
 def test_train_and_test_of_different_label_maps_are_refused(packed, tmp_path):
     for split, seed in (("train", 0), ("test", 1)):
         stand_in.write(tmp_path / split, classes=3 + seed, images=12, validation=6)
-        done = python(ROOT / "data_prep" / "imagenet.py", "--source", tmp_path / split, "--subset", "--out", tmp_path / f"{split}s" / "mixed")
+        done = python(
+            ROOT / "data_prep" / "imagenet.py",
+            "--source",
+            tmp_path / split,
+            "--subset",
+            "--out",
+            tmp_path / f"{split}s" / "mixed",
+        )
         assert done.returncode == 0, done.stderr
     (tmp_path / "tests" / "mixed" / "test.lmdb").replace(tmp_path / "trains" / "mixed" / "test.lmdb")
-    done = python("-m", "repro", "train", "resnet50_448nodes", "--shrink", "none", "--data", tmp_path / "trains" / "mixed",
-                  "--out", tmp_path)
+    done = python(
+        "-m",
+        "repro",
+        "train",
+        "resnet50_448nodes",
+        "--shrink",
+        "none",
+        "--data",
+        tmp_path / "trains" / "mixed",
+        "--out",
+        tmp_path,
+    )
     assert done.returncode == 2 and "label map" in done.stderr and "4 classes instead of 3" in done.stderr

@@ -8,13 +8,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, python
 from PIL import Image
 
 from data_prep import folder, imagenet, places365
+from repro.packed import Packed
+
 import packing
 import stand_in
-from repro.packed import Packed
+from conftest import ROOT, python
 
 COUNTS = {"classes": 4, "images": 14, "validation": 8}
 CLASSES = [stand_in.synset(label) for label in range(4)]
@@ -55,8 +56,9 @@ def archives(tmp_path_factory) -> Path:
 def contents(archives):
     """Training images by SYNSET/FILE, validation images by file, the kit's files, each validation image's synset."""
     tars = members((archives / TRAIN_TAR).read_bytes())
-    train = {f"{tar.removesuffix('.tar')}/{name}": image for tar, content in tars.items()
-             for name, image in members(content).items()}
+    train = {
+        f"{tar.removesuffix('.tar')}/{name}": image for tar, content in tars.items() for name, image in members(content).items()
+    }
     kit = members((archives / KIT_TAR).read_bytes())
     # Read without the project's reader: the stand-in's ids are its own function's.
     synsets = {stand_in.devkit_id(label, 4): synset for label, synset in enumerate(CLASSES)}
@@ -80,20 +82,32 @@ def layout(archives, contents, tmp_path):
             for file in (TRAIN_TAR, VAL_TAR, KIT_TAR):
                 shutil.copy(archives / file, source / file)
         elif name == "tree":
-            write_files(source, {f"train/{name}": image for name, image in train.items()}
-                        | {f"val/{name}": image for name, image in validation.items()} | kit)
+            write_files(
+                source,
+                {f"train/{name}": image for name, image in train.items()}
+                | {f"val/{name}": image for name, image in validation.items()}
+                | kit,
+            )
         elif name == "tree of folders":
-            write_files(source, {f"train/{name}": image for name, image in train.items()}
-                        | {f"val/{truth[name]}/{name}": image for name, image in validation.items()})
+            write_files(
+                source,
+                {f"train/{name}": image for name, image in train.items()}
+                | {f"val/{truth[name]}/{name}": image for name, image in validation.items()},
+            )
         else:
             table = "ImageId,PredictionString\n" + "".join(
                 f"{name.removesuffix('.JPEG')},{synset} 1 2 30 40 {synset} 5 6 70 80 \n"
-                for name, synset in reversed(truth.items()))
+                for name, synset in reversed(truth.items())
+            )
             mapping = "".join(f"{synset} some words, others\n" for synset in CLASSES)
-            write_files(source, {f"ILSVRC/Data/CLS-LOC/train/{name}": image for name, image in train.items()}
-                        | {f"ILSVRC/Data/CLS-LOC/val/{name}": image for name, image in validation.items()}
-                        | {"LOC_val_solution.csv": table, "LOC_synset_mapping.txt": mapping})
+            write_files(
+                source,
+                {f"ILSVRC/Data/CLS-LOC/train/{name}": image for name, image in train.items()}
+                | {f"ILSVRC/Data/CLS-LOC/val/{name}": image for name, image in validation.items()}
+                | {"LOC_val_solution.csv": table, "LOC_synset_mapping.txt": mapping},
+            )
         return source
+
     return make
 
 
@@ -105,9 +119,11 @@ def few_samples(monkeypatch):
 @pytest.fixture
 def pack(tmp_path, capsys):
     """pack(source, *options) -> (exit status, standard output, standard error); into `pack.out`."""
+
     def call(source, *options, subset=True):
         status = imagenet.main([*map(str, ("--source", source, "--out", call.out, *options)), *["--subset"] * subset])
         return status, *capsys.readouterr()
+
     call.out = tmp_path / "out" / "imagenet-subset"
     return call
 
@@ -131,8 +147,10 @@ def test_every_layout_gives_the_same_bytes(layout, pack, tmp_path, contents):
         packed[name] = [(pack.out / f"{split}.lmdb").read_bytes() for split in ("train", "test")]
     assert all(packed[name] == packed["archives"] for name in LAYOUTS)
     train, validation, _, truth = contents
-    for split, expected in (("train", [(name.split("/")[0], name) for name in sorted(train)]),
-                            ("test", sorted((truth[name], name) for name in validation))):
+    for split, expected in (
+        ("train", [(name.split("/")[0], name) for name in sorted(train)]),
+        ("test", sorted((truth[name], name) for name in validation)),
+    ):
         reader = Packed(pack.out / f"{split}.lmdb", "imagenet-subset", split)
         assert reader.manifest["classes"] == CLASSES
         assert [CLASSES[reader[index][0]] for index in range(len(reader))] == [synset for synset, _ in expected]
@@ -150,8 +168,16 @@ def test_the_stand_ins_odd_images_are_listed(layout, pack):
 
 
 def test_the_script_runs_from_anywhere(layout, tmp_path):
-    done = python(ROOT / "data_prep" / "imagenet.py", "--source", layout("tree"), "--subset", "--out",
-                  tmp_path / "out" / "imagenet-subset", "--short-side", "128")
+    done = python(
+        ROOT / "data_prep" / "imagenet.py",
+        "--source",
+        layout("tree"),
+        "--subset",
+        "--out",
+        tmp_path / "out" / "imagenet-subset",
+        "--short-side",
+        "128",
+    )
     assert done.returncode == 0 and "14 images of 4 classes" in done.stdout and "short side at most 128" in done.stdout
 
 
@@ -166,14 +192,18 @@ FOURTH = "ILSVRC2012_val_00000004.JPEG"
 
 
 @pytest.mark.figure("archives")
-@pytest.mark.parametrize("name, change, message", [
-    ("../../escaped.JPEG", lambda image: b"x", "img_val.tar: member '../../escaped.JPEG' points out of the archive"),
-    ("/escaped.JPEG", lambda image: b"x", "img_val.tar: member '/escaped.JPEG' points out of the archive"),
-    ("readme.txt", lambda image: b"x", "img_val.tar: member 'readme.txt' is not expected there"),
-    (FOURTH, lambda image: b"", f"img_val.tar, member {FOURTH} is empty"),
-    (FOURTH, lambda image: image[: len(image) // 2], f"img_val.tar, member {FOURTH} is damaged or cut short"),
-    (FOURTH, lambda image: b"<html>", f"img_val.tar, member {FOURTH} is a web page"),
-], ids=["traversal", "absolute", "unexpected", "empty image", "half an image", "web page"])
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("../../escaped.JPEG", lambda image: b"x", "img_val.tar: member '../../escaped.JPEG' points out of the archive"),
+        ("/escaped.JPEG", lambda image: b"x", "img_val.tar: member '/escaped.JPEG' points out of the archive"),
+        ("readme.txt", lambda image: b"x", "img_val.tar: member 'readme.txt' is not expected there"),
+        (FOURTH, lambda image: b"", f"img_val.tar, member {FOURTH} is empty"),
+        (FOURTH, lambda image: image[: len(image) // 2], f"img_val.tar, member {FOURTH} is damaged or cut short"),
+        (FOURTH, lambda image: b"<html>", f"img_val.tar, member {FOURTH} is a web page"),
+    ],
+    ids=["traversal", "absolute", "unexpected", "empty image", "half an image", "web page"],
+)
 def test_hostile_archives_write_nothing_elsewhere(layout, pack, contents, tmp_path, name, change, message):
     source, validation = layout("archives"), contents[1]
     write_tar(source / VAL_TAR, validation | {name: change(validation.get(name, b""))})
@@ -185,14 +215,18 @@ def test_hostile_archives_write_nothing_elsewhere(layout, pack, contents, tmp_pa
 
 
 @pytest.mark.figure("archives")
-@pytest.mark.parametrize("name, change, message", [
-    (TRAIN_TAR, lambda content: content[: len(content) // 2], "img_train.tar"),
-    (TRAIN_TAR, lambda content: b"<html>" + content, "img_train.tar is no whole tar archive (it is a web page)"),
-    (VAL_TAR, lambda content: content[: len(content) // 2], "img_val.tar is cut short"),
-    (VAL_TAR, lambda content: b"", "img_val.tar is no whole tar archive (it is empty)"),
-    (KIT_TAR, lambda content: content[: len(content) // 2], "devkit_t12.tar.gz cannot be unpacked"),
-    (KIT_TAR, lambda content: b"<html>", "devkit_t12.tar.gz cannot be unpacked (it is a web page)"),
-], ids=["train cut", "train is a web page", "validation cut", "validation empty", "kit cut", "kit is a web page"])
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        (TRAIN_TAR, lambda content: content[: len(content) // 2], "img_train.tar"),
+        (TRAIN_TAR, lambda content: b"<html>" + content, "img_train.tar is no whole tar archive (it is a web page)"),
+        (VAL_TAR, lambda content: content[: len(content) // 2], "img_val.tar is cut short"),
+        (VAL_TAR, lambda content: b"", "img_val.tar is no whole tar archive (it is empty)"),
+        (KIT_TAR, lambda content: content[: len(content) // 2], "devkit_t12.tar.gz cannot be unpacked"),
+        (KIT_TAR, lambda content: b"<html>", "devkit_t12.tar.gz cannot be unpacked (it is a web page)"),
+    ],
+    ids=["train cut", "train is a web page", "validation cut", "validation empty", "kit cut", "kit is a web page"],
+)
 def test_damaged_archives_are_named_before_anything_is_packed(layout, pack, name, change, message):
     source = layout("archives")
     (source / name).write_bytes(change((source / name).read_bytes()))
@@ -261,13 +295,16 @@ def test_a_validation_set_that_is_not_50_a_class_is_named():
 
 
 @pytest.mark.figure("archives")
-@pytest.mark.parametrize("case, message", [
-    ("extra", "class n98000000 (1 such) is not among the classes of the development kit"),
-    ("missing", f"class {CLASSES[2]} (1 such) of the development kit is missing among the training images"),
-    ("few", f"by the development kit {CLASSES[2]} has 2 training images instead of 3 (1 such classes)"),
-    ("empty", f"by the development kit {CLASSES[2]} has 0 training images instead of 3 (1 such classes)"),
-    ("stray", "train/readme.txt is a plain file, where a folder is expected"),
-])
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        ("extra", "class n98000000 (1 such) is not among the classes of the development kit"),
+        ("missing", f"class {CLASSES[2]} (1 such) of the development kit is missing among the training images"),
+        ("few", f"by the development kit {CLASSES[2]} has 2 training images instead of 3 (1 such classes)"),
+        ("empty", f"by the development kit {CLASSES[2]} has 0 training images instead of 3 (1 such classes)"),
+        ("stray", "train/readme.txt is a plain file, where a folder is expected"),
+    ],
+)
 def test_classes_and_counts_must_be_those_of_the_kit(layout, pack, case, message):
     source = layout("tree")
     one = source / "train" / CLASSES[2]
@@ -310,8 +347,7 @@ LISTS = {  # forms of --validation-labels, from file -> synset
     "path and synset": lambda truth: [f"val/{name} {synset}" for name, synset in truth.items()],
     "number": lambda truth: [f"{name} {CLASSES.index(synset)}" for name, synset in truth.items()],
     "lines": lambda truth: list(truth.values()),
-    "kaggle": lambda truth: ["ImageId,PredictionString",
-                             *(f"{name[:-5]},{synset} 1 2 3 4" for name, synset in truth.items())],
+    "kaggle": lambda truth: ["ImageId,PredictionString", *(f"{name[:-5]},{synset} 1 2 3 4" for name, synset in truth.items())],
 }
 
 
@@ -340,29 +376,42 @@ def changed(truth, **changes):
 
 
 WRONG = {  # lines of the list, and what is said of them
-    "numbers of the kit": (lambda truth, kit: kit[imagenet.TRUTH].decode().split(),
-                           "has numbers alone, as the development kit does. Those are in the kit's own order of "
-                           "classes, not in that of the sorted synsets"),
-    "off by one": (lambda truth, kit: [f"{name} {CLASSES.index(synset) + 1}" for name, synset in truth.items()],
-                   "has numbers from 1 to 4, but there are 4 classes, 0 to 3. It seems that classes are counted from "
-                   "1, off by one"),
-    "background class": (lambda truth, kit: [f"{name} {0 if place == 0 else CLASSES.index(synset) + 1}"
-                                             for place, (name, synset) in enumerate(truth.items())],
-                         "has numbers from 0 to 4, but there are 4 classes, 0 to 3. It seems that number 0 is a "
-                         "background class"),
-    "other classes": (lambda truth, kit: [f"{name} {place * 9}" for place, name in enumerate(truth)],
-                      "has numbers from 0 to 63, but there are 4 classes, 0 to 3. It seems that it is a list of other "
-                      "classes"),
-    "an unknown file": (lambda truth, kit: [*LISTS["synset"](truth), f"ILSVRC2012_val_00000099.JPEG {CLASSES[0]}"],
-                        "names a file that is not among the validation images: ILSVRC2012_val_00000099.JPEG (1 such)"),
-    "a missing file": (lambda truth, kit: LISTS["number"](truth)[1:],
-                       "lacks 1 of 8 validation images, the first is ILSVRC2012_val_00000001.JPEG"),
-    "a file twice": (lambda truth, kit: [*LISTS["synset"](truth), LISTS["synset"](truth)[0]],
-                     "names a file twice: ILSVRC2012_val_00000008.JPEG (1 such)"),
-    "an unknown synset": (lambda truth, kit: LISTS["synset"](changed(truth, ILSVRC2012_val_00000003="n00000001")),
-                          "ILSVRC2012_val_00000003.JPEG is of class n00000001 by"),
-    "too few synsets": (lambda truth, kit: LISTS["lines"](truth)[:-1],
-                        "has 7 lines, but there are 8 validation images"),
+    "numbers of the kit": (
+        lambda truth, kit: kit[imagenet.TRUTH].decode().split(),
+        "has numbers alone, as the development kit does. Those are in the kit's own order of "
+        "classes, not in that of the sorted synsets",
+    ),
+    "off by one": (
+        lambda truth, kit: [f"{name} {CLASSES.index(synset) + 1}" for name, synset in truth.items()],
+        "has numbers from 1 to 4, but there are 4 classes, 0 to 3. It seems that classes are counted from 1, off by one",
+    ),
+    "background class": (
+        lambda truth, kit: [
+            f"{name} {0 if place == 0 else CLASSES.index(synset) + 1}" for place, (name, synset) in enumerate(truth.items())
+        ],
+        "has numbers from 0 to 4, but there are 4 classes, 0 to 3. It seems that number 0 is a background class",
+    ),
+    "other classes": (
+        lambda truth, kit: [f"{name} {place * 9}" for place, name in enumerate(truth)],
+        "has numbers from 0 to 63, but there are 4 classes, 0 to 3. It seems that it is a list of other classes",
+    ),
+    "an unknown file": (
+        lambda truth, kit: [*LISTS["synset"](truth), f"ILSVRC2012_val_00000099.JPEG {CLASSES[0]}"],
+        "names a file that is not among the validation images: ILSVRC2012_val_00000099.JPEG (1 such)",
+    ),
+    "a missing file": (
+        lambda truth, kit: LISTS["number"](truth)[1:],
+        "lacks 1 of 8 validation images, the first is ILSVRC2012_val_00000001.JPEG",
+    ),
+    "a file twice": (
+        lambda truth, kit: [*LISTS["synset"](truth), LISTS["synset"](truth)[0]],
+        "names a file twice: ILSVRC2012_val_00000008.JPEG (1 such)",
+    ),
+    "an unknown synset": (
+        lambda truth, kit: LISTS["synset"](changed(truth, ILSVRC2012_val_00000003="n00000001")),
+        "ILSVRC2012_val_00000003.JPEG is of class n00000001 by",
+    ),
+    "too few synsets": (lambda truth, kit: LISTS["lines"](truth)[:-1], "has 7 lines, but there are 8 validation images"),
     "mixed lines": (lambda truth, kit: [*LISTS["synset"](truth), "x"], "has the line 'x'"),
     "a web page": (lambda truth, kit: ["<!DOCTYPE html><html lang=en>", "<body>"], "has the line"),
     "nothing": (lambda truth, kit: [], "has the line ''"),
@@ -391,11 +440,14 @@ def test_the_kits_numbers_are_taken_where_the_kit_is_there(layout, pack, content
     assert pack(layout("archives"), "--validation-labels", tmp_path / "labels.txt")[0] == 0
 
 
-@pytest.mark.parametrize("name, message", [
-    ("devkit order in place of sorted order", "the classes are shifted by one"),
-    ("two classes exchanged", "the same classes are in another order (permuted)"),
-    ("one image", "1 of 8 differ, the first is ILSVRC2012_val_00000003.JPEG"),
-])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("devkit order in place of sorted order", "the classes are shifted by one"),
+        ("two classes exchanged", "the same classes are in another order (permuted)"),
+        ("one image", "1 of 8 differ, the first is ILSVRC2012_val_00000003.JPEG"),
+    ],
+)
 def test_labels_that_disagree_with_the_kit_are_named(layout, pack, contents, tmp_path, name, message):
     *_, kit, truth = contents
     if name == "one image":
@@ -463,9 +515,11 @@ def places(tmp_path):
     numbers = itertools.count()
     train = {f"data_256{category}/{n:08d}.jpg": photograph(next(numbers)) for category in CATEGORIES for n in (1, 2, 5)}
     validation = {f"val_256/Places365_val_{n:08d}.jpg": photograph(next(numbers)) for n in range(1, 9)}
-    lists = {"categories_places365.txt": "".join(f"{category} {n}\n" for n, category in enumerate(CATEGORIES)),
-             "places365_val.txt": "".join(f"{Path(name).name} {n * 3 % 4}\n" for n, name in enumerate(validation)),
-             "places365_train_standard.txt": "".join(f"{name[8:]} {n // 3}\n" for n, name in enumerate(train))}
+    lists = {
+        "categories_places365.txt": "".join(f"{category} {n}\n" for n, category in enumerate(CATEGORIES)),
+        "places365_val.txt": "".join(f"{Path(name).name} {n * 3 % 4}\n" for n, name in enumerate(validation)),
+        "places365_train_standard.txt": "".join(f"{name[8:]} {n // 3}\n" for n, name in enumerate(train)),
+    }
 
     def make(archives: bool) -> Path:
         source = tmp_path / f"places {archives}"
@@ -477,6 +531,7 @@ def places(tmp_path):
         else:
             write_files(source, train | validation | lists)
         return source
+
     return make
 
 
@@ -495,7 +550,8 @@ def test_places365_gives_the_same_bytes_from_archives_and_folders(places, tmp_pa
     assert train.manifest["classes"] == CATEGORIES and train.manifest["count_per_class"] == [3] * 4
     assert [train[index] for index in range(12)] == [(index // 3, photograph(index)) for index in range(12)]
     assert [test[index] for index in range(8)] == sorted(
-        ((n * 3 % 4, photograph(12 + n)) for n in range(8)), key=lambda record: record[0])
+        ((n * 3 % 4, photograph(12 + n)) for n in range(8)), key=lambda record: record[0]
+    )
 
 
 def test_a_part_of_places365_is_one(places, tmp_path, capsys):
@@ -508,17 +564,20 @@ def test_a_part_of_places365_is_one(places, tmp_path, capsys):
     assert "a part of places365 must not" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("case, message", [
-    ("few categories", "this is not Places365: 4 categories instead of 365"),
-    ("extra", "category /z/zoo (1 such) is not in categories_places365.txt"),
-    ("missing", "category /f/field/wild (1 such) of categories_places365.txt has no training images"),
-    ("unlisted", "places365_val.txt lacks 1 of 8 validation images"),
-    ("absent", "1 of the validation images that places365_val.txt lists are missing"),
-    ("number", "has the category number 9 for Places365_val_00000001.jpg"),
-    ("line", "has the line '<html>', where a name and a number are expected"),
-    ("no lists", "holds neither filelist_places365-standard.tar nor categories_places365.txt"),
-    ("no images", "holds none of train_256_places365standard.tar"),
-])
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        ("few categories", "this is not Places365: 4 categories instead of 365"),
+        ("extra", "category /z/zoo (1 such) is not in categories_places365.txt"),
+        ("missing", "category /f/field/wild (1 such) of categories_places365.txt has no training images"),
+        ("unlisted", "places365_val.txt lacks 1 of 8 validation images"),
+        ("absent", "1 of the validation images that places365_val.txt lists are missing"),
+        ("number", "has the category number 9 for Places365_val_00000001.jpg"),
+        ("line", "has the line '<html>', where a name and a number are expected"),
+        ("no lists", "holds neither filelist_places365-standard.tar nor categories_places365.txt"),
+        ("no images", "holds none of train_256_places365standard.tar"),
+    ],
+)
 def test_a_wrong_places365_is_named(places, tmp_path, capsys, case, message):
     source = places(False)
     val = source / "places365_val.txt"
@@ -558,8 +617,9 @@ def test_places365s_training_images_are_counted_by_their_list(places):
 @pytest.fixture
 def classes(tmp_path):
     for side, count in (("train", 60), ("test", 3)):
-        write_files(tmp_path, {f"images/{side}/{name}/{n}.jpg": photograph(n)
-                               for name in ("cat", "dog", "été") for n in range(count)})
+        write_files(
+            tmp_path, {f"images/{side}/{name}/{n}.jpg": photograph(n) for name in ("cat", "dog", "été") for n in range(count)}
+        )
     write_files(tmp_path, {"images/train/.DS_Store": "x", "images/train/cat/.hidden": "x"})
     return tmp_path / "images"
 
@@ -591,15 +651,19 @@ def test_a_share_is_set_apart_by_name_alone(classes, tmp_path):
     assert all(records["one", split] <= records["more", split] for split in ("train", "test"))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda images: write_files(images, {"test/cow/1.jpg": photograph(1)}), "test has the class cow (1 such), which"),
-    (lambda images: write_files(images, {"train/dog/notes.txt": "x"}), "dog/notes.txt is no image of a known format"),
-    (lambda images: write_files(images, {"train/notes.txt": "x"}), "train/notes.txt is a plain file, where a folder"),
-    (lambda images: (images / "train" / "elk").mkdir(), "class elk (1 such) has no training images"),
-    (lambda images: (images / "train" / "dog" / "sub").mkdir(), "dog/sub is a folder, where an image file is expected"),
-    (lambda images: [shutil.rmtree(images / "train" / name) for name in ("cat", "dog")], "has 1 class folders"),
-    (lambda images: shutil.rmtree(images / "train"), "train cannot be read as a folder"),
-], ids=["unknown test class", "no image", "stray file", "empty class", "nested", "one class", "absent"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda images: write_files(images, {"test/cow/1.jpg": photograph(1)}), "test has the class cow (1 such), which"),
+        (lambda images: write_files(images, {"train/dog/notes.txt": "x"}), "dog/notes.txt is no image of a known format"),
+        (lambda images: write_files(images, {"train/notes.txt": "x"}), "train/notes.txt is a plain file, where a folder"),
+        (lambda images: (images / "train" / "elk").mkdir(), "class elk (1 such) has no training images"),
+        (lambda images: (images / "train" / "dog" / "sub").mkdir(), "dog/sub is a folder, where an image file is expected"),
+        (lambda images: [shutil.rmtree(images / "train" / name) for name in ("cat", "dog")], "has 1 class folders"),
+        (lambda images: shutil.rmtree(images / "train"), "train cannot be read as a folder"),
+    ],
+    ids=["unknown test class", "no image", "stray file", "empty class", "nested", "one class", "absent"],
+)
 def test_wrong_folders_are_named(classes, tmp_path, capsys, change, message):
     change(classes)
     assert pack_folder(tmp_path / "animals", "--train", classes / "train", "--test", classes / "test") == 2

@@ -4,18 +4,60 @@ import ast
 from graphlib import TopologicalSorter
 
 import pytest
+
 from conftest import ROOT, python
 
 # The method: the algorithm and what it is made of. It imports nothing else of the project.
-METHOD = {"repro", "repro.paths", "repro.schedule", "repro.recipes", "repro.comm", "repro.nccl", "repro.allreduce", "repro.model",
-          "repro.optim", "repro.memory", "repro.packed", "repro.ahead", "repro.labels", "repro.data", "repro.evaluate",
-          "repro.checkpoint", "repro.records", "repro.watch", "repro.train"}
+METHOD = {
+    "repro",
+    "repro.paths",
+    "repro.schedule",
+    "repro.recipes",
+    "repro.comm",
+    "repro.nccl",
+    "repro.allreduce",
+    "repro.model",
+    "repro.optim",
+    "repro.memory",
+    "repro.packed",
+    "repro.ahead",
+    "repro.labels",
+    "repro.data",
+    "repro.evaluate",
+    "repro.checkpoint",
+    "repro.records",
+    "repro.watch",
+    "repro.train",
+}
 # A folder's modules import from these folders beside their own; the command line opens all of the package.
-FOLDERS = {"repro": set(), "repro.scaling": {"repro"}, "repro.paper": {"repro", "repro.scaling"}, "data_prep": {"repro"},
-           "bench": {"repro", "repro.scaling", "repro.paper", "data_prep"}}
+FOLDERS = {
+    "repro": set(),
+    "repro.scaling": {"repro"},
+    "repro.paper": {"repro", "repro.scaling"},
+    "data_prep": {"repro"},
+    "bench": {"repro", "repro.scaling", "repro.paper", "data_prep"},
+}
 PACKING_MAY_USE = {"repro", "repro.paths", "repro.packed", "repro.ahead", "repro.labels"}  # no training code
-WITHOUT_TORCH = ["watch", "schedule", "recipes", "paths", "records", "engines", "packed", "ahead", "labels", "memory", "notebooks",
-                 "doctor", "scaling.steptime", "paper.tables", "paper.figures", "paper.report", "paper.reproduce", "__main__"]
+WITHOUT_TORCH = [
+    "watch",
+    "schedule",
+    "recipes",
+    "paths",
+    "records",
+    "engines",
+    "packed",
+    "ahead",
+    "labels",
+    "memory",
+    "notebooks",
+    "doctor",
+    "scaling.steptime",
+    "paper.tables",
+    "paper.figures",
+    "paper.report",
+    "paper.reproduce",
+    "__main__",
+]
 
 
 def name_of(path):
@@ -75,8 +117,10 @@ def test_data_preparation_needs_no_training_code():
 
 def test_what_needs_no_torch_does_not_load_it():
     there = ["repro", *(f"repro.{name}" for name in WITHOUT_TORCH)]
-    code = (f"import importlib, sys\nfor name in {there}:\n    importlib.import_module(name)\n"
-            "    print(name, *[part for part in ('torch', 'mpi4py.MPI') if part in sys.modules])")
+    code = (
+        f"import importlib, sys\nfor name in {there}:\n    importlib.import_module(name)\n"
+        "    print(name, *[part for part in ('torch', 'mpi4py.MPI') if part in sys.modules])"
+    )
     said = python("-c", code)
     assert said.returncode == 0, said.stderr
     assert said.stdout.splitlines() == there

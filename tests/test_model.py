@@ -33,7 +33,8 @@ def test_parameter_counts_are_torchvisions_and_the_stems_bias(name):
     with torch.device("meta"):  # shapes alone
         theirs, plain, released = getattr(resnet, name)(), build(name, 1000, released_stem=False), build(name, 1000)
     assert [(key, value.shape) for key, value in plain.named_parameters()] == [
-        (key, value.shape) for key, value in theirs.named_parameters()]
+        (key, value.shape) for key, value in theirs.named_parameters()
+    ]
     assert count(released) == count(theirs) + 64
     assert released.conv1.bias.shape == (64,)
 
@@ -118,8 +119,15 @@ def test_v1_and_v15_are_one_network_of_basic_blocks_and_two_of_bottlenecks():
         assert torch.equal(*outputs) == (name == "resnet18")
 
 
-@pytest.mark.parametrize("name, last, blocks", [("resnet18", "bn2", (2, 2, 2, 2)), ("resnet34", "bn2", (3, 4, 6, 3)),
-                                                ("resnet50", "bn3", (3, 4, 6, 3)), ("resnet11", "bn3", (1, 1, 1))])
+@pytest.mark.parametrize(
+    "name, last, blocks",
+    [
+        ("resnet18", "bn2", (2, 2, 2, 2)),
+        ("resnet34", "bn2", (3, 4, 6, 3)),
+        ("resnet50", "bn3", (3, 4, 6, 3)),
+        ("resnet11", "bn3", (1, 1, 1)),
+    ],
+)
 def test_zero_gamma_is_in_the_last_batch_norm_of_blocks(name, last, blocks):
     every = [f"layer{stage + 1}.{block}.{last}" for stage, number in enumerate(blocks) for block in range(number)]
     ends = [f"layer{stage + 1}.{number - 1}.{last}" for stage, number in enumerate(blocks)]
@@ -206,16 +214,17 @@ def test_contributions_equal_plain_autograd(stride):
         assert float(network.contribution[-2]) == pytest.approx(float(loss.detach()), rel=1e-5)
         assert float(network.contribution[-1]) == float((logits.argmax(1) == labels).sum())
         assert float(network.gradients.norm()) == pytest.approx(
-            float(torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()), rel=1e-5)
+            float(torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()), rel=1e-5
+        )
         norms = [module for module in plain.modules() if isinstance(module, BatchNorm)]
         statistics = torch.cat([part for norm in norms for part in (norm.batch_mean, norm.batch_var)])
-        assert torch.allclose(network.contribution[len(network.weights):-2], statistics, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(network.contribution[len(network.weights) : -2], statistics, rtol=1e-4, atol=1e-6)
 
 
 def test_a_state_comes_back_as_it_was_and_shares_no_memory():
     network, other = small_network(0), small_network(1)
     images, labels = batch(3)
-    network.update_statistics(network.contribute(images, labels)[len(network.weights):-2], 0.05)
+    network.update_statistics(network.contribute(images, labels)[len(network.weights) : -2], 0.05)
     state = network.state()
     weights = network.weights.clone()
     network.weights.zero_()

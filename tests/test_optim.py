@@ -27,8 +27,11 @@ def by_hand(weight, gradients, rates, correct=lambda step: False, decay=DECAY):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("correct", [lambda step: False, lambda step: step > 0, lambda step: 0 < step < 3],
-                         ids=["plain", "corrected", "corrected in warm-up"])
+@pytest.mark.parametrize(
+    "correct",
+    [lambda step: False, lambda step: step > 0, lambda step: 0 < step < 3],
+    ids=["plain", "corrected", "corrected in warm-up"],
+)
 def test_steps_equal_caffes_by_hand(steps, correct):
     weights, gradients = problem()
     expected = [by_hand(float(w), [float(g[i]) for g in gradients[:steps]], RATES, correct) for i, w in enumerate(weights)]

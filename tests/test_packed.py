@@ -6,9 +6,10 @@ import shutil
 import signal
 
 import pytest
-from conftest import python
 
 from repro.packed import CHUNK, FORMAT, Item, Packed, PackedError, write
+
+from conftest import python
 
 CLASSES = ["zero", "one", "two"]
 RECORDS = [(i % 3, random.Random(i).randbytes(200 + i)) for i in range(300)]
@@ -96,8 +97,12 @@ def test_a_truncated_file_is_named_instead_of_ending_the_process(file, part):
     """LMDB maps the file: reading beyond its end is a signal, so this runs in a process of its own."""
     cut = shutil.copy(file, file.with_name("cut.lmdb"))
     os.truncate(cut, part if isinstance(part, int) else int(part * file.stat().st_size))
-    said = python("-c", "import sys; from repro.packed import Packed; p = Packed(sys.argv[1], 'digits', 'train'); "
-                  "[p[i] for i in range(len(p))]", cut)
+    said = python(
+        "-c",
+        "import sys; from repro.packed import Packed; p = Packed(sys.argv[1], 'digits', 'train'); "
+        "[p[i] for i in range(len(p))]",
+        cut,
+    )
     assert "PackedError" in said.stderr and "cut.lmdb" in said.stderr, f"ended with {said.returncode}: {said.stderr}"
 
 
@@ -158,8 +163,10 @@ def test_interrupted_packing_leaves_no_file_and_keeps_the_old_one(tmp_path, file
 
 # --- Packing that is continued -----------------------------------------------------------------------------------------
 
-MANY = [Item(i % 3, None if i % 97 == 5 else random.Random(i).randbytes(300), f"image {i}", "odd" if i % 97 in (5, 6) else "")
-        for i in range(3 * CHUNK + 123)]
+MANY = [
+    Item(i % 3, None if i % 97 == 5 else random.Random(i).randbytes(300), f"image {i}", "odd" if i % 97 in (5, 6) else "")
+    for i in range(3 * CHUNK + 123)
+]
 PACKING = """
 import os, random, signal, sys
 from repro.packed import CHUNK, FORMAT, Item, write

@@ -17,14 +17,15 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import launch, python
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-import packing
-from repro import ReproError, packed
-from archives import Member
+from repro import ReproError
 from repro.packed import CHUNK, Packed
+
+import packing
+from archives import Member
+from conftest import launch, python
 from packing import ImageError, Rule, Source, convert
 
 PHOTOGRAPH = Image.fromarray(load_sample_image("china.jpg"))  # 640 x 427
@@ -50,23 +51,39 @@ def difference(content, image) -> float:
 # --- One image -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image, options, rule", [
-    (SMALL, {}, RULE), (SMALL, {"progressive": True}, RULE), (SMALL.convert("L"), {}, RULE),
-    (SMALL, {"quality": 100}, RULE), (PHOTOGRAPH.resize((900, 256)), {}, RULE), (PHOTOGRAPH, {}, Rule(0)),
-    (PHOTOGRAPH.convert("L"), {}, Rule(0)),
-    (SMALL.resize((1, 1)), {}, RULE), (SMALL.resize((1, 5000)), {}, RULE), (SMALL.resize((5000, 1)), {}, RULE),
-], ids=["RGB", "progressive", "grey", "high quality", "256 high", "any size", "any grey", "1 x 1", "1 x 5000",
-        "5000 x 1"])
+@pytest.mark.parametrize(
+    "image, options, rule",
+    [
+        (SMALL, {}, RULE),
+        (SMALL, {"progressive": True}, RULE),
+        (SMALL.convert("L"), {}, RULE),
+        (SMALL, {"quality": 100}, RULE),
+        (PHOTOGRAPH.resize((900, 256)), {}, RULE),
+        (PHOTOGRAPH, {}, Rule(0)),
+        (PHOTOGRAPH.convert("L"), {}, Rule(0)),
+        (SMALL.resize((1, 1)), {}, RULE),
+        (SMALL.resize((1, 5000)), {}, RULE),
+        (SMALL.resize((5000, 1)), {}, RULE),
+    ],
+    ids=["RGB", "progressive", "grey", "high quality", "256 high", "any size", "any grey", "1 x 1", "1 x 5000", "5000 x 1"],
+)
 def test_ordinary_jpegs_that_need_not_be_scaled_keep_their_bytes(image, options, rule):
     content = encoded(image, **options)
     assert convert(content, "a.JPEG", rule) == (content, "")
 
 
-@pytest.mark.parametrize("image, size", [
-    (PHOTOGRAPH, (384, 256)), (PHOTOGRAPH.transpose(Image.Transpose.ROTATE_90), (256, 384)),
-    (PHOTOGRAPH.resize((2560, 1708), Image.Resampling.BICUBIC), (384, 256)), (PHOTOGRAPH.convert("L"), (384, 256)),
-    (PHOTOGRAPH.resize((2000, 257)), (1992, 256)), (PHOTOGRAPH.resize((300, 300)), (256, 256)),
-], ids=["landscape", "portrait", "scaled while it is decoded", "grey", "long", "square"])
+@pytest.mark.parametrize(
+    "image, size",
+    [
+        (PHOTOGRAPH, (384, 256)),
+        (PHOTOGRAPH.transpose(Image.Transpose.ROTATE_90), (256, 384)),
+        (PHOTOGRAPH.resize((2560, 1708), Image.Resampling.BICUBIC), (384, 256)),
+        (PHOTOGRAPH.convert("L"), (384, 256)),
+        (PHOTOGRAPH.resize((2000, 257)), (1992, 256)),
+        (PHOTOGRAPH.resize((300, 300)), (256, 256)),
+    ],
+    ids=["landscape", "portrait", "scaled while it is decoded", "grey", "long", "square"],
+)
 def test_larger_images_come_near_a_plain_resize(image, size):
     content = encoded(image, quality=95, comment=b"left out")
     stored, note = convert(content, "a.jpg", RULE)
@@ -74,8 +91,9 @@ def test_larger_images_come_near_a_plain_resize(image, size):
     assert (result.format, result.size, result.mode, note) == ("JPEG", size, image.mode, "")
     assert not result.info.get("progressive") and "comment" not in result.info
     # The reference is OpenCV's average over areas: another program, another filter, and no JPEG after it.
-    reference = cv2.resize(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], size,
-                           interpolation=cv2.INTER_AREA)
+    reference = cv2.resize(
+        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], size, interpolation=cv2.INTER_AREA
+    )
     assert difference(stored, Image.fromarray(reference)) < 4
     shifted = np.roll(reference, 2, axis=(0, 1))
     assert difference(stored, Image.fromarray(shifted)) > 6, "the measure would not show an image two pixels off"
@@ -210,8 +228,7 @@ BAD = {
     "a bomb": (bomb(9500, 9500), "says that it has more than 89 million pixels"),
     "a bomb that Pillow refuses": (bomb(60000, 60000), "says that it has more than 89 million pixels"),
     "too long for a JPEG": (encoded(Image.new("RGB", (1, 65600)), "PNG"), "cannot be made a JPEG"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-                   "is no image of a known format"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is no image of a known format"),
 }
 
 
@@ -251,6 +268,7 @@ def images(tmp_path):
             (folder / f"{name}.jpg").write_bytes(content)
         members = [Member.of(path) for path in sorted(folder.iterdir())]
         return [Source(member.name, number % 3, member) for number, member in enumerate(members)]
+
     return make
 
 
@@ -287,8 +305,7 @@ def test_threads_do_not_change_the_bytes(tmp_path, images):
 
 def test_odd_images_are_listed(tmp_path, images, capsys):
     manifest, _ = pack(tmp_path / "set", images(3, png=ODD["PNG"][0], cmyk=ODD["CMYK"][0]))
-    assert manifest["converted"] == [["cmyk.jpg", "JPEG of mode CMYK, converted"],
-                                     ["png.jpg", "PNG named .jpg, converted"]]
+    assert manifest["converted"] == [["cmyk.jpg", "JPEG of mode CMYK, converted"], ["png.jpg", "PNG named .jpg, converted"]]
     assert "odd: png.jpg: PNG named .jpg, converted" in capsys.readouterr().out
 
 
@@ -452,13 +469,15 @@ def test_what_another_plan_has_begun_is_mentioned(tmp_path, images, capsys):
 
 def test_an_interrupt_says_that_the_same_command_continues(tmp_path, images, capsys):
     sources = [Source(source.name, 0, source.member) for source in images(CHUNK + 200)]
-    code = PACKING.replace("packing.pack(", "work = lambda **options: packing.pack(") + """
+    code = (
+        PACKING.replace("packing.pack(", "work = lambda **options: packing.pack(")
+        + """
 parser = packing.argparse.ArgumentParser()
 packing.options(parser)
 sys.exit(packing.run(work, parser, []))
 """
-    process = launch(sys.executable, "-c", code, tmp_path / "images", tmp_path / "set",
-                     packing.SAMPLE + CHUNK + 100, "wait")
+    )
+    process = launch(sys.executable, "-c", code, tmp_path / "images", tmp_path / "set", packing.SAMPLE + CHUNK + 100, "wait")
     while process.stdout.readline().strip() != "here":
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -491,8 +510,10 @@ def test_few_images_are_in_memory_at_a_time(tmp_path, images, monkeypatch):
 # --- What the scripts share ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option, value", [("--short-side", "-1"), ("--quality", "0"), ("--quality", "101"),
-                                           ("--threads", "0"), ("--max-skipped", "-1")])
+@pytest.mark.parametrize(
+    "option, value",
+    [("--short-side", "-1"), ("--quality", "0"), ("--quality", "101"), ("--threads", "0"), ("--max-skipped", "-1")],
+)
 def test_options_out_of_range_are_refused(capsys, option, value):
     parser = packing.argparse.ArgumentParser()
     packing.options(parser)

@@ -4,11 +4,12 @@ import json
 from collections import Counter
 
 import pytest
-from conftest import mpiexec, python
 
 from repro import ReproError
 from repro.scaling import steptime
 from repro.scaling.probe import machine, probe
+
+from conftest import mpiexec, python
 
 SMALL = {"model": "resnet11", "size": 16, "images": [2, 4], "seconds": 1.0}
 
@@ -17,8 +18,23 @@ SMALL = {"model": "resnet11", "size": 16, "images": [2, 4], "seconds": 1.0}
 def on_two(tmp_path_factory):
     """What `python -m repro probe` writes on two ranks, in less time than all settings take."""
     out = tmp_path_factory.mktemp("probe") / "probe.json"
-    done = mpiexec(2, "-m", "repro", "probe", "--model", "resnet11", "--size", "16", "--images", "2,4", "--seconds", "1",
-                   "--out", out, timeout=90)
+    done = mpiexec(
+        2,
+        "-m",
+        "repro",
+        "probe",
+        "--model",
+        "resnet11",
+        "--size",
+        "16",
+        "--images",
+        "2,4",
+        "--seconds",
+        "1",
+        "--out",
+        out,
+        timeout=90,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 
@@ -55,16 +71,26 @@ def test_one_rank_with_a_data_set_measures_the_loader_and_evaluation(digits):
 
 
 def test_fast_sends_four_bytes_a_value():
-    found, = {row["vector"] for row in probe(**SMALL | {"reduction": "fast", "seconds": 0.1})["rows"]}
-    exact, = {row["vector"] for row in probe(**SMALL | {"seconds": 0.1})["rows"]}
+    (found,) = {row["vector"] for row in probe(**SMALL | {"reduction": "fast", "seconds": 0.1})["rows"]}
+    (exact,) = {row["vector"] for row in probe(**SMALL | {"seconds": 0.1})["rows"]}
     assert exact == 2 * found
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"model": "resnet49"}, "Did you mean resnet"), ({"images": []}, "images is"), ({"images": [2.5]}, "images is"),
-    ({"images": [0]}, "images is"), ({"seconds": 0}, "seconds is 0"), ({"seconds": True}, "seconds is True"),
-    ({"precision": "fp64"}, "unknown precision"), ({"reduction": "sum"}, "unknown reduction"), ({"threads": 0}, "threads 0"),
-    ({"size": -1}, "size -1")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model": "resnet49"}, "Did you mean resnet"),
+        ({"images": []}, "images is"),
+        ({"images": [2.5]}, "images is"),
+        ({"images": [0]}, "images is"),
+        ({"seconds": 0}, "seconds is 0"),
+        ({"seconds": True}, "seconds is True"),
+        ({"precision": "fp64"}, "unknown precision"),
+        ({"reduction": "sum"}, "unknown reduction"),
+        ({"threads": 0}, "threads 0"),
+        ({"size": -1}, "size -1"),
+    ],
+)
 def test_a_parameter_that_does_not_fit_is_named(change, said):
     with pytest.raises(ReproError, match=said):
         probe(**SMALL | change)

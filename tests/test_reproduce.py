@@ -40,8 +40,18 @@ def test_it_says_first_what_it_will_do_and_how_long(results):
 
 def test_every_run_is_complete_and_every_product_is_there(results):
     assert len(records.complete_runs(results / "runs")) == 3
-    for name in ("accuracy", "effects", "ensemble", "recipes", "published_claims", "predictions", "scaling_measured",
-                 "scaling_model", "scaling_allreduce", "scaling_published"):
+    for name in (
+        "accuracy",
+        "effects",
+        "ensemble",
+        "recipes",
+        "published_claims",
+        "predictions",
+        "scaling_measured",
+        "scaling_model",
+        "scaling_allreduce",
+        "scaling_published",
+    ):
         assert (results / "tables" / f"{name}.csv").stat().st_size > 100
     for name in ("learning_rates", "training_curves-smoke", "ensemble", "effects", "published", "scaling"):
         for suffix in ("svg", "png", "csv"):
@@ -56,8 +66,22 @@ def test_one_line_an_epoch_was_printed(results):
 
 
 def test_the_same_run_by_mpiexec_has_the_same_weights(results, tmp_path):
-    done = run(engines.find_mpiexec(), "-n", "2", sys.executable, "-m", "repro", "train", "collapsed_ensemble",
-               "--shrink", "smoke", "--seed", "0", "--out", str(tmp_path))
+    done = run(
+        engines.find_mpiexec(),
+        "-n",
+        "2",
+        sys.executable,
+        "-m",
+        "repro",
+        "train",
+        "collapsed_ensemble",
+        "--shrink",
+        "smoke",
+        "--seed",
+        "0",
+        "--out",
+        str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     by_mpiexec = records.read(done.stdout.strip().splitlines()[-1])
     by_notebook = records.read(results / "runs" / Path(done.stdout.strip().splitlines()[-1]).name)
@@ -71,7 +95,8 @@ def test_the_ensemble_counts_of_the_command_line_are_those_of_the_notebook(resul
     done = run(sys.executable, "-m", "repro", "ensemble", str(folder), "--average", "logit")
     entry = json.loads(done.stdout)
     assert entry["average"] == "logit" and entry["top1"] == next(
-        old["top1"] for old in before if old["average"] == "logit" and old["members"] == entry["members"])
+        old["top1"] for old in before if old["average"] == "logit" and old["members"] == entry["members"]
+    )
 
 
 def test_the_report_stands_alone(results):
@@ -99,8 +124,16 @@ def test_what_the_scaling_model_says_is_labelled_and_apart_from_what_was_measure
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: the report was not looked at in a browser")
 def test_the_report_opens_in_a_browser(results, tmp_path):
     page, picture = results / "report" / "index.html", tmp_path / "page.png"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     run(CHROMIUM, *flags, "--window-size=1100,6000", f"--screenshot={picture}", page.as_uri(), timeout=90)
     pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
     for colour in ((244, 241, 234), (238, 243, 246), (1, 115, 178)):  # the two sections' grounds; the palette's blue

@@ -44,7 +44,7 @@ def run_rabenseifner(ranks: Ranks, members: list[int], link: Link) -> None:
         power *= 2
     extra = len(members) - power
     ranks.exchange([(members[2 * pair], members[2 * pair + 1], whole, True) for pair in range(extra)], link) if extra else None
-    active = [members[2 * pair + 1] for pair in range(extra)] + members[2 * extra:]
+    active = [members[2 * pair + 1] for pair in range(extra)] + members[2 * extra :]
     parts = [(0, elements)] * power
     history = []
     distance = 1
@@ -66,8 +66,9 @@ def run_rabenseifner(ranks: Ranks, members: list[int], link: Link) -> None:
     ranks.exchange([(members[2 * pair + 1], members[2 * pair], whole, False) for pair in range(extra)], link) if extra else None
 
 
-def run_ring(ranks: Ranks, members: list[int], link: Link, low: int = 0, high: int | None = None,
-             phases=("reduce", "gather")) -> None:
+def run_ring(
+    ranks: Ranks, members: list[int], link: Link, low: int = 0, high: int | None = None, phases=("reduce", "gather")
+) -> None:
     count = len(members)
     edges = np.linspace(low, ranks.vectors.shape[1] if high is None else high, count + 1).astype(int)
     for phase in phases:
@@ -143,8 +144,9 @@ def test_the_slowest_rank_is_the_mean_maximum_of_many_draws(ranks, spread):
 
 
 # --- Fitting ----------------------------------------------------------------------------------------------------------
-TRUTH = Fit(per_step=0.05, per_worker=0.02, per_image=0.01, loading=0.001, link=Link(2e-5, 1.5e-9), spread=0.03, ranks=2,
-            size=1 << 26)
+TRUTH = Fit(
+    per_step=0.05, per_worker=0.02, per_image=0.01, loading=0.001, link=Link(2e-5, 1.5e-9), spread=0.03, ranks=2, size=1 << 26
+)
 
 
 def synthetic(truth: Fit = TRUTH, n: int = 30, spread: float = 0.0, seed: int = 0) -> list[dict]:
@@ -162,8 +164,15 @@ def synthetic(truth: Fit = TRUTH, n: int = 30, spread: float = 0.0, seed: int = 
         rows.append({"kind": "step", **shared, "seconds": times(total, 0)})
         rows.append({"kind": "loading", **shared, "seconds": times(total + truth.loading * images * workers, 0)})
     for size in (1 << 12, 1 << 14, 1 << 20, 1 << 23, 1 << 26) if truth.ranks > 1 else ():
-        rows.append({"kind": "allreduce", "ranks": truth.ranks, "vector": truth.size, "bytes": size,
-                     "seconds": times(steptime.rabenseifner(truth.link, truth.ranks, size), 0)})
+        rows.append(
+            {
+                "kind": "allreduce",
+                "ranks": truth.ranks,
+                "vector": truth.size,
+                "bytes": size,
+                "seconds": times(steptime.rabenseifner(truth.link, truth.ranks, size), 0),
+            }
+        )
     return rows
 
 
@@ -189,8 +198,10 @@ def test_what_slows_all_ranks_alike_is_no_spread():
 
 
 def test_no_coefficient_is_negative():
-    falling = [{"kind": "compute", "ranks": 1, "vector": 8, "images": images, "workers": 1, "seconds": [[1 / images]]}
-               for images in (1, 2, 4)]
+    falling = [
+        {"kind": "compute", "ranks": 1, "vector": 8, "images": images, "workers": 1, "seconds": [[1 / images]]}
+        for images in (1, 2, 4)
+    ]
     found = steptime.fit(falling)
     assert min(found.per_step, found.per_worker, found.per_image) >= 0
 
@@ -228,8 +239,9 @@ def test_the_band_covers_the_truth_about_as_often_as_it_says():
     layout, covered = Layout(per_node=2), 0
     truth = steptime.step(TRUTH, Layout(16, 2), 8, 1, KNOWN.link())["total"]
     for seed in range(40):
-        row = steptime.extrapolate(synthetic(n=25, spread=TRUTH.spread, seed=seed), Load("weak", 8), [16], layout, KNOWN,
-                                  draws=60)[0]
+        row = steptime.extrapolate(
+            synthetic(n=25, spread=TRUTH.spread, seed=seed), Load("weak", 8), [16], layout, KNOWN, draws=60
+        )[0]
         assert row["seconds_low"] < row["seconds"] < row["seconds_high"]
         covered += row["seconds_low"] <= truth <= row["seconds_high"]
     assert covered >= 28  # 90% of 40 is 36; a bootstrap of few times covers somewhat less than it says
@@ -286,13 +298,20 @@ def test_one_published_run_predicts_another_of_the_same_machine():
         seconds = steptime.step(machine, Layout(nodes, 2), images, 1, KNOWN.link())["total"]
         return steptime.Published(name, nodes, 2, images, nodes * 2 * images / seconds)
 
-    row, = steptime.infer(published("small", 64, 32), [published("large", 448, 16)], assumed, draws=3)
+    (row,) = steptime.infer(published("small", 64, 32), [published("large", 448, 16)], assumed, draws=3)
     assert row["error_percent"] == pytest.approx(0, abs=1e-3) and row["known"] == "small"
 
 
-@pytest.mark.parametrize("change, said", [({"nodes": 0}, "nodes is 0"), ({"per_node": 0}, "ranks a node is 0"),
-                                          ({"buckets": 0}, "buckets is 0"), ({"nodes": 2}, "need a link"),
-                                          ({"algorithm": "rnig"}, "Did you mean ring")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"nodes": 0}, "nodes is 0"),
+        ({"per_node": 0}, "ranks a node is 0"),
+        ({"buckets": 0}, "buckets is 0"),
+        ({"nodes": 2}, "need a link"),
+        ({"algorithm": "rnig"}, "Did you mean ring"),
+    ],
+)
 def test_a_layout_that_cannot_be_is_named(change, said):
     link = None if change == {"nodes": 2} else LINK
     with pytest.raises(ReproError, match=said):
@@ -310,8 +329,14 @@ def test_a_saved_probe_is_found_by_its_facts(tmp_path):
 # --- The checks of `make bench-scaling` -------------------------------------------------------------------------------
 def probe_of(truth: Fit, **facts) -> dict:
     alone = [row | {"ranks": 1, "seconds": row["seconds"][:1]} for row in synthetic(truth) if row["kind"] == "compute"]
-    return {"rows": synthetic(truth) + alone, "model": "m", "size": 8, "reduction": "exact", "precision": "fp32",
-            "buckets": 4} | facts
+    return {
+        "rows": synthetic(truth) + alone,
+        "model": "m",
+        "size": 8,
+        "reduction": "exact",
+        "precision": "fp32",
+        "buckets": 4,
+    } | facts
 
 
 def wired(megabits: int) -> dict:

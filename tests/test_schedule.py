@@ -4,11 +4,12 @@ import dataclasses
 import json
 
 import pytest
-from conftest import python
 
 from repro import ReproError
 from repro.recipes import RECIPES, SHRINKS, find, shrink
 from repro.schedule import SWITCHES, Recipe, Stage, learning_rate
+
+from conftest import python
 
 # By recipe and stage: the solver's numbers. `runs`: how long it ran (the 448-node one was left at iteration 7638);
 # `horizon`: lr_iter, or max_iter where the solver has none; `decays`: iterations from the end of warm-up to zero in the
@@ -24,28 +25,44 @@ INTEL_8K = dict(batch=8192, runs=14075, base=3.2, start=0.1, warmup=780, steps=(
 SOLVERS = {
     "resnet50_448nodes": {
         "main": dict(batch=14336, runs=7638, base=4.8, power=1, horizon=8040, decays=7594, **WARM_448),
-        "collapse": COLLAPSE_448},
+        "collapse": COLLAPSE_448,
+    },
     "resnet50_448nodes_uncollapsed": {
-        "main": dict(batch=14336, runs=8040, base=4.8, power=1, horizon=8040, decays=7594, **WARM_448)},
+        "main": dict(batch=14336, runs=8040, base=4.8, power=1, horizon=8040, decays=7594, **WARM_448)
+    },
     "resnet50_custom_lr": {"init": INIT, "cyc1": CYCLE_1, "cyc2": CYCLE_2, "cyc3": CYCLE_3, "collapse": COLLAPSE},
-    "default_resnet50_8nodes": {
-        "main": dict(batch=1024, runs=112600, base=0.4, steps=(37440, 74880, 99840), decay=1e-4)},
+    "default_resnet50_8nodes": {"main": dict(batch=1024, runs=112600, base=0.4, steps=(37440, 74880, 99840), decay=1e-4)},
     "default_resnet50_16nodes": {
-        "main": dict(batch=2048, runs=56300, base=0.8, start=0.1, warmup=3125, steps=(18750, 37500, 50000), decay=1e-4)},
+        "main": dict(batch=2048, runs=56300, base=0.8, start=0.1, warmup=3125, steps=(18750, 37500, 50000), decay=1e-4)
+    },
     "default_resnet50_64nodes": {"main": INTEL_8K},
     "resnet_50_256_nodes_8k_batch": {"main": INTEL_8K | dict(augmentation="scale")},
 }
 # Not solvers of the release: its stages, branched and rearranged.
 OWN = {
     "resnet50_448nodes_no_warmup": {
-        "main": dict(batch=14336, runs=7638, base=4.8, power=1, horizon=8040), "collapse": COLLAPSE_448},
+        "main": dict(batch=14336, runs=7638, base=4.8, power=1, horizon=8040),
+        "collapse": COLLAPSE_448,
+    },
     "collapsed_ensemble": {
-        "init": INIT, "cyc1": CYCLE_1, "collapse1": COLLAPSE | dict(base=0.255), "cyc2": CYCLE_2,
-        "collapse2": COLLAPSE | dict(base=0.191), "cyc3": CYCLE_3, "collapse3": COLLAPSE},
+        "init": INIT,
+        "cyc1": CYCLE_1,
+        "collapse1": COLLAPSE | dict(base=0.255),
+        "cyc2": CYCLE_2,
+        "collapse2": COLLAPSE | dict(base=0.191),
+        "cyc3": CYCLE_3,
+        "collapse3": COLLAPSE,
+    },
 }
-WORKERS = {"resnet50_448nodes": (896, 16), "resnet50_448nodes_uncollapsed": (896, 16), "resnet50_custom_lr": (128, 32),
-           "default_resnet50_8nodes": (32, 32), "default_resnet50_16nodes": (64, 32),
-           "default_resnet50_64nodes": (256, 32), "resnet_50_256_nodes_8k_batch": (256, 32)}
+WORKERS = {
+    "resnet50_448nodes": (896, 16),
+    "resnet50_448nodes_uncollapsed": (896, 16),
+    "resnet50_custom_lr": (128, 32),
+    "default_resnet50_8nodes": (32, 32),
+    "default_resnet50_16nodes": (64, 32),
+    "default_resnet50_64nodes": (256, 32),
+    "resnet_50_256_nodes_8k_batch": (256, 32),
+}
 
 
 def caffe_rate(solver, iteration, designed=False):
@@ -95,10 +112,20 @@ def test_workers_are_the_processes_or_ghost_batches_of_the_release(name):
     assert recipe.epoch_images == 1281167
 
 
-@pytest.mark.parametrize("name, epochs", [
-    ("resnet50_448nodes", 89.966), ("resnet50_448nodes_uncollapsed", 89.966), ("resnet50_custom_lr", 72.286),
-    ("default_resnet50_8nodes", 89.998), ("default_resnet50_16nodes", 89.998), ("default_resnet50_64nodes", 89.998),
-    ("resnet_50_256_nodes_8k_batch", 89.998), ("collapsed_ensemble", 82.261), ("one_model", 82.261)])
+@pytest.mark.parametrize(
+    "name, epochs",
+    [
+        ("resnet50_448nodes", 89.966),
+        ("resnet50_448nodes_uncollapsed", 89.966),
+        ("resnet50_custom_lr", 72.286),
+        ("default_resnet50_8nodes", 89.998),
+        ("default_resnet50_16nodes", 89.998),
+        ("default_resnet50_64nodes", 89.998),
+        ("resnet_50_256_nodes_8k_batch", 89.998),
+        ("collapsed_ensemble", 82.261),
+        ("one_model", 82.261),
+    ],
+)
 def test_epochs(name, epochs):
     assert RECIPES[name].epochs() == pytest.approx(epochs, abs=6e-4)
 
@@ -106,14 +133,20 @@ def test_epochs(name, epochs):
 def test_boundaries_of_the_cycles_in_epochs():
     recipe = RECIPES["resnet50_custom_lr"]
     assert [recipe.epochs(start) for start in recipe.starts[1:]] == pytest.approx(
-        [24.937, 36.926, 52.112, 67.299, 72.286], abs=6e-4)
+        [24.937, 36.926, 52.112, 67.299, 72.286], abs=6e-4
+    )
     assert [recipe.epochs(stage.warmup_iterations) for stage in recipe.stages] == pytest.approx(
-        [4.987, 0, 3.197, 3.197, 0], abs=6e-4)
+        [4.987, 0, 3.197, 3.197, 0], abs=6e-4
+    )
 
 
 def test_the_release_steps_down_where_warmup_ends_and_the_design_does_not():
-    for name, stage, peak, released in (("resnet50_448nodes", 0, 4.8, 4.534), ("resnet50_custom_lr", 0, 1.6, 1.467),
-                                        ("resnet50_custom_lr", 2, 0.764, 0.5738), ("resnet50_custom_lr", 3, 0.572, 0.4296)):
+    for name, stage, peak, released in (
+        ("resnet50_448nodes", 0, 4.8, 4.534),
+        ("resnet50_custom_lr", 0, 1.6, 1.467),
+        ("resnet50_custom_lr", 2, 0.764, 0.5738),
+        ("resnet50_custom_lr", 3, 0.572, 0.4296),
+    ):
         recipe = RECIPES[name]
         end = recipe.starts[stage] + recipe.stages[stage].warmup_iterations
         climb = learning_rate(recipe, end - 1) - learning_rate(recipe, end - 2)
@@ -122,16 +155,20 @@ def test_the_release_steps_down_where_warmup_ends_and_the_design_does_not():
         assert learning_rate(recipe, end, "as_released") == pytest.approx(released, abs=5e-4)
 
 
-@pytest.mark.parametrize("name, stage, follower, designed, released", [
-    ("resnet50_448nodes", "main", "collapse", 0.2541, 0.2400),
-    ("resnet50_custom_lr", "init", "cyc1", 1.0182, 0.9333),
-    ("resnet50_custom_lr", "cyc1", "cyc2", 0.2550, 0.2550),
-    ("resnet50_custom_lr", "cyc2", "cyc3", 0.1910, 0.1027),
-    ("resnet50_custom_lr", "cyc3", "collapse", 0.1430, 0.0769),
-    ("collapsed_ensemble", "cyc1", "collapse1", 0.2550, 0.2550),
-    ("collapsed_ensemble", "cyc2", "collapse2", 0.1910, 0.1027),
-    ("collapsed_ensemble", "cyc3", "collapse3", 0.1430, 0.0769),
-    ("one_model", "main", "collapse", 0.1033, 0.0970)])
+@pytest.mark.parametrize(
+    "name, stage, follower, designed, released",
+    [
+        ("resnet50_448nodes", "main", "collapse", 0.2541, 0.2400),
+        ("resnet50_custom_lr", "init", "cyc1", 1.0182, 0.9333),
+        ("resnet50_custom_lr", "cyc1", "cyc2", 0.2550, 0.2550),
+        ("resnet50_custom_lr", "cyc2", "cyc3", 0.1910, 0.1027),
+        ("resnet50_custom_lr", "cyc3", "collapse", 0.1430, 0.0769),
+        ("collapsed_ensemble", "cyc1", "collapse1", 0.2550, 0.2550),
+        ("collapsed_ensemble", "cyc2", "collapse2", 0.1910, 0.1027),
+        ("collapsed_ensemble", "cyc3", "collapse3", 0.1430, 0.0769),
+        ("one_model", "main", "collapse", 0.1033, 0.0970),
+    ],
+)
 def test_the_rates_at_the_joints_were_set_for_the_designed_formula(name, stage, follower, designed, released):
     """Where a stage ends and where the next starts: equal as designed, but for the rounding of the hand-set rates."""
     recipe = RECIPES[name]
@@ -161,36 +198,56 @@ def test_one_model_costs_as_many_iterations_as_the_ensemble():
 def test_the_ensembles_cycles_continue_from_cycles_not_from_collapses():
     recipe = RECIPES["collapsed_ensemble"]
     assert {stage.name: getattr(recipe.origin(stage), "name", None) for stage in recipe.stages} == {
-        "init": None, "cyc1": "init", "collapse1": "cyc1", "cyc2": "cyc1", "collapse2": "cyc2", "cyc3": "cyc2",
-        "collapse3": "cyc3"}
+        "init": None,
+        "cyc1": "init",
+        "collapse1": "cyc1",
+        "cyc2": "cyc1",
+        "collapse2": "cyc2",
+        "cyc3": "cyc2",
+        "collapse3": "cyc3",
+    }
 
 
 def test_each_step_belongs_to_one_stage():
     recipe = Recipe("r", (Stage("a", 3, 1.0), Stage("b", 1, 1.0), Stage("c", 2, 1.0)), workers=2, images_per_worker=2)
     assert [(stage.name, iteration) for stage, iteration in map(recipe.stage_at, range(6))] == [
-        ("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)]
+        ("a", 0),
+        ("a", 1),
+        ("a", 2),
+        ("b", 0),
+        ("c", 0),
+        ("c", 1),
+    ]
     for step in (-1, 6):
         with pytest.raises(ReproError, match=f"step {step} is outside"):
             recipe.stage_at(step)
 
 
-@pytest.mark.parametrize("stages, words", [
-    ((Stage("a", 3, 1.0), Stage("a", 3, 1.0)), "share a name"),
-    ((Stage("a", 3, 1.0, starts_from="b"), Stage("b", 3, 1.0)), "starts from b"),
-    ((Stage("a", 3, 1.0, warmup_iterations=4),), "warm-up"),
-    ((Stage("a", 0, 1.0),), "at least one")])
+@pytest.mark.parametrize(
+    "stages, words",
+    [
+        ((Stage("a", 3, 1.0), Stage("a", 3, 1.0)), "share a name"),
+        ((Stage("a", 3, 1.0, starts_from="b"), Stage("b", 3, 1.0)), "starts from b"),
+        ((Stage("a", 3, 1.0, warmup_iterations=4),), "warm-up"),
+        ((Stage("a", 0, 1.0),), "at least one"),
+    ],
+)
 def test_a_recipe_that_cannot_be_trained_is_refused(stages, words):
     with pytest.raises(ReproError, match=words):
         Recipe("r", stages, workers=1, images_per_worker=2)
 
 
-@pytest.mark.parametrize("call, meant", [
-    (lambda: find("resnet50_448node"), "Did you mean resnet50_448nodes?"),
-    (lambda: find("one_model", lr_formula="as_design"), "Did you mean as_designed?"),
-    (lambda: find("one_model", lr_formulas="as_designed"), "Did you mean lr_formula?"),
-    (lambda: find("one_model", bn_momentum=0.2), "0.05, 0.1"),
-    (lambda: shrink(find("one_model"), "labtop", 900), "Did you mean laptop?"),
-    (lambda: learning_rate(find("one_model"), 0, "designed"), "Did you mean as_designed?")])
+@pytest.mark.parametrize(
+    "call, meant",
+    [
+        (lambda: find("resnet50_448node"), "Did you mean resnet50_448nodes?"),
+        (lambda: find("one_model", lr_formula="as_design"), "Did you mean as_designed?"),
+        (lambda: find("one_model", lr_formulas="as_designed"), "Did you mean lr_formula?"),
+        (lambda: find("one_model", bn_momentum=0.2), "0.05, 0.1"),
+        (lambda: shrink(find("one_model"), "labtop", 900), "Did you mean laptop?"),
+        (lambda: learning_rate(find("one_model"), 0, "designed"), "Did you mean as_designed?"),
+    ],
+)
 def test_a_misspelt_name_is_told_what_was_meant(call, meant):
     with pytest.raises(ReproError) as caught:
         call()
@@ -219,7 +276,12 @@ def test_a_small_recipe_keeps_the_ratios_and_says_so(name, profile):
             linear = rate / large.global_batch * small.global_batch
             assert scaled == pytest.approx(SHRINKS[profile].rate * linear)
         assert (tiny.name, tiny.power, tiny.augmentation, tiny.starts_from, tiny.member) == (
-            stage.name, stage.power, stage.augmentation, stage.starts_from, stage.member)
+            stage.name,
+            stage.power,
+            stage.augmentation,
+            stage.starts_from,
+            stage.member,
+        )
 
 
 @pytest.mark.parametrize("formula", ["as_released", "as_designed"])
@@ -251,10 +313,14 @@ def test_lr_prints_steps_and_rates():
     assert designed.stdout == "446,4.8\n"
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["resnet50_448nodes", "--steps", "0,x"], "0,x"),
-    (["resnet50_448nodes", "--steps", "8040"], "steps 0 to 8039"),
-    (["resnet50", "--steps", "0"], "unknown recipe 'resnet50'")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["resnet50_448nodes", "--steps", "0,x"], "0,x"),
+        (["resnet50_448nodes", "--steps", "8040"], "steps 0 to 8039"),
+        (["resnet50", "--steps", "0"], "unknown recipe 'resnet50'"),
+    ],
+)
 def test_lr_refuses_in_one_line(arguments, words):
     said = python("-m", "repro", "lr", *arguments)
     assert said.returncode == 2 and said.stdout == "" and words in said.stderr

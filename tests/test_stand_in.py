@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-import stand_in
 from repro import ReproError
+
+import stand_in
 
 CLASSES, IMAGES, VALIDATION = 3, 14, 7
 GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
@@ -73,7 +74,10 @@ def nearest_class(archives):
 
 def test_the_archives_have_the_names_and_nesting_of_ilsvrc2012(archives):
     assert [path.name for path in archives.paths] == [
-        "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"]
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        "ILSVRC2012_devkit_t12.tar.gz",
+    ]
     assert sorted(archives.paths[0].parent.iterdir()) == sorted(archives.paths), "something else was left behind"
     for name, inner in archives.train.items():
         assert re.fullmatch(r"n\d{8}\.tar", name)
@@ -81,8 +85,10 @@ def test_the_archives_have_the_names_and_nesting_of_ilsvrc2012(archives):
     assert list(archives.train) == sorted(archives.train)
     assert [len(inner) for inner in archives.train.values()] == [5, 5, 4]
     assert list(archives.validation) == [f"ILSVRC2012_val_0000000{number}.JPEG" for number in range(1, VALIDATION + 1)]
-    assert list(archives.kit) == [f"ILSVRC2012_devkit_t12/{name}" for name in
-                                  ("readme.txt", "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt")]
+    assert list(archives.kit) == [
+        f"ILSVRC2012_devkit_t12/{name}"
+        for name in ("readme.txt", "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt")
+    ]
 
 
 def test_archive_members_bear_no_trace_of_who_made_them_and_when(archives):
@@ -99,8 +105,16 @@ def test_a_thousand_synset_names_rise_with_gaps():
 
 
 def test_meta_mat_lists_the_leaves_by_id_and_then_the_inner_nodes(archives):
-    assert archives.synsets.dtype.names == ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children",
-                                            "wordnet_height", "num_train_images")
+    assert archives.synsets.dtype.names == (
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    )
     rows = archives.synsets
     assert rows["ILSVRC2012_ID"].tolist() == list(range(1, CLASSES + 3))
     assert rows["num_children"].tolist()[:CLASSES] == [0] * CLASSES and min(rows["num_children"][CLASSES:]) > 0
@@ -144,7 +158,11 @@ def test_among_the_training_images_are_the_odd_files_of_ilsvrc2012_one_of_each(a
     images = [opened(image) for image in archives.images()]
     kinds = [(image.format, image.mode) for image in images]
     assert {kind: kinds.count(kind) for kind in kinds} == {
-        ("JPEG", "RGB"): IMAGES - 3, ("JPEG", "CMYK"): 1, ("PNG", "RGB"): 1, ("JPEG", "L"): 1}
+        ("JPEG", "RGB"): IMAGES - 3,
+        ("JPEG", "CMYK"): 1,
+        ("PNG", "RGB"): 1,
+        ("JPEG", "L"): 1,
+    }
     assert [opened(image).format for image in archives.validation.values()] == ["JPEG"] * VALIDATION
 
 
@@ -186,7 +204,11 @@ def test_same_arguments_give_same_bytes_and_another_seed_others(archives, tmp_pa
 def test_four_training_images_suffice_for_the_four_odd_files(tmp_path):
     images = Archives(tmp_path, classes=4, images=4, validation=4).images()
     assert sorted((opened(image).format, opened(image).mode, b"Exif\0\0" in image) for image in images) == [
-        ("JPEG", "CMYK", False), ("JPEG", "L", False), ("JPEG", "RGB", True), ("PNG", "RGB", False)]
+        ("JPEG", "CMYK", False),
+        ("JPEG", "L", False),
+        ("JPEG", "RGB", True),
+        ("PNG", "RGB", False),
+    ]
 
 
 def test_one_image_a_class_is_enough(tmp_path):
@@ -195,12 +217,16 @@ def test_one_image_a_class_is_enough(tmp_path):
     assert all(opened(image).size[0] for image in archives.images())
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (dict(classes=1), "classes is 1: it must be at least 2"),
-    (dict(classes=1001, images=2000, validation=2000), "classes is 1001: ILSVRC2012 has 1000"),
-    (dict(classes=5, images=4), "images is 4: it must be at least 5, one for each class"),
-    (dict(classes=5, validation=4), "validation is 4: it must be at least 5, one for each class"),
-    (dict(seed=-1), "seed is -1: it must be at least 0")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(classes=1), "classes is 1: it must be at least 2"),
+        (dict(classes=1001, images=2000, validation=2000), "classes is 1001: ILSVRC2012 has 1000"),
+        (dict(classes=5, images=4), "images is 4: it must be at least 5, one for each class"),
+        (dict(classes=5, validation=4), "validation is 4: it must be at least 5, one for each class"),
+        (dict(seed=-1), "seed is -1: it must be at least 0"),
+    ],
+)
 def test_numbers_that_cannot_be_are_refused_before_anything_is_written(tmp_path, arguments, said):
     with pytest.raises(ReproError, match=said):
         stand_in.write(tmp_path / "out", **arguments)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SMOKE, mpiexec, python
 from torch.nn import functional as F
 
 from repro import ReproError, __main__, checkpoint, comm, records, train
@@ -19,11 +18,22 @@ from repro.model import Network, build
 from repro.recipes import RECIPES
 from repro.schedule import Recipe, Stage, learning_rate
 
+from conftest import ROOT, SMOKE, mpiexec, python
+
 RATE = dict(base_rate=0.2, weight_decay=0.05)
-TINY = Recipe("tiny", model="resnet11", workers=3, images_per_worker=4, epoch_images=24, zero_gamma="none", stages=(
-    Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE),
-    Stage("cycle", 2, power=2, augmentation="none", **RATE),
-    Stage("branch", 2, starts_from="main", **RATE)))
+TINY = Recipe(
+    "tiny",
+    model="resnet11",
+    workers=3,
+    images_per_worker=4,
+    epoch_images=24,
+    zero_gamma="none",
+    stages=(
+        Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE),
+        Stage("cycle", 2, power=2, augmentation="none", **RATE),
+        Stage("branch", 2, starts_from="main", **RATE),
+    ),
+)
 WEIGHTS = [name for name, _ in build("resnet11", 10, 1).named_parameters()]
 
 
@@ -45,6 +55,7 @@ def tiny(digits, tmp_path, monkeypatch):
     def folder(recipe=TINY, out="runs", **parameters):
         monkeypatch.setitem(RECIPES, recipe.name, recipe)
         return Path(train.train(recipe.name, shrink="none", data=digits, out=str(tmp_path / out), device="cpu", **parameters))
+
     return folder
 
 
@@ -122,8 +133,11 @@ def test_the_small_network_is_what_the_obvious_one_says():
     assert torch.allclose(model(images), obvious_network(model.state_dict(), images)[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("switches", [{}, {"lr_formula": "as_designed"}, {"momentum_correction": "warmup"},
-                                      {"decay_bn": False}, {"bn_momentum": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"lr_formula": "as_designed"}, {"momentum_correction": "warmup"}, {"decay_bn": False}, {"bn_momentum": 0.1}],
+    ids=str,
+)
 def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
     """Per-worker batch norm, averages, update, statistics, restarts with zero momentum, a branch: to float32's rounding."""
     # Where a unit is all but zero, rounding decides whether ReLU lets its gradient through: a smooth one does not.
@@ -137,20 +151,36 @@ def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
 
 def test_a_stage_starts_without_momentum_from_the_end_of_its_origin(tiny):
     """A rate of zero moves the weights only by momentum that was left over."""
-    found = ends(tiny(replace(TINY, stages=(
-        Stage("first", 3, base_rate=0.2), Stage("still", 2, base_rate=0.0), Stage("moved", 2, base_rate=0.2),
-        Stage("branch", 1, base_rate=0.0, starts_from="first")))))
+    found = ends(
+        tiny(
+            replace(
+                TINY,
+                stages=(
+                    Stage("first", 3, base_rate=0.2),
+                    Stage("still", 2, base_rate=0.0),
+                    Stage("moved", 2, base_rate=0.2),
+                    Stage("branch", 1, base_rate=0.0, starts_from="first"),
+                ),
+            )
+        )
+    )
     same = {name: all(torch.equal(state[key], found["first"][key]) for key in WEIGHTS) for name, state in found.items()}
     assert same == {"first": True, "still": True, "moved": False, "branch": True}
     assert {name: int(state["bn1.num_batches_tracked"]) for name, state in found.items()} == {
-        "first": 3, "still": 5, "moved": 7, "branch": 4}
+        "first": 3,
+        "still": 5,
+        "moved": 7,
+        "branch": 4,
+    }
 
 
 def test_batch_norm_sees_one_workers_images_alone():
     def gradient(*workers):
         torch.manual_seed(0)
         network = Network(build("resnet11", 10, 1, zero_gamma="none"))
-        return sum(network.contribute(images, labels)[: len(network.weights)].clone() for images, labels in workers) / len(workers)
+        return sum(network.contribute(images, labels)[: len(network.weights)].clone() for images, labels in workers) / len(
+            workers
+        )
 
     torch.manual_seed(1)
     images, labels = torch.randn(8, 1, 12, 12), torch.arange(8)
@@ -216,6 +246,7 @@ def test_other_ranks_continue_a_killed_run_to_the_same_bits(whole, on_ranks, ran
 @pytest.fixture
 def interrupted(tiny, monkeypatch):
     """interrupted(step): the folder of a tiny run that was interrupted as this step began."""
+
     def at(step, out, seconds=0):
         monkeypatch.setattr(train, "CHECKPOINT_SECONDS", seconds)
         original, steps = train.average_over_workers, iter(range(TINY.iterations))
@@ -228,7 +259,8 @@ def interrupted(tiny, monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(train, "average_over_workers", average)
             tiny(out=out)
-        return next((Path(folder) for folder in out.iterdir()))
+        return next(Path(folder) for folder in out.iterdir())
+
     return at
 
 
@@ -260,13 +292,20 @@ def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interr
 
 
 @pytest.mark.figure("malformed-checkpoint")
-@pytest.mark.parametrize("change, message", [
-    (lambda state, progress: progress.update(run="tiny-digits-seed9-00000000"), "is of the run tiny-digits-seed9-00000000"),
-    (lambda state, progress: state.update({"fc.weight": torch.zeros(3, 256)}), "is not of this network: .*fc.weight"),
-    (lambda state, progress: state.update({"conv1.weight": torch.zeros(64, 1, 3, 3)}), "is not of this network: .*conv1.weight"),
-    (lambda state, progress: state.pop("momentum"), "is not of this network: 'momentum'"),
-    (lambda state, progress: state.pop("bn1.running_mean"), "is not of this network: .*bn1.running_mean"),
-], ids=["another run", "other classes", "other width", "no momentum", "no statistics"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state, progress: progress.update(run="tiny-digits-seed9-00000000"), "is of the run tiny-digits-seed9-00000000"),
+        (lambda state, progress: state.update({"fc.weight": torch.zeros(3, 256)}), "is not of this network: .*fc.weight"),
+        (
+            lambda state, progress: state.update({"conv1.weight": torch.zeros(64, 1, 3, 3)}),
+            "is not of this network: .*conv1.weight",
+        ),
+        (lambda state, progress: state.pop("momentum"), "is not of this network: 'momentum'"),
+        (lambda state, progress: state.pop("bn1.running_mean"), "is not of this network: .*bn1.running_mean"),
+    ],
+    ids=["another run", "other classes", "other width", "no momentum", "no statistics"],
+)
 def test_a_checkpoint_that_does_not_belong_there_is_refused(tiny, interrupted, tmp_path, change, message):
     folder = interrupted(4, tmp_path / "broken")
     for path in checkpoint.generations(folder / "checkpoints"):
@@ -306,8 +345,11 @@ def test_a_run_stopped_after_so_many_steps_continues_to_the_same_bits(tiny, tmp_
     done, starts = 0, []
     while done + steps < TINY.iterations:
         done += steps
-        with pytest.raises(records.Stopped, match=f"stopped on request after step {done} of {TINY.iterations}.*the other "
-                                                f"{TINY.iterations - done} steps of 12 images take"):
+        with pytest.raises(
+            records.Stopped,
+            match=f"stopped on request after step {done} of {TINY.iterations}.*the other "
+            f"{TINY.iterations - done} steps of 12 images take",
+        ):
             tiny(out="parts", steps=steps)
         folder = next((tmp_path / "parts").iterdir())
         assert run_json(folder)["status"] == "stopped"
@@ -331,8 +373,14 @@ def test_run_json_says_all_about_a_run(whole, digits):
     record = run_json(whole)
     assert record["recipe"]["name"] == "resnet50_448nodes-smoke"
     assert record["parameters"] == {
-        "seed": 5, "size": 0, "normalization": "release", "reduction": "exact", "precision": "fp32", "device": "cpu",
-        "threads": 1}
+        "seed": 5,
+        "size": 0,
+        "normalization": "release",
+        "reduction": "exact",
+        "precision": "fp32",
+        "device": "cpu",
+        "threads": 1,
+    }
     assert (record["ranks"], record["workers"], record["status"]) == (1, 14, "complete")
     for split in ("train", "test"):
         assert record["data"][split] == Images(digits, split).digest
@@ -373,8 +421,17 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
     def name(recipe="resnet50_448nodes", **parameters):
         return train.prepare(recipe, **{"data": digits, "out": str(tmp_path), "device": "cpu"} | parameters).run.folder.name
 
-    changes = [{}, {"seed": 1}, {"shrink": "smoke"}, {"reduction": "fast"}, {"precision": "bf16"}, {"threads": 2},
-               {"recipe": "one_model"}, {"lr_formula": "as_designed"}, {"decay_bn": False}]
+    changes = [
+        {},
+        {"seed": 1},
+        {"shrink": "smoke"},
+        {"reduction": "fast"},
+        {"precision": "bf16"},
+        {"threads": 2},
+        {"recipe": "one_model"},
+        {"lr_formula": "as_designed"},
+        {"decay_bn": False},
+    ]
     names = [name(**change) for change in changes]
     monkeypatch.setattr(records, "code_digest", lambda: "changed")
     names.append(name())
@@ -410,6 +467,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """cli(...): exit status, standard output and standard error of `python -m repro ...`, in this process."""
+
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["repro", *arguments])
         try:
@@ -417,24 +475,29 @@ def cli(monkeypatch, capsys):
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()
+
     return call
 
 
 @pytest.mark.figure("parameters")
-@pytest.mark.parametrize("arguments, words", [
-    (["resnet50_448node"], "Did you mean resnet50_448nodes?"),
-    (["one_model", "--shrink", "smok"], "Did you mean smoke?"),
-    (["one_model", "--seed", "-1"], "seed is -1"),
-    (["one_model", "--threads", "0"], "threads is 0"),
-    (["one_model", "--reduction", "exakt"], "Did you mean exact?"),
-    (["one_model", "--precision", "fp16"], "Did you mean bf16?"),
-    (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
-    (["one_model", "--decay-bn", "maybe"], "'maybe'"),
-    (["one_model", "--data", "digit"], "Did you mean digits?"),
-    (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py --out "),
-    (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
-    (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
-], ids=lambda value: value if isinstance(value, str) else " ".join(value))
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["resnet50_448node"], "Did you mean resnet50_448nodes?"),
+        (["one_model", "--shrink", "smok"], "Did you mean smoke?"),
+        (["one_model", "--seed", "-1"], "seed is -1"),
+        (["one_model", "--threads", "0"], "threads is 0"),
+        (["one_model", "--reduction", "exakt"], "Did you mean exact?"),
+        (["one_model", "--precision", "fp16"], "Did you mean bf16?"),
+        (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
+        (["one_model", "--decay-bn", "maybe"], "'maybe'"),
+        (["one_model", "--data", "digit"], "Did you mean digits?"),
+        (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py --out "),
+        (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
+        (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
 def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, arguments, words):
     (tmp_path / "file").touch()
     shutil.copytree(digits, tmp_path / "cifar10")
@@ -446,7 +509,9 @@ def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, argu
 
 
 @pytest.mark.figure("parameters")
-@pytest.mark.parametrize("arguments", [["--seed", "x"], ["--threads", "1.5"], ["--bn-momentum", "big"], ["--sede", "1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--seed", "x"], ["--threads", "1.5"], ["--bn-momentum", "big"], ["--sede", "1"]], ids=" ".join
+)
 def test_what_is_no_number_or_no_option_ends_with_status_2_and_its_name(cli, arguments):
     status, stdout, stderr = cli("train", "one_model", *arguments)
     assert (status, stdout) == (2, "") and arguments[0] in stderr and "Traceback" not in stderr
@@ -454,7 +519,9 @@ def test_what_is_no_number_or_no_option_ends_with_status_2_and_its_name(cli, arg
 
 @pytest.mark.figure("parameters")
 def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
-    said = mpiexec(2, "-m", "repro", "train", "default_resnet50_8nodes", "--shrink", "smoke", "--data", digits, "--out", tmp_path)
+    said = mpiexec(
+        2, "-m", "repro", "train", "default_resnet50_8nodes", "--shrink", "smoke", "--data", digits, "--out", tmp_path
+    )
     assert said.returncode == 2
     assert said.stderr.count("error: ") == 1 and "start at most 1 rank" in said.stderr
     assert "Traceback" not in said.stderr and list(tmp_path.iterdir()) == []

@@ -8,7 +8,9 @@ from bench import two_nodes
 
 
 def names() -> list[str]:
-    return [line.split()[0] for line in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.splitlines()]
+    return [
+        line.split()[0] for line in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.splitlines()
+    ]
 
 
 @pytest.fixture

@@ -9,8 +9,12 @@ import seaborn as sns
 
 from repro.paths import replacing
 
-sns.set_theme(style="whitegrid", context="notebook", palette="colorblind",
-              rc={"figure.dpi": 100, "savefig.bbox": "tight", "axes.titlesize": "medium", "svg.hashsalt": "repro"})
+sns.set_theme(
+    style="whitegrid",
+    context="notebook",
+    palette="colorblind",
+    rc={"figure.dpi": 100, "savefig.bbox": "tight", "axes.titlesize": "medium", "svg.hashsalt": "repro"},
+)
 
 
 def save(figure: plt.Figure, table: pd.DataFrame, results: Path | str, name: str) -> None:
@@ -40,8 +44,20 @@ def image_grid(rows: dict[str, list]) -> plt.Figure:
 
 def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
     """The learning rate of every recipe over epochs, as released and as designed. Takes `tables.rates`."""
-    grid = sns.relplot(rates, x="epoch", y="rate", hue="formula", style="formula", col="recipe", col_wrap=columns,
-                       kind="line", estimator=None, height=2.3, aspect=1.6, facet_kws={"sharex": False, "sharey": False})
+    grid = sns.relplot(
+        rates,
+        x="epoch",
+        y="rate",
+        hue="formula",
+        style="formula",
+        col="recipe",
+        col_wrap=columns,
+        kind="line",
+        estimator=None,
+        height=2.3,
+        aspect=1.6,
+        facet_kws={"sharex": False, "sharey": False},
+    )
     grid.set_titles("{col_name}").set_axis_labels("epoch", "learning rate")
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncol=2, title=None)
     grid.figure.tight_layout()
@@ -55,8 +71,14 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
     """
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 7.5), sharex=True)
     tested = curves.dropna(subset="top1")
-    shared = dict(x="epoch", hue="recipe", style="recipe", errorbar="sd", hue_order=sorted(curves.recipe.unique()),
-                  style_order=sorted(curves.recipe.unique()))
+    shared = dict(
+        x="epoch",
+        hue="recipe",
+        style="recipe",
+        errorbar="sd",
+        hue_order=sorted(curves.recipe.unique()),
+        style_order=sorted(curves.recipe.unique()),
+    )
     sns.lineplot(tested, y="top1", ax=top, markers=True, markersize=5, **shared)
     sns.lineplot(curves.assign(epoch=curves.epoch.round()), y="train_loss", ax=bottom, legend=False, **shared)
     # The first epochs are far below: the interesting part would be a thin strip at the top.
@@ -64,9 +86,11 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
     top.set(ylabel="test top-1, %", ylim=(low - 2, tested.top1.max() + 1))
     bottom.set(xlabel="epoch (images seen / training images)", ylabel="training loss")
     n = curves.groupby("recipe").seed.nunique()
-    top.set_title(f"{curves.data.iloc[0]}: mean and standard deviation over n = {n.min()} seeds"
-                  if n.min() == n.max() else f"{curves.data.iloc[0]}: mean and standard deviation over {n.min()} to "
-                                             f"{n.max()} seeds")
+    top.set_title(
+        f"{curves.data.iloc[0]}: mean and standard deviation over n = {n.min()} seeds"
+        if n.min() == n.max()
+        else f"{curves.data.iloc[0]}: mean and standard deviation over {n.min()} to {n.max()} seeds"
+    )
     sns.move_legend(top, "lower center", bbox_to_anchor=(0.5, 1.1), ncol=2, title=None, frameon=False)
     figure.tight_layout()
     return figure
@@ -79,8 +103,18 @@ def ensemble(shown: pd.DataFrame) -> plt.Figure:
     """
     figure, axes = plt.subplots(figsize=(9, 0.45 * shown.label.nunique() + 1.3))
     sns.stripplot(shown, x="top1", y="label", hue="group", ax=axes, alpha=0.6, jitter=0.15)
-    sns.pointplot(shown, x="top1", y="label", ax=axes, errorbar=("ci", 95), seed=0, linestyle="none", marker="|",
-                  markersize=18, color="0.2")
+    sns.pointplot(
+        shown,
+        x="top1",
+        y="label",
+        ax=axes,
+        errorbar=("ci", 95),
+        seed=0,
+        linestyle="none",
+        marker="|",
+        markersize=18,
+        color="0.2",
+    )
     axes.set(xlabel=f"test top-1, %  (a point: a seed, n = {shown.seed.nunique()}; bar: mean, 95% interval)", ylabel="")
     sns.move_legend(axes, "lower center", bbox_to_anchor=(0.4, 1), ncol=2, title=None, frameon=False)
     figure.tight_layout()
@@ -114,8 +148,9 @@ def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(9, 4.5))
     sns.scatterplot(shown, x="minutes", y="top1", hue="group", style="group", s=70, ax=axes)
     for place, row in enumerate(shown.sort_values(["top1", "minutes"]).itertuples()):
-        axes.annotate(row.label, (row.minutes, row.top1), (6, 4 if place % 2 else -9), textcoords="offset points",
-                      fontsize=8)  # in turn above and below: some points lie on one another
+        axes.annotate(
+            row.label, (row.minutes, row.top1), (6, 4 if place % 2 else -9), textcoords="offset points", fontsize=8
+        )  # in turn above and below: some points lie on one another
     axes.set(xscale="log", xlabel="minutes to train (published)", ylabel="top-1 on ImageNet-1K, % (published)")
     axes.margins(x=0.25)
     sns.move_legend(axes, "lower right", title=None)
@@ -137,7 +172,9 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
         axes.plot(shown.of_medians.iloc[0], place, "|", color=colour, markersize=18, markeredgewidth=3)
         goal = float(shown.goal.iloc[0].split()[1])
         axes.plot(goal, place, ">" if shown.goal.iloc[0].startswith(">") else "<", color="0.3", markersize=7)
-        axes.annotate(f"{shown.of_medians.iloc[0]:.3g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        axes.annotate(
+            f"{shown.of_medians.iloc[0]:.3g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9
+        )
     axes.set_yticks(range(len(labels)), ["\n".join(wrap(label, 60)) for label in reversed(labels)], fontsize=9)
     axes.set(xscale="log", xlabel="ours / peer  (points: rounds; bar: medians, green where the goal is met; triangle: goal)")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -156,30 +193,51 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     steps, efficiency, minutes, accuracy = axes.flat
     for colour, (ranks, part) in zip(("C0", "C1", "C2", "C3"), measured.groupby("ranks")):
         name = f"{ranks} rank" + "s" * (ranks > 1)
-        steps.errorbar(part.images, part.seconds, [part.seconds - part.low, part.high - part.seconds], fmt="o", color=colour,
-                       capsize=3, label=f"{name}, measured (median, 5 to 95%)")
+        steps.errorbar(
+            part.images,
+            part.seconds,
+            [part.seconds - part.low, part.high - part.seconds],
+            fmt="o",
+            color=colour,
+            capsize=3,
+            label=f"{name}, measured (median, 5 to 95%)",
+        )
         steps.plot(part.images, part.seconds_MODEL, "--", color=colour, label=f"{name}, MODEL")
-    steps.set(xlabel="images a rank", ylabel="seconds a step", ylim=(0, None),
-              title=f"{measured.model[0]}, {measured['size'][0]} px: one machine")
+    steps.set(
+        xlabel="images a rank",
+        ylabel="seconds a step",
+        ylim=(0, None),
+        title=f"{measured.model[0]}, {measured['size'][0]} px: one machine",
+    )
     looks = {("weak", False): "C0", ("weak", True): "C2", ("strong", False): "C1", ("strong", True): "C3"}
     for (scaling, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
         name = f"{scaling}, " + ("nothing hidden" if buckets == 1 else f"{buckets} buckets overlapped")
         for axis, column in ((efficiency, "efficiency"), (minutes, "minutes"), (accuracy, "minutes_to_accuracy")):
             axis.plot(part.nodes, part[column], color=looks[scaling, buckets > 1], label=name)
-            axis.fill_between(part.nodes, part[f"{column}_low"], part[f"{column}_high"], color=looks[scaling, buckets > 1],
-                              alpha=0.15, linewidth=0)
+            axis.fill_between(
+                part.nodes,
+                part[f"{column}_low"],
+                part[f"{column}_high"],
+                color=looks[scaling, buckets > 1],
+                alpha=0.15,
+                linewidth=0,
+            )
     efficiency.axhline(90, color="0.3", linewidth=1, linestyle=":")
     efficiency.annotate("abstract: above 90%", (model.nodes.min(), 90), (2, -11), textcoords="offset points", fontsize=9)
     few = "" if model.n.min() >= 3 else f" (no bands: timed steps n = {model.n.min()})"
     efficiency.set(ylabel="efficiency against one node, %", ylim=(0, 105), title=f"MODEL: efficiency{few}")
-    minutes.plot(published.nodes, published.minutes, "D", color="0.2", markersize=5, zorder=3, label="published, on other nodes")
+    minutes.plot(
+        published.nodes, published.minutes, "D", color="0.2", markersize=5, zorder=3, label="published, on other nodes"
+    )
     for place, row in enumerate(published.itertuples()):
-        minutes.annotate(row.run.split(",")[0], (row.nodes, row.minutes), (6, -9 if place % 2 else 4), textcoords="offset points",
-                         fontsize=8)
+        minutes.annotate(
+            row.run.split(",")[0], (row.nodes, row.minutes), (6, -9 if place % 2 else 4), textcoords="offset points", fontsize=8
+        )
     for axis in (minutes, accuracy):
         axis.axhline(28, color="0.3", linewidth=1, linestyle=":")
-        axis.annotate("abstract: 28 minutes, on other nodes", (model.nodes.min(), 28), (2, 3), textcoords="offset points",
-                      fontsize=9)
+        axis.annotate(
+            "abstract: 28 minutes, on other nodes", (model.nodes.min(), 28), (2, 3), textcoords="offset points", fontsize=9
+        )
         axis.set(yscale="log", ylim=(10, None))
     minutes.set(ylabel="minutes for 90 epochs", title="MODEL: 90 epochs of ImageNet-1K")
     accuracy.set(ylabel="minutes to 75.9%", title="MODEL, with published epochs to 75.9% at each batch")

@@ -1,7 +1,6 @@
 """`make reproduce`: one profile's runs, tables, figures and report, through the notebooks, on one set of engines."""
 
 import shutil
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -29,10 +28,20 @@ COLLAPSE = "resnet50_448nodes", "resnet50_448nodes_uncollapsed"
 ENSEMBLE = "collapsed_ensemble", "one_model"
 PROFILES = {
     # Each question in the regime where a small data set can answer it; the README says how these were chosen.
-    "laptop": Profile("digits", {"laptop-edge": WARMUP, "laptop": COLLAPSE, "laptop-few": ENSEMBLE},
-                      seeds=tuple(range(7)), overhead=150, scaling={}),
-    "smoke": Profile("digits", {"smoke": ("resnet50_448nodes", *ENSEMBLE)}, seeds=(0,), overhead=90,
-                     scaling={"model": "resnet18", "size": 32, "seconds": 4.0}),
+    "laptop": Profile(
+        "digits",
+        {"laptop-edge": WARMUP, "laptop": COLLAPSE, "laptop-few": ENSEMBLE},
+        seeds=tuple(range(7)),
+        overhead=150,
+        scaling={},
+    ),
+    "smoke": Profile(
+        "digits",
+        {"smoke": ("resnet50_448nodes", *ENSEMBLE)},
+        seeds=(0,),
+        overhead=90,
+        scaling={"model": "resnet18", "size": 32, "seconds": 4.0},
+    ),
 }
 DRAWING = 600  # seconds that a cell may take in a notebook that only reads and draws
 
@@ -48,18 +57,29 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     pairs = [(name, small) for small, names in chosen.recipes.items() for name in names]
     ranks = ranks or notebooks.ranks_for([shrink(find(name), small) for name, small in pairs])
     with engines.start(ranks) as cluster:
-        tasks = {(name, small, seed): dict(recipe=name, data=chosen.data, shrink=small, seed=seed, out=runs)
-                 for name, small in pairs for seed in chosen.seeds}
+        tasks = {
+            (name, small, seed): dict(recipe=name, data=chosen.data, shrink=small, seed=seed, out=runs)
+            for name, small in pairs
+            for seed in chosen.seeds
+        }
         plans = dict(zip(tasks, cluster.run("repro.scaling.forecast:expected", list(tasks.values()))[0]))
         _announce(profile, chosen, cluster, plans)
         shared = dict(data=chosen.data, seeds=list(chosen.seeds), cluster=cluster.connection_file, live=False, out=runs)
         for name, small in pairs:
             _run("10-train", {"recipe": name, "shrink": small, **shared}, kept / f"10-train-{name}-{small}.ipynb", cluster)
         ensemble = next(small for name, small in pairs if name in ENSEMBLE)
-        _run("12-collapsed-ensemble", {"shrink": ensemble, "results": str(results), **shared},
-             kept / "12-collapsed-ensemble.ipynb", cluster)
-        _run("11-scaling", {"cluster": cluster.connection_file, "results": str(results), **chosen.scaling},
-             kept / "11-scaling.ipynb", cluster)
+        _run(
+            "12-collapsed-ensemble",
+            {"shrink": ensemble, "results": str(results), **shared},
+            kept / "12-collapsed-ensemble.ipynb",
+            cluster,
+        )
+        _run(
+            "11-scaling",
+            {"cluster": cluster.connection_file, "results": str(results), **chosen.scaling},
+            kept / "11-scaling.ipynb",
+            cluster,
+        )
     predictions = tables.predictions(runs)
     tables.save(predictions, results, "predictions")
     made = {"runs": runs, "results": str(results)}
@@ -74,16 +94,23 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
 def _announce(profile, chosen, cluster, plans) -> None:
     todo = [plan for plan in plans.values() if not plan["complete"]]
     seeds = f"{len(chosen.seeds)} seed" + "s" * (len(chosen.seeds) > 1)
-    print(f"profile {profile}: {len(plans)} runs on {chosen.data}, {seeds}, {len(plans) - len(todo)} of them complete; "
-          f"{cluster.ranks} ranks")
+    print(
+        f"profile {profile}: {len(plans)} runs on {chosen.data}, {seeds}, {len(plans) - len(todo)} of them complete; "
+        f"{cluster.ranks} ranks"
+    )
     for (name, small, seed), plan in plans.items():
         if seed == chosen.seeds[0]:
-            print(f"  {plan['recipe']:42} {plan['workers']:3} workers, batch {plan['global_batch']:4}, "
-                  f"{plan['epochs']:6.2f} epochs, {plan['iterations']:5} steps")
+            print(
+                f"  {plan['recipe']:42} {plan['workers']:3} workers, batch {plan['global_batch']:4}, "
+                f"{plan['epochs']:6.2f} epochs, {plan['iterations']:5} steps"
+            )
     if todo:
         images, seconds = (sum(plan[key] for plan in todo) for key in ("images", "seconds"))
-        print(f"expected: {(seconds + chosen.overhead) / 60:.0f} minutes ({images:,} images at {images / seconds:,.0f} images/s, "
-              f"evaluations included, by a probe just now)", flush=True)
+        print(
+            f"expected: {(seconds + chosen.overhead) / 60:.0f} minutes ({images:,} images at {images / seconds:,.0f} images/s, "
+            f"evaluations included, by a probe just now)",
+            flush=True,
+        )
 
 
 def _run(name: str, parameters: dict, output: Path, cluster: engines.Cluster | None = None) -> None:
@@ -120,8 +147,16 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     for path in reference.glob("*"):
         if path.name != "faults.json":  # which `make test-faults` makes
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for pattern in ("tables/*.csv", "figures/*.svg", "figures/*.csv", "report/index.html", "bench/*.json",
-                    "runs/*/run.json", "runs/*/metrics.jsonl", "runs/*/ensembles.json"):
+    for pattern in (
+        "tables/*.csv",
+        "figures/*.svg",
+        "figures/*.csv",
+        "report/index.html",
+        "bench/*.json",
+        "runs/*/run.json",
+        "runs/*/metrics.jsonl",
+        "runs/*/ensembles.json",
+    ):
         for path in results.glob(pattern):
             if "runs" not in path.parts[-3:] or records.read(path.parent).get("status") == "complete":
                 target = reference / path.relative_to(results)

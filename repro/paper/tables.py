@@ -10,9 +10,9 @@ import pandas as pd
 from scipy import stats
 
 from repro import ReproError, records
-from repro.scaling import steptime
 from repro.paths import PUBLISHED, REFERENCE, RUNS, replacing
 from repro.recipes import RECIPES, SHRINKS
+from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 KEYS = ["recipe", "data", "seed"]
@@ -41,12 +41,23 @@ def runs_or_reference(runs: str = "") -> Path:
 
 def recipes() -> pd.DataFrame:
     """Every recipe: batch, epochs, stages, and what its source reports."""
-    return pd.DataFrame([{
-        "recipe": recipe.name, "workers": recipe.workers, "images a worker": recipe.images_per_worker,
-        "global batch": recipe.global_batch, "epochs": round(recipe.epochs(), 2),
-        "stages": " > ".join(stage.name for stage in recipe.stages), "hardware": recipe.hardware, "cost": recipe.cost,
-        "reported top-1 / top-5": recipe.reported, "source": recipe.source,
-    } for recipe in RECIPES.values()])
+    return pd.DataFrame(
+        [
+            {
+                "recipe": recipe.name,
+                "workers": recipe.workers,
+                "images a worker": recipe.images_per_worker,
+                "global batch": recipe.global_batch,
+                "epochs": round(recipe.epochs(), 2),
+                "stages": " > ".join(stage.name for stage in recipe.stages),
+                "hardware": recipe.hardware,
+                "cost": recipe.cost,
+                "reported top-1 / top-5": recipe.reported,
+                "source": recipe.source,
+            }
+            for recipe in RECIPES.values()
+        ]
+    )
 
 
 def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
@@ -60,8 +71,16 @@ def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
                 steps |= {joint - 1, joint}
         for step in sorted(step for step in steps | {recipe.iterations - 1} if 0 <= step < recipe.iterations):
             for formula in ("as_released", "as_designed"):
-                rows.append({"recipe": recipe.name, "formula": formula, "stage": recipe.stage_at(step)[0].name,
-                             "step": step, "epoch": recipe.epochs(step), "rate": learning_rate(recipe, step, formula)})
+                rows.append(
+                    {
+                        "recipe": recipe.name,
+                        "formula": formula,
+                        "stage": recipe.stage_at(step)[0].name,
+                        "step": step,
+                        "epoch": recipe.epochs(step),
+                        "rate": learning_rate(recipe, step, formula),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -74,16 +93,30 @@ def models(runs: Path | str) -> pd.DataFrame:
     rows = []
     for folder in records.complete_runs(runs):
         run = records.read(folder)
-        shared = {"recipe": run["recipe"]["name"], "data": run["data"]["name"], "seed": run["parameters"]["seed"],
-                  "seconds": run["seconds"], "ranks": run["ranks"], "folder": folder.name}
+        shared = {
+            "recipe": run["recipe"]["name"],
+            "data": run["data"]["name"],
+            "seed": run["parameters"]["seed"],
+            "seconds": run["seconds"],
+            "ranks": run["ranks"],
+            "folder": folder.name,
+        }
         for stage, end in run["ends"].items():
             rows.append(shared | {"model": stage, "members": 1, "average": "", "epochs": end["epoch"]} | _percent(end))
         for entry in records.ensembles(folder):
-            rows.append(shared | {"model": " + ".join(entry["members"]), "members": len(entry["members"]),
-                                  "average": entry["average"], "epochs": run["ends"][entry["members"][-1]]["epoch"]}
-                        | _percent(entry))
-    return pd.DataFrame(rows, columns=[*KEYS, "model", "members", "average", "epochs", "top1", "top5", "images",
-                                       "seconds", "ranks", "folder"])
+            rows.append(
+                shared
+                | {
+                    "model": " + ".join(entry["members"]),
+                    "members": len(entry["members"]),
+                    "average": entry["average"],
+                    "epochs": run["ends"][entry["members"][-1]]["epoch"],
+                }
+                | _percent(entry)
+            )
+    return pd.DataFrame(
+        rows, columns=[*KEYS, "model", "members", "average", "epochs", "top1", "top5", "images", "seconds", "ranks", "folder"]
+    )
 
 
 def _percent(counted: dict) -> dict:
@@ -97,8 +130,7 @@ def curves(runs: Path | str) -> pd.DataFrame:
     for folder in records.complete_runs(runs):
         run = records.read(folder)
         for row in records.metric_rows(folder):
-            row = {"recipe": run["recipe"]["name"], "data": run["data"]["name"],
-                   "seed": run["parameters"]["seed"]} | row
+            row = {"recipe": run["recipe"]["name"], "data": run["data"]["name"], "seed": run["parameters"]["seed"]} | row
             rows.append(row | ({"top1": 100 * row["top1"] / row["images"]} if "top1" in row else {}))
     return pd.DataFrame(rows)
 
@@ -107,19 +139,25 @@ def only(table: pd.DataFrame, data: str) -> pd.DataFrame:
     """The rows of one data set; raises ReproError if there are none."""
     chosen = table[table.data == data]
     if chosen.empty:
-        raise ReproError(f"there are no complete runs on {data}: `make reproduce` makes those of its profile, notebook "
-                         f"10-train any other")
+        raise ReproError(
+            f"there are no complete runs on {data}: `make reproduce` makes those of its profile, notebook 10-train any other"
+        )
     return chosen
 
 
 def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
     """What `figures.ensemble` draws: one model, the members, the ensembles; a row a seed. Takes runs of one shrink."""
-    labels = {("one_model", "collapse", ""): ("one model, collapsed", "one model, same images seen"),
-              **{("collapsed_ensemble", f"{kind}{n}", ""): (f"{what} {n}", f"single {what}s")
-                 for kind, what in (("cyc", "cycle end"), ("collapse", "collapsed member")) for n in (1, 2, 3)},
-              ("collapsed_ensemble", SNAPSHOTS, "softmax"): ("ensemble of the cycle ends", "ensembles"),
-              ("collapsed_ensemble", ENSEMBLE, "logit"): ("Collapsed Ensemble, logit mean", "ensembles"),
-              ("collapsed_ensemble", ENSEMBLE, "softmax"): ("Collapsed Ensemble", "ensembles")}
+    labels = {
+        ("one_model", "collapse", ""): ("one model, collapsed", "one model, same images seen"),
+        **{
+            ("collapsed_ensemble", f"{kind}{n}", ""): (f"{what} {n}", f"single {what}s")
+            for kind, what in (("cyc", "cycle end"), ("collapse", "collapsed member"))
+            for n in (1, 2, 3)
+        },
+        ("collapsed_ensemble", SNAPSHOTS, "softmax"): ("ensemble of the cycle ends", "ensembles"),
+        ("collapsed_ensemble", ENSEMBLE, "logit"): ("Collapsed Ensemble, logit mean", "ensembles"),
+        ("collapsed_ensemble", ENSEMBLE, "softmax"): ("Collapsed Ensemble", "ensembles"),
+    }
     rows = []
     for (recipe, model, average), (label, group) in labels.items():
         chosen = models[(models.recipe.map(_unshrunk) == recipe) & (models.model == model) & (models.average == average)]
@@ -130,8 +168,15 @@ def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
 def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     """Top-1 of every model over the seeds: n, mean, standard deviation, smallest and largest."""
     grouped = models.groupby(["recipe", "data", "model", "average"], sort=False)
-    table = grouped.agg(epochs=("epochs", "first"), n=("top1", "count"), top1=("top1", "mean"), sd=("top1", "std"),
-                        smallest=("top1", "min"), largest=("top1", "max"), top5=("top5", "mean")).reset_index()
+    table = grouped.agg(
+        epochs=("epochs", "first"),
+        n=("top1", "count"),
+        top1=("top1", "mean"),
+        sd=("top1", "std"),
+        smallest=("top1", "min"),
+        largest=("top1", "max"),
+        top5=("top5", "mean"),
+    ).reset_index()
     return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
@@ -144,8 +189,15 @@ def predictions(runs: Path | str) -> pd.DataFrame:
     for folder in records.complete_runs(runs):
         run, plan = records.read(folder), recorded.get(folder.name)
         if plan and plan["ranks"] == run["ranks"]:
-            rows.append({"recipe": run["recipe"]["name"], "data": run["data"]["name"], "n": 1,
-                         "predicted": plan["seconds"] / 60, "measured": run["seconds"] / 60})
+            rows.append(
+                {
+                    "recipe": run["recipe"]["name"],
+                    "data": run["data"]["name"],
+                    "n": 1,
+                    "predicted": plan["seconds"] / 60,
+                    "measured": run["seconds"] / 60,
+                }
+            )
     table = pd.DataFrame(rows, columns=["recipe", "data", "n", "predicted", "measured"])
     table = table.groupby(["recipe", "data"], sort=False, as_index=False).sum()
     if len(table):
@@ -169,18 +221,35 @@ def measured_throughput(probe: dict) -> pd.DataFrame:
             times = np.array(row["seconds"]).max(0)
             model = dataclasses.replace(steptime.fit(probe["rows"], row["ranks"]), link=fitted.link)
             predicted = steptime.step(model, steptime.Layout(per_node=row["ranks"]), row["images"])["total"]
-            rows.append({"label": steptime.MEASURED, "model": probe["model"], "size": probe["size"], "ranks": row["ranks"],
-                         "images": row["images"], "n": len(times), "seconds": np.median(times),
-                         "low": np.percentile(times, 5), "high": np.percentile(times, 95),
-                         "images_per_s": row["ranks"] * row["images"] / np.median(times),
-                         f"seconds_{steptime.MODEL}": predicted, "error": 100 * (predicted / np.median(times) - 1)})
+            rows.append(
+                {
+                    "label": steptime.MEASURED,
+                    "model": probe["model"],
+                    "size": probe["size"],
+                    "ranks": row["ranks"],
+                    "images": row["images"],
+                    "n": len(times),
+                    "seconds": np.median(times),
+                    "low": np.percentile(times, 5),
+                    "high": np.percentile(times, 95),
+                    "images_per_s": row["ranks"] * row["images"] / np.median(times),
+                    f"seconds_{steptime.MODEL}": predicted,
+                    "error": 100 * (predicted / np.median(times) - 1),
+                }
+            )
     table = pd.DataFrame(rows).sort_values(["ranks", "images"], ignore_index=True)
     alone = table[table.ranks == 1].set_index("images").images_per_s
     return table.assign(efficiency=100 * table.images_per_s / table.ranks / table.images.map(alone))
 
 
-def extrapolated(probe: dict, images: int, batch: int, between: steptime.Interconnect = steptime.OMNI_PATH,
-                 epochs: float = 90, draws: int = 200) -> pd.DataFrame:
+def extrapolated(
+    probe: dict,
+    images: int,
+    batch: int,
+    between: steptime.Interconnect = steptime.OMNI_PATH,
+    epochs: float = 90,
+    draws: int = 200,
+) -> pd.DataFrame:
     """MODEL: `steptime.extrapolate` of a probe's machine to many nodes, weak and strong, with nothing hidden and overlapped.
 
     Weak: `images` a worker, one worker a rank. Strong: a global batch of `batch` in workers of `images`. With the minutes of
@@ -194,23 +263,36 @@ def extrapolated(probe: dict, images: int, batch: int, between: steptime.Interco
             rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between, draws)
     table = pd.DataFrame(rows)
     for point in ("", "_low", "_high"):
-        rate = table[f"images_per_s{ {'_low': '_high', '_high': '_low'}.get(point, '')}"]  # the fastest takes the least time
+        rate = table[f"images_per_s{ {'_low': '_high', '_high': '_low'}.get(point, '') }"]  # the fastest takes the least time
         table[f"minutes{point}"] = epochs * IMAGENET_IMAGES / rate / 60
-        table[f"minutes_to_accuracy{point}"] = (table.global_batch.map(lambda each: steptime.epochs_to(points, each))
-                                                * IMAGENET_IMAGES / rate / 60)
+        table[f"minutes_to_accuracy{point}"] = (
+            table.global_batch.map(lambda each: steptime.epochs_to(points, each)) * IMAGENET_IMAGES / rate / 60
+        )
     return table
 
 
-def algorithms(probe: dict, nodes: tuple[int, ...] = (64, 448, 1536), between: steptime.Interconnect = steptime.OMNI_PATH
-               ) -> pd.DataFrame:
+def algorithms(
+    probe: dict, nodes: tuple[int, ...] = (64, 448, 1536), between: steptime.Interconnect = steptime.OMNI_PATH
+) -> pd.DataFrame:
     """MODEL: milliseconds of one step's allreduce, nothing hidden, by algorithm and nodes, over the interconnect's range."""
     fitted, rows = steptime.fit(probe["rows"]), []
     for algorithm in steptime.ALGORITHMS:
         for count in nodes:
-            slow, fast = (1000 * steptime.allreduce(algorithm, between.link(place), count, fitted.size, fitted.link,
-                                                   probe["ranks"]) for place in (0, 1))
-            rows.append({"label": steptime.MODEL, "algorithm": algorithm, "nodes": count, "interconnect": between.name,
-                         "megabytes": fitted.size / 1e6, "fastest": fast, "slowest": slow})
+            slow, fast = (
+                1000 * steptime.allreduce(algorithm, between.link(place), count, fitted.size, fitted.link, probe["ranks"])
+                for place in (0, 1)
+            )
+            rows.append(
+                {
+                    "label": steptime.MODEL,
+                    "algorithm": algorithm,
+                    "nodes": count,
+                    "interconnect": between.name,
+                    "megabytes": fitted.size / 1e6,
+                    "fastest": fast,
+                    "slowest": slow,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -238,14 +320,28 @@ def published_runs() -> list[steptime.Published]:
         return steptime.Published(name, int(row.nodes), int(row.processes_per_node), int(row.images_per_process), rate)
 
     you = peers[(peers.work == "You et al.") & (peers.epochs == 90)].iloc[0]
-    return [run("R3"), run("R1"), steptime.Published("A2, 1536 nodes in 28 minutes", 1536, 1, 16, NINETY / 28),
-            steptime.Published("You et al., 2048 nodes", 2048, 1, you.global_batch / 2048, NINETY / you.minutes)]
+    return [
+        run("R3"),
+        run("R1"),
+        steptime.Published("A2, 1536 nodes in 28 minutes", 1536, 1, 16, NINETY / 28),
+        steptime.Published("You et al., 2048 nodes", 2048, 1, you.global_batch / 2048, NINETY / you.minutes),
+    ]
 
 
 def published_points() -> pd.DataFrame:
     """Nodes, images/s and minutes for 90 epochs of `published_runs`."""
-    return pd.DataFrame([{"label": "published", "run": run.name, "nodes": run.nodes, "images_per_s": run.images_per_s,
-                          "minutes": NINETY / run.images_per_s} for run in published_runs()])
+    return pd.DataFrame(
+        [
+            {
+                "label": "published",
+                "run": run.name,
+                "nodes": run.nodes,
+                "images_per_s": run.images_per_s,
+                "minutes": NINETY / run.images_per_s,
+            }
+            for run in published_runs()
+        ]
+    )
 
 
 def published_checks() -> pd.DataFrame:
@@ -273,20 +369,43 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim("Large batch needs warm-up",
-          ("resnet50_448nodes", "collapse", ""), ("resnet50_448nodes_no_warmup", "collapse", ""), of_the_collapse=False),
-    Claim("The collapse helps: against the plain end of the decay, same images seen",
-          ("resnet50_448nodes", "collapse", ""), ("resnet50_448nodes_uncollapsed", "main", "")),
-    Claim("The collapse helps: after the last cycle, against before",
-          ("collapsed_ensemble", "collapse3", ""), ("collapsed_ensemble", "cyc3", "")),
-    Claim("The Collapsed Ensemble beats one model of the same number of images seen",
-          ("collapsed_ensemble", ENSEMBLE, "softmax"), ("one_model", "collapse", "")),
-    Claim("The Collapsed Ensemble beats its own last member",
-          ("collapsed_ensemble", ENSEMBLE, "softmax"), ("collapsed_ensemble", "collapse3", "")),
-    Claim("Collapsed members make a better ensemble than un-collapsed snapshots",
-          ("collapsed_ensemble", ENSEMBLE, "softmax"), ("collapsed_ensemble", SNAPSHOTS, "softmax")),
-    Claim("Averaging softmax beats averaging logits",
-          ("collapsed_ensemble", ENSEMBLE, "softmax"), ("collapsed_ensemble", ENSEMBLE, "logit"), of_the_collapse=False),
+    Claim(
+        "Large batch needs warm-up",
+        ("resnet50_448nodes", "collapse", ""),
+        ("resnet50_448nodes_no_warmup", "collapse", ""),
+        of_the_collapse=False,
+    ),
+    Claim(
+        "The collapse helps: against the plain end of the decay, same images seen",
+        ("resnet50_448nodes", "collapse", ""),
+        ("resnet50_448nodes_uncollapsed", "main", ""),
+    ),
+    Claim(
+        "The collapse helps: after the last cycle, against before",
+        ("collapsed_ensemble", "collapse3", ""),
+        ("collapsed_ensemble", "cyc3", ""),
+    ),
+    Claim(
+        "The Collapsed Ensemble beats one model of the same number of images seen",
+        ("collapsed_ensemble", ENSEMBLE, "softmax"),
+        ("one_model", "collapse", ""),
+    ),
+    Claim(
+        "The Collapsed Ensemble beats its own last member",
+        ("collapsed_ensemble", ENSEMBLE, "softmax"),
+        ("collapsed_ensemble", "collapse3", ""),
+    ),
+    Claim(
+        "Collapsed members make a better ensemble than un-collapsed snapshots",
+        ("collapsed_ensemble", ENSEMBLE, "softmax"),
+        ("collapsed_ensemble", SNAPSHOTS, "softmax"),
+    ),
+    Claim(
+        "Averaging softmax beats averaging logits",
+        ("collapsed_ensemble", ENSEMBLE, "softmax"),
+        ("collapsed_ensemble", ENSEMBLE, "logit"),
+        of_the_collapse=False,
+    ),
 )
 
 
@@ -309,7 +428,9 @@ def effects(models: pd.DataFrame) -> pd.DataFrame:
                 if data in VIEWS_DIFFER_IN_SCALE and claim.of_the_collapse:
                     compared["verdict"] = VIEWS_DIFFER
                 found.append({"claim": claim.text, "data": data, "shrink": shrink, **compared})
-        rows += found or [{"claim": claim.text, "data": "", "shrink": "", **compare(pd.Series(dtype=float), pd.Series(dtype=float))}]
+        rows += found or [
+            {"claim": claim.text, "data": "", "shrink": "", **compare(pd.Series(dtype=float), pd.Series(dtype=float))}
+        ]
     return pd.DataFrame(rows)
 
 
@@ -324,8 +445,7 @@ def _unshrunk(recipe: str) -> str:
 
 def _by_seed(models, data, shrink, recipe, model, average):
     name = recipe if shrink == "none" else f"{recipe}-{shrink}"
-    chosen = models[(models.data == data) & (models.recipe == name) & (models.model == model)
-                    & (models.average == average)]
+    chosen = models[(models.data == data) & (models.recipe == name) & (models.model == model) & (models.average == average)]
     return chosen.groupby("seed").top1.mean()
 
 
@@ -343,5 +463,13 @@ def compare(better: pd.Series, other: pd.Series) -> dict:
             test = stats.ttest_rel(better, other)
             p, (low, high) = test.pvalue, test.confidence_interval(0.95)
         verdict = "supported" if low > 0 else "contradicted" if high < 0 else verdict
-    return {"n": n, "top1": better.mean(), "against": other.mean(), "difference": mean, "low": low, "high": high,
-            "p": p, "verdict": verdict}
+    return {
+        "n": n,
+        "top1": better.mean(),
+        "against": other.mean(),
+        "difference": mean,
+        "low": low,
+        "high": high,
+        "p": p,
+        "verdict": verdict,
+    }

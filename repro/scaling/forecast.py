@@ -32,15 +32,19 @@ def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
     with world.together():
         plans = [train.plan(**task) for task in tasks]
         known = records.predictions(Path(plans[0]["folder"]).parent)
-        missing = [task for task, each in zip(tasks, plans) if not each["complete"]
-                   and known.get(Path(each["folder"]).name, {}).get("ranks") != world.size]
+        missing = [
+            task
+            for task, each in zip(tasks, plans)
+            if not each["complete"] and known.get(Path(each["folder"]).name, {}).get("ranks") != world.size
+        ]
     for found in forecast(world.broadcast(missing), seconds) if world.broadcast(missing) else []:
         known[Path(found["folder"]).name] = found
     return [known.get(Path(each["folder"]).name, {}) | each for each in plans]
 
 
-def forecast(tasks: list[dict], seconds: float = 60.0, nodes: int = 0, ranks_per_node: int = 0,
-             network: str = "omni-path") -> list[dict]:
+def forecast(
+    tasks: list[dict], seconds: float = 60.0, nodes: int = 0, ranks_per_node: int = 0, network: str = "omni-path"
+) -> list[dict]:
     """What each of `tasks` (parameters as `train.prepare` takes them) will take, in about `seconds`. Collective.
 
     Tasks whose steps are alike share a probe. `nodes` and `ranks_per_node` (0: as at hand) say where it shall run, `network`
@@ -57,14 +61,18 @@ def forecast(tasks: list[dict], seconds: float = 60.0, nodes: int = 0, ranks_per
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
             if layout.ranks > task.recipe.workers:
-                raise ReproError(f"{task.recipe.name} has {task.recipe.workers} workers, which {layout.ranks} ranks cannot "
-                                 f"share: plan for fewer nodes or ranks a node")
+                raise ReproError(
+                    f"{task.recipe.name} has {task.recipe.workers} workers, which {layout.ranks} ranks cannot "
+                    f"share: plan for fewer nodes or ranks a node"
+                )
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
-    found = [{"folder": str(task.run.folder), "complete": task.run.complete}
-             | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
-             | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)),
-                "when": records.now()} for task, values in zip(prepared, tasks)]
+    found = [
+        {"folder": str(task.run.folder), "complete": task.run.complete}
+        | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
+        | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": records.now()}
+        for task, values in zip(prepared, tasks)
+    ]
     with world.together():
         if world.rank == 0:
             for task, each in zip(prepared, found):
@@ -76,15 +84,28 @@ def forecast(tasks: list[dict], seconds: float = 60.0, nodes: int = 0, ranks_per
 def _subject(task: Task, values: dict) -> tuple:
     """What a step's time depends on, beside the number of workers."""
     timed = {key: value for key, value in task.parameters.items() if key != "seed"}
-    return (task.recipe.model, task.recipe.stride, task.recipe.images_per_worker, values.get("data", ""), task.decoders,
-            *sorted(timed.items()))
+    return (
+        task.recipe.model,
+        task.recipe.stride,
+        task.recipe.images_per_worker,
+        values.get("data", ""),
+        task.decoders,
+        *sorted(timed.items()),
+    )
 
 
 def _probe(task: Task, values: dict, seconds: float) -> dict:
     """A probe of the task's own step, and the seconds that one snapshot of its network takes to write."""
     parameters = {key: value for key, value in task.parameters.items() if key != "seed"}
-    found = probe(task.recipe.model, [task.recipe.images_per_worker], values.get("data", "digits"),
-                  stride=task.recipe.stride, decoders=task.decoders, seconds=seconds, **parameters)
+    found = probe(
+        task.recipe.model,
+        [task.recipe.images_per_worker],
+        values.get("data", "digits"),
+        stride=task.recipe.stride,
+        decoders=task.decoders,
+        seconds=seconds,
+        **parameters,
+    )
     with tempfile.TemporaryDirectory(dir=task.run.folder.parent) as folder:
         start = time.perf_counter()
         checkpoint.save(Path(folder) / "trial", {"weights": torch.zeros(found["state_bytes"] // 4)}, {})
@@ -120,20 +141,34 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     state, momentum = probed["state_bytes"], 4 * probed["parameters"]
     if timed < 3:  # too few to say how much they differ
         seconds["low"] = seconds["high"] = None
-    return {"label": "measured pace" if at_hand else MODEL, "timed_steps": timed,
-            "recipe": recipe.name, "workers": recipe.workers, "global_batch": recipe.global_batch,
-            "iterations": recipe.iterations, "epochs": recipe.epochs(),
-            "images": recipe.iterations * recipe.global_batch, "ranks": layout.ranks, "nodes": layout.nodes,
-            "step_seconds": steps["middle"], "images_per_s": recipe.global_batch / steps["middle"],
-            "evaluations": evaluations, "seconds": seconds["middle"], "seconds_low": seconds["low"],
-            "seconds_high": seconds["high"], "hours": seconds["middle"] / 3600,
-            "node_hours": layout.nodes * seconds["middle"] / 3600,
-            "run_bytes": len(recipe.stages) * state + MOST_KEPT * (state + momentum),
-            "rank_bytes": probed["peak_bytes"], "node_bytes": layout.per_node * probed["peak_bytes"]}
+    return {
+        "label": "measured pace" if at_hand else MODEL,
+        "timed_steps": timed,
+        "recipe": recipe.name,
+        "workers": recipe.workers,
+        "global_batch": recipe.global_batch,
+        "iterations": recipe.iterations,
+        "epochs": recipe.epochs(),
+        "images": recipe.iterations * recipe.global_batch,
+        "ranks": layout.ranks,
+        "nodes": layout.nodes,
+        "step_seconds": steps["middle"],
+        "images_per_s": recipe.global_batch / steps["middle"],
+        "evaluations": evaluations,
+        "seconds": seconds["middle"],
+        "seconds_low": seconds["low"],
+        "seconds_high": seconds["high"],
+        "hours": seconds["middle"] / 3600,
+        "node_hours": layout.nodes * seconds["middle"] / 3600,
+        "run_bytes": len(recipe.stages) * state + MOST_KEPT * (state + momentum),
+        "rank_bytes": probed["peak_bytes"],
+        "node_bytes": layout.per_node * probed["peak_bytes"],
+    }
 
 
 def occasions(recipe: Recipe) -> tuple[int, int]:
     """Metric rows, and evaluations among them: as the trainer has them, at stages' ends and after so many epochs."""
+
     def complete(epochs: float) -> np.ndarray:
         return np.diff(recipe.epochs(np.arange(recipe.iterations + 1)) // epochs) > 0
 
@@ -142,8 +177,15 @@ def occasions(recipe: Recipe) -> tuple[int, int]:
     return int((evaluates | complete(recipe.record_every)).sum()), int(evaluates.sum())
 
 
-def plan(recipe: str, hours: float = 0.0, seconds: float = 60.0, nodes: int = 0, ranks_per_node: int = 0,
-         network: str = "omni-path", **parameters) -> dict:
+def plan(
+    recipe: str,
+    hours: float = 0.0,
+    seconds: float = 60.0,
+    nodes: int = 0,
+    ranks_per_node: int = 0,
+    network: str = "omni-path",
+    **parameters,
+) -> dict:
     """A forecast of one run, and, for a limit of `hours`, of the recipe in all its sizes: which is the largest within it?
 
     Returns {"asked": forecast, "others": forecasts, "largest": shrink or "", "memory": bytes of this machine}. Collective.
@@ -165,26 +207,40 @@ def plan(recipe: str, hours: float = 0.0, seconds: float = 60.0, nodes: int = 0,
         each["shrink"] = task.get("shrink", "laptop")
     feasible = [each for each in found if hours and each["hours"] <= hours]
     largest = max(feasible, key=lambda each: each["images"])["shrink"] if feasible else ""
-    return {"asked": found[0], "others": found[1:], "hours": hours, "largest": largest,
-            "memory": psutil.virtual_memory().total}
+    return {"asked": found[0], "others": found[1:], "hours": hours, "largest": largest, "memory": psutil.virtual_memory().total}
 
 
 def describe(planned: dict) -> str:
     """A plan in a few lines."""
     asked, lines = planned["asked"], []
     for each in [asked, *planned["others"]]:
-        spread = (f"{each['seconds_low'] / 3600:.3g} to {each['seconds_high'] / 3600:.3g}" if each["seconds_low"]
-                  else f"{each['timed_steps']} steps timed: no band")
-        lines.append(f"{each['label']:13} {each['recipe']:42} {each['nodes']} x {each['ranks'] // each['nodes']} ranks: "
-                     f"{each['hours']:.3g} hours ({spread}), {each['node_hours']:.3g} node-hours")
-    lines.append(f"a step of {asked['global_batch']} images: {asked['step_seconds']:.3g} s, {asked['images_per_s']:.4g} "
-                 f"images/s; {asked['iterations']} steps, {asked['evaluations']} evaluations")
-    lines.append(f"disk: run folder {asked['run_bytes'] / 1e6:,.0f} MB, packed data {asked['data_bytes'] / 1e6:,.0f} MB a "
-                 f"copy; memory: {asked['rank_bytes'] / 1e9:.2f} GB a rank (measured peak), {asked['node_bytes'] / 1e9:.2f} "
-                 f"GB a node (this machine has {planned['memory'] / 1e9:.0f})")
+        spread = (
+            f"{each['seconds_low'] / 3600:.3g} to {each['seconds_high'] / 3600:.3g}"
+            if each["seconds_low"]
+            else f"{each['timed_steps']} steps timed: no band"
+        )
+        lines.append(
+            f"{each['label']:13} {each['recipe']:42} {each['nodes']} x {each['ranks'] // each['nodes']} ranks: "
+            f"{each['hours']:.3g} hours ({spread}), {each['node_hours']:.3g} node-hours"
+        )
+    lines.append(
+        f"a step of {asked['global_batch']} images: {asked['step_seconds']:.3g} s, {asked['images_per_s']:.4g} "
+        f"images/s; {asked['iterations']} steps, {asked['evaluations']} evaluations"
+    )
+    lines.append(
+        f"disk: run folder {asked['run_bytes'] / 1e6:,.0f} MB, packed data {asked['data_bytes'] / 1e6:,.0f} MB a "
+        f"copy; memory: {asked['rank_bytes'] / 1e9:.2f} GB a rank (measured peak), {asked['node_bytes'] / 1e9:.2f} "
+        f"GB a node (this machine has {planned['memory'] / 1e9:.0f})"
+    )
     if asked["complete"]:
         lines.append(f"already complete: {asked['folder']}")
     if planned["hours"]:
-        lines.append(f"within {planned['hours']:g} hours: " + (f"--shrink {planned['largest']} is the largest"
-                     if planned["largest"] else "none of the sizes; more nodes, or --steps for a part"))
+        lines.append(
+            f"within {planned['hours']:g} hours: "
+            + (
+                f"--shrink {planned['largest']} is the largest"
+                if planned["largest"]
+                else "none of the sizes; more nodes, or --steps for a part"
+            )
+        )
     return "\n".join(lines)

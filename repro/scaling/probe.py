@@ -30,8 +30,18 @@ SIZES = tuple(4**power for power in range(6, 14))  # bytes of an allreduce: 4 KB
 class _Steps:
     """Training steps of one network whose images are at hand or come from the loader."""
 
-    def __init__(self, world, model: str, stride: str, images: Images | None, size: int, reduction: str, precision: str,
-                 device: str, decoders: int):
+    def __init__(
+        self,
+        world,
+        model: str,
+        stride: str,
+        images: Images | None,
+        size: int,
+        reduction: str,
+        precision: str,
+        device: str,
+        decoders: int,
+    ):
         classes, channels = (len(images.classes), images.channels) if images else (CLASSES, CHANNELS)
         self.images, self.size, self.channels, self.classes = images, size, channels, classes
         self.reduction, self.precision, self.decoders = reduction, precision, decoders
@@ -69,9 +79,20 @@ class _Steps:
         return seconds
 
 
-def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str = "", size: int = 0, stride: str = "v1.5",
-          normalization: str = "release", reduction: str = "exact", precision: str = "auto", device: str = "auto",
-          threads: int = 1, decoders: int = 2, seconds: float = 60.0) -> dict:
+def probe(
+    model: str = "resnet50",
+    images: Iterable[int] = (2, 4, 8),
+    data: str = "",
+    size: int = 0,
+    stride: str = "v1.5",
+    normalization: str = "release",
+    reduction: str = "exact",
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int = 1,
+    decoders: int = 2,
+    seconds: float = 60.0,
+) -> dict:
     """Measures for about `seconds`; returns the same on every rank. Collective.
 
     For each number of `images` a worker: steps of one worker a rank on the first 1, 2, 4, ... ranks without communication
@@ -91,8 +112,9 @@ def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str 
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
         if not data and size < 0 or threads < 1 or decoders < 0:
-            raise ReproError(f"size {size}, threads {threads}, decoders {decoders}: none may be negative, "
-                             "and threads at least 1")
+            raise ReproError(
+                f"size {size}, threads {threads}, decoders {decoders}: none may be negative, and threads at least 1"
+            )
         found = Images(data, "train", normalization=normalization, size=size) if data else None
     precision = find_precision(precision, device, bool(found and found.small))
     began, load = time.monotonic(), os.getloadavg()[0]
@@ -102,17 +124,35 @@ def probe(model: str = "resnet50", images: Iterable[int] = (2, 4, 8), data: str 
     pixels = found.kind.size if found else size or IMAGENET.size
     steps = _Steps(world, model, stride, found, pixels, reduction, precision, device, decoders)
     rows = _measure(world, steps, images, began + seconds)
-    facts = {"model": model, "data": found.name if found else "", "size": pixels, "stride": stride,
-             "normalization": normalization, "reduction": reduction, "precision": precision, "device": device,
-             "threads": threads, "decoders": decoders, "parameters": len(steps.network.weights),
-             "buckets": -(-len(steps.network.weights) // BUCKET), "nodes": world.nodes,
-             "state_bytes": 4 * (len(steps.network.weights) + len(steps.network.statistics))}
+    facts = {
+        "model": model,
+        "data": found.name if found else "",
+        "size": pixels,
+        "stride": stride,
+        "normalization": normalization,
+        "reduction": reduction,
+        "precision": precision,
+        "device": device,
+        "threads": threads,
+        "decoders": decoders,
+        "parameters": len(steps.network.weights),
+        "buckets": -(-len(steps.network.weights) // BUCKET),
+        "nodes": world.nodes,
+        "state_bytes": 4 * (len(steps.network.weights) + len(steps.network.statistics)),
+    }
     if found:
         facts |= _rates(world, steps, Images(data, "test", normalization=normalization, size=size), min(images))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KB
-    return facts | {"ranks": world.size, "rows": rows, "peak_bytes": max(world.gather(peak)), "when": records.now(),
-                    "wall": round(time.monotonic() - began, 1), "load_before": load,
-                    "version": records.code_version(), **machine()}
+    return facts | {
+        "ranks": world.size,
+        "rows": rows,
+        "peak_bytes": max(world.gather(peak)),
+        "when": records.now(),
+        "wall": round(time.monotonic() - began, 1),
+        "load_before": load,
+        "version": records.code_version(),
+        **machine(),
+    }
 
 
 def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[dict]:
@@ -160,8 +200,15 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[d
     for setting in first:
         name, count, workers, ranks = setting
         what = {"bytes": count} if name == "allreduce" else {"images": count, "workers": workers}
-        rows.append({"kind": name, "ranks": ranks, **what, "vector": vector,
-                     "seconds": world.gather([round(each, 7) for each in times[setting] or first[setting]])[:ranks]})
+        rows.append(
+            {
+                "kind": name,
+                "ranks": ranks,
+                **what,
+                "vector": vector,
+                "seconds": world.gather([round(each, 7) for each in times[setting] or first[setting]])[:ranks],
+            }
+        )
     return rows
 
 
@@ -185,13 +232,23 @@ def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> 
     batches.close()
     test.count = min(len(test), limit * world.size)
     start = time.perf_counter()
-    evaluate.counts(world, [(steps.network.model, steps.network.state())], test, device=str(steps.network.weights.device),
-                    precision=steps.precision, threads=steps.decoders)
+    evaluate.counts(
+        world,
+        [(steps.network.model, steps.network.state())],
+        test,
+        device=str(steps.network.weights.device),
+        precision=steps.precision,
+        threads=steps.decoders,
+    )
     evaluated = len(test) / (time.perf_counter() - start)
     return {"decoded_per_second": decoding, "evaluated_per_second": min(world.gather(evaluated))}
 
 
 def machine() -> dict:
     """What a measurement belongs to: training code, versions, processor, cores."""
-    return {"code": records.code_digest(), "packages": records.package_versions(), "processor": records.processor(),
-            "cores": os.cpu_count()}
+    return {
+        "code": records.code_digest(),
+        "packages": records.package_versions(),
+        "processor": records.processor(),
+        "cores": os.cpu_count(),
+    }

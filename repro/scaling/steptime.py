@@ -209,9 +209,13 @@ def _spread(rows: list[dict]) -> float:
 
 def _loading(measurements: list[dict], ranks: int) -> float:
     """Seconds an image that the loader adds to a step whose images are at hand; nothing where it was not measured."""
+
     def of(kind):
-        return {(row["images"], row["workers"]): median(row) for row in measurements
-                if row["kind"] == kind and row["ranks"] == ranks}
+        return {
+            (row["images"], row["workers"]): median(row)
+            for row in measurements
+            if row["kind"] == kind and row["ranks"] == ranks
+        }
 
     loaded, at_hand = of("loading"), of("step" if ranks > 1 else "compute")
     extra = [(loaded[each] - at_hand[each]) / (each[0] * each[1]) for each in loaded if each in at_hand]
@@ -257,12 +261,18 @@ class Interconnect:
 
 
 OMNI_PATH = Interconnect(
-    "Omni-Path", latency=(1e-6, 10e-6), rate=(0.4 * 12.5e9, 0.9 * 12.5e9),
+    "Omni-Path",
+    latency=(1e-6, 10e-6),
+    rate=(0.4 * 12.5e9, 0.9 * 12.5e9),
     reason="the released runs' network: 100 Gbit/s nominal, of which an allreduce with its additions is taken to reach 40 to "
-           "90%; latency from the adapter's own to ten times that")
+    "90%; latency from the adapter's own to ten times that",
+)
 ETHERNET = Interconnect(
-    "10 Gbit/s Ethernet", latency=(20e-6, 100e-6), rate=(0.6 * 1.25e9, 0.95 * 1.25e9),
-    reason="plain nodes of a laboratory or a cloud, by TCP: 60 to 95% of the nominal rate")
+    "10 Gbit/s Ethernet",
+    latency=(20e-6, 100e-6),
+    rate=(0.6 * 1.25e9, 0.95 * 1.25e9),
+    reason="plain nodes of a laboratory or a cloud, by TCP: 60 to 95% of the nominal rate",
+)
 INTERCONNECTS = {"omni-path": OMNI_PATH, "ethernet": ETHERNET}
 
 
@@ -280,14 +290,17 @@ class Layout:
         return self.nodes * self.per_node
 
 
-def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Link | None = None,
-         loaded: bool = False) -> dict:
+def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Link | None = None, loaded: bool = False) -> dict:
     """One step's seconds: compute, waiting (for the slowest rank), allreduce (exposed), loading, total.
 
     `images` a worker, `workers` a rank; `link` between nodes; `loaded` counts the loader.
     """
-    for name, value in (("nodes", layout.nodes), ("ranks a node", layout.per_node), ("buckets", layout.buckets),
-                        ("workers", workers)):
+    for name, value in (
+        ("nodes", layout.nodes),
+        ("ranks a node", layout.per_node),
+        ("buckets", layout.buckets),
+        ("workers", workers),
+    ):
         if value < 1:
             raise ReproError(f"{name} is {value}: it must be at least 1")
     if layout.nodes > 1 and link is None:
@@ -297,9 +310,12 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
     def communication(size: float) -> float:
         return allreduce(layout.algorithm, link or fitted.link, layout.nodes, size, fitted.link, layout.per_node)
 
-    parts = {"compute": compute, "waiting": compute * (slowest(layout.ranks, fitted.spread) - 1),
-             "allreduce": exposed(communication, fitted.size, layout.buckets if layout.nodes > 1 else 1, BACKWARD * compute),
-             "loading": fitted.loading * images * workers if loaded else 0.0}
+    parts = {
+        "compute": compute,
+        "waiting": compute * (slowest(layout.ranks, fitted.spread) - 1),
+        "allreduce": exposed(communication, fitted.size, layout.buckets if layout.nodes > 1 else 1, BACKWARD * compute),
+        "loading": fitted.loading * images * workers if loaded else 0.0,
+    }
     return parts | {"total": sum(parts.values())}
 
 
@@ -340,8 +356,16 @@ class Load:
         return (batch / ranks, 1, batch) if ranks > self.workers else (self.images, ceil(self.workers / ranks), batch)
 
 
-def extrapolate(measurements: list[dict], load: Load, nodes: Iterable[int], layout: Layout, between: Interconnect,
-                draws: int = 200, seed: int = 0, loaded: bool = False) -> list[dict]:
+def extrapolate(
+    measurements: list[dict],
+    load: Load,
+    nodes: Iterable[int],
+    layout: Layout,
+    between: Interconnect,
+    draws: int = 200,
+    seed: int = 0,
+    loaded: bool = False,
+) -> list[dict]:
     """A step's seconds, images/s and efficiency over nodes, each with a 5 to 95% band; `layout` says all but the nodes.
 
     The bands hold the noise of the measurements (bootstrap) and the interconnect within its ranges; not whether the model has
@@ -362,11 +386,23 @@ def extrapolate(measurements: list[dict], load: Load, nodes: Iterable[int], layo
             continue
         seconds = [step(fitted, there, images, workers, link, loaded)["total"] for fitted, link in zip(fits, links)]
         rates = [batch / each for each in seconds]
-        row = {"label": MODEL, "scaling": load.scaling, "nodes": count, "ranks": there.ranks, "global_batch": round(batch),
-               "images_per_rank": images * workers, "algorithm": layout.algorithm, "buckets": layout.buckets,
-               "interconnect": between.name, "n": timed}
-        for name, values in (("seconds", seconds), ("images_per_s", rates),
-                             ("efficiency", [100 * rate / count / one for rate, one in zip(rates, ones)])):
+        row = {
+            "label": MODEL,
+            "scaling": load.scaling,
+            "nodes": count,
+            "ranks": there.ranks,
+            "global_batch": round(batch),
+            "images_per_rank": images * workers,
+            "algorithm": layout.algorithm,
+            "buckets": layout.buckets,
+            "interconnect": between.name,
+            "n": timed,
+        }
+        for name, values in (
+            ("seconds", seconds),
+            ("images_per_s", rates),
+            ("efficiency", [100 * rate / count / one for rate, one in zip(rates, ones)]),
+        ):
             points = band(values) | ({} if timed >= 3 else {"low": np.nan, "high": np.nan})
             row |= {name: points["middle"], f"{name}_low": points["low"], f"{name}_high": points["high"]}
         rows.append(row)
@@ -394,9 +430,17 @@ def held_back(steps: list[dict], fitted: Fit, check: str, buckets: int = 0) -> l
         if row["kind"] == "step":
             layout = Layout(nodes=row["ranks"], buckets=buckets) if buckets else Layout(per_node=row["ranks"])
             predicted = step(fitted, layout, row["images"], row["workers"], fitted.link)["total"]
-            rows.append({"check": check, "ranks": row["ranks"], "images": row["images"], "n": len(row["seconds"][0]),
-                         "predicted": predicted, "measured": median(row),
-                         "error_percent": 100 * (predicted / median(row) - 1)})
+            rows.append(
+                {
+                    "check": check,
+                    "ranks": row["ranks"],
+                    "images": row["images"],
+                    "n": len(row["seconds"][0]),
+                    "predicted": predicted,
+                    "measured": median(row),
+                    "error_percent": 100 * (predicted / median(row) - 1),
+                }
+            )
     return rows
 
 
@@ -423,8 +467,9 @@ class Assumed:
     spread: tuple[float, float] = (0.0, 0.05)  # between ranks; none is published
 
 
-def infer(known: Published, others: list[Published], assumed: Assumed = Assumed(), draws: int = 500,
-          seed: int = 0) -> list[dict]:
+def infer(
+    known: Published, others: list[Published], assumed: Assumed = Assumed(), draws: int = 500, seed: int = 0
+) -> list[dict]:
     """Fits the time an image to one published throughput and predicts others, drawing all assumptions from their ranges.
 
     Rows: label, known, predicted (its name), images_per_s with its 5 to 95% band, published, error in per cent.
@@ -452,7 +497,16 @@ def infer(known: Published, others: list[Published], assumed: Assumed = Assumed(
     rows = []
     for other in others:
         points = band(rates[other.name])
-        rows.append({"label": MODEL, "known": known.name, "predicted": other.name, "images_per_s": points["middle"],
-                     "images_per_s_low": points["low"], "images_per_s_high": points["high"],
-                     "published": other.images_per_s, "error_percent": 100 * (points["middle"] / other.images_per_s - 1)})
+        rows.append(
+            {
+                "label": MODEL,
+                "known": known.name,
+                "predicted": other.name,
+                "images_per_s": points["middle"],
+                "images_per_s_low": points["low"],
+                "images_per_s_high": points["high"],
+                "published": other.images_per_s,
+                "error_percent": 100 * (points["middle"] / other.images_per_s - 1),
+            }
+        )
     return rows

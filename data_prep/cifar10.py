@@ -11,6 +11,8 @@ from pathlib import Path
 from repro import packed
 from repro.paths import DATA
 
+PREPROCESSING = packed.Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)
+
 
 def pack(dataset, out: Path, split: str) -> dict:
     """Packs a torchvision data set of (Pillow image, label) with `classes` as PNG, which loses nothing."""
@@ -22,7 +24,9 @@ def pack(dataset, out: Path, split: str) -> dict:
             image.save(file, "PNG")
             yield packed.Item(int(label), file.getvalue())
 
-    return packed.write(out / f"{split}.lmdb", "cifar10", split, list(dataset.classes), items, stored="PNG")
+    return packed.write(
+        out / f"{split}.lmdb", "cifar10", split, list(dataset.classes), items, stored="PNG", preprocessing=PREPROCESSING
+    )
 
 
 def main() -> int:

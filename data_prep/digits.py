@@ -20,6 +20,7 @@ from repro import packed
 from repro.paths import DATA
 
 SIDE = 10  # stored; the network sees 8 x 8 of it
+PREPROCESSING = packed.Preprocessing(size=8, short_side=SIDE, mean=(86,), scale=(1 / 90,), mirror=False, smallest_area=0.95)
 NOISE = 0.3  # standard deviation, of a full scale of 1
 SPLITS = {"train": (slice(0, 900), 900), "test": (slice(900, None), 4000)}  # originals, images drawn
 
@@ -62,7 +63,13 @@ def main() -> None:
             for i in (chosen[n % len(chosen)] for n in range(count))
         ]
         manifest = packed.write(
-            out / f"{split}.lmdb", "digits", split, [str(n) for n in range(10)], lambda start: items[start:], stored="PNG"
+            out / f"{split}.lmdb",
+            "digits",
+            split,
+            [str(n) for n in range(10)],
+            lambda start, items=items: items[start:],
+            stored="PNG",
+            preprocessing=PREPROCESSING,
         )
         print(f"{out / split}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
 

@@ -9,9 +9,10 @@ images on every machine, and none changes sides when others are added.
 import argparse
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from repro import ReproError
+from repro import ReproError, packed, whole_number
 from repro.labels import compare_labels
 from repro.paths import DATA
 
@@ -20,7 +21,7 @@ import packing
 from packing import Source
 
 
-def prepare(train: Path, test: Path | None, test_share: float, out: Path | None, **options) -> None:
+def prepare(train: Path, test: Path | None, test_share: float, out: Path | None, size: int, mirror: bool, **options) -> None:
     train = train.resolve()
     out = out or DATA / (train.parent.name if train.name == "train" else train.name)
     packing.check_name(out, "folder")
@@ -42,7 +43,10 @@ def prepare(train: Path, test: Path | None, test_share: float, out: Path | None,
         splits = {"train": [], "test": []}
         for source in images:
             splits["test" if _hash(source.name) < test_share else "train"].append(source)
-    packing.pack(out, classes, splits, **options)
+    whole_number("--size", size, 8, 4096)
+    usual = packed.PHOTOGRAPHS
+    seen = replace(usual, size=size, short_side=round(size * usual.short_side / usual.size), mirror=mirror)
+    packing.pack(out, classes, splits, preprocessing=seen, **options)
 
 
 def sources(folder: Path, classes: list[str]) -> list[Source]:
@@ -65,6 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--test", type=Path, metavar="FOLDER", help="test images, of these classes (default: a share)")
     parser.add_argument("--test-share", type=float, default=0.1, help="without --test (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="its name is the data set's (default: data/ and the images' folder)")
+    parser.add_argument("--size", type=int, default=224, help="pixels per side that a network sees (default: %(default)s)")
+    parser.add_argument(
+        "--no-mirror", dest="mirror", action="store_false", help="a mirrored image is no example, as of letters"
+    )
     packing.options(parser)
     return packing.run(prepare, parser, arguments)
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import lmdb
 import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
@@ -182,7 +181,7 @@ class _Job:
 
     path: Path
     sources: list[Source]
-    plan: str
+    fingerprint: str
     inputs: int  # of an earlier call that was broken off
     left_out: int
 
@@ -201,11 +200,12 @@ def pack(
     on_error: str = "error",
     max_skipped: int = 20,
     overwrite: bool = False,
+    preprocessing: packed.Preprocessing = packed.PHOTOGRAPHS,
 ) -> None:
     """Packs each split's images into `out`/SPLIT.lmdb, as the data set that bears the folder's name.
 
-    Images are sorted by (label, name). A file that is already there with the same plan (the same images and rule) is
-    left alone, one with another plan is replaced only with `overwrite`. What was broken off is continued. A damaged
+    Images are sorted by (label, name). A file that is already there and made of the same images by the
+    same rule is left alone, any other is replaced only with `overwrite`. What was interrupted is continued. A damaged
     image ends it (`on_error` "error") or is left out ("skip"), of at most `max_skipped` a split.
     Raises ReproError, before anything is written where that can be known: disk too small, data there already.
     """
@@ -216,7 +216,7 @@ def pack(
     jobs = [
         job
         for split, sources in splits.items()
-        if (job := _job(out / f"{split}.lmdb", dataset, classes, sources, rule, overwrite))
+        if (job := _job(out / f"{split}.lmdb", dataset, classes, sources, rule, overwrite, preprocessing))
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and transparency, which are of no concern here
@@ -225,11 +225,19 @@ def pack(
             writable_folder(out)
         for job in jobs:
             items = _items(job, rule, threads, on_error, max_skipped)
-            manifest = packed.write(job.path, dataset, job.path.stem, classes, items, stored=str(rule), plan=job.plan)
+            manifest = packed.write(job.path, dataset, job.path.stem, classes, items, str(rule), job.fingerprint, preprocessing)
             _report(job.path, manifest)
 
 
-def _job(path: Path, dataset: str, classes: list[str], sources: list[Source], rule: Rule, overwrite: bool) -> _Job | None:
+def _job(
+    path: Path,
+    dataset: str,
+    classes: list[str],
+    sources: list[Source],
+    rule: Rule,
+    overwrite: bool,
+    preprocessing: packed.Preprocessing,
+) -> _Job | None:
     """What is to be done for this split; None if it is done."""
     if not sources:
         raise ReproError(f"there are no images for {path}")
@@ -237,10 +245,10 @@ def _job(path: Path, dataset: str, classes: list[str], sources: list[Source], ru
     for one, other in zip(sources, sources[1:]):
         if (one.label, one.name) == (other.label, other.name):
             raise ReproError(f"{one.name} is there twice: {one.member.place} and {other.member.place}")
-    plan = _plan(dataset, path.stem, classes, sources, rule)
+    fingerprint = _fingerprint(dataset, path.stem, classes, sources, rule, preprocessing)
     if path.exists() and not overwrite:
         try:
-            same = packed.Packed(path, dataset, path.stem).manifest["plan"] == plan
+            same = packed.Packed(path, dataset, path.stem).manifest["fingerprint"] == fingerprint
         except packed.PackedError:
             same = False
         if not same:
@@ -250,42 +258,25 @@ def _job(path: Path, dataset: str, classes: list[str], sources: list[Source], ru
             )
         print(f"{path}: already packed from the same images with the same options (--overwrite packs it again)")
         return None
-    partial = _partial(path, plan)
+    partial = packed.partial_path(path, fingerprint)
     for other in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
         print(
             f"{other}: begun from other images or with other options ({_bytes(other.stat().st_size)}); delete it "
             f"unless that is to be continued"
         )
-    inputs, left_out = _begun(partial)
-    return _Job(path, sources, plan, inputs, left_out)
+    inputs, left_out = packed.begun(partial)
+    return _Job(path, sources, fingerprint, inputs, left_out)
 
 
-def _plan(dataset: str, split: str, classes: list[str], sources: list[Source], rule: Rule) -> str:
+def _fingerprint(
+    dataset: str, split: str, classes: list[str], sources: list[Source], rule: Rule, preprocessing: packed.Preprocessing
+) -> str:
     """A digest of everything that determines the packed bytes; of the images, names, labels and sizes."""
     versions = Image.__version__, features.version("jpg"), features.version("libjpeg_turbo")
-    digest = hashlib.sha256(repr((dataset, split, classes, str(rule), versions)).encode())
+    digest = hashlib.sha256(repr((dataset, split, classes, str(rule), preprocessing, versions)).encode())
     for source in sources:
         digest.update(f"{source.name}\0{source.label}\0{source.member.size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def _partial(path: Path, plan: str) -> Path:
-    """Where packed.write keeps what it has of this plan."""
-    return path.with_name(f".{path.name}.{plan[:16]}.partial")
-
-
-def _begun(partial: Path) -> tuple[int, int]:
-    """Inputs that an earlier call has packed, and how many of them it left out."""
-    if not partial.exists() or not partial.stat().st_size:
-        return 0, 0
-    try:
-        with lmdb.open(str(partial), subdir=False, readonly=True, lock=False) as environment:
-            with environment.begin() as transaction:
-                written = transaction.get(packed.MANIFEST)
-    except lmdb.Error:  # packed.write says what is to be done about it
-        return 0, 0
-    manifest = packed._unseal_manifest(partial, written) if written else {"inputs": 0, "left_out": []}
-    return manifest["inputs"], len(manifest["left_out"])
 
 
 def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threads: int) -> None:

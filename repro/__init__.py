@@ -21,3 +21,11 @@ def choose(kind: str, value, choices):
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
     meant = f" Did you mean {near[0]}?" if near else ""
     raise ReproError(f"unknown {kind} {value!r}.{meant} There are: {', '.join(map(str, choices))}.")
+
+
+def whole_number(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Return `value` if it is a whole number from `least` to `most`; otherwise raise an error that says so."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        upper = "" if most == 2**63 - 1 else f" and at most {most}"
+        raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}{upper}")
+    return value

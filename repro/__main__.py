@@ -1,12 +1,14 @@
-"""The command line: `python -m repro COMMAND`; for all ranks of a batch system, `mpiexec -n R python -m repro train ...`."""
+"""`python -m repro COMMAND`; for all ranks of a batch system, `mpiexec -n R python -m repro train ...`."""
 
 import argparse
 import dataclasses
+import importlib
 import json
 import logging
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from repro import ReproError, __version__, watch
@@ -14,241 +16,79 @@ from repro.paths import RESULTS, RUNS
 from repro.recipes import RECIPES, SHRINKS, find
 from repro.records import Stopped
 from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
+from repro.settings import Settings
 
 STATUS_BROKEN = 3  # what `doctor` found is broken
 STATUS_STOPPED = 75  # exit status of a run that was stopped on request: the same command continues it (EX_TEMPFAIL)
 STATUS_INTERRUPTED = 130  # of one that was stopped at once, by a second request: it continues from its last checkpoint
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m repro", description="Large-minibatch SGD and the Collapsed Ensemble.")
-    top.add_argument("--version", action="version", version=__version__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    train = commands.add_parser(
-        "train",
-        help="train one recipe on all ranks that mpiexec started",
-        description="Trains one recipe; the last line on standard output is the run's folder. "
-        "The same command again continues an incomplete run. SIGINT (Ctrl-C) or "
-        "SIGUSR1 asks for a stop after the current step, with a checkpoint (exit "
-        "status 75); a second one stops at once (130).",
-    )
-    _add_run(train)
-    train.add_argument(
-        "--steps",
-        type=int,
-        default=0,
-        help="stop after so many steps, with a checkpoint, and say how long the rest would take (exit status 75)",
-    )
-    train.add_argument(
-        "--patience",
-        type=int,
-        default=600,
-        help="seconds that a rank may give no sign of life before all are ended (default: 600)",
-    )
-
-    plan = commands.add_parser("plan", help="say what a run will take, after a probe of a minute on all ranks")
-    _add_run(plan)
-    plan.add_argument(
-        "--nodes", type=int, default=0, help="nodes it shall run on (default: those at hand; others by the model)"
-    )
-    plan.add_argument("--ranks-per-node", type=int, default=0, help="ranks on each (default: as at hand)")
-    plan.add_argument("--network", default="omni-path", help="assumed between nodes: omni-path (default), ethernet")
-    plan.add_argument("--hours", type=float, default=0.0, help="time limit: which shrink is the largest within it?")
-    plan.add_argument("--seconds", type=float, default=60.0, help="of the probe (default: 60)")
-
-    ensemble = commands.add_parser("ensemble", help="evaluate the ensemble of a complete run's members")
-    ensemble.add_argument("folder", help="the run's folder")
-    ensemble.add_argument(
-        "--members",
-        type=lambda text: text.split(","),
-        metavar="STAGE,STAGE",
-        help="stages whose ends are averaged (default: the recipe's members)",
-    )
-    ensemble.add_argument("--average", default="softmax", help="softmax (default) or logit")
-    ensemble.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
-    ensemble.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-
-    export = commands.add_parser("export", help="write a run's models with their cards, for use elsewhere")
-    export.add_argument("folder", help="the folder of a complete run")
-    export.add_argument(
-        "--stages",
-        type=lambda text: text.split(","),
-        metavar="STAGE,STAGE",
-        help="stages whose ends are written (default: the recipe's members)",
-    )
-    export.add_argument("--out", help="folder (default: models/ in the run's folder)")
-    export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
-
-    evaluate = commands.add_parser("evaluate", help="exact counts of exported models, and of their ensemble")
-    evaluate.add_argument("files", nargs="+", metavar="FILE", help="what `python -m repro export` wrote")
-    evaluate.add_argument("--data", required=True, help="data set, or the folder it is packed in")
-    evaluate.add_argument("--average", default="softmax", help="softmax (default) or logit")
-    evaluate.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-
-    stage = commands.add_parser("stage", help="copy packed data to each node's own disk, and check the copies")
-    stage.add_argument("data", help="data set, or the folder it is packed in")
-    stage.add_argument("--to", required=True, metavar="FOLDER", help="a folder on a disk of each node")
-
-    commands.add_parser("ranks", help="say which ranks there are, where, and whether all see each other")
-
-    probe = commands.add_parser("probe", help="measure steps and allreduces for the scaling model, on all ranks")
-    probe.add_argument("--model", default="resnet50", help="resnet18, -34, -50 (default), -101, -152, resnet11")
-    probe.add_argument("--images", type=_numbers, default=[2, 4, 8], help="images a worker (default: 2,4,8)")
-    probe.add_argument("--data", default="", help="data set for steps with the loader (default: random images at hand)")
-    probe.add_argument("--size", type=int, default=0, help="pixels a side (default: the data set's, or 224)")
-    probe.add_argument("--reduction", default="exact", help="exact (default), fast or fast_bf16")
-    probe.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
-    probe.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    probe.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
-    probe.add_argument("--seconds", type=float, default=60.0, help="about how long (default: 60)")
-    probe.add_argument("--out", help="file to write (default: standard output)")
-
-    whole = commands.add_parser("reproduce", help="a profile's runs, tables, figures and report")
-    whole.add_argument("--profile", default="laptop", help="laptop (default) or smoke")
-    whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
-    whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
-
-    commands.add_parser("keep", help="copy the results, less the models, to results/reference")
-
-    commands.add_parser("doctor", help="check MPI, engines, disk, packages and data; exit status 3 if something is broken")
-
-    listing = commands.add_parser("recipes", help="list the recipes")
-    listing.add_argument("--json", action="store_true", help="every number of every recipe")
-
-    rates = commands.add_parser("lr", help="print learning rates as step,lr lines")
-    rates.add_argument("recipe")
-    rates.add_argument("--formula", default=LR_FORMULAS[0], help=" or ".join(LR_FORMULAS))
-    rates.add_argument("--steps", required=True, help="steps from the start of the recipe: 0,1,445,446")
-    return top
+# --- Running a command ------------------------------------------------------------------------------------------------
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
-    """What says which run: all that `train.prepare` takes."""
-    command.add_argument("recipe", help="a name that `python -m repro recipes` lists")
-    command.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
-    command.add_argument("--shrink", default="laptop", help=f"{', '.join(SHRINKS)} (default: laptop), or none: as released")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
-    command.add_argument(
-        "--model", default="", help="another model than the recipe's or shrink's: resnet18, -34, -50, -101, -152, resnet11"
-    )
-    command.add_argument("--size", type=int, default=0, help="pixels a side that the network sees (default: the data set's)")
-    command.add_argument(
-        "--normalization", default="release", help="release (default: BGR less the mean, / 128) or torchvision"
-    )
-    command.add_argument("--reduction", default="exact", help="exact (default), fast or fast_bf16")
-    command.add_argument(
-        "--precision", default="auto", help="auto (default: bf16 for large images where the processor has it), fp32 or bf16"
-    )
-    command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    command.add_argument("--threads", type=int, default=1, help="threads a rank computes with (default: 1)")
-    command.add_argument(
-        "--decoders", type=int, default=2, help="threads a rank decodes images with, ahead of the step (default: 2)"
-    )
-    for switch, values in SWITCHES.items():
-        kind = type(values[0])
-        command.add_argument(
-            "--" + switch.replace("_", "-"),
-            type=_boolean if kind is bool else kind,
-            help=f"{' or '.join(map(str, values))} (default: the recipe's)",
-        )
+def on_all_ranks(function: str, text: str = "") -> Callable[[dict], None]:
+    """A handler that calls `module:function` on all ranks and shows what it returns, by rank 0; `text` makes it readable.
 
+    The ranks end together, and the one that failed says why.
+    """
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    def handler(arguments: dict) -> None:
+        from repro import comm
 
-
-def _boolean(text: str) -> bool | str:
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def collective(function, arguments: dict):
-    """Runs a function on all ranks; they end together, and the one that failed says why. Returns None off rank 0."""
-    from repro import comm
-
-    world = comm.world()
-    logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
-    try:
-        with watch.listening(signal.SIGINT, signal.SIGUSR1):
-            result = function(**arguments)
-    except Stopped as stopped:
+        world = comm.world()
+        logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
+        try:
+            with watch.listening(signal.SIGINT, signal.SIGUSR1):
+                result = _named(function)(**arguments)
+        except Stopped as stopped:
+            if world.rank == 0:
+                print(stopped)
+            sys.exit(STATUS_STOPPED)
+        except comm.PeerError:
+            world.abort()
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print(
+                f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
+                file=sys.stderr,
+            )
+            world.abort()
+            sys.exit(STATUS_INTERRUPTED)
+        except BaseException as error:
+            explain(error)
+            world.abort()
+            sys.exit(2 if isinstance(error, ReproError) else 1)
         if world.rank == 0:
-            print(stopped)
-        sys.exit(STATUS_STOPPED)
-    except comm.PeerError:
-        world.abort()
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
-            file=sys.stderr,
-        )
-        world.abort()
-        sys.exit(STATUS_INTERRUPTED)
-    except BaseException as error:
-        explain(error)
-        world.abort()
-        sys.exit(2 if isinstance(error, ReproError) else 1)
-    return result if world.rank == 0 else None
+            show(_named(text)(result) if text else result)
+
+    return handler
 
 
-def train(arguments: dict) -> None:
-    from repro.train import train
-
-    if folder := collective(train, arguments):
-        print(folder)
+def here(function: str) -> Callable[[dict], None]:
+    """A handler that calls `module:function` in this process and shows what it returns."""
+    return lambda arguments: show(_named(function)(**arguments))
 
 
-def ensemble(arguments: dict) -> None:
-    from repro.evaluate import ensemble
-
-    if entry := collective(ensemble, arguments):
-        print(json.dumps(entry))
-
-
-def export(arguments: dict) -> None:
-    from repro.export import export
-
-    for path in export(**arguments):
-        print(path)
+def _named(function: str) -> Callable:
+    """Imported only when it is called: `recipes` and `lr` do not wait for torch."""
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
-def evaluate(arguments: dict) -> None:
-    from repro.export import evaluate
-
-    if counts := collective(evaluate, arguments):
-        print(json.dumps(counts))
-
-
-def stage(arguments: dict) -> None:
-    from repro.staging import stage
-
-    if folder := collective(stage, arguments):
-        print(folder)
+def show(result) -> None:
+    """Text and paths as they are, a list of them a line each, anything else as JSON."""
+    if isinstance(result, list):
+        print("\n".join(map(str, result)))
+    elif result is not None:
+        print(result if isinstance(result, (str, Path)) else json.dumps(result))
 
 
-def ranks(arguments: dict) -> None:
-    from repro.comm import roll_call
-
-    for line in collective(roll_call, arguments) or []:
-        print(line)
-
-
-def plan(arguments: dict) -> None:
-    from repro.scaling.forecast import describe, plan
-
-    if planned := collective(plan, arguments):
-        print(describe(planned))
-
-
-def probe(arguments: dict) -> None:
-    from repro.scaling.probe import probe
-    from repro.scaling.steptime import save
-
-    out = arguments.pop("out", "")
-    if measured := collective(probe, arguments):
-        save(measured, Path(out)) if out else print(json.dumps(measured))
+def explain(error: BaseException) -> None:
+    """One line for what the user can fix, the whole traceback for a defect of ours."""
+    if isinstance(error, ReproError):
+        print("error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
+    else:
+        traceback.print_exception(error)
 
 
 def reproduce(arguments: dict) -> None:
@@ -261,12 +101,6 @@ def reproduce(arguments: dict) -> None:
         reproduce(**arguments)
 
 
-def keep(arguments: dict) -> None:
-    from repro.paper.reproduce import keep
-
-    print(keep())
-
-
 def doctor(arguments: dict) -> None:
     from repro.doctor import doctor
 
@@ -274,18 +108,9 @@ def doctor(arguments: dict) -> None:
         sys.exit(STATUS_BROKEN)
 
 
-def explain(error: BaseException) -> None:
-    """One line for what the user can mend, the whole traceback for what is a defect of ours."""
-    if isinstance(error, ReproError):
-        print("error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-
-
 def recipes(arguments: dict) -> None:
     if arguments["json"]:
-        print(json.dumps([dataclasses.asdict(recipe) for recipe in RECIPES.values()], indent=1))
-        return
+        return show([dataclasses.asdict(recipe) for recipe in RECIPES.values()])
     for recipe in RECIPES.values():
         print(
             f"{recipe.name:30} batch {recipe.global_batch:5} = {recipe.workers} workers x {recipe.images_per_worker}, "
@@ -303,27 +128,176 @@ def lr(arguments: dict) -> None:
         print(f"{step},{learning_rate(recipe, step, arguments['formula'])!r}")
 
 
-COMMANDS = {
-    "train": train,
-    "ensemble": ensemble,
-    "export": export,
-    "evaluate": evaluate,
-    "stage": stage,
-    "ranks": ranks,
-    "plan": plan,
-    "probe": probe,
-    "reproduce": reproduce,
-    "keep": keep,
-    "doctor": doctor,
-    "recipes": recipes,
-    "lr": lr,
-}
+# --- What can be asked for ------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m repro", description="Large-minibatch SGD and the Collapsed Ensemble.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, handler: Callable[[dict], None], help: str, description: str = "") -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=description or help[0].upper() + help[1:] + ".")
+        made.set_defaults(handler=handler)
+        return made
+
+    train = command(
+        "train",
+        on_all_ranks("repro.train:train"),
+        "train one recipe on all ranks that mpiexec started",
+        "Trains one recipe; the last line on standard output is the run's folder. The same command again continues an "
+        "incomplete run. SIGINT (Ctrl-C) or SIGUSR1 asks for a stop after the current step, with a checkpoint (exit "
+        "status 75); a second one stops at once (130).",
+    )
+    _add_run(train)
+    train.add_argument(
+        "--steps", type=int, default=0, help="stop after so many steps, with a checkpoint, and say how long the rest would take"
+    )
+    train.add_argument(
+        "--patience",
+        type=int,
+        default=600,
+        help="seconds that a rank may give no sign of life before all are ended (default: 600)",
+    )
+
+    plan = command(
+        "plan",
+        on_all_ranks("repro.scaling.forecast:plan", text="repro.scaling.forecast:describe"),
+        "forecast what a run will take, after a probe of a minute on all ranks",
+    )
+    _add_run(plan)
+    plan.add_argument(
+        "--nodes", type=int, default=0, help="nodes that it will run on (default: those at hand; others by the model)"
+    )
+    plan.add_argument("--ranks-per-node", type=int, default=0, help="ranks on each (default: as at hand)")
+    plan.add_argument("--network", default="omni-path", help="assumed between nodes: omni-path (default), ethernet")
+    plan.add_argument("--hours", type=float, default=0.0, help="time limit: which shrink is the largest within it?")
+    plan.add_argument("--seconds", type=float, default=60.0, help="of the probe (default: 60)")
+
+    ensemble = command("ensemble", on_all_ranks("repro.evaluate:ensemble"), "evaluate the ensemble of a complete run's members")
+    ensemble.add_argument("folder", help="the run's folder")
+    ensemble.add_argument(
+        "--members", type=_names, metavar="STAGE,STAGE", help="stages whose ends are averaged (default: the recipe's members)"
+    )
+    _add_evaluation(ensemble)
+
+    export = command("export", here("repro.export:export"), "write a run's models with their cards, for use elsewhere")
+    export.add_argument("folder", help="the folder of a complete run")
+    export.add_argument(
+        "--stages", type=_names, metavar="STAGE,STAGE", help="stages whose ends are written (default: the recipe's members)"
+    )
+    export.add_argument("--out", help="folder (default: models/ in the run's folder)")
+    export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
+
+    evaluate = command(
+        "evaluate", on_all_ranks("repro.export:evaluate"), "count what exported models, and their ensemble, get right"
+    )
+    evaluate.add_argument("files", nargs="+", metavar="FILE", help="what `python -m repro export` wrote")
+    evaluate.add_argument(
+        "--model", default="", help="source of a model of your own, mine.py:my_net: a card never says what to run"
+    )
+    _add_evaluation(evaluate, required=True)
+
+    copy = command(
+        "copy-data",
+        on_all_ranks("repro.copies:copy_to_nodes"),
+        "copy packed data to each node's own disk, and check the copies",
+    )
+    copy.add_argument("data", help="data set, or the folder it is packed in")
+    copy.add_argument("--to", required=True, metavar="FOLDER", help="a folder on a disk of each node")
+
+    command("ranks", on_all_ranks("repro.comm:roll_call"), "say which ranks there are, where, and whether all see each other")
+
+    measure = command(
+        "probe",
+        on_all_ranks("repro.scaling.probe:probe_into"),
+        "measure steps and allreduces for the scaling model, on all ranks",
+    )
+    measure.add_argument("--model", default="resnet50", help="resnet18, -34, -50 (default), -101, -152, resnet11")
+    measure.add_argument("--images", type=_numbers, default=[2, 4, 8], help="images per worker (default: 2,4,8)")
+    measure.add_argument("--data", default="", help="data set for steps with the loader (default: random images at hand)")
+    measure.add_argument("--seconds", type=float, default=60.0, help="about how long (default: 60)")
+    measure.add_argument("--out", help="file to write (default: standard output)")
+    _add_settings(measure, without="seed")
+
+    whole = command("reproduce", reproduce, "a profile's runs, tables, figures and report")
+    whole.add_argument("--profile", default="laptop", help="laptop (default) or smoke")
+    whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
+    whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
+
+    command("keep", here("repro.paper.reproduce:keep"), "copy the results, less the models, to results/reference")
+    command("doctor", doctor, "check MPI, engines, disk, packages and data; exit status 3 if something is broken")
+
+    listing = command("recipes", recipes, "list the recipes")
+    listing.add_argument("--json", action="store_true", help="every number of every recipe")
+
+    rates = command("lr", lr, "print learning rates as step,lr lines")
+    rates.add_argument("recipe", help="a name that `python -m repro recipes` lists, or mine.py:my_recipe")
+    rates.add_argument("--formula", default=LR_FORMULAS[0], help=" or ".join(LR_FORMULAS))
+    rates.add_argument("--steps", required=True, help="steps from the start of the recipe: 0,1,445,446")
+    return top
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """What says which run: all that `train.prepare` takes."""
+    command.add_argument(
+        "recipe", help="a name that `python -m repro recipes` lists, or a Recipe of your own: mine.py:my_recipe"
+    )
+    command.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
+    command.add_argument(
+        "--shrink", help=f"{', '.join(SHRINKS)}; or none: as it is (default: laptop, or none for a recipe of your own)"
+    )
+    command.add_argument(
+        "--model",
+        default="",
+        help="another than the recipe's or shrink's: resnet18, -34, -50, -101, -152, resnet11, or your own: mine.py:my_net",
+    )
+    command.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    command.add_argument(
+        "--decoders", type=int, default=2, help="threads per rank that decode images, ahead of the step (default: 2)"
+    )
+    _add_settings(command)
+    for switch, values in SWITCHES.items():
+        kind = type(values[0])
+        command.add_argument(
+            "--" + switch.replace("_", "-"),
+            type=_boolean if kind is bool else kind,
+            help=f"{' or '.join(map(str, values))} (default: the recipe's)",
+        )
+
+
+def _add_settings(command: argparse.ArgumentParser, without: str = "") -> None:
+    for each in dataclasses.fields(Settings):
+        if each.name != without:
+            help = f"{each.metadata['help']} (default: {each.default})"
+            command.add_argument(f"--{each.name}", type=type(each.default), default=each.default, help=help)
+
+
+def _add_evaluation(command: argparse.ArgumentParser, required: bool = False) -> None:
+    command.add_argument("--average", default="softmax", help="softmax (default) or logit")
+    command.add_argument(
+        "--data", default=None if required else "", required=required, help="data set, or the folder it is packed in"
+    )
+    command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _boolean(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def main() -> int:
     arguments = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
+    del arguments["command"]
     try:
-        COMMANDS[arguments.pop("command")](arguments)
+        arguments.pop("handler")(arguments)
     except Stopped as stopped:
         print(stopped)
         return STATUS_STOPPED

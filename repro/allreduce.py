@@ -1,14 +1,11 @@
-"""Averages one vector over all workers, whichever ranks carry them: `exact`, `fast` or `fast_bf16`.
+"""Averages one vector over all workers, whichever ranks carry them: `exact` or `fast`.
 
 A rank adds the vectors of its workers one at a time, so its memory does not grow with their number; an allreduce then
-sums over the ranks. Between nodes it overlaps with the last worker's backward pass: gradients lie in the order in which
-backward yields them, and a bucket of them is on its way as soon as it is whole. MPI moves it along when it is asked how
-far it is, which each further gradient does. On one node there is nothing to hide behind: the cores that would copy are those
-that compute.
+sums over the ranks.
 
-In float32 the result depends on the order of summation, hence on the number of ranks. `exact` sums integers instead, whose
-order cannot matter: every value is rounded once to a fixed binary scale and added to an int64, and the average is the same
-bits on any number of ranks.
+In float32 (`fast`) the result depends on the order of summation, hence on the number of ranks. `exact` sums integers instead,
+whose order cannot matter: every value is rounded once to a fixed binary scale and added to an int64, and the average is
+bit-identical on any number of ranks.
 
 The scales need no agreement between ranks, so no second collective. Gradients: 2**-40. An error of half a unit in a
 gradient moves a weight, at the highest released rate and momentum, by 4.8 / (1 - 0.9) * 2**-41 = 2e-11: less than
@@ -16,33 +13,71 @@ the float32 rounding of any weight above 4e-4. Batch statistics, losses and coun
 epsilon of 1e-5 by a factor of 100. Values that do not fit (gradients of 4096 and more with 896 workers) are an error, as NaN
 is: by then the run has diverged.
 
-`fast_bf16` is for slow networks: gradients travel as bfloat16, half the bytes of `fast`. Each rank adds up one part of all
-ranks' buckets in float32 and sends the sum to all: a gradient is rounded twice, however many ranks there are. The second
-half of a bucket's way begins when the next one starts, so that all ranks start everything in one order. Statistics, losses
-and counts stay float32.
-
-On GPUs the vectors stay there, and NCCL sums them (`nccl`).
+On GPUs the vectors stay there, and NCCL sums them (`nccl`). Between nodes the sum overlaps with the backward pass (`overlap`).
 """
 
-from collections import deque
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
 
 import torch
 
 from repro import ReproError, choose, nccl
 from repro.comm import MESSAGE
 
-REDUCTIONS = ("exact", "fast", "fast_bf16")
-WIRE = {"exact": 8, "fast": 4, "fast_bf16": 2}  # bytes of a gradient between ranks
 GRADIENT_BITS, STATISTIC_BITS = 40, 24
 PIECE = 1 << 16  # elements converted at a time on a CPU: their copies stay in the cache
-BUCKET = 1 << 20  # gradients that start on their way together
 
 
 class NotFinite(ReproError):
     """A worker's gradient or statistic is NaN, infinite or out of range: the run has diverged."""
+
+
+# --- Arithmetic: what is added up, and how it becomes a mean -----------------------------------------------------------
+
+
+class Exact:
+    """Integers on a scale of 2**-bits: their sum does not depend on its order."""
+
+    dtype = torch.int64
+
+    def __init__(self, workers: int):
+        self.workers = workers
+        self.headroom = 62 - (workers - 1).bit_length()  # an int64 less the sign and the sum over workers
+
+    def limit(self, bits: int) -> float:
+        """Values of this magnitude and more do not fit."""
+        return 2.0 ** (self.headroom - bits)
+
+    def scaled(self, values: torch.Tensor, bits: int) -> torch.Tensor:
+        """Float values, ready to be added to the sums."""
+        return (values * 2.0**bits).round_()
+
+    def mean(self, sums: torch.Tensor, bits: int) -> torch.Tensor:
+        """In float64, since an int64 has more bits than a float32: it is rounded only once, by whoever stores it."""
+        return sums.double().mul_(2.0**-bits / self.workers)
+
+
+class Fast:
+    """Plain float32: half the bytes, and a result that depends on the order of summation."""
+
+    dtype = torch.float32
+
+    def __init__(self, workers: int):
+        self.workers = workers
+
+    def limit(self, bits: int) -> float:
+        return float("inf")
+
+    def scaled(self, values: torch.Tensor, bits: int) -> torch.Tensor:
+        return values
+
+    def mean(self, sums: torch.Tensor, bits: int) -> torch.Tensor:
+        return sums.double().mul_(1.0 / self.workers)
+
+
+ARITHMETIC = {"exact": Exact, "fast": Fast}
+
+
+# --- The average over all workers ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,43 +87,39 @@ class Mean:
     gradient: torch.Tensor  # (P,)
     statistics: torch.Tensor  # (S,) batch means and variances
     loss: torch.Tensor  # mean over all images
-    correct: torch.Tensor  # correct predictions a worker
+    correct: torch.Tensor  # correct predictions per worker
     failed: bool  # a rank called `fail`: the rest is worthless
     save: bool  # a rank wants a checkpoint after this step
     stop: bool  # a rank was asked to stop after this step
 
 
 class Average:
-    """The mean over all workers of a network's contribution."""
+    """The mean over all workers of a network's contribution: `add` each worker's, then `mean`."""
 
-    def __init__(self, reduction: str, world, workers: int, network, overlap: bool = False):
-        """`overlap` is whether gradients are summed while backward runs: of use between nodes. Collective on GPUs."""
-        self.exact = choose("reduction", reduction, REDUCTIONS) == "exact"
-        self.bf16 = reduction == "fast_bf16" and world.size > 1  # alone, nothing is sent
-        self.world, self.workers, self.overlap = world, workers, overlap
-        self.split, device = len(network.weights), network.contribution.device
+    def __init__(self, reduction: str, world, workers: int, network):
+        """`reduction` is exact or fast; the means are written into `network.contribution`. Collective on GPUs."""
+        self.arithmetic = ARITHMETIC[choose("reduction", reduction, ARITHMETIC)](workers)
+        self.world, self.result, self.split = world, network.contribution, len(network.weights)
+        device = self.result.device
         if device.type == "cuda":
             self.world = nccl.collectives(world)
             device = "cpu" if self.world is world and world.size > 1 else device  # MPI sums in the host's memory
         # Three elements more than the vector, so that all ranks learn of it in the same step: how many want a checkpoint,
         # how many were asked to stop, and how many failed.
-        self.total = torch.zeros(
-            len(network.contribution) + 3, dtype=torch.int64 if self.exact else torch.float32, device=device
-        )
-        self.piece = len(self.total) if self.total.is_cuda else PIECE
-        self.result = network.contribution  # a bucket of it is written when the last worker's has been added
-        self.headroom = 62 - (workers - 1).bit_length()  # an int64 less the sign and the sum over workers
-        self.mine = len(range(world.rank, workers, world.size))
-        self.ends = list(accumulate(parameter.numel() for parameter in network.parameters)) if self.overlap else []
-        self.buckets = list(self._buckets())  # where they end: the same on every rank, whatever fails there
-        for place in range(len(self.ends)):
-            network.parameters[place].register_post_accumulate_grad_hook(partial(self._arrives, place))
-        self._start_anew()
+        self.total = torch.zeros(len(self.result) + 3, dtype=self.arithmetic.dtype, device=device)
+        self.piece, self.message = (len(self.total),) * 2 if self.total.is_cuda else (PIECE, MESSAGE)
+        self.mine = len(range(world.rank, workers, world.size))  # workers of this rank
+        self._start_again()
+
+    @property
+    def bytes(self) -> int:
+        """Of the vector that the ranks sum at each step."""
+        return self.total.numel() * self.total.element_size()
 
     def add(self, vector: torch.Tensor) -> None:
         """Adds one worker's contribution; raises NotFinite if it holds what cannot be averaged.
 
-        That of this rank's last worker is only looked at: `mean` takes it through the cache together with its sum.
+        That of this rank's last worker is only checked: `mean` takes it through the cache together with its sum.
         """
         self._check(vector, self.sent, len(vector))
         if self.added + 1 < self.mine:
@@ -98,24 +129,10 @@ class Average:
             self.last = vector
 
     def mean(self) -> Mean:
-        """The average over all workers; the sums start anew. Collective."""
-        while self.due:
-            start, stop = self.sent, self.due[0]
-            if self.last is not None:
-                self._add(self.last, start, stop)
-            if self.overlap or self.bf16:
-                self._send()
-                continue
-            self.world.sum(_array(self.total[start:stop]))
-            self._average(start, stop)
-            self.sent = self.due.popleft()
-        if self.requests:
-            self.world.finish(self.requests)
-            for whole, bucket in self.collected:
-                bucket.copy_(torch.as_tensor(whole).view(torch.bfloat16)[: len(bucket)])
-            self._average(0, len(self.result))
+        """The average over all workers; the sums start again from zero. Collective."""
+        self._sum_over_ranks()
         save, stop, failed = (self.total[-3:] > 0).tolist()
-        self._start_anew()
+        self._start_again()
         gradient, rest = self.result[: self.split], self.result[self.split :]
         return Mean(gradient, rest[:-2], rest[-2], rest[-1], failed, save, stop)
 
@@ -131,30 +148,42 @@ class Average:
         """Tells all ranks that this one was asked to stop after this step."""
         self.total[-2] = 1
 
+    def _start_again(self) -> None:
+        self.total[-3:] = 0
+        self.added, self.last = 0, None  # workers of this rank in the sums; and its last one, which is not yet
+        self.sent = 0  # elements that are on their way to the other ranks already
+
+    def _sum_over_ranks(self) -> None:
+        """Message by message: adds the last worker's part, sums over the ranks, divides, while it is in the cache."""
+        for start in range(0, len(self.total), self.message):
+            stop = min(start + self.message, len(self.total))
+            if self.last is not None:
+                self._add(self.last, start, stop)
+            self.world.sum(as_array(self.total[start:stop]))
+            self._divide(start, stop)
+
     def _check(self, vector: torch.Tensor, start: int, stop: int) -> None:
         for part, _, bits in self._parts(vector, start, stop):
             low, high = torch.aminmax(part)  # either is NaN if any element is
             largest = float(torch.maximum(-low, high))
-            if not largest < (2.0 ** (self.headroom - bits) if self.exact else float("inf")):
+            if not largest < self.arithmetic.limit(bits):
                 raise NotFinite(f"a gradient or batch statistic is {largest:g}: the run has diverged")
 
     def _add(self, vector: torch.Tensor, start: int, stop: int) -> None:
         """Adds a part of a worker's vector; the first worker's replaces the last step's sums."""
         for part, total, bits in self._parts(vector, start, stop):
             for piece, sums in zip(part.split(self.piece), total.split(self.piece)):
-                if self.exact:
-                    piece = (piece * 2.0**bits).round_()
+                scaled = self.arithmetic.scaled(piece, bits)
                 if self.added:
-                    sums += piece.to(sums)
+                    sums += scaled.to(sums)
                 else:
-                    sums.copy_(piece)
+                    sums.copy_(scaled)
 
-    def _average(self, start: int, stop: int) -> None:
+    def _divide(self, start: int, stop: int) -> None:
         """Turns sums over all workers into their mean."""
         for part, total, bits in self._parts(self.result, start, stop):
-            scale = (2.0**-bits if self.exact else 1.0) / self.workers
             for piece, sums in zip(part.split(self.piece), total.split(self.piece)):
-                piece.copy_(sums.double().mul_(scale))  # an int64 has more bits than a float32: round only once
+                piece.copy_(self.arithmetic.mean(sums, bits))
 
     def _parts(self, vector: torch.Tensor, start: int, stop: int):
         """Views of the elements from `start` to `stop`, of gradients and of the rest, with the bits of their scale."""
@@ -163,68 +192,7 @@ class Average:
             if low < high:
                 yield vector[low:high], self.total[low:high], bits
 
-    def _buckets(self):
-        """Where the parts of the vector end that are summed over the ranks one after the other."""
-        start, length = 0, len(self.total)
-        if self.overlap:
-            for end in self.ends:
-                if end == self.split or end - start >= BUCKET:
-                    yield (start := end)
-        elif self.bf16:
-            yield self.split  # then the rest follows it, which is a sum
-        elif not self.total.is_cuda:
-            yield from range(MESSAGE, length, MESSAGE)
-        yield length
 
-    def _start_anew(self) -> None:
-        self.total[-3:] = 0
-        self.added, self.last = 0, None  # workers of this rank in the sums; and its last one, which is not yet
-        self.arrived, self.whole = set(), 0  # gradients of the last one, and how many are there without a gap
-        self.sent, self.requests = 0, []  # how many elements are on their way
-        self.swapped, self.collected = None, []  # of bf16: the bucket on the first half of its way, and those on the second
-        self.due = deque(self.buckets)
-
-    def _arrives(self, place: int, parameter: torch.Tensor) -> None:
-        """Backward calls it when the gradient of the parameter in this place is there."""
-        if self.added + 1 < self.mine:
-            return
-        self.arrived.add(place)
-        while self.whole in self.arrived:
-            self.whole += 1
-        while self.whole and self.due[0] <= self.ends[self.whole - 1]:
-            self._check(self.result, self.sent, self.due[0])
-            self._add(self.result, self.sent, self.due[0])
-            self._send()
-        if self.swapped or self.requests:
-            self.world.progress(self.swapped[0] if self.swapped else self.requests[-1])
-
-    def _send(self) -> None:
-        """Starts the sum of the next bucket."""
-        bucket, end = self.total[self.sent : self.due[0]], self.due.popleft()
-        self._send_back()
-        if self.bf16 and end <= self.split:
-            rows = bucket.new_zeros(self.world.size, -(-len(bucket) // self.world.size), dtype=torch.bfloat16)
-            rows.view(-1)[: len(bucket)] = bucket
-            self.swapped = *self.world.start_swap(_array(rows.view(torch.uint8))), bucket
-        else:
-            self.requests.append(self.world.start_sum(_array(bucket)))
-        self.sent = end
-
-    def _send_back(self) -> None:
-        """Adds up this rank's part of the bfloat16 bucket that is on its way, and starts sending the sum to all."""
-        if self.swapped:
-            request, came, bucket = self.swapped
-            self.world.finish([request])
-            rows = torch.as_tensor(came).view(torch.bfloat16)
-            total = rows[0].float()
-            for row in rows[1:]:
-                total += row
-            request, whole = self.world.start_collect(_array(total.bfloat16().view(torch.uint8)))
-            self.requests.append(request)
-            self.collected.append((whole, bucket))
-        self.swapped = None
-
-
-def _array(tensor: torch.Tensor):
+def as_array(tensor: torch.Tensor):
     """What collectives take: NumPy's view of a tensor in the host's memory; a GPU's as it is."""
     return tensor if tensor.is_cuda else tensor.numpy()

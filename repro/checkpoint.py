@@ -55,7 +55,8 @@ def _seal(content: bytes, progress: dict) -> str:
 
 def generations(folder: Path) -> list[Path]:
     """The checkpoints of a folder, whose names are steps, the newest first."""
-    return sorted((path.with_suffix("") for path in folder.glob("*.json")), key=lambda path: -int(path.name))
+    steps = [path.with_suffix("") for path in folder.glob("*.json") if path.stem.isdecimal()]
+    return sorted(steps, key=lambda path: -int(path.name))
 
 
 def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -66,7 +67,7 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
             return load(path)
         except CheckpointError as error:
             damage.append(str(error))
-    raise CheckpointError("no checkpoint can be used: " + "; ".join(damage) + f". Delete {folder.parent} to start anew.")
+    raise CheckpointError("no checkpoint can be used: " + "; ".join(damage) + f". Delete {folder.parent} to start again.")
 
 
 def prune(folder: Path, keep: int = 3) -> None:

@@ -43,6 +43,15 @@ class Alone:
     def sum(self, array) -> None:
         """Adds up `array` (n,) over all ranks, in place, on every rank."""
 
+    def start_sum(self, array):
+        """`sum` in the background: a request for `progress` and `finish`. All ranks start them in one order."""
+
+    def progress(self, request) -> None:
+        """Moves something that was started along, which MPI does only while it is called."""
+
+    def finish(self, requests: list) -> None:
+        """Waits for what was started."""
+
     def gather(self, value) -> list:
         """Every rank's `value` in rank order, on every rank (pickled: for small things)."""
         return [value]
@@ -99,25 +108,12 @@ class World(Alone):
                 self.all.Allreduce(self.mpi.IN_PLACE, array[start : start + MESSAGE], op=self.mpi.SUM)
 
     def start_sum(self, array):
-        """`sum` in the background: an MPI request for `progress` and `finish`. All ranks start them in one order."""
         return self.all.Iallreduce(self.mpi.IN_PLACE, array, op=self.mpi.SUM)
 
-    def start_swap(self, array) -> tuple:
-        """In the background, row r of `array` (size, n) goes to rank r; a request, and where the rows come, in rank order."""
-        came = np.empty_like(array)
-        return self.all.Ialltoall(array, came), came
-
-    def start_collect(self, array) -> tuple:
-        """In the background, every rank's `array` (n,), one after the other; a request, and where they come: (size * n,)."""
-        whole = np.empty(self.size * len(array), array.dtype)
-        return self.all.Iallgather(array, whole), whole
-
     def progress(self, request) -> None:
-        """Moves something that was started along, which MPI does only while it is called."""
         request.Test()
 
     def finish(self, requests: list) -> None:
-        """Waits for what was started."""
         with self.waiting():
             for request in requests:
                 request.Wait()

@@ -6,7 +6,7 @@ Philox generator, a published counter-based function; only its bits are used, wh
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from repro import ReproError, ahead, choose
-from repro.packed import Packed
+from repro.packed import Packed, Preprocessing
 from repro.paths import DATA
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`): each needs no threads of its own
@@ -25,45 +25,24 @@ DRAWS = 5 * ATTEMPTS + 6  # random numbers an image, a multiple of 4: (area, cha
 #                           and the last three are (mirror, x, y) of the square views
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What the views need to know of a data set."""
-
-    size: int  # pixels a side that the network sees
-    short_side: int  # the test view scales the short side to this, then cuts the centre
-    mean: tuple[float, ...]  # subtracted, 0 to 255, one a channel, in the order that the network sees
-    scale: tuple[float, ...]  # multiplied afterwards
-    bgr: bool = True  # the release reads images as OpenCV does; False: RGB. Of no matter for one channel
-    mirror: bool = True
-    smallest_area: float = 0.08
-
-
-IMAGENET = Kind(size=224, short_side=256, mean=(104, 117, 123), scale=(1 / 128,) * 3)
-KINDS = {
-    "digits": Kind(size=8, short_side=10, mean=(86,), scale=(1 / 90,), mirror=False, smallest_area=0.95),
-    "cifar10": Kind(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3),
-}  # any other data set is a set of photographs: IMAGENET
+DATA_SETS = ("digits", "cifar10", "imagenet", "places365")  # that data_prep has a script of that name for
 # torchvision's models expect RGB in [0, 1] less these means, divided by these standard deviations (its documentation).
 TORCHVISION = dict(
     mean=tuple(255 * mean for mean in (0.485, 0.456, 0.406)),
     scale=tuple(1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)),
     bgr=False,
 )
-NORMALIZATIONS = ("release", "torchvision")
 
 
-def kind_of(name: str, normalization: str = "release", size: int = 0) -> Kind:
-    """How images of a data set become the network's input; `size` is another number of pixels a side, 0 the usual."""
-    kind = KINDS.get(name, IMAGENET)
-    if choose("normalization", normalization, NORMALIZATIONS) == "torchvision":
-        if len(kind.mean) != 3:
+def adapted(stored: Preprocessing, name: str, normalization: str = "release", size: int = 0) -> Preprocessing:
+    """The preprocessing of the data set `name`, with torchvision's normalization or another `size` where asked for."""
+    if normalization == "torchvision":
+        if len(stored.mean) != 3:
             raise ReproError(
-                f"normalization torchvision is for colour images, and {name} has {len(kind.mean)} channel: use release"
+                f"normalization torchvision is for colour images, and {name} has {len(stored.mean)} channel: use release"
             )
-        kind = replace(kind, **TORCHVISION)
-    if not isinstance(size, int) or size < 0:
-        raise ReproError(f"size is {size!r}: it must be a whole number of pixels, or 0 for the data set's own")
-    return replace(kind, size=size, short_side=round(size * kind.short_side / kind.size)) if size else kind
+        stored = replace(stored, **TORCHVISION)
+    return replace(stored, size=size, short_side=round(size * stored.short_side / stored.size)) if size else stored
 
 
 class Images:
@@ -74,13 +53,13 @@ class Images:
         folder = Path(data) if "/" in data else DATA / data
         self.name = folder.name
         if "/" not in data and not folder.exists():  # a misspelt name, or one that is not packed yet
-            choose("data set", data, dict.fromkeys([*KINDS, "imagenet", "places365", *_packed_sets()]))
-        self.kind = kind_of(self.name, normalization, size)
+            choose("data set", data, dict.fromkeys([*DATA_SETS, *_packed_sets()]))
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
+        self.preprocessing = adapted(self.packed.preprocessing, self.name, normalization, size)
         self.count = min(len(self.packed), limit or len(self.packed))
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
-        self.small = self.kind.short_side <= 64
+        self.small = self.preprocessing.short_side <= 64
         # A set of small images is decoded once; ImageNet would not fit.
         self.load = lru_cache(maxsize=None)(self._decode) if self.small else self._decode
 
@@ -89,7 +68,7 @@ class Images:
 
     @property
     def channels(self) -> int:
-        return len(self.kind.mean)
+        return len(self.preprocessing.mean)
 
     def _decode(self, index: int) -> tuple[int, np.ndarray]:
         label, encoded = self.packed[index]
@@ -106,18 +85,18 @@ class Images:
     def test_batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images `start` to `stop` in the test view: (N, C, size, size) float32 and labels (N,)."""
         loaded = [self.load(index) for index in range(start, stop)]
-        return self.tensors([label for label, _ in loaded], [test_view(image, self.kind) for _, image in loaded])
+        return self.tensors([label for label, _ in loaded], [test_view(image, self.preprocessing) for _, image in loaded])
 
     def tensors(self, labels: list[int], views: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images (N, C, size, size), channels last in memory, and labels (N,)."""
-        kind, pixels = self.kind, np.stack(views)
-        if self.channels == 3 and not kind.bgr:
+        seen, pixels = self.preprocessing, np.stack(views)
+        if self.channels == 3 and not seen.bgr:
             pixels = pixels[..., ::-1]
         pixels = np.ascontiguousarray(pixels, np.float32)
-        rows = pixels.reshape(len(views), kind.size, -1)  # whole rows at a time: three numbers a pixel would be slow
-        rows -= np.tile(np.float32(kind.mean), kind.size)
-        rows *= np.tile(np.float32(kind.scale), kind.size)
-        pixels = pixels.reshape(len(views), kind.size, kind.size, self.channels)
+        rows = pixels.reshape(len(views), seen.size, -1)  # whole rows at a time: three numbers a pixel would be slow
+        rows -= np.tile(np.float32(seen.mean), seen.size)
+        rows *= np.tile(np.float32(seen.scale), seen.size)
+        pixels = pixels.reshape(len(views), seen.size, seen.size, self.channels)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)
 
 
@@ -128,7 +107,7 @@ def _packed_sets() -> list[str]:
 class Stream:
     """The training images of each worker at each step.
 
-    As in the release, all workers share one shuffled list, made anew at its end, and take turns: of a step's images
+    As in the release, all workers share one shuffled list, shuffled again at its end, and take turns: of a step's images
     worker w gets the w-th, the (w + workers)-th, and so on.
     """
 
@@ -153,7 +132,7 @@ class Stream:
         )
         random = (bits >> np.uint64(11)).reshape(-1, DRAWS) * 2.0**-53
         loaded = [self.images.load(sample) for sample in self.samples(step, worker)]
-        views = [view(image, self.images.kind, numbers.tolist()) for (_, image), numbers in zip(loaded, random)]
+        views = [view(image, self.images.preprocessing, numbers.tolist()) for (_, image), numbers in zip(loaded, random)]
         return self.images.tensors([label for label, _ in loaded], views)
 
 
@@ -191,23 +170,23 @@ def _short_side(image: np.ndarray, side: int) -> np.ndarray:
     return _scaled(image, max(side, round(width * side / short)), max(side, round(height * side / short)))
 
 
-def _mirrored(image: np.ndarray, kind: Kind, number: float) -> np.ndarray:
-    return image[:, ::-1] if kind.mirror and number < 0.5 else image
+def _mirrored(image: np.ndarray, seen: Preprocessing, number: float) -> np.ndarray:
+    return image[:, ::-1] if seen.mirror and number < 0.5 else image
 
 
 def _cut(image: np.ndarray, x: int, y: int, width: int, height: int, size: int) -> np.ndarray:
     return _scaled(image[y : y + height, x : x + width], size, size)
 
 
-def _random_square(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
+def _random_square(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
     """A square of the network's size at a random place, not scaled, mirrored half the time."""
     mirror, x, y = numbers
     height, width = image.shape[:2]
-    corner = int(x * (width - kind.size + 1)), int(y * (height - kind.size + 1))
-    return _mirrored(_cut(image, *corner, kind.size, kind.size, kind.size), kind, mirror)
+    corner = int(x * (width - seen.size + 1)), int(y * (height - seen.size + 1))
+    return _mirrored(_cut(image, *corner, seen.size, seen.size, seen.size), seen, mirror)
 
 
-def scale_aspect_view(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
+def scale_aspect_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
     """The released training view: a random part of the area, its sides changed by one factor, scaled to the square.
 
     The factor multiplies one side and divides the other, so the aspect ratio spans [0.5625, 1.7778].
@@ -215,35 +194,35 @@ def scale_aspect_view(image: np.ndarray, kind: Kind, numbers: list[float]) -> np
     full_height, full_width = image.shape[:2]
     for attempt in range(ATTEMPTS):
         area, change, swap, x, y = numbers[5 * attempt : 5 * attempt + 5]
-        area = round(kind.smallest_area + area * (1 - kind.smallest_area), 3) * full_width * full_height
+        area = round(seen.smallest_area + area * (1 - seen.smallest_area), 3) * full_width * full_height
         change = 0.75 + change * (4 / 3 - 0.75)
         width, height = max(1, round(area**0.5 / change)), max(1, round(area**0.5 * change))
         if swap < 0.5:
             width, height = height, width
         if width <= full_width and height <= full_height:
             corner = int(x * (full_width - width + 1)), int(y * (full_height - height + 1))
-            return _mirrored(_cut(image, *corner, width, height, kind.size), kind, numbers[-3])
-    return _random_square(_short_side(image, kind.size), kind, numbers[-3:])
+            return _mirrored(_cut(image, *corner, width, height, seen.size), seen, numbers[-3])
+    return _random_square(_short_side(image, seen.size), seen, numbers[-3:])
 
 
-def scale_view(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
+def scale_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
     """Scale alone: the short side to 256 to 480 (for 224 seen), then a random square."""
-    short = round(kind.size / 224 * (256 + numbers[0] * (480 - 256)))
-    return _random_square(_short_side(image, short), kind, numbers[-3:])
+    short = round(seen.size / 224 * (256 + numbers[0] * (480 - 256)))
+    return _random_square(_short_side(image, short), seen, numbers[-3:])
 
 
-def crop_view(image: np.ndarray, kind: Kind, numbers: list[float]) -> np.ndarray:
+def crop_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
     """The collapse's view: a random square of the stored image, not scaled, mirrored half the time."""
-    if min(image.shape[:2]) < kind.size:  # the release's images were stored large enough
-        image = _short_side(image, kind.size)
-    return _random_square(image, kind, numbers[-3:])
+    if min(image.shape[:2]) < seen.size:  # the release's images were stored large enough
+        image = _short_side(image, seen.size)
+    return _random_square(image, seen, numbers[-3:])
 
 
-def test_view(image: np.ndarray, kind: Kind) -> np.ndarray:
+def test_view(image: np.ndarray, seen: Preprocessing) -> np.ndarray:
     """The short side scaled to `short_side`, the centre cut out: one look, no mirror."""
-    image = _short_side(image, kind.short_side)
+    image = _short_side(image, seen.short_side)
     height, width = image.shape[:2]
-    return _cut(image, (width - kind.size) // 2, (height - kind.size) // 2, kind.size, kind.size, kind.size)
+    return _cut(image, (width - seen.size) // 2, (height - seen.size) // 2, seen.size, seen.size, seen.size)
 
 
 VIEWS = {"scale_aspect": scale_aspect_view, "scale": scale_view, "none": crop_view}

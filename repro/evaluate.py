@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from repro import ReproError, ahead, checkpoint, choose, comm, records
+from repro import ReproError, ahead, checkpoint, choose, comm, own, records
 from repro.data import Images
-from repro.model import build, find_device
+from repro.model import builder, find_device
 
 AVERAGES = ("softmax", "logit")
 
@@ -69,33 +70,51 @@ def _tally(scores, labels, correct, losses, chunk):
     losses[chunk] = F.cross_entropy(scores, labels, reduction="sum")
 
 
+def open_run(folder: str | Path, stages: list[str] | None = None, data: str = "") -> tuple[dict, list[str], Images]:
+    """A complete run's record, the stages asked for (by default the recipe's members) and its test set.
+
+    `data` is the data set's folder, if it is not where its name says. Raises ReproError if the run is incomplete, a stage
+    unknown, or the test set another than the run's.
+    """
+    run = records.read(folder)
+    if run.get("status") != "complete":
+        raise ReproError(f"{folder} is not the folder of a complete run: train it first, or continue it")
+    names = [stage["name"] for stage in run["recipe"]["stages"]]
+    members = [stage["name"] for stage in run["recipe"]["stages"] if stage["member"]]
+    chosen = [choose(f"stage of {run['recipe']['name']}", stage, names) for stage in stages or members]
+    settings = run["settings"]
+    images = Images(data or run["data"]["name"], "test", normalization=settings["normalization"], size=settings["size"])
+    if images.digest != run["data"]["test"]:
+        raise ReproError(
+            f"{images.packed.path} is not the test set of {Path(folder).name}: name that one's folder, or train again"
+        )
+    return run, chosen, images
+
+
+def build_again(run: dict, images: Images) -> nn.Module:
+    """The model of a run's record, for the images of its data set. Raises ReproError if its source is no longer the run's."""
+    recipe = run["recipe"]
+    if run["model_source"] and own.source_digest(recipe["model"]) != run["model_source"]:
+        raise ReproError(f"{recipe['model']} is no longer what it was when the run was trained: bring the former source back")
+    return builder(recipe["model"], len(images.classes), images.channels, images.preprocessing.size, recipe["stride"])()
+
+
 def ensemble(
     folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "", device: str = "auto"
 ) -> dict:
     """Evaluates the ensemble of a complete run's stage ends, on all ranks, and records it in the run's folder.
 
-    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` is the data set's
-    folder, if it does not lie where its name says. Returns {"members", "average", "images", "top1", "top5", "loss"}.
+    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as `open_run` takes
+    it. Returns {"members", "average", "images", "top1", "top5", "loss"}.
     """
     world = comm.world()
     with world.together():
-        run = records.read(folder)
-        if run.get("status") != "complete":
-            raise ReproError(f"{folder} is not the folder of a complete run: train it first, or continue it")
-        recipe = run["recipe"]
-        stages = [stage["name"] for stage in recipe["stages"]]
-        members = list(members or [stage["name"] for stage in recipe["stages"] if stage["member"]])
-        for member in members:
-            choose(f"stage of {recipe['name']}", member, stages)
-        parameters = run["parameters"]
-        images = Images(data or run["data"]["name"], "test", normalization=parameters["normalization"], size=parameters["size"])
-        if images.digest != run["data"]["test"]:
-            raise ReproError(f"{images.packed.path} is not the test set of {Path(folder).name}: pack that one, or train anew")
+        run, members, images = open_run(folder, members, data)
         device = find_device(device, world.node_rank)
-        model = build(recipe["model"], len(images.classes), images.channels, recipe["stride"]).to(device)
+        model = build_again(run, images).to(device)
         pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]
-    torch.set_num_threads(parameters["threads"])
-    counted = counts(world, pairs, images, average, device, precision=parameters["precision"])
+    torch.set_num_threads(run["settings"]["threads"])
+    counted = counts(world, pairs, images, average, device, precision=run["settings"]["precision"])
     entry = {"members": members, "average": average, "images": counted["images"], **counted["ensemble"]}
     with world.together():  # so no rank returns before it is on disk
         if world.rank == 0:

@@ -1,4 +1,4 @@
-"""Released models: a file of tensors, and beside it a model card that says what it is, how to use it, how good it is.
+"""Exported models: a file of tensors, and beside it a model card that says what it is, how to use it, how good it is.
 
     <name>.safetensors  parameters and running statistics, float32, under torchvision's names
     <name>.json         the card: everything that `evaluate` needs, and where the model comes from
@@ -16,36 +16,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save_file
 
-from repro import ReproError, checkpoint, choose, comm, records
+from repro import ReproError, checkpoint, choose, comm, own, whole_number
 from repro.data import Images
-from repro.evaluate import AVERAGES, counts
+from repro.evaluate import AVERAGES, build_again, counts, open_run
 from repro.labels import compare_labels
-from repro.model import build, find_device
+from repro.model import build, builder, find_device
 from repro.paths import replacing, writable_folder
+from repro.settings import Settings
 
-FORMAT = "scaleout-repro released model, version 1"
-TRAINING_ONLY = ("mirror", "smallest_area")  # of a data set's `Kind`: the test view does without them
+FORMAT = "scaleout-repro exported model, version 2"
+TRAINING_ONLY = ("mirror", "smallest_area")  # of a data set's `Preprocessing`: the test view does without them
 # What `evaluate` needs in a card, with what lies in its preprocessing and its parameters.
 KEYS = {
     "model": str,
+    "model_source": str,
     "stride": str,
     "channels": int,
     "classes": list,
     "preprocessing": dict,
-    "parameters": dict,
+    "settings": dict,
     "bytes": int,
     "sha256": str,
-    "normalization": str,
-    "size": int,
     "view": dict,
-    "precision": str,
-    "threads": int,
 }
 VIEW = "the short side scaled to short_side (cubic), the centre of size x size cut out, less mean, times scale"
 
 
-class ReleaseError(ReproError):
-    """A released model is missing, damaged, or not made for what is asked of it."""
+class ExportError(ReproError):
+    """An exported model is missing, damaged, or not made for what is asked of it."""
 
 
 def export(folder: str | Path, stages: list[str] | None = None, out: str | Path = "", data: str = "") -> list[Path]:
@@ -55,51 +53,44 @@ def export(folder: str | Path, stages: list[str] | None = None, out: str | Path 
     does not lie where its name says: the label map is read there. Not collective. Raises ReproError if the run is
     incomplete, a stage unknown, a snapshot damaged, or the data another than the run's.
     """
-    run, folder = records.read(folder), Path(folder).resolve()
-    if run.get("status") != "complete":
-        raise ReproError(f"{folder} is not the folder of a complete run: train it first, or continue it")
-    recipe, parameters = run["recipe"], run["parameters"]
-    stages = list(stages or [stage["name"] for stage in recipe["stages"] if stage["member"]])
-    for stage in stages:
-        choose(f"stage of {recipe['name']}", stage, [each["name"] for each in recipe["stages"]])
-    preprocessing = {key: parameters[key] for key in ("normalization", "size")}
-    images = Images(data or run["data"]["name"], "test", **preprocessing)
-    if images.digest != run["data"]["test"]:
-        raise ReproError(f"{data or images.name} is not the data set of {folder.name}: name that one's folder")
+    run, stages, images = open_run(folder, stages, data)
+    folder, recipe, settings = Path(folder).resolve(), run["recipe"], run["settings"]
     card = {
         "format": FORMAT,
         "run": folder.name,
         "model": recipe["model"],
+        "model_source": run["model_source"],
         "stride": recipe["stride"],
         "channels": images.channels,
         "classes": images.classes,
-        "preprocessing": {**preprocessing, "view": _view(images), "how": VIEW},
+        "preprocessing": {**{key: settings[key] for key in ("normalization", "size")}, "view": _view(images), "how": VIEW},
         "recipe": recipe,
-        "parameters": parameters,
+        "settings": settings,
         "data": run["data"],
         "version": run["version"],
         "code": run["code"],
         "packages": run["packages"],
     }
+    names = {name for name, value in build_again(run, images).state_dict().items() if value.is_floating_point()}
     out = writable_folder(out or folder / "models")
     files = []
     for stage in stages:
         state, _ = checkpoint.load(folder / "snapshots" / stage)
         accuracy = {"split": "test", **{key: run["ends"][stage][key] for key in ("images", "top1", "top5")}}
-        files.append(_write(out / f"{folder.name}-{stage}", state, {**card, "stage": stage, "accuracy": accuracy}))
+        values = {name: state[name].float().contiguous() for name in sorted(names)}
+        files.append(_write(out / f"{folder.name}-{stage}", values, {**card, "stage": stage, "accuracy": accuracy}))
     return files
 
 
 def _view(images: Images) -> dict:
     """The numbers of the test view, as JSON gives them back."""
-    numbers = {key: value for key, value in asdict(images.kind).items() if key not in TRAINING_ONLY}
+    numbers = {key: value for key, value in asdict(images.preprocessing).items() if key not in TRAINING_ONLY}
     return json.loads(json.dumps(numbers))
 
 
-def _write(path: Path, state: dict[str, torch.Tensor], card: dict) -> Path:
+def _write(path: Path, values: dict[str, torch.Tensor], card: dict) -> Path:
     """Writes `path`.safetensors, then the card that makes it count."""
     tensors, described = Path(f"{path}.safetensors"), Path(f"{path}.json")
-    values = {name: state[name].float().contiguous() for name in _shapes(card)}
     with replacing(tensors) as temporary:
         save_file(values, temporary)
         content = temporary.read_bytes()
@@ -110,21 +101,27 @@ def _write(path: Path, state: dict[str, torch.Tensor], card: dict) -> Path:
     return tensors
 
 
-def _shapes(card: dict) -> dict[str, list[int]]:
-    """Names and shapes of the card's model: its parameters and running statistics."""
-    with torch.device("meta"):
-        state = _model(card).state_dict()
-    return {name: list(value.shape) for name, value in state.items() if value.is_floating_point()}
+def _model(path: Path, card: dict, model: str) -> torch.nn.Module:
+    """The card's model. A card is data: it never says what to run, so a model of somebody's own has to be named."""
+    classes, channels, size = len(card["classes"]), card["channels"], card["preprocessing"]["view"]["size"]
+    if not own.is_own(card["model"]):
+        return build(card["model"], classes, channels, card["stride"])
+    if not model:
+        raise ExportError(
+            f"{path.name} is of a model of somebody's own, {card['model']}: name its source with --model mine.py:my_net"
+        )
+    if own.source_digest(model) != card["model_source"]:
+        raise ExportError(f"{model} is not the source that {path.name} was trained from: its digest is not the card's")
+    return builder(model, classes, channels, size)()
 
 
-def _model(card: dict) -> torch.nn.Module:
-    return build(card["model"], len(card["classes"]), card["channels"], card["stride"])
+def evaluate(
+    files: list[str], data: str, average: str = "softmax", split: str = "test", device: str = "auto", model: str = ""
+) -> dict:
+    """Evaluates exported models, each alone and their ensemble, on all ranks. Collective; the same on every rank.
 
-
-def evaluate(files: list[str], data: str, average: str = "softmax", split: str = "test", device: str = "auto") -> dict:
-    """Evaluates released models, each alone and their ensemble, on all ranks. Collective; the same on every rank.
-
-    `files` are paths of tensors or of their cards; `data` is a data set's name or its folder. Returns {"files": names,
+    `files` are paths of tensors or of their cards; `data` is a data set's name or its folder; `model` (`mine.py:my_net`) the
+    source of a model that is none of ours. Returns {"files": names,
     "average", "images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}, counts as
     `repro.evaluate.counts` takes them. Raises ReproError on every rank if a model is damaged or does not fit the data.
     """
@@ -141,82 +138,89 @@ def evaluate(files: list[str], data: str, average: str = "softmax", split: str =
         for path, card in zip(paths, cards):
             _check_fits(path, card, images)
         device = find_device(device, world.node_rank)
-        members = [(model.to(device), state) for model, state in map(_member, paths, cards)]
+        found = [_member(path, card, model) for path, card in zip(paths, cards)]
+        members = [(network.to(device), state) for network, state in found]
     torch.set_num_threads(threads)  # as the run did: the bits depend on it
     counted = counts(world, members, images, average, device, precision)
     return {"files": [f"{path.name}.safetensors" for path in paths], "average": average, **counted}
 
 
 def _card(path: Path) -> dict:
-    """The model card; raises ReleaseError if it is missing, of another format, or not whole."""
+    """The model card; raises ExportError if it is missing, of another format, or not whole."""
     described = Path(f"{path}.json")
     try:
         card = json.loads(described.read_text())
         if card["format"] != FORMAT:
-            raise ReleaseError(
+            raise ExportError(
                 f"{described} is in the format {card['format']!r}, and this code reads {FORMAT!r}: use "
                 f"the code that wrote it, or export it again"
             )
-        given = {**card["parameters"], **card["preprocessing"], **card}
+        given = {**card["preprocessing"], **card}
         wrong = [key for key, kind in KEYS.items() if not isinstance(given[key], kind)]
         if wrong or not all(isinstance(name, str) for name in card["classes"]):
             raise ValueError(f"{', '.join(wrong or ['classes'])} is not what it should be")
+        choose("number of channels", card["channels"], (1, 3))
+        Settings(**card["settings"])
+        whole_number("size of the view", card["preprocessing"]["view"]["size"], 1, 1 << 14)
         return card
     except FileNotFoundError as error:
-        raise ReleaseError(f"no model card {described}: a model is a .safetensors and a .json, get both") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ReleaseError(
-            f"{described} is not a whole model card ({type(error).__name__}: {error}): get it anew, or export it again"
+        raise ExportError(f"no model card {described}: a model is a .safetensors and a .json, get both") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ReproError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(
+            f"{described} is not a whole model card ({type(error).__name__}: {error}): get it again, or export it again"
         ) from error
 
 
 def _shared(paths: list[Path], cards: list[dict]) -> tuple[dict, str, int]:
-    """Preprocessing, precision and threads of all members; raises ReleaseError if the first two are not one."""
-    settings = [(card["preprocessing"], card["parameters"]["precision"]) for card in cards]
+    """Preprocessing, precision and threads of all members; raises ExportError if the first two are not one."""
+    settings = [(card["preprocessing"], card["settings"]["precision"]) for card in cards]
     for path, setting in zip(paths, settings):
         for name, value, first in zip(("preprocessing", "precision"), setting, settings[0]):
             if value != first:
-                raise ReleaseError(
+                raise ExportError(
                     f"{path.name} and {paths[0].name} cannot be evaluated together: their {name} "
                     f"differs ({value} and {first}). Evaluate each alone"
                 )
-    return *settings[0], cards[0]["parameters"]["threads"]
+    return *settings[0], cards[0]["settings"]["threads"]
 
 
 def _check_fits(path: Path, card: dict, images: Images) -> None:
     difference = compare_labels(card["classes"], images.classes)
     if difference:
-        raise ReleaseError(
+        raise ExportError(
             f"{path.name} was trained with another label map than that of the data set {images.name}: "
             f"in the data, {difference}. Pack the data with the model's label map, which is in its card"
         )
     if card["preprocessing"]["view"] != _view(images):
-        raise ReleaseError(
+        raise ExportError(
             f"{path.name} needs other preprocessing than the data set {images.name} has here: "
             f"{card['preprocessing']['view']}, not {_view(images)}"
         )
 
 
-def _member(path: Path, card: dict) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def _member(path: Path, card: dict, model: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """The model and its tensors, which are parsed only if size and digest are the card's."""
     file = Path(f"{path}.safetensors")
     try:
         if (size := file.stat().st_size) != card["bytes"]:
-            raise ReleaseError(
-                f"{file} has {size} bytes, its card says {card['bytes']}: it was cut short, or is another file. Get both anew"
+            raise ExportError(
+                f"{file} has {size} bytes, its card says {card['bytes']}: it was cut short, or is another file. Get both again"
             )
         content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != card["sha256"]:
-            raise ReleaseError(f"{file} is damaged, or another file: its SHA-256 is not its card's. Get both anew")
+            raise ExportError(f"{file} is damaged, or another file: its SHA-256 is not its card's. Get both again")
         state = parse(content)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ReleaseError(f"{file} cannot be read: {error}") from error
-    expected = _shapes(card)
+        raise ExportError(f"{file} cannot be read: {error}") from error
+    network = _model(path, card, model)
+    expected = {name: list(value.shape) for name, value in network.state_dict().items() if value.is_floating_point()}
     found = {name: list(value.shape) if value.dtype == torch.float32 else value.dtype for name, value in state.items()}
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
-            raise ReleaseError(
+            raise ExportError(
                 f"{file} does not hold a {card['model']} of {len(card['classes'])} classes: {name} is "
                 f"{found.get(name, 'missing')}, the model's is {expected.get(name, 'not there')}"
             )
-    return _model(card), state
+    return network, state

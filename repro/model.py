@@ -6,13 +6,15 @@ whole vectors and know nothing of layers.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet
 
-from repro import ReproError, choose
+from repro import ReproError, choose, own
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -108,6 +110,45 @@ def build(
     for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:
         nn.init.zeros_((block.bn3 if bottleneck else block.bn2).weight)
     return model
+
+
+def builder(
+    name: str, classes: int, channels: int, size: int, stride: str = "v1.5", zero_gamma: str = "last_of_stage"
+) -> Callable[[], nn.Module]:
+    """What builds a model: one of ours, or the user's `mine.py:my_net`, called as my_net(classes=..., channels=...).
+
+    A model of the user's own is tried once, on two random images of `size` pixels: raises ReproError if it cannot be trained.
+    """
+    if not own.is_own(name):
+        choose("model", name, MODELS)
+        return partial(build, name, classes, channels, stride, zero_gamma)
+    function = own.load(name)
+    if not callable(function):
+        raise ReproError(f"{name} is no function: write `def my_net(classes, channels)` that returns a torch.nn.Module")
+    build_own = partial(function, classes=classes, channels=channels)
+    with torch.random.fork_rng(devices=[]):
+        _try(name, build_own, torch.randn(2, channels, size, size), classes)
+    return build_own
+
+
+def _try(name: str, build_own: Callable, images: torch.Tensor, classes: int) -> None:
+    """Builds a user's model and computes one contribution; raises ReproError, naming what failed."""
+    doing, sizes = "is built", f"{tuple(images.shape)} images"
+    try:
+        model = build_own()
+        if not isinstance(model, nn.Module):
+            raise ReproError(f"{name} returned {type(model).__name__}: it must return a torch.nn.Module")
+        doing = f"sees {sizes}"
+        logits = model(images)
+        if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), classes):
+            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ReproError(f"{name} makes {found} of {sizes}: it must return logits of shape {(len(images), classes)}")
+        doing = "is trained"
+        Network(model).contribute(images, torch.arange(len(images)) % classes)
+    except ReproError:
+        raise
+    except Exception as error:
+        raise ReproError(f"{name} fails when it {doing} ({type(error).__name__}: {error}): fix it") from error
 
 
 def find_device(name: str, node_rank: int = 0) -> str:

@@ -44,16 +44,6 @@ class Group:
     def progress(self, work) -> None:
         """Nothing: it goes on by itself."""
 
-    def start_swap(self, rows) -> tuple:
-        rows = torch.as_tensor(rows)
-        came = torch.empty_like(rows)
-        return distributed.all_to_all_single(came, rows, async_op=True), came
-
-    def start_collect(self, vector) -> tuple:
-        vector = torch.as_tensor(vector)
-        whole = vector.new_empty(self.size * len(vector))
-        return distributed.all_gather_into_tensor(whole, vector, async_op=True), whole
-
     def finish(self, works: list) -> None:
         with self.world.waiting():
             for work in works:

@@ -3,8 +3,8 @@
 Keys are record numbers, eight bytes big-endian, from 0. A record is the label (uint32), the CRC-32 of label and image
 (uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The key of one zero byte holds, behind its own
 CRC-32, the manifest as JSON: format, data set, split, count, classes (the label map), counts per class, how images are
-stored, which were converted or left out, and a SHA-256 over all records in order. The file carries its own digest, so a
-run can name exactly what it was trained on.
+stored and become the network's input, which were converted or left out, and a SHA-256 over all records in order. The file
+carries its own digest, so a run can name exactly what it was trained on.
 """
 
 import fcntl
@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -23,9 +25,9 @@ from pathlib import Path
 import lmdb
 
 from repro import ReproError
-from repro.paths import ROOT, replacing
+from repro.paths import DATA, ROOT, replacing
 
-FORMAT = "scaleout-repro packed images, version 2"
+FORMAT = "scaleout-repro packed images, version 3"
 HEADER = struct.Struct("<II")
 MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended whatever is there
 CHUNK = 500  # inputs a transaction: what a kill can cost
@@ -33,6 +35,22 @@ CHUNK = 500  # inputs a transaction: what a kill can cost
 
 class PackedError(ReproError):
     """A packed data set is missing, damaged, or made for something else."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How the images of a data set become the network's input. The defaults are the release's, for photographs."""
+
+    size: int = 224  # pixels per side that the network sees
+    short_side: int = 256  # the test view scales the short side to this, then cuts the centre
+    mean: tuple[float, ...] = (104, 117, 123)  # subtracted, 0 to 255, one per channel, in the order that the network sees
+    scale: tuple[float, ...] = (1 / 128,) * 3  # multiplied afterwards
+    bgr: bool = True  # as OpenCV reads, and the release; False: RGB. Of no matter for one channel
+    mirror: bool = True  # whether a mirrored image is as good an example
+    smallest_area: float = 0.08  # share of the image's area that the training view shows, at the least
+
+
+PHOTOGRAPHS = Preprocessing()
 
 
 @dataclass(frozen=True)
@@ -52,12 +70,13 @@ def write(
     classes: list[str],
     items: Callable[[int], Iterable[Item]],
     stored: str = "as packed",
-    plan: str = "",
+    fingerprint: str = "",
+    preprocessing: Preprocessing = PHOTOGRAPHS,
 ) -> dict:
     """Packs `items(0)` into one file, which appears under its name only when it is whole; returns the manifest.
 
-    `plan` is a digest of all inputs and settings. With one, a conversion that was killed is continued by the next call
-    with the same plan, from `items(n)`, the items from number n on, and the file's bytes are those of an
+    `fingerprint` is a digest of all inputs and settings. With one, a conversion that was killed is continued by the next
+    call with the same fingerprint, from `items(n)`, the items from number n on, and the file's bytes are those of an
     undisturbed conversion. `stored` says in words what was done to the images.
     """
     path = Path(path)
@@ -67,7 +86,8 @@ def write(
         "dataset": dataset,
         "split": split,
         "stored": stored,
-        "plan": plan,
+        "preprocessing": asdict(preprocessing),
+        "fingerprint": fingerprint,
         "inputs": 0,
         "count": 0,
         "classes": classes,
@@ -77,16 +97,37 @@ def write(
         "sha256": "",
     }
     try:
-        with _continued(path, plan) if plan else replacing(path) as temporary:
+        with _continued(path, fingerprint) if fingerprint else replacing(path) as temporary:
             return _fill(temporary, manifest, items)
     except lmdb.Error as error:
         raise PackedError(f"{path} could not be written: {error}") from error
 
 
+def partial_path(path: Path, fingerprint: str) -> Path:
+    """Where `write` keeps what it has so far."""
+    return path.with_name(f".{path.name}.{fingerprint[:16]}.partial")
+
+
+def begun(partial: Path) -> tuple[int, int]:
+    """Inputs that an earlier call of `write` has packed, and how many of them it left out."""
+    if not partial.exists() or not partial.stat().st_size:
+        return 0, 0
+    try:
+        with (
+            lmdb.open(str(partial), subdir=False, readonly=True, lock=False) as environment,
+            environment.begin() as transaction,
+        ):
+            written = transaction.get(MANIFEST)
+    except lmdb.Error:  # `write` says what is to be done about it
+        return 0, 0
+    manifest = _unseal_manifest(partial, written) if written else {"inputs": 0, "left_out": []}
+    return manifest["inputs"], len(manifest["left_out"])
+
+
 @contextmanager
-def _continued(path: Path, plan: str):
-    """Like `replacing`, but what was written so far stays after an error or a kill, for the next call of this plan."""
-    partial = path.with_name(f".{path.name}.{plan[:16]}.partial")
+def _continued(path: Path, fingerprint: str):
+    """Like `replacing`, but what was written so far stays after an error or a kill, for the next call."""
+    partial = partial_path(path, fingerprint)
     with open(partial, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,7 +191,7 @@ def _open(path: str, inode: int, changed: int) -> lmdb.Environment:
 
 
 class Packed:
-    """Reads a packed file: `len(packed)`, `packed[i]` -> (label, encoded image), `packed.manifest`."""
+    """Reads a packed file: `len(packed)`, `packed[i]` -> (label, encoded image), `packed.manifest`, `packed.preprocessing`."""
 
     def __init__(self, path: Path | str, dataset: str, split: str):
         self.path = Path(path)
@@ -176,6 +217,16 @@ class Packed:
                 f"{path} was packed as {found[0]}, {found[1]} split, not as {dataset}, {split} split: "
                 f"name the right data set with --data, or pack it again"
             )
+        try:
+            given = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in self.manifest["preprocessing"].items()
+            }
+            self.preprocessing = Preprocessing(**given)
+        except (KeyError, AttributeError, TypeError) as error:
+            raise PackedError(
+                f"{path}: its manifest does not say how its images become input ({error}): pack it again"
+            ) from error
         if entries != len(self) + 1:
             raise PackedError(f"{path} holds {entries - 1} records, its manifest says {len(self)}: pack it again")
 
@@ -204,3 +255,16 @@ class Packed:
 def _how_to_pack(dataset: str, folder: Path) -> str:
     script = dataset if (ROOT / "data_prep" / f"{dataset}.py").exists() else "folder"
     return f"make it with `python data_prep/{script}.py --out {folder}` (--help says what else it takes)"
+
+
+def pack_embedded(data: str) -> None:
+    """Packs the digits that scikit-learn carries, if they are asked for by their name and not there yet."""
+    if data != "digits":
+        return
+    try:
+        for split in ("train", "test"):
+            Packed(DATA / data / f"{split}.lmdb", data, split)
+    except PackedError:  # not there, damaged, or in an earlier version's format
+        done = subprocess.run([sys.executable, str(ROOT / "data_prep" / "digits.py")], capture_output=True, text=True)
+        if done.returncode:
+            raise PackedError(f"the digits could not be packed: {done.stderr.strip().splitlines()[-1]}") from None

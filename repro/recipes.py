@@ -7,7 +7,7 @@ them. Accuracies are on ImageNet-1K, top-1 / top-5 in per cent.
 
 from dataclasses import dataclass, replace
 
-from repro import ReproError, choose
+from repro import ReproError, choose, own
 from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe, Stage
 
 RELEASE = "sara-nl/caffe@610a2fa9, models/intel_optimized_models/multinode/"
@@ -174,12 +174,26 @@ RECIPES = {
 }
 
 
-def find(name: str, **switches) -> Recipe:
-    """The recipe of that name, with any of `schedule.SWITCHES` set; an unknown name or value says what was meant."""
-    recipe = RECIPES[choose("recipe", name, RECIPES)]
+def find(recipe: str | Recipe, **switches) -> Recipe:
+    """The recipe of that name, with any of `schedule.SWITCHES` set; an unknown name or value says what was meant.
+
+    A recipe of the user's own comes as itself, or as `mine.py:my_recipe`. Raises ReproError if it takes a released one's name.
+    """
+    found = own.load(recipe) if own.is_own(recipe) else recipe
+    if isinstance(found, str):
+        found = RECIPES[choose("recipe", found, RECIPES)]
+    if not isinstance(found, Recipe):
+        raise ReproError(f"{recipe} is of type {type(found).__name__}: it must be a repro.schedule.Recipe")
     for switch, value in switches.items():
         choose(f"value of {choose('switch', switch, SWITCHES)}", value, SWITCHES[switch])
-    return replace(recipe, **switches)
+    if found.name in RECIPES and replace(found, **switches_of(RECIPES[found.name])) != RECIPES[found.name]:
+        raise ReproError(f"{found.name} is the name of another recipe, with other numbers: give yours a name of its own")
+    return replace(found, **switches)
+
+
+def switches_of(recipe: Recipe) -> dict:
+    """The values of `schedule.SWITCHES` that a recipe has."""
+    return {switch: getattr(recipe, switch) for switch in SWITCHES}
 
 
 # --- Small versions ---------------------------------------------------------------------------------------------------

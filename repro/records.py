@@ -21,22 +21,27 @@ import platform
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from repro import ReproError, __version__
+from repro import ReproError, __version__, own
 from repro.paths import ROOT, named, replacing, writable_folder
+from repro.settings import non_default
 
 log = logging.getLogger("repro")
 
+FORMAT = 2  # of run.json
+# A change to what any of these does makes a run another run. Recipes are numbers, which are in the run's identity themselves.
 TRAINING_CODE = (
     "schedule",
-    "recipes",
     "comm",
     "nccl",
     "allreduce",
+    "overlap",
     "model",
     "packed",
     "ahead",
@@ -44,8 +49,9 @@ TRAINING_CODE = (
     "optim",
     "evaluate",
     "checkpoint",
+    "journal",
     "train",
-)  # a change to any of these makes a run another run
+)
 TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
 PACKAGES = (
     "torch",
@@ -65,12 +71,14 @@ class Stopped(ReproError):
     """A run was stopped on request, after a whole step and with a checkpoint: the same command continues it."""
 
 
+class OldRun(ReproError):
+    """A run folder that an earlier version of this project wrote."""
+
+
+@cache
 def code_digest() -> str:
-    """SHA-256 over the source of the modules that training depends on."""
-    total = hashlib.sha256()
-    for name in TRAINING_CODE:
-        total.update((Path(__file__).parent / f"{name}.py").read_bytes())
-    return total.hexdigest()
+    """SHA-256 over the meaning of the modules that training depends on: their syntax trees without comments."""
+    return own.meaning(*(Path(__file__).parent / f"{name}.py" for name in TRAINING_CODE))
 
 
 def code_version() -> str:
@@ -87,10 +95,8 @@ def code_version() -> str:
 def package_versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            pass
     return found
 
 
@@ -124,13 +130,24 @@ def now() -> str:
 class Run:
     """The folder of one run. Made on rank 0; the other ranks only learn its path."""
 
-    def __init__(self, out: Path | str, recipe, parameters: dict, data: dict):
-        """`parameters` and `data` (digests) are what, with the recipe and the code, determines the result."""
-        numbers = {key: value for key, value in asdict(recipe).items() if key not in TEXTS}
-        identity = {"recipe": numbers, "parameters": parameters, "data": data, "code": code_digest()}
+    def __init__(self, out: Path | str, recipe, settings, data: dict, **origin):
+        """`data` has the data set's name, digests and preprocessing; `origin` is what recipe and model were made of.
+
+        That is: base (the recipe's name before it was made small), shrink, variant (see `variant`), and, for a model of the
+        user's own, model_source (a digest). Recipe, settings, data, code and model_source are the run's identity.
+        """
+        numbers = {name: value for name, value in non_default(recipe).items() if name not in TEXTS}
+        identity = {
+            "recipe": numbers,
+            "settings": non_default(settings),
+            "data": data,
+            "code": code_digest(),
+            "model_source": origin.get("model_source", ""),
+        }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{parameters['seed']}-{key}"
-        self.record = {"recipe": recipe.name, **identity, "recipe": asdict(recipe)}
+        self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
+        told = {"recipe": asdict(recipe), "settings": asdict(settings), "model": recipe.model}
+        self.record = {"format": FORMAT, **origin, **identity, **told}
         self.lock = None
 
     @property
@@ -139,7 +156,13 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        return list((self.folder / "checkpoints").glob("*.json"))
+        """Where to continue from: files named after steps."""
+        return [path for path in (self.folder / "checkpoints").glob("*.json") if path.stem.isdecimal()]
+
+    @property
+    def newest_step(self) -> int:
+        """The last step of which there is a checkpoint; 0 if there is none."""
+        return max((int(path.stem) for path in self.checkpoints), default=0)
 
     def snapshot(self, stage: str) -> Path:
         """Where the model at the end of `stage` lies, without a suffix."""
@@ -182,13 +205,14 @@ class Run:
             attempts=attempts,
             host=platform.node(),
             cores=os.cpu_count(),
+            processor=processor(),
             version=code_version(),
             packages=package_versions(),
         )
         return True
 
     def _take_lock(self) -> None:
-        self.lock = open(self.folder / "lock", "a+")
+        self.lock = open(self.folder / "lock", "a+")  # noqa: SIM115  closed by `release`
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -230,13 +254,22 @@ class Run:
 
 
 def read(folder: Path | str) -> dict:
-    """A run's run.json; empty if there is none, a ReproError if it cannot be read."""
+    """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it is of another format."""
+    path = Path(folder) / "run.json"
     try:
-        return json.loads((Path(folder) / "run.json").read_text())
+        run = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
-        raise ReproError(f"{folder}/run.json is damaged ({error}): delete the folder to train anew") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ReproError(f"{path} is damaged ({error}): delete the folder to train again") from error
+    if not isinstance(run, dict) or not isinstance(run.get("attempts", []), list):
+        raise ReproError(f"{path} is damaged (it is valid JSON, but no run): delete the folder to train again")
+    if run.get("format") != FORMAT:
+        raise OldRun(
+            f"{folder} was written by an earlier version of this project, which this one does not read: use the version "
+            f"that it names ({run.get('version', 'none')}), or delete the folder to train again"
+        )
+    return run
 
 
 def metric_rows(folder: Path | str) -> list[dict]:
@@ -248,7 +281,7 @@ def metric_rows(folder: Path | str) -> list[dict]:
     try:
         return [json.loads(line) for line in lines[:-1]]
     except ValueError as error:
-        raise ReproError(f"{folder}/metrics.jsonl is damaged ({error}): delete the folder to train anew") from error
+        raise ReproError(f"{folder}/metrics.jsonl is damaged ({error}): delete the folder to train again") from error
 
 
 def describe(row: dict, epochs: float) -> str:
@@ -286,7 +319,7 @@ def predictions(out: Path | str) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ReproError(f"{path} is damaged ({error}): delete it, `python -m repro plan` makes it anew") from error
+        raise ReproError(f"{path} is damaged ({error}): delete it, `python -m repro plan` makes it again") from error
 
 
 def ensembles(folder: Path | str) -> list[dict]:
@@ -305,6 +338,20 @@ def add_ensemble(folder: Path | str, entry: dict) -> None:
         temporary.write_text(json.dumps([*kept, entry], indent=1))
 
 
+def all_runs(out: Path | str) -> list[Path]:
+    """The folders of all runs, by name, complete or not; those of an earlier version are passed over, and said to be."""
+    found, old = [], []
+    for path in sorted(Path(out).glob("*/run.json")):
+        try:
+            read(path.parent)
+            found.append(path.parent)
+        except OldRun:
+            old.append(path.parent.name)
+    if old:
+        log.warning("%s: %d runs of an earlier version are passed over, such as %s", out, len(old), old[0])
+    return found
+
+
 def complete_runs(out: Path | str) -> list[Path]:
     """The folders of all complete runs, by name."""
-    return sorted(path.parent for path in Path(out).glob("*/run.json") if read(path.parent).get("status") == "complete")
+    return [folder for folder in all_runs(out) if read(folder).get("status") == "complete"]

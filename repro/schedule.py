@@ -4,10 +4,12 @@ A recipe is a tuple of stages. Warm-up, decay, re-warm-up and collapse are the s
 starts from the weights and batch-norm statistics at the end of an earlier one, with zero momentum.
 """
 
+import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from repro import ReproError, choose
+from repro import ReproError, choose, whole_number
 
 IMAGENET_IMAGES = 1_281_167  # ILSVRC2012 training images: the epoch of every released recipe
 
@@ -19,6 +21,9 @@ SWITCHES = {  # where the authors' text and code disagree, or Intel's defaults d
     "zero_gamma": ("last_of_stage", "all_blocks", "none"),
     "bn_momentum": (0.05, 0.1),
 }
+STRIDES = ("v1.5", "v1")
+DECAYS = ("polynomial", "cosine")
+AUGMENTATIONS = ("scale_aspect", "scale", "none")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Stage:
     base_rate: float
     warmup_iterations: int = 0
     warmup_start_rate: float = 0.0
+    decay: str = "polynomial"  # or "cosine": half a period of it, from the base rate to zero at the horizon
     power: float = 1.0  # of the polynomial decay
     horizon: int = 0  # iteration, from the stage's start, at which `as_released` decays to zero; 0: the stage's end
     designed_horizon: int = 0  # the same from the end of warm-up for `as_designed`; 0: horizon - warm-up
@@ -80,11 +86,37 @@ class Recipe:
                     f"recipe {self.name}: stage {stage.name} starts from {stage.starts_from}, "
                     f"which is not one of the stages before it"
                 )
-            if stage.iterations < 1 or stage.warmup_iterations > stage.iterations:
+            self._check_stage(stage)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            raise ReproError(
+                f"a recipe's name is {self.name!r}: use letters, digits, and _ . - only, since folders are named after it"
+            )
+        for name, least in (("workers", 1), ("images_per_worker", 1), ("epoch_images", 1)):
+            whole_number(f"recipe {self.name}: {name}", getattr(self, name), least)
+        for name, value, most in (("momentum", self.momentum, 0.9999), ("bn_momentum", self.bn_momentum, 1.0)):
+            if not 0 <= value <= most:
+                raise ReproError(f"recipe {self.name}: {name} is {value!r}: it must be from 0 to {most:g}")
+        for name in ("record_every", "evaluate_every"):
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ReproError(
-                    f"recipe {self.name}: stage {stage.name} has {stage.iterations} iterations and "
-                    f"{stage.warmup_iterations} of warm-up: it needs at least one, and its warm-up within"
+                    f"recipe {self.name}: {name} is {getattr(self, name)!r}: it must be a positive number of epochs"
                 )
+        choose("stride", self.stride, STRIDES)
+        for switch in ("lr_formula", "momentum_correction", "decay_bn", "zero_gamma"):
+            choose(f"value of {switch}", getattr(self, switch), SWITCHES[switch])
+
+    def _check_stage(self, stage: Stage) -> None:
+        where = f"recipe {self.name}: stage {stage.name}"
+        for name, least in (("iterations", 1), ("warmup_iterations", 0), ("horizon", 0), ("designed_horizon", 0)):
+            whole_number(f"{where}: {name}", getattr(stage, name), least)
+        if stage.warmup_iterations > stage.iterations:
+            raise ReproError(f"{where} has {stage.iterations} iterations, fewer than its {stage.warmup_iterations} of warm-up")
+        for name in ("base_rate", "warmup_start_rate", "weight_decay", "power"):
+            value = getattr(stage, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ReproError(f"{where}: {name} is {value!r}: it must be a number, at least 0")
+        choose("decay", stage.decay, DECAYS)
+        choose("augmentation", stage.augmentation, AUGMENTATIONS)
 
     @property
     def global_batch(self) -> int:
@@ -142,4 +174,6 @@ def learning_rate(recipe: Recipe, step: int, formula: str = "as_released") -> fl
     if formula == "as_designed":
         iteration -= stage.warmup_iterations
         horizon = stage.designed_horizon or horizon - stage.warmup_iterations
+    if stage.decay == "cosine":  # Loshchilov and Hutter, arXiv 1608.03983
+        return stage.base_rate * (1 + math.cos(math.pi * iteration / horizon)) / 2
     return stage.base_rate * (1 - iteration / horizon) ** stage.power

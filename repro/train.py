@@ -1,40 +1,152 @@
 """The algorithm: for each step, every worker's forward and backward, one average over all workers, one update.
 
-    prepare                checks what was asked for, before anything runs
-    train, _train          the loop
-    average_over_workers   one step's gradient and batch statistics
+    train     the loop
+    step      one step of it
+    prepare   checks what was asked for, before anything runs
 
 Everything that it uses is a value or a pure function: the learning rate (`schedule`), the sample stream and its
 augmentation (`data`), the batch statistics (`model`). So a checkpoint is weights, momentum, running statistics and
-one integer (beside the losses since the last metric row), and the result is the same bits on any number of ranks (`allreduce`).
+one integer (beside the losses since the last metric row), and the weights are bit-identical on any number of ranks
+(`allreduce`). What a run writes, evaluates and saves while it trains is in `journal`.
 """
 
-import inspect
 import logging
 import os
 import socket
-import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
+from torch import nn
 
-from repro import ReproError, checkpoint, choose, comm, evaluate, recipes, records, watch
-from repro.allreduce import REDUCTIONS, Average, Mean
+from repro import ReproError, checkpoint, choose, comm, own, recipes, records, watch, whole_number
+from repro.allreduce import Average, Mean
 from repro.data import Images, Stream, load_ahead
+from repro.journal import Journal
 from repro.labels import compare_labels
 from repro.memory import keep_freed
-from repro.model import MODELS, Network, build, find_device, find_precision
+from repro.model import Network, builder, find_device, find_precision
 from repro.optim import SGD
+from repro.overlap import OverlappedAverage
+from repro.packed import pack_embedded
 from repro.paths import RUNS
-from repro.schedule import SWITCHES, Recipe, learning_rate
+from repro.schedule import SWITCHES, Recipe, Stage, learning_rate
+from repro.settings import Settings, non_default
 
 log = logging.getLogger("repro")
 
-CHECKPOINT_SECONDS = 30  # at epoch ends, no more often than this
-LONGEST_SECONDS = 600  # after any step that comes so long after the last checkpoint: what a kill can cost
+
+# --- The loop -----------------------------------------------------------------------------------------------------------
+
+
+def _train(world, task: "Task") -> dict:
+    recipe, settings = task.recipe, task.settings
+    network, optimizer, average = assemble(world, task)
+    journal = Journal(world, task, network, optimizer)  # from the newest checkpoint on, if there is one
+    batches = _batches(world, task, journal.step)
+    for number in range(journal.step, recipe.iterations):
+        world.at = f"step {number + 1} of {recipe.iterations}"
+        stage, iteration = recipe.stage_at(number)
+        if iteration == 0:
+            _begin_stage(world, task, stage, network, optimizer)
+        rate = learning_rate(recipe, number, recipe.lr_formula)
+        corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
+        previous_rate = learning_rate(recipe, number - 1, recipe.lr_formula) if corrected else 0.0
+        journal.ask(average)
+        mean = step(
+            world,
+            average,
+            network,
+            optimizer,
+            batches,
+            settings.precision,
+            rate,
+            stage.weight_decay,
+            recipe.bn_momentum,
+            previous_rate,
+        )
+        journal.enter(rate, mean)
+    return journal.facts()
+
+
+def step(
+    world,
+    average: Average,
+    network: Network,
+    optimizer: SGD,
+    batches: Iterator,
+    precision: str,
+    rate: float,
+    weight_decay: float,
+    bn_momentum: float,
+    previous_rate: float = 0.0,
+) -> Mean:
+    """One step of synchronous SGD over all workers. Collective.
+
+    `batches` yields (images, labels) of this rank's workers, one after the other; `precision` is fp32 or bf16. Returns the
+    mean over workers, whose gradient the update has overwritten. If a rank cannot compute its part, all raise at this step.
+    """
+    mean = average_over_workers(world, average, network, batches, precision)
+    optimizer.step(mean.gradient, rate, weight_decay, previous_rate)
+    network.update_statistics(mean.statistics, bn_momentum)
+    return mean
+
+
+def average_over_workers(world, average: Average, network: Network, batches: Iterator, precision: str) -> Mean:
+    """One step's gradient, batch statistics, loss and correct count, averaged over all workers. Collective.
+
+    This rank computes its share of the workers, one after the other. If a rank cannot, all raise at this step.
+    """
+    error = None
+    try:
+        for _ in range(average.mine):
+            images, labels = next(batches)
+            average.add(network.contribute(images, labels, precision))
+            world.beat()
+    except Exception as caught:  # whatever it is: the other ranks are on their way into the collective below
+        error = caught
+        average.fail()
+    mean = average.mean()
+    if mean.failed:
+        world.check(error)
+    return mean
+
+
+def _begin_stage(world, task: "Task", stage: Stage, network: Network, optimizer: SGD) -> None:
+    """Zero momentum, and the weights and statistics of the stage that it branches from, if not of the one before."""
+    optimizer.history.zero_()
+    if stage.starts_from:
+        with world.together():
+            network.load(checkpoint.load(task.run.snapshot(stage.starts_from))[0])
+
+
+def _batches(world, task: "Task", first: int) -> Iterator:
+    """What this rank's workers see, one worker after the other, step after step, from step `first` on."""
+    recipe = task.recipe
+    stream = Stream(task.train, task.settings.seed, recipe.workers, recipe.images_per_worker)
+    requests = (
+        (number, worker, recipe.stage_at(number)[0].augmentation)
+        for number in range(first, recipe.iterations)
+        for worker in range(world.rank, recipe.workers, world.size)
+    )
+    return load_ahead(stream, requests, task.decoders)
+
+
+def assemble(world, task: "Task") -> tuple[Network, SGD, Average]:
+    """The network with its initial weights, its optimizer and the average over its workers."""
+    recipe, settings = task.recipe, task.settings
+    keep_freed()
+    torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the bits depend on it
+    torch.manual_seed(settings.seed)
+    network = Network(task.build(), settings.device)
+    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
+    if world.nodes > 1:
+        return network, optimizer, OverlappedAverage(settings.reduction, world, recipe.workers, network).attach(network)
+    return network, optimizer, Average(settings.reduction, world, recipe.workers, network)
+
+
+# --- Around it ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -42,9 +154,10 @@ class Task:
     """One run, checked."""
 
     recipe: Recipe
+    build: Callable[[], nn.Module]  # a model with its initial weights, from torch's generator
     train: Images
     test: Images
-    parameters: dict  # seed, reduction, precision, ...: with recipe, data and code, they determine the result
+    settings: Settings
     decoders: int  # threads that decode images ahead of the step
     steps: int  # to stop after, counted from this call's start; 0: at the recipe's end
     patience: int  # seconds that a rank may give no sign of life
@@ -52,67 +165,74 @@ class Task:
 
 
 def prepare(
-    recipe: str,
+    recipe: str | Recipe,
     data: str = "digits",
-    shrink: str = "laptop",
-    seed: int = 0,
-    out: str = str(RUNS),
+    shrink: str | None = None,
     model: str = "",
-    size: int = 0,
-    normalization: str = "release",
-    reduction: str = "exact",
-    precision: str = "auto",
-    device: str = "auto",
-    threads: int = 1,
+    out: str = str(RUNS),
     decoders: int = 2,
     steps: int = 0,
     patience: int = 600,
-    **switches,
+    **options,
 ) -> Task:
-    """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs."""
-    known = [name for name in inspect.signature(prepare).parameters if name != "switches"]
-    for name in switches:
-        choose("parameter", name, [*known, *SWITCHES])
-    original = recipes.find(recipe, **switches)
-    choose("reduction", reduction, REDUCTIONS)
-    device = find_device(device, comm.world().node_rank)
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("threads", threads, 1),
-        ("decoders", decoders, 0),
-        ("steps", steps, 0),
-        ("patience", patience, 1),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-            raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}")
-    train, test = (Images(data, split, normalization=normalization, size=size) for split in ("train", "test"))
+    """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs.
+
+    `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `model` a ResNet's name or `mine.py:my_net`, by
+    default the recipe's; `data` a data set's name or its folder; `shrink` by default laptop for our recipes and none for
+    the user's. `options` are fields of `Settings` and of `schedule.SWITCHES`.
+    """
+    known = [each.name for each in fields(Settings)]
+    for name in options:
+        choose(
+            "parameter", name, ["recipe", "data", "shrink", "model", "out", "decoders", "steps", "patience", *known, *SWITCHES]
+        )
+    original = recipes.find(recipe, **{name: value for name, value in options.items() if name in SWITCHES})
+    ours = original.name in recipes.RECIPES
+    shrink = shrink or ("laptop" if ours else "none")
+    asked = Settings(**{name: value for name, value in options.items() if name in known})
+    for name, value, least in (("decoders", decoders, 0), ("steps", steps, 0), ("patience", patience, 1)):
+        whole_number(name, value, least)
+    train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in ("train", "test"))
     if difference := compare_labels(train.classes, test.classes):
         raise ReproError(f"the label map of {test.packed.path} is not that of {train.packed.path}: {difference}")
     small = recipes.shrink(original, shrink, len(train))
-    if model and choose("model", model, MODELS) != small.model:
-        small = replace(small, model=model, name=f"{small.name}-{model}")
-    precision = find_precision(precision, device, train.small)
+    if model and model != small.model:
+        small = replace(small, model=model, name=f"{small.name}-{model.rpartition(':')[2]}")
+    if not ours:  # whoever wrote it need not know how many images the data set has
+        small = replace(small, epoch_images=min(small.epoch_images, len(train)))
     train.count = min(len(train), small.epoch_images)
-    parameters = dict(
-        seed=seed,
-        size=size,
-        normalization=normalization,
-        reduction=reduction,
-        precision=precision,
-        device=device,
-        threads=threads,
-    )
-    digests = {"name": train.name, "train": train.digest, "test": test.digest}
-    return Task(small, train, test, parameters, decoders, steps, patience, records.Run(out, small, parameters, digests))
+    device = find_device(asked.device, comm.world().node_rank)
+    settings = replace(asked, device=device, precision=find_precision(asked.precision, device, train.small))
+    seen = train.preprocessing
+    build = builder(small.model, len(train.classes), train.channels, seen.size, small.stride, small.zero_gamma)
+    facts = {"name": train.name, "train": train.digest, "test": test.digest, "preprocessing": non_default(seen)}
+    origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked)}
+    origin["model_source"] = own.source_digest(small.model) if own.is_own(small.model) else ""
+    run = records.Run(out, small, settings, facts, **origin)
+    return Task(small, build, train, test, settings, decoders, steps, patience, run)
 
 
-def plan(recipe: str, **parameters) -> dict:
-    """What `train` would do, as plain values: the run's folder, whether it is complete, its recipe and its images."""
-    task = prepare(recipe, **parameters)
+def _variant(recipe: Recipe, asked: Settings) -> str:
+    """What makes a run another than the plain one of its recipe's name, data and seed: "lr_formula=as_designed"; or ""."""
+    plain = recipes.RECIPES.get(recipe.name, recipe)
+    switched = {name: value for name, value in recipes.switches_of(recipe).items() if value != getattr(plain, name)}
+    switched |= {name: value for name, value in non_default(asked).items() if name != "seed"}
+    return ", ".join(f"{name}={value}" for name, value in switched.items())
+
+
+def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
+    """What `train` would do, as plain values: the run's folder, how much of it is done, its recipe and its images."""
+    with comm.world().together():
+        if comm.world().rank == 0:
+            pack_embedded(data)
+    task = prepare(recipe, data, **parameters)
     small = task.recipe
+    done = small.iterations if task.run.complete else task.run.newest_step
     return {
         "folder": str(task.run.folder),
         "complete": task.run.complete,
+        "step": done,
+        "epoch": small.epochs(done),
         "recipe": small.name,
         "workers": small.workers,
         "global_batch": small.global_batch,
@@ -122,16 +242,19 @@ def plan(recipe: str, **parameters) -> dict:
     }
 
 
-def train(recipe: str, **parameters) -> str:
+def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
     """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
 
-    A complete run of the same code, parameters and data is left as it is; an incomplete one is continued. Raises
+    A complete run of the same code, settings and data is left as it is; an incomplete one is continued. Raises
     ReproError on every rank if any rank fails, and records.Stopped if a rank was asked to stop or `steps` are done.
     """
     world = comm.world()
     world.leaving = False  # engines stay after a call that failed
     with world.together():
-        task = prepare(recipe, **parameters)
+        if world.rank == 0:
+            pack_embedded(data)
+    with world.together():
+        task = prepare(recipe, data, **parameters)
         if world.size > task.recipe.workers:
             raise ReproError(
                 f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
@@ -173,202 +296,3 @@ def _agree(world, task: Task) -> None:
     with world.together():
         if difference := records.first_difference(mine, first):
             raise ReproError(f"rank {world.rank} does not agree with rank 0, so nothing was started: {difference}")
-
-
-def _train(world, task: Task) -> dict:
-    recipe, parameters, run = task.recipe, task.parameters, task.run
-    network, optimizer, average = _assemble(world, task)
-    progress = {"step": 0, "seconds": 0.0, "losses": [], "corrects": []}
-    with world.together():
-        if run.checkpoints:
-            progress = _resume(run, network, optimizer)
-        elif run.continued:
-            log.info("an earlier attempt left no checkpoint yet in %s: starting anew", run.folder)
-        if world.rank == 0:
-            run.rewind(progress["step"])
-    first = step = progress["step"]
-    seconds = progress["seconds"]
-    losses, corrects = progress["losses"], progress["corrects"]  # since the last metric row
-    batches = _batches(world, task, step)
-    clock = saved = time.monotonic()
-    while step < recipe.iterations:
-        world.at = f"step {step + 1} of {recipe.iterations}"
-        stage, iteration = recipe.stage_at(step)
-        if iteration == 0:
-            optimizer.history.zero_()
-            if stage.starts_from:
-                with world.together():
-                    network.load(checkpoint.load(run.snapshot(stage.starts_from))[0])
-        rate = learning_rate(recipe, step, recipe.lr_formula)
-        corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
-        previous_rate = learning_rate(recipe, step - 1, recipe.lr_formula) if corrected else 0.0
-
-        if watch.asked.is_set() or step + 1 == first + task.steps:
-            average.stop()
-        if world.rank == 0 and time.monotonic() - saved > LONGEST_SECONDS:
-            average.save()
-        mean = average_over_workers(world, average, network, batches, parameters["precision"])
-        optimizer.step(mean.gradient, rate, stage.weight_decay, previous_rate)
-        network.update_statistics(mean.statistics, recipe.bn_momentum)
-        losses.append(float(mean.loss))
-        corrects.append(float(mean.correct))
-        step += 1
-
-        ends_stage = iteration + 1 == stage.iterations
-        evaluates = ends_stage or _completes(recipe, step, recipe.evaluate_every)
-        records_row = evaluates or _completes(recipe, step, recipe.record_every)
-        if not (records_row or mean.save or mean.stop):
-            continue
-        world.at = f"the end of {world.at}"
-        check_replicas(world, network, optimizer)
-        row = {
-            "step": step,
-            "epoch": recipe.epochs(step),
-            "stage": stage.name,
-            "rate": rate,
-            "train_loss": sum(losses) / len(losses),
-            "train_top1": sum(corrects) / len(corrects) / recipe.images_per_worker,
-        }
-        if evaluates:
-            counted = evaluate.counts(
-                world,
-                [(network.model, network.state())],
-                task.test,
-                device=parameters["device"],
-                precision=parameters["precision"],
-                threads=task.decoders,
-            )
-            row |= {"images": counted["images"], **counted["members"][0]}
-        row["seconds"] = seconds + time.monotonic() - clock
-        if records_row:
-            losses, corrects = [], []
-        with world.together():
-            if world.rank == 0:
-                if records_row:
-                    run.metric(row)
-                    log.info(records.describe(row, recipe.epochs()))
-                if ends_stage:
-                    checkpoint.save(run.snapshot(stage.name), network.state(), row)
-                if ends_stage or mean.save or mean.stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    _save(
-                        run,
-                        network,
-                        optimizer,
-                        {"step": step, "seconds": row["seconds"], "losses": losses, "corrects": corrects},
-                    )
-                    saved = time.monotonic()
-        if mean.stop and step < recipe.iterations:
-            watch.asked.clear()
-            raise records.Stopped(_outlook(recipe, step, step - first, time.monotonic() - clock, world.size))
-
-    if world.rank != 0:
-        return {}
-    ends = {stage.name: checkpoint.load(run.snapshot(stage.name))[1] for stage in recipe.stages}
-    last = ends[recipe.stages[-1].name]
-    return {
-        "ends": ends,
-        "images": last["images"],
-        "top1": last["top1"],
-        "top5": last["top5"],
-        "seconds": seconds + time.monotonic() - clock,
-        "weights_sha256": checkpoint.digest(network.state()),
-    }
-
-
-def _assemble(world, task: Task) -> tuple[Network, SGD, Average]:
-    recipe, parameters = task.recipe, task.parameters
-    keep_freed()
-    torch.set_num_threads(parameters["threads"])  # kernels split their sums by thread, so the bits depend on it
-    torch.manual_seed(parameters["seed"])
-    network = Network(
-        build(recipe.model, len(task.train.classes), task.train.channels, recipe.stride, recipe.zero_gamma),
-        parameters["device"],
-    )
-    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
-    return network, optimizer, Average(parameters["reduction"], world, recipe.workers, network, overlap=world.nodes > 1)
-
-
-def _batches(world, task: Task, first: int) -> Iterator:
-    """What this rank's workers see, one worker after the other, step after step, from step `first` on."""
-    recipe = task.recipe
-    stream = Stream(task.train, task.parameters["seed"], recipe.workers, recipe.images_per_worker)
-    return load_ahead(
-        stream,
-        (
-            (step, worker, recipe.stage_at(step)[0].augmentation)
-            for step in range(first, recipe.iterations)
-            for worker in range(world.rank, recipe.workers, world.size)
-        ),
-        task.decoders,
-    )
-
-
-def average_over_workers(world, average: Average, network: Network, batches: Iterator, precision: str) -> Mean:
-    """One step's gradient, batch statistics, loss and correct count, averaged over all workers. Collective.
-
-    This rank computes its share of the workers, one after the other. If a rank cannot, all raise at this step.
-    """
-    error = None
-    try:
-        for _ in range(world.rank, average.workers, world.size):
-            images, labels = next(batches)
-            average.add(network.contribute(images, labels, precision))
-            world.beat()
-    except Exception as caught:  # whatever it is: the other ranks are on their way into the collective below
-        error = caught
-        average.fail()
-    mean = average.mean()
-    if mean.failed:
-        world.check(error)
-    return mean
-
-
-def check_replicas(world, network: Network, optimizer: SGD) -> None:
-    """Raises on every rank if weights, statistics and momentum are not rank 0's bits. Collective, of a number a rank."""
-    digest = 0
-    for vector in (network.weights, network.statistics, optimizer.history):
-        digest = zlib.crc32(vector.cpu().numpy(), digest)
-    with world.together():
-        if digest != world.broadcast(digest):
-            raise ReproError(
-                f"the weights, statistics or momentum of rank {world.rank} are no longer those of rank 0: faulty "
-                f"memory, or an MPI that does not give all ranks the same sum. The last checkpoint is from "
-                f"before; the same command continues from it."
-            )
-
-
-def _outlook(recipe: Recipe, step: int, done: int, seconds: float, ranks: int) -> str:
-    rate, left = done * recipe.global_batch / seconds, recipe.iterations - step
-    hours = left * recipe.global_batch / rate / 3600
-    return (
-        f"stopped on request after step {step} of {recipe.iterations}. At this call's {rate:.3g} images/s on {ranks} "
-        f"{'rank' if ranks == 1 else 'ranks'} (evaluations included), the other {left} steps of {recipe.global_batch} "
-        f"images take {hours:.3g} hours ({hours / 24:.3g} days). The same command continues the run."
-    )
-
-
-def _completes(recipe: Recipe, step: int, epochs: float) -> bool:
-    """Whether the step before `step` completed another `epochs` epochs."""
-    return recipe.epochs(step) // epochs > recipe.epochs(step - 1) // epochs
-
-
-def _save(run, network: Network, optimizer: SGD, progress: dict) -> None:
-    state = network.state() | {"momentum": optimizer.history.cpu()}
-    checkpoint.save(run.folder / "checkpoints" / str(progress["step"]), state, {"run": run.folder.name} | progress)
-    checkpoint.prune(run.folder / "checkpoints")
-
-
-def _resume(run, network: Network, optimizer: SGD) -> dict:
-    folder = run.folder / "checkpoints"
-    state, progress = checkpoint.newest(folder)
-    if progress.get("run") != run.folder.name:
-        raise checkpoint.CheckpointError(
-            f"the checkpoint in {folder} is of the run {progress.get('run')}: it does not belong there"
-        )
-    try:
-        optimizer.history.copy_(state.pop("momentum"))
-        network.load(state)
-    except (KeyError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(f"the checkpoint in {folder} is not of this network: {error}") from error
-    log.info("continuing after step %d, from %s", progress["step"], run.folder)
-    return progress

@@ -173,7 +173,7 @@ def test_what_a_job_is_told_reaches_training(slurm, tmp_path):
     )
     assert finish(process) and process.returncode == 0
     *_, stage, train = (tmp_path / "calls").read_text().splitlines()
-    assert stage == "22 -m repro stage /d --to /local disk"
+    assert stage == "22 -m repro copy-data /d --to /local disk"
     assert train == (
         "22 -m repro train one_model --data /local disk/staged --shrink none --seed 3 "
         f"--out {tmp_path}/runs --threads 22 --decoders 2 --steps 3 --precision bf16"

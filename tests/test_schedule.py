@@ -229,7 +229,7 @@ def test_each_step_belongs_to_one_stage():
         ((Stage("a", 3, 1.0), Stage("a", 3, 1.0)), "share a name"),
         ((Stage("a", 3, 1.0, starts_from="b"), Stage("b", 3, 1.0)), "starts from b"),
         ((Stage("a", 3, 1.0, warmup_iterations=4),), "warm-up"),
-        ((Stage("a", 0, 1.0),), "at least one"),
+        ((Stage("a", 0, 1.0),), "at least 1"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(stages, words):

@@ -7,6 +7,7 @@ MODEL. Predictions for the ranks at hand are kept (`records.predict`), and the r
 import os
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +15,25 @@ import psutil
 import torch
 
 from repro import ReproError, checkpoint, choose, comm, recipes, records, train
+from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
+from repro.packed import pack_embedded
 from repro.scaling import steptime
 from repro.scaling.probe import probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe
-from repro.train import CHECKPOINT_SECONDS, LONGEST_SECONDS, Task
+from repro.train import Task
 
 MOST_KEPT = 3  # checkpoints on disk at once: the two newest, and the one being written
 
 
 def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
-    """`train.plan` of each task, with its forecast where it is not complete: the recorded one, else a new one. Collective.
+    """`train.describe` of each task, with its forecast where it is not complete: the recorded one, else a new one. Collective.
 
     A recorded forecast counts if it is for as many ranks. All `tasks` have the same `out`.
     """
     world = comm.world()
     with world.together():
-        plans = [train.plan(**task) for task in tasks]
+        plans = [train.describe(**task) for task in tasks]
         known = records.predictions(Path(plans[0]["folder"]).parent)
         missing = [
             task
@@ -57,6 +60,10 @@ def forecast(
         for name, value in (("nodes", nodes), ("ranks_per_node", ranks_per_node)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ReproError(f"{name} is {value!r}: it must be a whole number, or 0 for as many as at hand")
+        if world.rank == 0:
+            for data in {task.get("data", "digits") for task in tasks}:
+                pack_embedded(data)
+    with world.together():
         prepared = [train.prepare(**task) for task in tasks]
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
@@ -68,7 +75,7 @@ def forecast(
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
     found = [
-        {"folder": str(task.run.folder), "complete": task.run.complete}
+        {"folder": str(task.run.folder), "complete": task.run.complete, "shrink": task.run.record["shrink"]}
         | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
         | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": records.now()}
         for task, values in zip(prepared, tasks)
@@ -83,7 +90,7 @@ def forecast(
 
 def _subject(task: Task, values: dict) -> tuple:
     """What a step's time depends on, beside the number of workers."""
-    timed = {key: value for key, value in task.parameters.items() if key != "seed"}
+    timed = {key: value for key, value in asdict(task.settings).items() if key != "seed"}
     return (
         task.recipe.model,
         task.recipe.stride,
@@ -96,7 +103,7 @@ def _subject(task: Task, values: dict) -> tuple:
 
 def _probe(task: Task, values: dict, seconds: float) -> dict:
     """A probe of the task's own step, and the seconds that one snapshot of its network takes to write."""
-    parameters = {key: value for key, value in task.parameters.items() if key != "seed"}
+    parameters = {key: value for key, value in asdict(task.settings).items() if key != "seed"}
     found = probe(
         task.recipe.model,
         [task.recipe.images_per_worker],
@@ -194,17 +201,19 @@ def plan(
         raise ReproError(f"hours is {hours!r}: it must be a number of hours, or 0 for no limit")
     world, asked = comm.world(), {"recipe": recipe, **parameters}
     with world.together():
+        if world.rank == 0:
+            pack_embedded(parameters.get("data", "digits"))
+    with world.together():
         tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
+        asked_shrink = train.prepare(**asked).run.record["shrink"]
         for shrink in ["none", *recipes.SHRINKS] if hours else []:
             try:
                 other = asked | {"shrink": shrink}
-                if shrink != parameters.get("shrink", "laptop") and train.prepare(**other).recipe.workers >= ranks:
+                if shrink != asked_shrink and train.prepare(**other).recipe.workers >= ranks:
                     tasks.append(other)
             except ReproError:  # it needs more images than there are
                 continue
     found = forecast(tasks, seconds, nodes, ranks_per_node, network)
-    for task, each in zip(tasks, found):
-        each["shrink"] = task.get("shrink", "laptop")
     feasible = [each for each in found if hours and each["hours"] <= hours]
     largest = max(feasible, key=lambda each: each["images"])["shrink"] if feasible else ""
     return {"asked": found[0], "others": found[1:], "hours": hours, "largest": largest, "memory": psutil.virtual_memory().total}

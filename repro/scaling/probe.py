@@ -7,19 +7,25 @@ import os
 import resource
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from repro import ReproError, choose, comm, evaluate, records
-from repro.allreduce import BUCKET, REDUCTIONS, WIRE, Average
+from repro import ReproError, comm, evaluate, records, whole_number
+from repro.allreduce import Average
 from repro.comm import Alone
-from repro.data import IMAGENET, Images, Stream, load_ahead
+from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
-from repro.model import MODELS, PRECISIONS, Network, build, find_device, find_precision
+from repro.model import Network, builder, find_device, find_precision
 from repro.optim import SGD
-from repro.train import average_over_workers
+from repro.overlap import BUCKET, OverlappedAverage
+from repro.packed import PHOTOGRAPHS
+from repro.scaling import steptime
+from repro.settings import Settings
+from repro.train import step
 
 CLASSES, CHANNELS = 1000, 3  # of the network, where no data set says otherwise
 BURST, MOST = 0.3, 40  # steps are timed in bursts of so many seconds, of at most so many steps: a short one in a hot cache
@@ -30,26 +36,17 @@ SIZES = tuple(4**power for power in range(6, 14))  # bytes of an allreduce: 4 KB
 class _Steps:
     """Training steps of one network whose images are at hand or come from the loader."""
 
-    def __init__(
-        self,
-        world,
-        model: str,
-        stride: str,
-        images: Images | None,
-        size: int,
-        reduction: str,
-        precision: str,
-        device: str,
-        decoders: int,
-    ):
+    def __init__(self, world, model: str, stride: str, images: Images | None, size: int, settings: Settings, decoders: int):
         classes, channels = (len(images.classes), images.channels) if images else (CLASSES, CHANNELS)
         self.images, self.size, self.channels, self.classes = images, size, channels, classes
-        self.reduction, self.precision, self.decoders = reduction, precision, decoders
-        self.network = Network(build(model, classes, channels, stride), device)
-        self.together = self.network, Average(reduction, world, world.size, self.network)
-        if world.nodes > 1:  # then the trainer overlaps, for which its network calls the average
-            network = Network(build(model, classes, channels, stride), device)
-            self.together = network, Average(reduction, world, world.size, network, overlap=True)
+        self.settings, self.decoders = settings, decoders
+        build = builder(model, classes, channels, size, stride)
+        self.network = self.shared = Network(build(), settings.device)
+        if world.nodes > 1:  # then the trainer overlaps; once attached, a network calls its average at every backward pass
+            self.shared = Network(build(), settings.device)
+            self.average = OverlappedAverage(settings.reduction, world, world.size, self.shared).attach(self.shared)
+        else:
+            self.average = Average(settings.reduction, world, world.size, self.network)
 
     def at_hand(self, count: int):
         pixels = torch.randn(count, self.channels, self.size, self.size).contiguous(memory_format=torch.channels_last)
@@ -61,18 +58,19 @@ class _Steps:
 
     def apart(self, batches, workers: int, steps: int) -> list[float]:
         """Seconds of each of so many steps of this rank alone, with so many workers."""
-        return self._burst(Alone(), self.network, Average(self.reduction, Alone(), workers, self.network), batches, steps)
+        return self._burst(
+            Alone(), self.network, Average(self.settings.reduction, Alone(), workers, self.network), batches, steps
+        )
 
     def averaged(self, world, batches, steps: int) -> list[float]:
         """Seconds of each of so many steps of all ranks, with one worker a rank."""
-        return self._burst(world, *self.together, batches, steps)
+        return self._burst(world, self.shared, self.average, batches, steps)
 
     def _burst(self, world, network, average, batches, steps: int) -> list[float]:
         optimizer, seconds, start = SGD(network.weights, 0.9), [], time.perf_counter()
         for _ in range(steps):
-            mean = average_over_workers(world, average, network, batches, self.precision)
-            optimizer.step(mean.gradient, 0.0, 5e-5)  # rate 0: the weights stay finite however long this goes on
-            network.update_statistics(mean.statistics, 0.05)
+            # At rate 0 the weights stay finite however long this goes on.
+            mean = step(world, average, network, optimizer, batches, self.settings.precision, 0.0, 5e-5, 0.05)
             float(mean.loss)  # as the trainer does: on a GPU it waits for the step
             seconds.append(time.perf_counter() - start)
             start = time.perf_counter()
@@ -83,57 +81,49 @@ def probe(
     model: str = "resnet50",
     images: Iterable[int] = (2, 4, 8),
     data: str = "",
-    size: int = 0,
     stride: str = "v1.5",
-    normalization: str = "release",
-    reduction: str = "exact",
-    precision: str = "auto",
-    device: str = "auto",
-    threads: int = 1,
     decoders: int = 2,
     seconds: float = 60.0,
+    **settings,
 ) -> dict:
     """Measures for about `seconds`; returns the same on every rank. Collective.
 
     For each number of `images` a worker: steps of one worker a rank on the first 1, 2, 4, ... ranks without communication
     (`compute`) and on all with it (`step`); at the smallest number, two workers a rank too. Allreduces of several sizes; with
-    `data`, steps with the loader, the decoding rate and the evaluation's. Rows as `scaling.fit` takes them. Raises
-    ReproError for a parameter that does not fit.
+    `data`, steps with the loader, the decoding rate and the evaluation's. Rows as `steptime.fit` takes them. `settings`
+    are fields of `Settings`. Raises ReproError for a parameter that does not fit.
     """
     world = comm.world()
     images = list(images)
     with world.together():
-        choose("model", model, MODELS)
-        choose("reduction", reduction, REDUCTIONS)
-        choose("precision", precision, PRECISIONS)
-        device = find_device(device, world.node_rank)
-        if not images or not all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in images):
-            raise ReproError(f"images is {images!r}: it must be a list of whole numbers of images a worker, such as [2, 4, 8]")
+        asked = Settings(**settings)
+        images = [whole_number("images (per worker)", count, 1) for count in images]
+        if not images:
+            raise ReproError("images is empty: it must be a list of whole numbers of images per worker, such as [2, 4, 8]")
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
-        if not data and size < 0 or threads < 1 or decoders < 0:
-            raise ReproError(
-                f"size {size}, threads {threads}, decoders {decoders}: none may be negative, and threads at least 1"
-            )
-        found = Images(data, "train", normalization=normalization, size=size) if data else None
-    precision = find_precision(precision, device, bool(found and found.small))
+        whole_number("decoders", decoders)
+        seen = dict(normalization=asked.normalization, size=asked.size)
+        found = Images(data, "train", **seen) if data else None
+        device = find_device(asked.device, world.node_rank)
+        pixels = found.preprocessing.size if found else asked.size or PHOTOGRAPHS.size
+        asked = replace(asked, device=device, precision=find_precision(asked.precision, device, bool(found and found.small)))
+        torch.manual_seed(0)
+        steps = _Steps(world, model, stride, found, pixels, asked, decoders)
     began, load = time.monotonic(), os.getloadavg()[0]
     keep_freed()
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    pixels = found.kind.size if found else size or IMAGENET.size
-    steps = _Steps(world, model, stride, found, pixels, reduction, precision, device, decoders)
+    torch.set_num_threads(asked.threads)
     rows = _measure(world, steps, images, began + seconds)
     facts = {
         "model": model,
         "data": found.name if found else "",
         "size": pixels,
         "stride": stride,
-        "normalization": normalization,
-        "reduction": reduction,
-        "precision": precision,
-        "device": device,
-        "threads": threads,
+        "normalization": asked.normalization,
+        "reduction": asked.reduction,
+        "precision": asked.precision,
+        "device": asked.device,
+        "threads": asked.threads,
         "decoders": decoders,
         "parameters": len(steps.network.weights),
         "buckets": -(-len(steps.network.weights) // BUCKET),
@@ -141,7 +131,7 @@ def probe(
         "state_bytes": 4 * (len(steps.network.weights) + len(steps.network.statistics)),
     }
     if found:
-        facts |= _rates(world, steps, Images(data, "test", normalization=normalization, size=size), min(images))
+        facts |= _rates(world, steps, Images(data, "test", **seen), min(images))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KB
     return facts | {
         "ranks": world.size,
@@ -157,8 +147,8 @@ def probe(
 
 def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[dict]:
     """The rows; at least one time of each kind, however soon the deadline."""
-    kind = np.int64 if steps.reduction == "exact" else np.float32
-    vector = (len(steps.network.contribution) + 2) * WIRE[steps.reduction]
+    kind = np.int64 if steps.settings.reduction == "exact" else np.float32
+    vector = steps.average.bytes
     groups = [1 << power for power in range(world.size.bit_length()) if 1 << power < world.size]
     # (kind, images or bytes, workers a rank, ranks): what has to be there first, for the case that time is short
     settings = [("compute", count, 1, world.size) for count in images]
@@ -237,7 +227,7 @@ def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> 
         [(steps.network.model, steps.network.state())],
         test,
         device=str(steps.network.weights.device),
-        precision=steps.precision,
+        precision=steps.settings.precision,
         threads=steps.decoders,
     )
     evaluated = len(test) / (time.perf_counter() - start)
@@ -252,3 +242,12 @@ def machine() -> dict:
         "processor": records.processor(),
         "cores": os.cpu_count(),
     }
+
+
+def probe_into(out: str = "", **parameters) -> dict | None:
+    """What `probe` measures: written into the file `out` by rank 0, or returned if there is none. Collective."""
+    measured = probe(**parameters)
+    if not out:
+        return measured
+    if comm.world().rank == 0:
+        steptime.save(measured, Path(out))

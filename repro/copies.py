@@ -10,7 +10,7 @@ from repro.paths import DATA, replacing, writable_folder
 SPLITS = ("train", "test")
 
 
-def stage(data: str, to: str) -> str:
+def copy_to_nodes(data: str, to: str) -> str:
     """Copies both splits of `data` (a name or a folder) into the folder `to` of each node. Collective.
 
     Returns the folder to name by --data. A copy that is there already is kept if it is of the same records. Raises
@@ -37,7 +37,7 @@ def _copy(packed: Packed, path: Path) -> None:
     if size > free:
         raise ReproError(
             f"{packed.path} takes {size / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free: "
-            f"stage to another disk, or train from where the data lies"
+            f"copy to another disk, or train from where the data lies"
         )
     with replacing(path) as temporary:
         shutil.copyfile(packed.path, temporary)

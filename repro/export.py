@@ -22,6 +22,7 @@ from repro.evaluate import AVERAGES, build_again, counts, open_run
 from repro.labels import compare_labels
 from repro.model import build, builder, find_device
 from repro.paths import replacing, writable_folder
+from repro.schedule import STRIDES
 from repro.settings import Settings
 
 FORMAT = "scaleout-repro exported model, version 2"
@@ -38,6 +39,10 @@ KEYS = {
     "bytes": int,
     "sha256": str,
     "view": dict,
+    "normalization": str,
+    "size": int,
+    "precision": str,
+    "threads": int,
 }
 VIEW = "the short side scaled to short_side (cubic), the centre of size x size cut out, less mean, times scale"
 
@@ -155,11 +160,12 @@ def _card(path: Path) -> dict:
                 f"{described} is in the format {card['format']!r}, and this code reads {FORMAT!r}: use "
                 f"the code that wrote it, or export it again"
             )
-        given = {**card["preprocessing"], **card}
+        given = {**card["settings"], **card["preprocessing"], **card}
         wrong = [key for key, kind in KEYS.items() if not isinstance(given[key], kind)]
         if wrong or not all(isinstance(name, str) for name in card["classes"]):
             raise ValueError(f"{', '.join(wrong or ['classes'])} is not what it should be")
         choose("number of channels", card["channels"], (1, 3))
+        choose("stride", card["stride"], STRIDES)
         Settings(**card["settings"])
         whole_number("size of the view", card["preprocessing"]["view"]["size"], 1, 1 << 14)
         return card

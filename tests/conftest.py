@@ -87,7 +87,7 @@ def whole(digits, tmp_path_factory) -> Path:
 def killed(digits, tmp_path_factory) -> Path:
     """The folder of the smoke run in another process, which SIGKILL ended after its first checkpoint."""
     out = tmp_path_factory.mktemp("killed")
-    code = f"from repro import train; train.CHECKPOINT_SECONDS = 0; train.train(**{SMOKE}, data={digits!r}, out={str(out)!r})"
+    code = f"from repro import journal, train; journal.CHECKPOINT_SECONDS = 0; train.train(**{SMOKE}, data={digits!r}, out={str(out)!r})"
     process = launch(sys.executable, "-c", code)
     try:
         deadline = time.monotonic() + 60

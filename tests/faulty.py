@@ -27,7 +27,7 @@ import torchvision.models  # noqa: E402, F401
 
 del sys.modules["torch._dynamo"], sys.modules["torch._dynamo.utils"]
 
-from repro import __main__, checkpoint, comm, records, train  # noqa: E402
+from repro import __main__, checkpoint, comm, journal, records, train  # noqa: E402
 from repro.data import Images  # noqa: E402
 from repro.model import Network  # noqa: E402
 
@@ -42,7 +42,7 @@ def run(fault: str, file: str, **parameters) -> str:
 
 kind, rank, place = os.environ.get("FAULT", "none@0@nowhere").split("@")
 rows, steps = os.environ.get("SAVES", "0,600").split(",")
-train.CHECKPOINT_SECONDS, train.LONGEST_SECONDS = float(rows), float(steps)
+journal.CHECKPOINT_SECONDS, journal.LONGEST_SECONDS = float(rows), float(steps)
 spoilt = {"nan": float("nan"), "inf": float("inf")}
 
 

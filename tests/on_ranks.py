@@ -12,10 +12,11 @@ from functools import partial
 
 import torch
 
-from repro import allreduce, comm, evaluate, nccl, train
+from repro import allreduce, comm, evaluate, nccl, overlap, train
 from repro.allreduce import Average
 from repro.data import Images, Stream
 from repro.model import Network, build
+from repro.overlap import OverlappedAverage
 
 FAILING_STEP = 2
 
@@ -27,18 +28,18 @@ def trained(digits, out, smoke):
 
 def overlapping(world, function, *arguments):
     """What the function returns when ranks seem to be on several nodes, so that buckets are summed during backward."""
-    nodes, bucket = world.nodes, allreduce.BUCKET
+    nodes, bucket = world.nodes, overlap.BUCKET
     start_sum, started = world.start_sum, []
 
     def counted(array):
         started.append(len(array))
         return start_sum(array)
 
-    world.nodes, allreduce.BUCKET, world.start_sum = 2, 4096, counted
+    world.nodes, overlap.BUCKET, world.start_sum = 2, 4096, counted
     try:
         return {"result": function(*arguments), "buckets": started}
     finally:
-        world.nodes, allreduce.BUCKET, world.start_sum = nodes, bucket, start_sum
+        world.nodes, overlap.BUCKET, world.start_sum = nodes, bucket, start_sum
 
 
 def evaluated(world, digits):
@@ -77,11 +78,13 @@ def failed(world, digits, out, smoke):
     }
 
 
-def averaged(world, reduction, verbs, overlap=False):
+def averaged(world, reduction, verbs, kind=Average):
     """Two steps' averages of one worker a rank, by the verbs of `verbs`: the world's or a group's."""
     torch.manual_seed(0)
     network = Network(build("resnet11", 10, 1))
-    average, means = Average(reduction, verbs, world.size, network, overlap), []
+    average, means = kind(reduction, verbs, world.size, network), []
+    if kind is OverlappedAverage:
+        average.attach(network)
     for step in range(2):
         generator = torch.Generator().manual_seed(world.size * step + world.rank)
         images = torch.randn(8, 1, 8, 8, generator=generator)
@@ -101,28 +104,13 @@ def same(world, means):
     return len(set(world.gather(tuple(mean.numpy().tobytes() for mean in means)))) == 1
 
 
-def narrow(world):
-    """`fast_bf16` against float64: the largest relative errors of vectors that lie between 1 and 2."""
-    torch.manual_seed(0)
-    network = Network(build("resnet11", 10, 1))
-    vectors = [
-        torch.rand(len(network.contribution), generator=torch.Generator().manual_seed(rank)) + 1 for rank in range(world.size)
-    ]
-    average, split = Average("fast_bf16", world, world.size, network), len(network.weights)
-    average.add(vectors[world.rank])
-    mean = average.mean()
-    whole = torch.cat([mean.gradient, mean.statistics, mean.loss[None], mean.correct[None]])
-    errors = (whole / torch.stack(vectors).double().mean(0) - 1).abs()
-    return {"gradient": float(errors[:split].max()), "rest": float(errors[split:].max()), "equal": same(world, [whole])}
-
-
 def grouped(world):
     """Each reduction by torch.distributed and with overlap, against MPI after backward."""
     group, report = nccl.Group(world, "gloo"), {}
-    allreduce.BUCKET = 4096
-    for reduction in allreduce.REDUCTIONS:
+    overlap.BUCKET = 4096
+    for reduction in allreduce.ARITHMETIC:
         by_mpi, by_group = averaged(world, reduction, world), averaged(world, reduction, group)
-        overlapped = [averaged(world, reduction, verbs, overlap=True) for verbs in (world, group)]
+        overlapped = [averaged(world, reduction, verbs, OverlappedAverage) for verbs in (world, group)]
         report[reduction] = {
             "difference": max(difference(means, by_mpi) for means in (by_group, *overlapped)),
             "equal": all(same(world, means) for means in (by_mpi, by_group, *overlapped)),
@@ -139,7 +127,7 @@ if __name__ == "__main__":
         "failure": failed(world, digits, f"{out}/failed", smoke),
     }
     if world.size > 1:
-        report["bf16"], report["group"] = narrow(world), grouped(world)
+        report["group"] = grouped(world)
         whole = partial(train.train, **smoke, data=digits, out=f"{out}/overlapped")
         report["overlapped"] = overlapping(world, whole)
         report["overlapped_failure"] = overlapping(world, failed, world, digits, f"{out}/failed overlapped", smoke)["result"]

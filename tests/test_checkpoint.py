@@ -89,7 +89,7 @@ def test_the_newest_undamaged_generation_counts(saved):
 def test_when_all_are_damaged_the_error_names_them_and_what_to_do(saved):
     for step in (2, 9, 10):
         (saved / f"{step}.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"(?s)checkpoints/10.*checkpoints/9.*Delete .* to start anew"):
+    with pytest.raises(CheckpointError, match=r"(?s)checkpoints/10.*checkpoints/9.*Delete .* to start again"):
         newest(saved)
 
 

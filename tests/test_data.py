@@ -6,12 +6,17 @@ import io
 import numpy as np
 import pytest
 import torch
+
+import digits as digits_set
 from PIL import Image
 
 from repro import ReproError, data, packed
-from repro.data import ATTEMPTS, DRAWS, IMAGENET, KINDS, Images, Stream
+from repro.data import ATTEMPTS, DRAWS, Images, Stream
+from repro.packed import PHOTOGRAPHS as IMAGENET
+from repro.packed import Preprocessing
 
-DIGITS = KINDS["digits"]
+DIGITS = digits_set.PREPROCESSING
+SMALL = Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)
 
 
 def stream(images=90, seed=0, workers=3, images_per_worker=4):
@@ -113,7 +118,7 @@ def test_labels_belong_to_the_images(digits):
     images = Images(digits, "train")
     one = Stream(images, 0, 2, 5)
     batch, labels = one.batch(3, 1, "none")
-    assert batch.shape == (5, 1, images.kind.size, images.kind.size) and batch.dtype == torch.float32
+    assert batch.shape == (5, 1, images.preprocessing.size, images.preprocessing.size) and batch.dtype == torch.float32
     assert labels.tolist() == [images.packed[sample][0] for sample in one.samples(3, 1)]
 
 
@@ -146,7 +151,7 @@ def test_the_test_view_is_the_centre_and_never_mirrored(size):
 def test_the_test_view_scales_the_short_side_by_the_plain_cubic(width, height):
     """To 32 where 28 are seen: in the whole image, then the centre; OpenCV computes with 11 bits, so within 1."""
     image = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
-    kind = data.kind_of("imagenet", size=28)
+    kind = data.adapted(IMAGENET, "imagenet", size=28)
     assert kind.short_side == 32
     wide, high = round(32 * width / min(width, height)), round(32 * height / min(width, height))
     top, left = (high - 28) // 2, (wide - 28) // 2
@@ -155,7 +160,7 @@ def test_the_test_view_scales_the_short_side_by_the_plain_cubic(width, height):
 
 
 def test_the_training_view_is_the_plain_cut_scaled_by_the_plain_cubic():
-    image, kind = np.random.default_rng(1).integers(256, size=(60, 80, 3), dtype=np.uint8), data.kind_of("imagenet", size=28)
+    image, kind = np.random.default_rng(1).integers(256, size=(60, 80, 3), dtype=np.uint8), data.adapted(IMAGENET, "imagenet", size=28)
     numbers = [0.5, 0.25, 0.9, 0.5, 0.25] + [0.0] * (DRAWS - 8) + [0.9, 0.0, 0.0]  # not swapped, not mirrored
     area, change = 0.54 * 60 * 80, 0.75 + 0.25 * (4 / 3 - 0.75)
     width, height = round(area**0.5 / change), round(area**0.5 * change)
@@ -257,6 +262,7 @@ def photographs(tmp_path):
         "test",
         ["a", "b"],
         lambda start: [packed.Item(i % 2, png(p)) for i, p in enumerate(pixels)],
+        preprocessing=SMALL,
     )
     return str(tmp_path / "cifar10"), pixels
 
@@ -265,7 +271,7 @@ def test_photographs_become_bgr_less_the_mean_times_the_scale(photographs):
     folder, pixels = photographs
     images = Images(folder, "test")
     found, labels = images.test_batch(0, 3)
-    kind = images.kind
+    kind = images.preprocessing
     margin = (32 - kind.size) // 2
     assert labels.tolist() == [0, 1, 0] and found.shape == (3, 3, kind.size, kind.size)
     for channel, (stored, mean, scale) in enumerate(zip((2, 1, 0), kind.mean, kind.scale)):  # blue, green, red
@@ -285,10 +291,8 @@ def test_torchvisions_normalization_is_torchvisions(photographs):
 
 def test_the_network_may_see_another_size(photographs, digits):
     images = Images(photographs[0], "test", size=14)
-    assert (images.kind.size, images.kind.short_side) == (14, 16)
+    assert (images.preprocessing.size, images.preprocessing.short_side) == (14, 16)
     assert images.test_batch(0, 3)[0].shape == (3, 3, 14, 14)
-    with pytest.raises(ReproError, match="size is -1"):
-        Images(digits, "train", size=-1)
     with pytest.raises(ReproError, match="torchvision is for colour images"):
         Images(digits, "train", normalization="torchvision")
 
@@ -300,7 +304,7 @@ def test_a_misspelt_data_set_is_told_what_was_meant():
 
 def test_imagenets_numbers_are_the_releases():
     assert (IMAGENET.mean, IMAGENET.scale, IMAGENET.bgr) == ((104, 117, 123), (0.0078125,) * 3, True)
-    assert data.kind_of("imagenet") == data.kind_of("places365") == data.kind_of("my-flowers") == IMAGENET
+    assert data.adapted(IMAGENET, "my-flowers") == IMAGENET
     assert (IMAGENET.size, IMAGENET.short_side, IMAGENET.smallest_area, IMAGENET.mirror) == (224, 256, 0.08, True)
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from digits import PREPROCESSING
+
 from repro import ReproError, checkpoint, packed, records
 from repro.data import Images
 from repro.export import evaluate, export
@@ -77,9 +79,9 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(exported, whole
         assert found["accuracy"] == {"split": "test", "images": end["images"], **only_counts(end)}
         assert (found["run"], found["stage"], found["model"], found["channels"]) == (whole.name, stage, "resnet11", 1)
         assert found["classes"] == images.classes and found["stride"] == run["recipe"]["stride"]
-        for key in ("recipe", "parameters", "data", "version", "code", "packages"):
+        for key in ("recipe", "settings", "data", "version", "code", "packages", "model_source"):
             assert found[key] == run[key]
-        kind = images.kind
+        kind = images.preprocessing
         assert found["preprocessing"]["view"] == {
             "size": kind.size,
             "short_side": kind.short_side,
@@ -106,7 +108,7 @@ def test_an_export_of_what_is_not_there_is_refused(whole, digits, tmp_path):
     with pytest.raises(ReproError, match="Did you mean collapse?"):
         export(run, ["colapse"], data=digits)
     other = other_digits(tmp_path, [str(n) for n in range(10)])
-    with pytest.raises(ReproError, match="is not the data set of"):
+    with pytest.raises(ReproError, match="is not the test set of"):
         export(run, data=other)
     (run / "snapshots" / "main.safetensors").write_bytes(b"")
     with pytest.raises(ReproError, match="snapshot .*main is damaged"):
@@ -149,7 +151,7 @@ def test_two_ranks_count_the_same_and_fail_together(exported, digits):
     assert process.returncode == 0, process.stderr
     found, said = json.loads(process.stdout)
     assert found == evaluate(list(map(str, exported)), digits)
-    assert said[0].startswith("rank 1 failed: ReleaseError: no model card missing.json")
+    assert said[0].startswith("rank 1 failed: ExportError: no model card missing.json")
     assert said[1].startswith("no model card missing.json")
 
 
@@ -204,7 +206,7 @@ def test_the_training_split_can_be_evaluated_too(exported, digits):
 def test_a_model_is_evaluated_at_the_size_and_by_the_normalization_of_its_run(whole, digits, tmp_path):
     run = shutil.copytree(whole, tmp_path / whole.name)
     record = records.read(run)
-    (run / "run.json").write_text(json.dumps(record | {"parameters": record["parameters"] | {"size": 12}}))
+    (run / "run.json").write_text(json.dumps(record | {"settings": record["settings"] | {"size": 12}}))
     (file,) = export(run, data=digits)
     expected = obvious(*scores(file, "resnet11", Images(digits, "test", size=12)))
     assert only_counts(evaluate([str(file)], digits)["ensemble"]) == expected != only_counts(record)
@@ -218,7 +220,7 @@ def test_a_model_is_evaluated_at_the_size_and_by_the_normalization_of_its_run(wh
     torch.manual_seed(0)
     network = build("resnet11", 10, 3, zero_gamma="none").eval()
     save_file({name: value for name, value in network.state_dict().items() if value.is_floating_point()}, file)
-    mean, scale = map(list, (images.kind.mean, images.kind.scale))
+    mean, scale = map(list, (images.preprocessing.mean, images.preprocessing.scale))
     view = {"size": 24, "short_side": 27, "mean": mean, "scale": scale, "bgr": False}
     recard(file, channels=3, preprocessing={"normalization": "torchvision", "size": 24, "view": view})
     losses = []
@@ -266,8 +268,8 @@ def test_a_file_without_its_card_and_a_card_without_its_file_are_refused(model, 
 
 @pytest.mark.figure("malformed-checkpoint")
 def test_a_newer_format_is_refused(model, digits):
-    recard(model, format="scaleout-repro released model, version 2")
-    with pytest.raises(ReproError, match="version 2.*this code reads .*version 1"):
+    recard(model, format="scaleout-repro exported model, version 3")
+    with pytest.raises(ReproError, match="version 3.*this code reads .*version 2"):
         evaluate([str(model)], digits)
 
 
@@ -287,7 +289,12 @@ def test_a_card_that_is_none_is_refused(model, digits, content):
         ("classes", [0, 1]),
         ("bytes", "7"),
         ("sha256", None),
-        ("parameters", {}),
+        ("settings", {}),
+        ("settings", {"precision": "evil", "threads": 1}),
+        ("settings", {"precision": "fp32", "threads": 0}),
+        ("channels", -1),
+        ("channels", 10**30),
+        ("stride", "v2"),
         ("preprocessing", {"normalization": "release"}),
     ],
 )
@@ -351,7 +358,7 @@ def test_other_preprocessing_than_the_cards_is_refused(model, exported, digits):
         evaluate([str(model)], digits)
     with pytest.raises(ReproError, match="cannot be evaluated together: their preprocessing differs"):
         evaluate([str(exported[0]), str(model)], digits)
-    recard(model, preprocessing=preprocessing, parameters=card(model)["parameters"] | {"precision": "bf16"})
+    recard(model, preprocessing=preprocessing, settings=card(model)["settings"] | {"precision": "bf16"})
     with pytest.raises(ReproError, match="their precision differs .bf16 and fp32."):
         evaluate([str(exported[0]), str(model)], digits)
 
@@ -360,7 +367,7 @@ def other_digits(folder, classes) -> str:
     """A data set of three images that gives itself out for the digits, with another label map."""
     images = [packed.Item(label, b"") for label in range(3)]
     for split in ("train", "test"):
-        packed.write(folder / "digits" / f"{split}.lmdb", "digits", split, classes, lambda start: images[start:])
+        packed.write(folder / "digits" / f"{split}.lmdb", "digits", split, classes, lambda start: images[start:], preprocessing=PREPROCESSING)
     return str(folder / "digits")
 
 

@@ -22,7 +22,7 @@ import nbformat
 import psutil
 import pytest
 
-from repro import checkpoint, engines, packed, records, train
+from repro import checkpoint, engines, journal, packed, records, train
 from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
 
 import faults_table
@@ -67,6 +67,7 @@ def few(digits, tmp_path_factory) -> Path:
             split,
             whole.manifest["classes"],
             lambda start: (packed.Item(*whole[index]) for index in range(start, count)),
+            preprocessing=whole.preprocessing,
         )
     return folder
 
@@ -252,7 +253,7 @@ def test_a_kill_costs_no_more_than_the_interval(trial, undisturbed, record_prope
 
 
 def test_the_intervals_are_those_of_the_documents():
-    assert train.CHECKPOINT_SECONDS <= 600 and train.LONGEST_SECONDS == 600
+    assert journal.CHECKPOINT_SECONDS <= 600 and journal.LONGEST_SECONDS == 600
     assert "10 minutes" in (ROOT / "docs" / "faults.md").read_text()
 
 
@@ -476,6 +477,7 @@ def test_ranks_that_disagree_are_refused_before_the_first_step(trial, few, tmp_p
             "train",
             whole.manifest["classes"],
             lambda start: (packed.Item(*whole[299 - index]) for index in range(start, 300)),
+            preprocessing=whole.preprocessing,
         )
         change = ["--data", str(other)]
     first = trial.command(2)

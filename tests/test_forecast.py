@@ -10,7 +10,7 @@ from repro.paper import tables
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage
-from repro.train import _completes
+from repro.journal import completes
 
 from conftest import SMOKE, mpiexec
 
@@ -92,9 +92,9 @@ def test_rows_and_evaluations_are_those_of_the_trainer(shrink):
         small = recipes.shrink(recipe, shrink)
         ends, rows, evaluations = set(small.starts[1:]), 0, 0
         for step in range(1, small.iterations + 1):
-            evaluates = step in ends or _completes(small, step, small.evaluate_every)
+            evaluates = step in ends or completes(small, step, small.evaluate_every)
             evaluations += evaluates
-            rows += evaluates or _completes(small, step, small.record_every)
+            rows += evaluates or completes(small, step, small.record_every)
         assert forecast.occasions(small) == (rows, evaluations)
 
 
@@ -139,7 +139,8 @@ def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monke
         forecast,
         "forecast",
         lambda tasks, *_: [
-            {"hours": hours.get(task["shrink"], 0.5), "images": 1000 * hours.get(task["shrink"], 0.5)} for task in tasks
+            {"shrink": task["shrink"], "hours": hours.get(task["shrink"], 0.5), "images": 1000 * hours.get(task["shrink"], 0.5)}
+            for task in tasks
         ],
     )
     asked = {"recipe": "resnet50_448nodes", "data": digits, "out": str(tmp_path / "runs"), "shrink": "laptop"}

@@ -131,7 +131,7 @@ def test_data_packed_for_something_else_is_refused(file, dataset, split):
 @pytest.mark.figure("packed")
 def test_other_formats_and_counts_are_refused(file):
     def version(content):
-        content[:] = content.replace(FORMAT.encode(), FORMAT.encode().replace(b"version 2", b"version 3"))
+        content[:] = content.replace(FORMAT.encode(), FORMAT.encode().replace(b"version 3", b"version 4"))
 
     with pytest.raises(PackedError, match="version.lmdb"):
         Packed(damaged(file, "version", version), "digits", "train")
@@ -177,7 +177,7 @@ def items(start):
         if number == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
         yield item
-write(sys.argv[1], "digits", "train", CLASSES, items, plan="the same plan of all inputs")
+write(sys.argv[1], "digits", "train", CLASSES, items, fingerprint="the same fingerprint of all inputs")
 """
 
 
@@ -193,7 +193,7 @@ def test_killed_packing_continues_to_the_same_bytes(tmp_path):
             starts.append(start)
             return MANY[start:]
 
-        manifest = write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, plan="the same plan of all inputs")
+        manifest = write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, fingerprint="the same fingerprint of all inputs")
         assert (tmp_path / "train.lmdb").read_bytes() == (tmp_path / "whole.lmdb").read_bytes()
         assert manifest["count"] == sum(item.image is not None for item in MANY)
         assert manifest["left_out"] == [[item.name, "odd"] for item in MANY if item.image is None]
@@ -202,10 +202,10 @@ def test_killed_packing_continues_to_the_same_bytes(tmp_path):
     assert starts == [0, CHUNK, 2 * CHUNK, 3 * CHUNK]
 
 
-def test_another_plan_starts_anew(tmp_path):
+def test_another_fingerprint_starts_again(tmp_path):
     python("-c", PACKING, tmp_path / "train.lmdb", CHUNK + 1)
     asked = []
-    write(tmp_path / "train.lmdb", "digits", "train", CLASSES, lambda start: asked.append(start) or MANY, plan="another")
+    write(tmp_path / "train.lmdb", "digits", "train", CLASSES, lambda start: asked.append(start) or MANY, fingerprint="another")
     assert asked == [0]
 
 
@@ -221,7 +221,7 @@ def test_a_partial_conversion_under_the_final_name_is_refused(tmp_path):
 def test_two_processes_do_not_pack_one_file(tmp_path):
     def items(start):
         with pytest.raises(PackedError, match="another process is packing"):
-            write(tmp_path / "train.lmdb", "digits", "train", CLASSES, lambda start: MANY, plan="p")
+            write(tmp_path / "train.lmdb", "digits", "train", CLASSES, lambda start: MANY, fingerprint="p")
         return MANY
 
-    write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, plan="p")
+    write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, fingerprint="p")

@@ -500,7 +500,7 @@ def test_few_images_are_in_memory_at_a_time(tmp_path, images, monkeypatch):
         return convert(*arguments)
 
     monkeypatch.setattr(packing, "convert", counted)
-    job = packing._job(tmp_path / "train.lmdb", "set", CLASSES, sources, RULE, False)
+    job = packing._job(tmp_path / "train.lmdb", "set", CLASSES, sources, RULE, False, packed.PHOTOGRAPHS)
     for taken, _ in enumerate(packing._items(job, RULE, 2, "error", 0)(0)):
         time.sleep(0.001)
         ahead.append(begun - taken)

@@ -5,18 +5,19 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from repro import ReproError, __main__, checkpoint, comm, records, train
+from repro import ReproError, __main__, checkpoint, comm, journal, own, records, train
 from repro.data import Images, Stream
 from repro.model import Network, build
 from repro.recipes import RECIPES
 from repro.schedule import Recipe, Stage, learning_rate
+from repro.settings import Settings
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
@@ -50,11 +51,10 @@ def run_json(folder):
 def tiny(digits, tmp_path, monkeypatch):
     """tiny(recipe): the folder of a run of this recipe of our own, which is not evaluated."""
     counts = {"images": 1, "members": [{"top1": 0, "top5": 0, "loss": 0.0}]}
-    monkeypatch.setattr(train.evaluate, "counts", lambda *_, **__: counts)
+    monkeypatch.setattr(journal.evaluate, "counts", lambda *_, **__: counts)
 
     def folder(recipe=TINY, out="runs", **parameters):
-        monkeypatch.setitem(RECIPES, recipe.name, recipe)
-        return Path(train.train(recipe.name, shrink="none", data=digits, out=str(tmp_path / out), device="cpu", **parameters))
+        return Path(train.train(recipe, data=digits, out=str(tmp_path / out), device="cpu", **parameters))
 
     return folder
 
@@ -248,7 +248,7 @@ def interrupted(tiny, monkeypatch):
     """interrupted(step): the folder of a tiny run that was interrupted as this step began."""
 
     def at(step, out, seconds=0):
-        monkeypatch.setattr(train, "CHECKPOINT_SECONDS", seconds)
+        monkeypatch.setattr(journal, "CHECKPOINT_SECONDS", seconds)
         original, steps = train.average_over_workers, iter(range(TINY.iterations))
 
         def average(*arguments):
@@ -327,11 +327,11 @@ def test_a_checkpoint_in_a_newer_format_is_refused(tiny, interrupted, tmp_path):
 
 
 @pytest.mark.figure("damage")
-def test_if_no_checkpoint_is_valid_nothing_starts_anew(tiny, interrupted, tmp_path):
+def test_if_no_checkpoint_is_valid_nothing_starts_again(tiny, interrupted, tmp_path):
     folder = interrupted(4, tmp_path / "broken")
     for path in (folder / "checkpoints").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(checkpoint.CheckpointError, match="(?s)no checkpoint can be used: .*to start anew"):
+    with pytest.raises(checkpoint.CheckpointError, match="(?s)no checkpoint can be used: .*to start again"):
         tiny(out=folder.parent)
     assert run_json(folder)["status"] == "failed" and records.metric_rows(folder)
 
@@ -342,7 +342,7 @@ def test_if_no_checkpoint_is_valid_nothing_starts_anew(tiny, interrupted, tmp_pa
 @pytest.mark.parametrize("steps", range(1, TINY.iterations))
 def test_a_run_stopped_after_so_many_steps_continues_to_the_same_bits(tiny, tmp_path, steps):
     expected = tiny()
-    done, starts = 0, []
+    done = 0
     while done + steps < TINY.iterations:
         done += steps
         with pytest.raises(
@@ -372,7 +372,9 @@ def test_evaluations_come_as_often_as_asked_also_between_the_epochs(tiny):
 def test_run_json_says_all_about_a_run(whole, digits):
     record = run_json(whole)
     assert record["recipe"]["name"] == "resnet50_448nodes-smoke"
-    assert record["parameters"] == {
+    origin = {"base": "resnet50_448nodes", "shrink": "smoke", "model": "resnet11", "variant": "device=cpu", "model_source": ""}
+    assert {key: record[key] for key in origin} == origin
+    assert record["settings"] == {
         "seed": 5,
         "size": 0,
         "normalization": "release",
@@ -442,6 +444,39 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
     assert name() == names[0]
 
 
+# These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
+WITHOUT_EFFECT = {"paths", "records", "labels", "memory", "watch", "recipes", "settings", "own"}
+
+
+def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
+    original = (ROOT / "repro" / "train.py").read_text()
+    file = tmp_path / "train.py"
+
+    def meaning(text):
+        file.write_text(text)
+        return own.meaning(file)
+
+    first = meaning(original)
+    assert meaning(f'"""Other words."""\n# A comment.\n{original.split(chr(34) * 3, 2)[2]}') == first
+    assert meaning(original.replace("0 < iteration", "1 < iteration")) != first
+    assert meaning(original.replace("previous_rate: float = 0.0", "previous_rate: float = 1.0")) != first
+
+
+def test_a_field_with_its_default_is_no_part_of_a_runs_identity(digits, tmp_path, monkeypatch):
+    """So a field that a later version adds does not make all runs other runs."""
+    def name():
+        return train.prepare("one_model", digits, out=str(tmp_path)).run.folder.name
+
+    before = name()
+
+    @dataclass(frozen=True)
+    class Later(Settings):
+        added: int = field(default=3, metadata=Settings.__dataclass_fields__["seed"].metadata)
+
+    monkeypatch.setattr(train, "Settings", Later)
+    assert name() == before
+
+
 def test_the_code_that_names_a_run_is_all_that_training_imports():
     def imported(name):
         for node in ast.walk(ast.parse((ROOT / "repro" / f"{name}.py").read_text())):
@@ -458,7 +493,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         if name not in closure and (ROOT / "repro" / f"{name}.py").exists():
             closure.add(name)
             waiting += imported(name)
-    assert set(records.TRAINING_CODE) == closure - {"paths", "records", "labels", "memory", "watch"}  # which change no bits
+    assert set(records.TRAINING_CODE) == closure - WITHOUT_EFFECT
 
 
 # --- What is asked for wrongly -----------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ TRAINING_CODE = (
     "nccl",
     "allreduce",
     "model",
+    "resnet",
     "packed",
     "ahead",
     "data",

@@ -1,4 +1,4 @@
-"""torchvision's ResNets as released: initialisation, stem, strides, batch statistics as values, flat vectors.
+"""Models: those of the release with their initialisation, and any `nn.Module` as flat vectors, batch statistics as values.
 
 `Network` keeps parameters and running statistics as views of two flat vectors, and what one worker adds to the average
 (gradients, batch statistics, loss, correct count) as views of a third. The optimizer and the averaging then work on
@@ -8,29 +8,34 @@ whole vectors and know nothing of layers.
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import resnet
 
 from repro import ReproError, choose, own
+from repro.resnet import NETWORKS, Bottleneck, ResNet
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
+RANDOM = "draws random numbers from torch's generator in its forward pass, so the weights would depend on the number of ranks"
 
 
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over one worker's images, which hands out their mean and variance instead of folding them in.
 
     In training, `batch_mean` and `batch_var` (unbiased) are written; the running statistics move only through
     `Network.update_statistics`, after the averages over all workers are known.
     """
 
-    def __init__(self, features: int):
-        super().__init__(features)
-        self.register_buffer("batch_mean", torch.zeros(features), persistent=False)
-        self.register_buffer("batch_var", torch.ones(features), persistent=False)
+    @classmethod
+    def adopt(cls, norm: nn.Module) -> "BatchNorm":
+        """Turns one of torch's batch norms into one of ours, in place: whatever refers to it still does."""
+        norm.__class__ = cls
+        norm.register_buffer("batch_mean", torch.zeros_like(norm.running_mean), persistent=False)
+        norm.register_buffer("batch_var", torch.ones_like(norm.running_var), persistent=False)
+        return norm
 
     def forward(self, x):
         if self.training:  # momentum 1: "running" means this batch's alone
@@ -38,29 +43,7 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-class ResNet11(nn.Module):
-    """Three of torchvision's bottleneck blocks (widths 8, 16, 32) for small images of any size and 1 or 3 channels."""
-
-    def __init__(self, classes: int, channels: int, width: int = 8):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn1 = BatchNorm(width)
-        blocks, inputs = [], width
-        for planes, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
-            outputs = planes * resnet.Bottleneck.expansion
-            shortcut = nn.Sequential(resnet.conv1x1(inputs, outputs, stride), BatchNorm(outputs))
-            blocks.append(nn.Sequential(resnet.Bottleneck(inputs, planes, stride, shortcut, norm_layer=BatchNorm)))
-            inputs = outputs
-        self.layer1, self.layer2, self.layer3 = blocks
-        self.fc = nn.Linear(inputs, classes)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
-
-
-MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet11")
+MODELS = tuple(NETWORKS)
 
 
 def build(
@@ -79,19 +62,9 @@ def build(
     `released_stem=False` is torchvision's. `stride` says where a bottleneck has it: in the first 1x1 (v1) or the 3x3
     (v1.5). The basic blocks of ResNet-18 and -34 have only one place for it, so there both are the same network.
     """
-    if choose("model", name, MODELS) == "resnet11":
-        model = ResNet11(classes, channels)
-    else:
-        model = getattr(resnet, name)(num_classes=classes, norm_layer=BatchNorm)
-        if released_stem or channels != 3:
-            model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=released_stem)
-        if released_stem:
-            model.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-    stages = [layer for layer_name, layer in model.named_children() if layer_name.startswith("layer")]
-    bottleneck = isinstance(stages[0][0], resnet.Bottleneck)
-    if choose("stride", stride, ("v1.5", "v1")) == "v1" and bottleneck:
-        for stage in stages:
-            stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+    choose("model", name, MODELS)
+    choose("stride", stride, ("v1.5", "v1"))
+    model = ResNet(name, classes, channels, stride, released_stem)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan = module.weight[0].numel()
@@ -103,12 +76,12 @@ def build(
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
     zeroed = {
-        "last_of_stage": [stage[-1] for stage in stages],
-        "all_blocks": [b for stage in stages for b in stage],
+        "last_of_stage": [stage[-1] for stage in model.stages],
+        "all_blocks": [block for stage in model.stages for block in stage],
         "none": [],
     }
     for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:
-        nn.init.zeros_((block.bn3 if bottleneck else block.bn2).weight)
+        nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
     return model
 
 
@@ -133,20 +106,18 @@ def builder(
 
 def _try(name: str, build_own: Callable, images: torch.Tensor, classes: int) -> None:
     """Builds a user's model and computes one contribution; raises ReproError, naming what failed."""
-    doing, sizes = "is built", f"{tuple(images.shape)} images"
+    doing = "is built"
     try:
         model = build_own()
         if not isinstance(model, nn.Module):
-            raise ReproError(f"{name} returned {type(model).__name__}: it must return a torch.nn.Module")
-        doing = f"sees {sizes}"
-        logits = model(images)
-        if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), classes):
-            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ReproError(f"{name} makes {found} of {sizes}: it must return logits of shape {(len(images), classes)}")
-        doing = "is trained"
+            raise ReproError(f"it returned {type(model).__name__} and not a torch.nn.Module")
+        doing = f"is trained on {tuple(images.shape)} images"
         Network(model).contribute(images, torch.arange(len(images)) % classes)
-    except ReproError:
-        raise
+        logits = tuple(model(images).shape)
+        if logits != (len(images), classes):
+            raise ReproError(f"it returned {logits} for {len(images)} images: it must return {(len(images), classes)}, logits")
+    except ReproError as error:
+        raise ReproError(f"{name}: {error}") from error
     except Exception as error:
         raise ReproError(f"{name} fails when it {doing} ({type(error).__name__}: {error}): fix it") from error
 
@@ -177,22 +148,27 @@ def find_precision(name: str, device: str, small: bool) -> str:
 
 
 class Network:
-    """A model whose parameters, statistics and gradients lie in flat vectors.
+    """A model whose parameters, statistics and gradients are views of flat vectors.
 
     weights       (P,) parameters, in the order in which backward yields their gradients; those of batch norm last, from
                   `undecayed` on
-    statistics    (S,) running means and variances
+    statistics    (S,) running means and variances; S is 0 without batch norm
     contribution  (P + S + 2,) what one worker adds to the average: gradients, batch means and variances, then the
                   mean loss of its images and their number of correct predictions
+
+    The model, any that maps images (N, C, H, W) to logits (N, classes), is changed in place: torch's batch norms become
+    `BatchNorm`, whose momentum is the argument of `update_statistics`. Parameters that require no gradient stay as they are.
+    Raises ReproError for a model that flat vectors cannot hold, or whose weights would depend on the number of ranks.
     """
 
     def __init__(self, model: nn.Module, device="cpu"):
+        _check(model)
         self.model = model.to(device)
-        norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-        gammas_betas = [parameter for norm in reversed(norms) for parameter in (norm.weight, norm.bias)]
-        last = {id(parameter) for parameter in gammas_betas}
-        parameters = [p for p in reversed(list(model.parameters())) if id(p) not in last] + gammas_betas
-        self.undecayed = sum(p.numel() for p in parameters if id(p) not in last)
+        norms = [BatchNorm.adopt(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        trained = [parameter for parameter in reversed(list(model.parameters())) if parameter.requires_grad]
+        gammas_betas = {id(p): p for norm in reversed(norms) for p in (norm.weight, norm.bias) if p.requires_grad}
+        parameters = [p for p in trained if id(p) not in gammas_betas] + list(gammas_betas.values())
+        self.undecayed = sum(p.numel() for p in trained if id(p) not in gammas_betas)
         size = sum(p.numel() for p in parameters)
         self.weights = torch.empty(size, device=device)
         running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
@@ -207,27 +183,62 @@ class Network:
         for parameter, gradient in zip(parameters, _views(parameters, self.gradients)):
             parameter.grad = gradient
         self.norms, self.parameters = norms, parameters
+        self.examined = False
 
     def contribute(self, images: torch.Tensor, labels: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-        """Forward and backward of one worker's images (N, C, H, W) and labels (N,); returns `contribution`."""
+        """Forward and backward of one worker's images (N, C, H, W) and labels (N,); returns `contribution`.
+
+        Raises ReproError, at the first call, if the model draws random numbers, changes buffers other than batch norm's, or
+        does not return logits (N, classes).
+        """
         images, labels = images.to(self.weights.device), labels.to(self.weights.device)
         self.model.train()
         self.gradients.zero_()
+        before = {} if self.examined else self._constants()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = self.model(images)
+        if not self.examined:
+            self._examine(before, logits, labels)
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         self.loss.copy_(loss.detach())
         self.correct.copy_((logits.detach().argmax(1) == labels).sum())
         return self.contribution
 
+    def _constants(self) -> dict[str, torch.Tensor]:
+        """Copies of what a forward pass must not change: buffers other than batch norm's, by name, and the generator, ""."""
+        norms = {id(buffer) for norm in self.norms for buffer in norm.buffers()}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers() if id(buffer) not in norms}
+        return {"": (torch.cuda if self.weights.is_cuda else torch).get_rng_state()} | buffers
+
+    def _examine(self, before: dict[str, torch.Tensor], logits, labels) -> None:
+        """Raises ReproError if the first forward pass changed `_constants`, or did not give what a loss can be had of."""
+        for name, now in self._constants().items():
+            if not torch.equal(before[name], now):
+                raise ReproError(
+                    f"the model changes its buffer {name} in its forward pass, so the weights would depend on the number of "
+                    "ranks: only batch norm's buffers are averaged"
+                    if name
+                    else f"the model {RANDOM}: remove its dropout, or whatever else is random"
+                )
+        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        classes = int(labels.max()) + 1  # at least
+        if not isinstance(found, list) or len(found) != 2 or found[0] != len(labels) or found[1] < classes:
+            raise ReproError(
+                f"the model returned {found} for {len(labels)} images of {classes} or more classes: it must return logits, "
+                "one row per image and one column per class"
+            )
+        self.examined = True
+
     @torch.no_grad()
     def update_statistics(self, batch_statistics: torch.Tensor, momentum: float) -> None:
         """Moves the running statistics by the averaged ones of this step: a bias-corrected moving average.
 
         Caffe keeps a decayed sum and a decayed count apart and divides them; the same average has a momentum of
-        m / (1 - (1 - m)**t) at its t-th step, which is 1 at the first.
+        m / (1 - (1 - m)**t) at its t-th step, which is 1 at the first. Without batch norm there is nothing to do.
         """
+        if not self.norms:
+            return
         self.norms[0].num_batches_tracked += 1
         for norm in self.norms[1:]:
             norm.num_batches_tracked.copy_(self.norms[0].num_batches_tracked)
@@ -235,12 +246,44 @@ class Network:
         self.statistics.lerp_(batch_statistics, momentum / (1 - (1 - momentum) ** steps))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies of parameters and statistics under torchvision's names."""
+        """Copies of parameters and statistics (and of other buffers) under the model's names, for ours torchvision's."""
         return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Takes the values of `state`; raises RuntimeError if names or shapes differ."""
         self.model.load_state_dict(state)
+
+
+def _check(model: nn.Module) -> None:
+    """Raises ReproError for a model that flat vectors cannot hold, or whose weights would depend on the number of ranks."""
+    spans = []  # of memory
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ReproError(f"parameter {name} has no shape yet: use a layer that is given its number of inputs")
+        if parameter.dtype != torch.float32:
+            raise ReproError(f"parameter {name} is {parameter.dtype}: make the model float32")
+        spans.append((parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes, name))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ReproError(
+            f"the model ({type(model).__name__}) has no parameter that requires a gradient: nothing can be trained"
+        )
+    for (_, end, first), (start, _, second) in pairwise(sorted(spans)):
+        if start < end:
+            raise ReproError(f"parameters {first} and {second} share memory: use the same nn.Parameter in both places")
+    for name, module in model.train().named_modules():
+        what = f"{name or 'the model'} ({type(module).__name__})"
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise ReproError(f"{what} {RANDOM}: remove it, or set its p to 0")
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
+            raise ReproError(
+                f"{what} is another batch norm than torch's BatchNorm1d, BatchNorm2d and BatchNorm3d: use one of them"
+            )
+        if not module.affine or not module.track_running_stats:
+            raise ReproError(f"{what} has no affine parameters or no running statistics: leave both at torch's default")
+        if not module.training:
+            raise ReproError(f"{what} stays in evaluation mode in training: leave its mode as model.train() sets it")
 
 
 def _views(tensors, flat):

@@ -43,6 +43,7 @@ TRAINING_CODE = (
     "allreduce",
     "overlap",
     "model",
+    "resnet",
     "packed",
     "ahead",
     "data",

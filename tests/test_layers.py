@@ -17,6 +17,7 @@ METHOD = {
     "repro.nccl",
     "repro.allreduce",
     "repro.model",
+    "repro.resnet",
     "repro.optim",
     "repro.memory",
     "repro.packed",

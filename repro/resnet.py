@@ -1,0 +1,113 @@
+"""Residual networks (He, Zhang, Ren and Sun, CVPR 2016), with torchvision's parameter names: weights fit either library.
+
+Layers are constructed in a fixed order, a shortcut before what it bypasses. Each draws its first weights from torch's
+global generator, so in another order the same seed would give other weights.
+"""
+
+from torch import nn
+from torch.nn import functional as F
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (the paper's figure 5, left)."""
+
+    expansion = 1  # channels that leave the block, per channel inside it
+
+    def __init__(self, inputs: int, width: int, strides: tuple[int, int]):
+        super().__init__()
+        shortcut = _shortcut(inputs, width, max(strides))
+        self.conv1 = nn.Conv2d(inputs, width, 3, strides[0], padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, strides[1], padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = shortcut
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        y += self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1, and a shortcut (figure 5, right)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, strides: tuple[int, int]):
+        super().__init__()
+        outputs = self.expansion * width
+        shortcut = _shortcut(inputs, outputs, max(strides))
+        self.conv1 = nn.Conv2d(inputs, width, 1, strides[0], bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, strides[1], padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = shortcut
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        y += self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The identity where shapes agree, else a 1x1 convolution (the paper's option B)."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+NETWORKS = {  # block, and number of blocks in each stage of the network: the paper's table 1, and one for small images
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    "resnet11": (Bottleneck, (1, 1, 1)),
+}
+
+
+class ResNet(nn.Module):
+    """One of `NETWORKS`: images (N, channels, H, W) of any size to logits (N, classes).
+
+    `stride` is where a bottleneck that halves its input does so: in the first 1x1 convolution ("v1", the paper) or in the
+    3x3 ("v1.5"). `released_stem` is that of the authors' Caffe release; otherwise torchvision's. ResNet-11 has a 3x3
+    convolution without pooling instead, and an eighth of the others' channels.
+    """
+
+    def __init__(self, name: str, classes: int, channels: int = 3, stride: str = "v1.5", released_stem: bool = True):
+        super().__init__()
+        block, numbers = NETWORKS[name]
+        if name == "resnet11":
+            width = 8
+            self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        else:
+            width = 64
+            self.conv1 = nn.Conv2d(channels, width, 7, 2, padding=3, bias=released_stem)
+            self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True) if released_stem else nn.MaxPool2d(3, 2, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        halving = (2, 1) if block is BasicBlock or stride == "v1" else (1, 2)
+        inputs = width
+        for index, number in enumerate(numbers):
+            blocks = []
+            for strides in [halving if index else (1, 1)] + [(1, 1)] * (number - 1):
+                blocks.append(block(inputs, width << index, strides))
+                inputs = block.expansion * (width << index)
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, classes)
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The blocks of one resolution each, `layer1` and so on."""
+        return [module for module in self.children() if isinstance(module, nn.Sequential)]
+
+    def forward(self, x):
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in self.stages:
+            x = stage(x)
+        return self.fc(x.mean((2, 3)))

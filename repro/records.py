@@ -138,6 +138,8 @@ class Run:
         user's own, model_source (a digest). Recipe, settings, data, code and model_source are the run's identity.
         """
         numbers = {name: value for name, value in non_default(recipe).items() if name not in TEXTS}
+        if own.is_own(recipe.model):  # its source says what it is, wherever the file is
+            numbers["model"] = recipe.model.rpartition(":")[2]
         identity = {
             "recipe": numbers,
             "settings": non_default(settings),

@@ -86,8 +86,13 @@ def whole(digits, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def killed(digits, tmp_path_factory) -> Path:
     """The folder of the smoke run in another process, which SIGKILL ended after its first checkpoint."""
-    out = tmp_path_factory.mktemp("killed")
-    code = f"from repro import journal, train; journal.CHECKPOINT_SECONDS = 0; train.train(**{SMOKE}, data={digits!r}, out={str(out)!r})"
+    return kill_after_first_checkpoint(tmp_path_factory.mktemp("killed"), **SMOKE, data=digits)
+
+
+def kill_after_first_checkpoint(out: Path, **task) -> Path:
+    """The folder of a run (parameters of `train.train`) in another process, which SIGKILL ended after a checkpoint."""
+    task["out"] = str(out)
+    code = f"from repro import journal, train; journal.CHECKPOINT_SECONDS = 0; train.train(**{task!r})"
     process = launch(sys.executable, "-c", code)
     try:
         deadline = time.monotonic() + 60

@@ -1,0 +1,216 @@
+"""Recipes and models of the user's own: all guarantees hold for them, and what cannot work is said in one line."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import kill_after_first_checkpoint, mpiexec, python
+
+from repro import ReproError, evaluate, export, own, recipes, records, train
+from repro.schedule import Recipe, Stage
+
+MINE = '''
+"""A recipe and models as a user writes them."""
+import torch
+from torch import nn
+from repro.recipes import collapsed_ensemble
+from repro.schedule import Recipe, Stage
+
+my_recipe = Recipe(
+    "cosine_cycles",
+    stages=(
+        Stage("first", 8, base_rate=0.2, decay="cosine", warmup_iterations=2, member=True),
+        Stage("second", 8, base_rate=0.1, decay="cosine", member=True),
+    ),
+    workers=6,
+    images_per_worker=8,
+    record_every=0.2,
+)
+impostor = Recipe("one_model", stages=my_recipe.stages, workers=6, images_per_worker=8)
+
+
+def my_net(classes, channels):
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes)
+    )
+
+
+def plain_net(classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 16), nn.Tanh(), nn.Linear(16, classes))
+
+
+def no_module(classes, channels):
+    return [classes, channels]
+
+
+def too_small(classes, channels):
+    return nn.Sequential(nn.Conv2d(channels, 8, 9), nn.Flatten(), nn.LazyLinear(classes))
+
+
+def wrong_shape(classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes + 1))
+
+
+def other_arguments(classes):
+    return nn.Linear(3, classes)
+
+
+def random_net(classes, channels):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, classes))
+'''
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The path of a file of the user's."""
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+def options(**values):
+    return [part for name, value in values.items() for part in (f"--{name}", value)]
+
+
+# --- Guarantees -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", ["my_net", "plain_net"])
+def test_any_number_of_ranks_gives_the_same_bits_also_after_a_kill(mine, digits, tmp_path, net):
+    """1, 2 and 3 ranks, each from its start, and 2 that continue what 1 had begun when it was killed."""
+    task = dict(recipe=f"{mine}:my_recipe", model=f"{mine}:{net}", data=digits)
+    alone = train.train(**task, out=str(tmp_path / "alone"))
+    expected = records.read(alone)["weights_sha256"]
+    recipe = task.pop("recipe")
+    for ranks in (2, 3):
+        done = mpiexec(ranks, "-m", "repro", "train", recipe, *options(**task, out=tmp_path / str(ranks)))
+        assert done.returncode == 0, done.stderr
+        assert records.read(done.stdout.splitlines()[-1])["weights_sha256"] == expected
+    killed = kill_after_first_checkpoint(tmp_path / "killed", recipe=recipe, **task)
+    assert records.read(killed)["status"] == "running"
+    done = mpiexec(2, "-m", "repro", "train", recipe, *options(**task, out=tmp_path / "killed"))
+    assert "continuing after step" in done.stderr and done.stdout.splitlines()[-1] == str(killed)
+    assert records.read(killed)["weights_sha256"] == expected
+
+
+def test_the_source_of_a_model_is_part_of_a_runs_identity_but_no_comment_and_no_place(mine, digits, tmp_path):
+    def name(path):
+        return train.prepare("one_model", digits, model=f"{path}:my_net", out=str(tmp_path / "runs")).run.folder.name
+
+    first = name(mine)
+    mine.write_text(f"# A comment.\n{MINE}")
+    assert name(mine) == first
+    (tmp_path / "elsewhere").mkdir()
+    assert name(shutil.copy(mine, tmp_path / "elsewhere" / "mine.py")) == first
+    mine.write_text(MINE.replace("nn.ReLU()", "nn.Tanh()"))
+    assert name(mine) != first
+
+
+def test_a_recipe_is_an_object_or_its_place_and_gives_the_same_run(mine, digits, tmp_path):
+    recipe = own.load(f"{mine}:my_recipe")
+    assert isinstance(recipe, Recipe)
+    tasks = [train.prepare(each, digits, model="resnet11", out=str(tmp_path)) for each in (recipe, f"{mine}:my_recipe")]
+    assert tasks[0].run.folder == tasks[1].run.folder
+    record = tasks[0].run.record
+    assert [record[key] for key in ("base", "shrink", "model", "variant")] == ["cosine_cycles", "none", "resnet11", ""]
+    assert tasks[0].recipe.epoch_images == 900, "an epoch has no more images than the data set"
+
+
+def test_a_small_version_of_ones_own_recipe_is_made_as_of_ours(mine, digits, tmp_path):
+    task = train.prepare(f"{mine}:my_recipe", digits, shrink="smoke", out=str(tmp_path))
+    assert task.recipe.name == "cosine_cycles-smoke" and task.run.record["base"] == "cosine_cycles"
+
+
+def test_the_ensemble_of_ones_own_models_is_evaluated_and_exported(mine, digits, tmp_path):
+    """The counts are those of the run's own record; a card never says what to run."""
+    folder = train.train(f"{mine}:my_recipe", digits, model=f"{mine}:my_net", out=str(tmp_path / "runs"))
+    ends = records.read(folder)["ends"]
+    assert evaluate.ensemble(folder, data=digits)["members"] == ["first", "second"]
+    files = [str(file) for file in export.export(folder, data=digits)]
+    with pytest.raises(ReproError, match="name its source with --model mine.py:my_net"):
+        export.evaluate(files, digits)
+    with pytest.raises(ReproError, match="is not the source that"):
+        other = tmp_path / "other.py"
+        other.write_text(MINE.replace("nn.ReLU()", "nn.Tanh()"))
+        export.evaluate(files, digits, model=f"{other}:my_net")
+    found = export.evaluate(files, digits, model=f"{mine}:my_net")
+    assert [member["top1"] for member in found["members"]] == [ends[name]["top1"] for name in ("first", "second")]
+    mine.write_text(MINE.replace("nn.ReLU()", "nn.Tanh()"))
+    with pytest.raises(ReproError, match="no longer what it was when the run was trained"):
+        evaluate.ensemble(folder, data=digits)
+
+
+def test_a_model_of_ones_own_starts_from_the_seed(mine, digits, tmp_path):
+    """Trying it first draws nothing from the generator that makes its weights."""
+    task = train.prepare("one_model", digits, model=f"{mine}:my_net", out=str(tmp_path), seed=3)
+    torch.manual_seed(3)
+    expected = own.load(f"{mine}:my_net")(classes=10, channels=1)[0].weight
+    torch.manual_seed(3)
+    assert torch.equal(task.build()[0].weight, expected)
+
+
+# --- What cannot work -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["{tmp}/none.py:my_recipe"], "there is no file {tmp}/none.py"),
+        (["{mine}:my_recipy"], "Did you mean my_recipe?"),
+        (["{mine}:my_net"], "must be a repro.schedule.Recipe"),
+        (["{mine}:impostor"], "one_model is the name of another recipe"),
+        (["no_such_module:recipe"], "No module named 'no_such_module'"),
+        (["{broken}:my_recipe"], "broken.py fails when it is imported (ZeroDivisionError: division by zero)"),
+        (["{mine}:my_recipe", "--model", "{mine}:no_module"], "it returned list and not a torch.nn.Module"),
+        (["{mine}:my_recipe", "--model", "{mine}:too_small"], "mine.py:too_small"),
+        (["{mine}:my_recipe", "--model", "{mine}:wrong_shape"], "it returned (2, 11) for 2 images"),
+        (["{mine}:my_recipe", "--model", "{mine}:other_arguments"], "unexpected keyword argument 'channels'"),
+        (["{mine}:my_recipe", "--model", "{mine}:random_net"], "random numbers"),
+        (["{mine}:my_recipe", "--model", "{mine}:my_recipe"], "is no function"),
+        (["{mine}:my_recipe", "--model", "resnet51"], "Did you mean resnet"),
+        (["{mine}:my_recipe", "--model", "resnet11", "--shrink", "none", "--size", "x"], "--size"),
+    ],
+    ids=lambda value: " ".join(value).replace("{", "").replace("}", "") if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_said_in_one_line(mine, digits, tmp_path, arguments, said):
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    names = {"tmp": tmp_path, "mine": mine, "broken": tmp_path / "broken.py"}
+    arguments = [argument.format(**names) for argument in arguments]
+    done = python("-m", "repro", "train", *arguments, *options(data=digits, out=tmp_path / "runs"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert said.format(**names) in done.stderr
+    assert not list((tmp_path / "runs").glob("*/run.json"))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(name="../away"), "a recipe's name is '../away'"),
+        (dict(workers=0), "workers is 0"),
+        (dict(images_per_worker=1.5), "images_per_worker is 1.5"),
+        (dict(bn_momentum=2), "bn_momentum is 2"),
+        (dict(evaluate_every=0), "evaluate_every is 0"),
+        (dict(stride="v2"), "Did you mean v1"),
+        (dict(zero_gamma="all_bloks"), "Did you mean all_blocks?"),
+        (dict(stages=(Stage("one", 4, base_rate=-0.1),)), "stage one: base_rate is -0.1"),
+        (dict(stages=(Stage("one", 4, base_rate=float("nan")),)), "base_rate is nan"),
+        (dict(stages=(Stage("one", 4, 0.1, weight_decay=-1),)), "weight_decay is -1"),
+        (dict(stages=(Stage("one", 4, 0.1, decay="cosin"),)), "Did you mean cosine?"),
+        (dict(stages=(Stage("one", 4, 0.1, augmentation="nothing"),)), "unknown augmentation"),
+        (dict(stages=(Stage("one", 4, 0.1), Stage("one", 4, 0.1))), "two stages share a name"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_recipe_that_cannot_be_is_refused_where_it_is_written(change, said):
+    with pytest.raises(ReproError, match=re.escape(said)):
+        replace(Recipe("mine", (Stage("one", 4, 0.1),), workers=2, images_per_worker=4), **change)
+
+
+def test_a_switch_makes_a_variant_of_a_released_recipe_and_no_impostor(digits, tmp_path):
+    switched = replace(recipes.RECIPES["one_model"], lr_formula="as_designed")
+    record = train.prepare(switched, digits, out=str(tmp_path)).run.record
+    assert (record["base"], record["shrink"], record["variant"]) == ("one_model", "laptop", "lr_formula=as_designed")
+    assert json.dumps(record), "all of it can be written"

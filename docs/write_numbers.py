@@ -165,7 +165,7 @@ def results() -> str:
     for row in effects():
         notebook, recipes, file, value = CLAIMS[row["claim"]]
         claim = row["claim"] if row["data"] in ("digits", "") else f"{row['claim']} ({row['data']})"
-        verdict = row["verdict"].split(" of the claim")[0]  # the README gives the reason above the table
+        verdict = row["verdict"].split(":")[0]  # the README gives the reason above the table
         lines.append(line(claim, notebook, recipes, file, value, f"{difference(row)} *{verdict}*"))
     lines.append(
         line(
@@ -186,7 +186,7 @@ def origin() -> str:
     cores = ", ".join(sorted({f"{run['ranks']} ranks on {run['cores']} cores" for run in found}))
     return (
         f"Ours: differences in top-1, percentage points, paired over n = {', '.join(sorted(counts))} seeds (95% interval); "
-        f"{len(found)} runs, {sum(run['seconds'] for run in found) / 60:.0f} minutes, {cores}, {versions}."
+        f"{len(found)} runs, {sum(run['seconds'] for run in found) / 60:.0f} minutes of training, {cores}, {versions}."
     )
 
 

@@ -1,20 +1,15 @@
-"""The figures of faults: what tests marked with one count for, the file of counts, and the table in docs/faults.md.
+"""The figures of faults: what tests marked with one count for, and the file of counts. docs/write_numbers.py shows them.
 
 A test marked figure(name, cases=n) counts n cases, all of which it has to find good to pass. A test may hand over
 `record_property("seconds", s)`; the table shows the largest.
-
-    python tests/faults_table.py    writes the table from the counts anew
 """
 
 import json
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-COUNTS, PAGE = ROOT / "results" / "reference" / "faults.json", ROOT / "docs" / "faults.md"
 FIGURES = {
     "world-size": "the same bits on 1, 2, 3 and 4 ranks",
     "other-mpi": "the same bits under other MPIs",
@@ -88,25 +83,3 @@ def pytest_sessionfinish(session):
         "code": records.code_digest(),
     }
     Path(file).write_text(json.dumps(found, indent=1) + "\n")
-    if Path(file).resolve() == COUNTS:
-        write_table()
-
-
-def table(found: dict) -> str:
-    """The counts as Markdown."""
-    lines = ["| figure | found good | longest, s |", "|---|---|---|"]
-    for entry in found["figures"]:
-        skipped = f", {len(entry['not_run'])} not run" if entry["not_run"] else ""
-        lines.append(f"| {entry['what']} | {entry['passed']}/{entry['of']}{skipped} | {entry.get('longest_seconds', '')} |")
-    return "\n".join(lines)
-
-
-def write_table() -> None:
-    """Replaces the table of docs/faults.md, which stands between two comments."""
-    head, rest = PAGE.read_text().split("<!-- counts -->\n")
-    tail = rest.split("<!-- end of counts -->")[1]
-    PAGE.write_text(f"{head}<!-- counts -->\n{table(json.loads(COUNTS.read_text()))}\n<!-- end of counts -->{tail}")
-
-
-if __name__ == "__main__":
-    sys.exit(write_table())

@@ -5,7 +5,6 @@ is marked slow; `make test-faults` runs all that is marked with a figure, here a
 """
 
 import io
-import json
 import logging
 import os
 import re
@@ -25,7 +24,6 @@ import pytest
 from repro import checkpoint, engines, journal, packed, records, train
 from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
 
-import faults_table
 from conftest import ROOT, launch, run
 
 slow, figure = pytest.mark.slow, pytest.mark.figure
@@ -722,9 +720,3 @@ def test_a_reproduction_stops_on_request_and_continues(tmp_path):
     assert again.returncode == 0, again.stdout + again.stderr
     record = records.read(stopped[0])
     assert record["status"] == "complete" and [attempt["status"] for attempt in record["attempts"]] == ["stopped"]
-
-
-def test_the_page_shows_the_counts_of_the_file():
-    if not faults_table.COUNTS.exists():
-        pytest.skip("no counts yet: make test-faults")
-    assert faults_table.table(json.loads(faults_table.COUNTS.read_text())) in faults_table.PAGE.read_text()

@@ -250,3 +250,45 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     minutes.legend(*(each[-1:] for each in minutes.get_legend_handles_labels()), fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
+    """The Collapsed Ensemble at a glance: its learning rate with the collapses in colour, and what comes of it.
+
+    Takes `tables.rates` of collapsed_ensemble by one formula, and the `tables.ensemble_points` of one data set.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=(1.6, 1))
+    trunk, member = "0.3", "C3"
+    for stage, part in rates.groupby("stage", sort=False):
+        start, end, rate = part.epoch.min(), part.epoch.max(), part.rate.iloc[0]
+        if not stage.startswith("collapse"):
+            left.plot(part.epoch, part.rate, color=trunk)
+            continue
+        left.plot(part.epoch, part.rate, color=member, linewidth=3)
+        left.plot(end, 0, "o", color=member)
+        left.annotate(f"member {stage[-1]}", (end, -0.06), ha="center", va="top", fontsize=10, color=member)
+        if end < rates.epoch.max():
+            left.plot([start, end], [rate, rate], ":", color=trunk)
+    left.text(31, 1.6, "A collapse takes the rate to zero\nand leaves a member.", color=member, va="top", fontsize=10)
+    left.text(31, 1.27, "The next cycle starts from before it.", color=trunk, va="top", fontsize=10)
+    left.set_title("The Collapsed Ensemble's learning rate\nas for ImageNet, over epochs", loc="left", fontsize=11)
+    left.set(xlabel="epochs, those of the collapses included", ylim=(-0.25, 1.7), xlim=(-2, 93), yticks=(0, 0.5, 1, 1.5))
+
+    rows = {f"collapsed member {n}": (f"member {n}", member) for n in (1, 2, 3)}
+    rows |= {"Collapsed Ensemble": ("the ensemble", "C0"), "one model, collapsed": ("one model,\nas many images", "C2")}
+    for place, (label, (_, colour)) in enumerate(rows.items()):
+        top1 = points[points.label == label].top1
+        right.plot(top1, [place] * len(top1), "o", color=colour, alpha=0.5)
+        right.plot(top1.mean(), place, "|", color="0.2", markersize=20, markeredgewidth=2)
+        right.annotate(f"{top1.mean():.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=10)
+    right.set_yticks(range(len(rows)), [shown for shown, _ in rows.values()])
+    data = points.data.iloc[0]
+    views = "\nthe views differ: no test of the claim" if data == "digits" else ""
+    right.set_title(f"Its result on {data}, n = {points.seed.nunique()}{views}", loc="left", x=-0.52, fontsize=11)
+    right.set(xlabel="test top-1, %  (a point per seed, a bar: mean)", ylim=(len(rows) - 0.5, -0.5))
+    for axis in (left, right):
+        axis.tick_params(labelsize=10)
+        axis.xaxis.label.set_fontsize(10)
+    right.grid(axis="y", visible=False)
+    figure.tight_layout()
+    return figure

@@ -47,9 +47,10 @@ def test_every_run_is_complete_and_every_product_is_there(results):
         "recipes",
         "published_claims",
         "predictions",
+        "runs",
+        "evaluations",
         "scaling_measured",
         "scaling_model",
-        "scaling_allreduce",
         "scaling_published",
     ):
         assert (results / "tables" / f"{name}.csv").stat().st_size > 100

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from repro import engines, records
+from repro.paper import reproduce
 from repro.paths import ROOT
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -30,6 +31,21 @@ def results(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "printed").write_text(done.stdout)
     return folder
+
+
+def test_what_is_kept_is_small_and_complete(tmp_path):
+    results, reference = tmp_path / "results", tmp_path / "reference"
+    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "figures/effects.svg"]
+    left = ["tables/evaluations.csv", "runs/a/snapshots/main.safetensors", "runs/b/metrics.jsonl", "figures/effects.png"]
+    for name in kept + left:
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).touch()
+    for name, status in (("a", "complete"), ("b", "running")):
+        (results / "runs" / name / "run.json").write_text(json.dumps({"format": records.FORMAT, "status": status}))
+    (reference / "runs" / "old").mkdir(parents=True)
+    reproduce.keep(results, reference)
+    found = {str(path.relative_to(reference)) for path in reference.glob("**/*") if path.is_file()}
+    assert found == {*kept, "runs/a/run.json"}
 
 
 def test_it_says_first_what_it_will_do_and_how_long(results):

@@ -142,7 +142,10 @@ def _summarise(wall: float, plans: dict, page: Path) -> None:
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
-    """Copies what is small of a finished reproduction (no models, no notebooks) to results/reference, for committing."""
+    """Copies what is small of a finished reproduction to results/reference, for committing.
+
+    Left out are models, notebooks, incomplete runs, and evaluations.csv, which `repro.runs` makes of the runs' metrics.
+    """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
     for path in reference.glob("*"):
@@ -159,6 +162,8 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
         "runs/*/ensembles.json",
     ):
         for path in results.glob(pattern):
+            if path.name == "evaluations.csv":
+                continue
             if "runs" not in path.parts[-3:] or records.read(path.parent).get("status") == "complete":
                 target = reference / path.relative_to(results)
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,79 +1,35 @@
 """What `make bench-data` measures: the loader against torchvision's, its share of a training step, packing, memory.
 
-Each figure is a ratio of two things that are measured in one run, on the same images, in turns; medians of the rounds.
+Each number is the ratio of two things that are measured in one run, on the same images, alternately; medians of the rounds.
 Writes results/bench/data.json and prints it as a table.
 """
 
-import contextlib
-import io
-import json
 import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
-import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
 
+from bench import photographs
+from bench.report import Goal, publish, row
 from repro.allreduce import Average
 from repro.comm import Alone
 from repro.data import IMAGENET, Images, Stream, load_ahead
 from repro.model import Network, build
-from repro.paper import figures
-from repro.paths import RESULTS, replacing, writable_folder
-from repro.records import code_version, now, package_versions, processor
 from repro.train import average_over_workers
 
-import archives
-import packing
-
-IMAGES, BATCH, ROUNDS = 512, 16, 5
-SECOND = "one second"  # in the place of a peer where a goal is in seconds; no ratio to draw
+BATCH, ROUNDS = 16, 5
 STORED = {"full size": 0, "short side 256": 256}  # as packed: untouched bytes, or as the default
-
-
-# --- The images ------------------------------------------------------------------------------------------------------
-
-
-def photographs(folder: Path) -> Path:
-    """JPEGs of the usual size of a photograph, in class folders: parts of scikit-learn's two, hardly scaled."""
-    from sklearn.datasets import load_sample_images
-
-    generator = np.random.default_rng(0)
-    originals = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    for number in range(IMAGES):
-        left, top = (int(generator.integers(high)) for high in (80, 40))
-        part = originals[number % 2].crop((left, top, left + 560, top + 387)).resize((500, 346), Image.Resampling.LANCZOS)
-        path = folder / f"class{number % 8}" / f"{number:04}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (part if number % 4 else part.transpose(Image.Transpose.ROTATE_90)).save(path, quality=94)
-    return folder
-
-
-def pack(source: Path, out: Path, short_side: int, threads: int) -> float:
-    """Packs the folders of `source`; returns the seconds."""
-    classes = [folder.name for folder in archives.folders(source)]
-    images = [
-        packing.Source(member.name, label, member)
-        for label, name in enumerate(classes)
-        for member in archives.files(source / name)
-    ]
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        packing.pack(out, classes, {"train": images}, short_side=short_side, threads=threads, overwrite=True)
-    return time.perf_counter() - start
 
 
 # --- Decode and augment, on one core ----------------------------------------------------------------------------------
 
 
 def ours(data: str) -> float:
-    """Images a second of one decoding thread over an epoch, after one batch."""
+    """Images per second of one decoding thread over an epoch, after one batch."""
     images = Images(data, "train")
     stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
     return _rate(load_ahead(stream, ((step, 0, "scale_aspect") for step in range(len(images) // BATCH)), threads=1))
@@ -135,7 +91,7 @@ def _pinned(sender, name: str, argument: str) -> None:
 
 
 def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of ResNet-50 steps with images that are loaded ahead, and with images at hand, in turns.
+    """Seconds of ResNet-50 steps with images that are loaded ahead, and with images at hand, alternately.
 
     All cores compute, and the batch that replaces the one taken is decoded during the step: so decoding is paid for.
     """
@@ -175,27 +131,6 @@ def memory(data: str) -> list[float]:
 # --- All of it --------------------------------------------------------------------------------------------------------
 
 
-def row(name: str, ours: list[float], peer: list[float], peer_is: str, unit: str, goal: str = "") -> dict:
-    """A figure and its peer, measured in turns: medians, their ratio, and each round's."""
-    return {
-        "name": name,
-        "ours": median(ours),
-        "peer": median(peer),
-        "peer_is": peer_is,
-        "ratio": median(ours) / median(peer),
-        "goal": goal,
-        "met": _met(median(ours) / median(peer), goal),
-        "unit": unit,
-        "rounds": {"ours": ours, "peer": peer},
-    }
-
-
-def _met(ratio: float, goal: str) -> bool | None:
-    """Whether a goal such as ">= 1.5" is reached; None if there is none."""
-    sign, _, bound = goal.partition(" ")
-    return {"": None, ">=": bool(goal) and ratio >= float(bound or 0), "<=": bool(goal) and ratio <= float(bound or 0)}[sign]
-
-
 def loading(name: str, folder: Path, data: Path) -> list[dict]:
     peers = {
         "torchvision ImageFolder, v2 transforms on Pillow images, DataLoader": torchvision_pil,
@@ -212,18 +147,18 @@ def loading(name: str, folder: Path, data: Path) -> list[dict]:
             rates[function],
             peer,
             "images/s on one core",
-            ">= 1.5" if name == "full size" else "",
+            Goal(">=", 1.5) if name == "full size" else None,
         )
         for peer, function in peers.items()
     ]
 
 
 def measure(folder: Path) -> list[dict]:
-    source, rows = photographs(folder / "jpegs"), []
+    source, rows = photographs.write(folder / "jpegs"), []
     for name, short_side in STORED.items():
         out, seconds, copies = folder / str(short_side) / "photographs", [], []
         for number in range(ROUNDS):
-            seconds.append(pack(source, out, short_side, threads=os.cpu_count()))
+            seconds.append(photographs.pack(source, out, short_side, threads=os.cpu_count()))
             start = time.perf_counter()
             shutil.copytree(source, folder / "copies" / str(number))
             os.sync()  # as packing does
@@ -232,8 +167,8 @@ def measure(folder: Path) -> list[dict]:
         rows.append(
             row(
                 f"packing, {name}",
-                [IMAGES / each for each in seconds],
-                [IMAGES / each for each in copies],
+                [photographs.IMAGES / each for each in seconds],
+                [photographs.IMAGES / each for each in copies],
                 "plain copy of the files",
                 f"images/s, {os.cpu_count()} threads",
             )
@@ -255,63 +190,19 @@ def measure(folder: Path) -> list[dict]:
                 at_hand,
                 "the same step with its images at hand",
                 f"s for {BATCH} images, {os.cpu_count()} threads",
-                "<= 1.03",
+                Goal("<=", 1.03),
             )
         )
     readings = memory(str(folder / "256" / "photographs"))
-    rows.append(
-        row("own memory over ten epochs of loading", readings[-1:], readings[1:2], "after the first epoch", "MB", "<= 1.05")
-    )
+    first, last = readings[1:2], readings[-1:]
+    rows.append(row("own memory over ten epochs of loading", last, first, "after the first epoch", "MB", Goal("<=", 1.05)))
     return rows
-
-
-def save(name: str, rows: list[dict], **facts) -> None:
-    """Writes results/bench/NAME.json."""
-    result = {
-        "when": now(),
-        "version": code_version(),
-        "packages": package_versions(),
-        "cores": os.cpu_count(),
-        "machine": processor(),
-        **facts,
-        "rows": rows,
-    }
-    with replacing(writable_folder(RESULTS / "bench") / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
-
-
-def publish(name: str, rows: list[dict], **facts) -> None:
-    """Writes results/bench/NAME.json, draws the ratios and prints the rows."""
-    save(name, rows, **facts)
-    table = pd.DataFrame(
-        [
-            {
-                "label": f"{each['name']} / {each['peer_is']}",
-                "round": number,
-                "ratio": ours / peer,
-                "of_medians": each["ratio"],
-                "goal": each["goal"],
-                "met": each["met"],
-            }
-            for each in rows
-            if each["goal"] and each["peer_is"] != SECOND
-            for number, (ours, peer) in enumerate(zip(*each["rounds"].values()))
-        ]
-    )
-    figures.save(figures.ratios(table), table, RESULTS, f"bench-{name}")
-    print(f"{'':40} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
-    for each in rows:
-        print(
-            f"{each['name']:40} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.3g}  {each['goal'] or '-':8} "
-            f"{ {True: 'met', False: 'missed', None: ''}[each['met']]:7}"
-            f"{each['unit']}; against {each['peer_is']}"
-        )
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
-    publish("data", rows, command="make bench-data", images=IMAGES, rounds=ROUNDS)
+    publish("data", rows, {"command": "make bench-data", "images": photographs.IMAGES, "rounds": ROUNDS})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What `make bench` measures: the training step against PyTorch's own data parallelism and against the machine.
 
-Every variant runs in processes of its own, a few steps at a time and all in turns, for several rounds; a figure is the ratio
+Every variant runs in processes of its own, a few steps at a time and all alternately, for several rounds; a number is the ratio
 of two medians of one run. Writes results/bench/bench.json. For `make bench`, or one variant, or what takes a step's time, by
 
     mpiexec -n 2 python -m bench.step ours
@@ -17,6 +17,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 
@@ -24,8 +25,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import two_nodes
-from bench.loader import SECOND, pack, photographs, publish, row, save
+from bench import photographs, two_nodes
+from bench.report import SECOND, Goal, publish, row, save
 from repro import ReproError, choose, comm, engines
 from repro.allreduce import Average
 from repro.data import Images, Stream, load_ahead
@@ -46,15 +47,15 @@ class Variant:
     ranks: int = 2
     model: str = "resnet50"
     size: int = 224  # pixels a side
-    images: int = 32  # a worker
-    workers: int = 1  # a rank
+    images: int = 32  # per worker
+    workers: int = 1  # per rank
     steps: int = 2  # measured, after one that is not
     reduction: str = "exact"
     precision: str = "auto"
     channels_last: bool = True  # of ddp; ours always
     keep: bool = True  # freed memory is kept
     data: str = ""  # a packed data set, decoded ahead of the step; "": images at hand
-    megabits: int = 0  # a second, by TCP between two network namespaces, a rank in each; 0: both here
+    megabits: int = 0  # per second, by TCP between two network namespaces, one rank in each; 0: both here
 
 
 STEP = {
@@ -70,7 +71,7 @@ STEP = {
 SMALL = Variant(model="resnet11", size=8, images=32, precision="fp32", steps=300)
 DIGITS = {"digits": SMALL, "digits, DDP": replace(SMALL, kind="ddp", keep=False, channels_last=False)}
 MEMORY = {f"{workers} workers": Variant(ranks=1, size=64, images=4, workers=workers, steps=0) for workers in (1, 448)}
-WIRE = {f"{reduction} by TCP": Variant(reduction=reduction, megabits=500) for reduction in ("exact", "fast", "fast_bf16")}
+WIRE = {f"{reduction} by TCP": Variant(reduction=reduction, megabits=500) for reduction in ("exact", "fast")}
 WIRE["DDP by TCP"] = Variant(kind="ddp", megabits=500)
 VARIANTS = MEMORY | DIGITS | STEP | WIRE
 
@@ -79,7 +80,7 @@ VARIANTS = MEMORY | DIGITS | STEP | WIRE
 
 
 def measure(variant: Variant) -> dict:
-    """Median seconds of a step, peak memory in MB and the floating-point operations a second of a large matrix product."""
+    """Median seconds of a step, peak memory in MB and the floating-point operations per second of a large matrix product."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if variant.keep:
@@ -87,7 +88,7 @@ def measure(variant: Variant) -> dict:
     everyone = comm.world()
     step = (_ddp if variant.kind == "ddp" else _ours)(variant, everyone)
     seconds = []
-    for number in range(variant.steps + 1):
+    for _ in range(variant.steps + 1):
         everyone.gather(None)
         start = time.perf_counter()
         step()
@@ -119,7 +120,7 @@ def _ours(variant: Variant, everyone):
             threads=2,
         )
     else:
-        batches = iter(lambda batch=_batch(variant, channels): batch, None)
+        batches = repeat(_batch(variant, channels))
 
     def step():
         mean = average_over_workers(world, average, network, batches, _precision(variant))
@@ -186,7 +187,7 @@ def profile(steps: int = 3) -> list[dict]:
     keep_freed()
     step = _ours(VARIANTS["ours, 1 rank"], comm.Alone())
     kinds = [torch.profiler.ProfilerActivity.CPU]
-    for number in range(2):  # what the profiler itself needs is taken from the system in the first
+    for _ in range(2):  # what the profiler itself needs is taken from the system in the first
         step()
         with torch.profiler.profile(activities=kinds) as profiler:
             for _ in range(steps):
@@ -203,7 +204,7 @@ def profile(steps: int = 3) -> list[dict]:
     return sorted((row | {"share": row["ms"] / total} for row in rows), key=lambda row: -row["ms"])
 
 
-# --- All variants in turns ------------------------------------------------------------------------------------------------
+# --- All variants alternately -----------------------------------------------------------------------------------------------
 
 
 def run(name: str, data: Path) -> dict:
@@ -246,8 +247,8 @@ def operations(model: str = "resnet50", size: int = 224) -> int:
     return counter.get_total_flops() // 2
 
 
-def figures_of(found: dict[str, list[dict]]) -> list[dict]:
-    """The rows: each figure beside its peer, from the same rounds."""
+def rows_of(found: dict[str, list[dict]]) -> list[dict]:
+    """The rows: each number beside its peer, from the same rounds."""
 
     def seconds(name):
         return [each["seconds"] for each in found[name]]
@@ -260,9 +261,9 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
         return [each["peak"] for each in found[name]]
 
     against = {
-        "DDP as torchvision trains": ">= 4.0",
-        "DDP, bf16 and channels_last": ">= 1.3",
-        "DDP, bf16, channels_last and memory kept": ">= 1.05",
+        "DDP as torchvision trains": Goal(">=", 4.0),
+        "DDP, bf16 and channels_last": Goal(">=", 1.3),
+        "DDP, bf16, channels_last and memory kept": Goal(">=", 1.05),
     }
     unit = "images/s, ResNet-50 at 224 px, 2 ranks x 1 thread x 32 images"
     rows = [row("training", images("ours"), images(peer), f"{peer} (gloo)", unit, goal) for peer, goal in against.items()]
@@ -273,8 +274,8 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
             [each * work / 1e9 for each in images(loaded)],
             [each["product"] / 1e9 for each in found[loaded]],
             "matrix product of 2048 x 2048 on both ranks, same precision",
-            f"GFLOP/s, at {work / 1e9:.1f} GFLOP an image",
-            ">= 0.75",
+            f"GFLOP/s, at {work / 1e9:.1f} GFLOP per image",
+            Goal(">=", 0.75),
         ),
         row(
             "weak scaling, 1 to 2 ranks",
@@ -282,7 +283,7 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
             [2 * each for each in images("ours, 1 rank")],
             "twice one rank alone",
             unit,
-            ">= 0.96",
+            Goal(">=", 0.96),
         ),
         row(
             "step with its average",
@@ -290,12 +291,12 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
             seconds("ours, not averaged"),
             "two processes that do not communicate",
             "s",
-            "<= 1.015",
+            Goal("<=", 1.015),
         ),
-        row("exact average", seconds("ours"), seconds("ours, fast"), "fast average", "s a step", "<= 1.03"),
-        row("step with the loader", seconds(loaded), seconds("ours"), "images at hand", "s", "<= 1.03"),
+        row("exact average", seconds("ours"), seconds("ours, fast"), "fast average", "s per step", Goal("<=", 1.03)),
+        row("step with the loader", seconds(loaded), seconds("ours"), "images at hand", "s", Goal("<=", 1.03)),
         *(
-            row("peak memory of a rank", peak("ours"), peak(peer), peer, "MB", "<= 1.0")
+            row("peak memory of a rank", peak("ours"), peak(peer), peer, "MB", Goal("<=", 1.0))
             for peer in ("DDP, bf16 and channels_last", "DDP, bf16, channels_last and memory kept")
         ),
         row(
@@ -303,8 +304,8 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
             peak("448 workers"),
             peak("1 workers"),
             "1 worker",
-            "MB, ResNet-50 at 64 px, 4 images a worker",
-            "<= 1.05",
+            "MB, ResNet-50 at 64 px, 4 images per worker",
+            Goal("<=", 1.05),
         ),
         row(
             "digits network",
@@ -312,21 +313,13 @@ def figures_of(found: dict[str, list[dict]]) -> list[dict]:
             [1 / each for each in seconds("digits, DDP")],
             "DDP (gloo), fp32",
             "steps/s, 2 ranks x 32 images",
-            ">= 1.5",
+            Goal(">=", 1.5),
         ),
     ]
     if found.keys() >= WIRE.keys():
-        wire = "step between two nodes, TCP at 0.5 Gbit/s"
-        rows += [
-            row(
-                f"{wire}, {reduction}",
-                seconds(f"{reduction} by TCP"),
-                seconds(f"{peer} by TCP"),
-                "DDP, bf16, channels_last and memory kept" if peer == "DDP" else peer,
-                "s",
-            )
-            for reduction, peer in (("exact", "DDP"), ("fast", "DDP"), ("fast_bf16", "DDP"), ("fast_bf16", "fast"))
-        ]
+        wire, peer = "step between two nodes, TCP at 0.5 Gbit/s", "DDP, bf16, channels_last and memory kept"
+        for reduction in ("exact", "fast"):
+            rows.append(row(f"{wire}, {reduction}", seconds(f"{reduction} by TCP"), seconds("DDP by TCP"), peer, "s"))
     return rows
 
 
@@ -344,8 +337,8 @@ def starting() -> list[dict]:
             ready.append(time.perf_counter() - start)
     second = [1.0] * ROUNDS
     return [
-        row("import repro", imports, second, SECOND, "s", "<= 0.15"),
-        row("2 engines ready", ready, second, SECOND, "s", "<= 5"),
+        row("import repro", imports, second, SECOND, "s", Goal("<=", 0.15)),
+        row("2 engines ready", ready, second, SECOND, "s", Goal("<=", 5)),
     ]
 
 
@@ -354,7 +347,7 @@ def main() -> None:
         rows = profile()
         for row_ in rows[:12]:
             print(f"{row_['operation']:45} {row_['ms']:8.1f} ms {100 * row_['share']:5.1f}% {row_['calls']:6.0f} calls")
-        save("profile", rows, command="python -m bench.step profile", variant=asdict(VARIANTS["ours, 1 rank"]))
+        save("profile", rows, {"command": "python -m bench.step profile", "variant": asdict(VARIANTS["ours, 1 rank"])})
         return
     if len(sys.argv) > 1:
         name, data = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
@@ -365,16 +358,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "photographs"
-        pack(photographs(Path(folder) / "jpegs"), data, short_side=256, threads=os.cpu_count())
+        photographs.pack(photographs.write(Path(folder) / "jpegs"), data, short_side=256, threads=os.cpu_count())
         found = rounds(VARIANTS, data)
-    publish(
-        "bench",
-        figures_of(found) + starting(),
-        command="make bench",
-        rounds=ROUNDS,
-        variants={name: asdict(each) for name, each in VARIANTS.items()},
-        measured=found,
-    )
+    variants = {name: asdict(each) for name, each in VARIANTS.items()}
+    facts = {"command": "make bench", "rounds": ROUNDS, "variants": variants, "measured": found}
+    publish("bench", rows_of(found) + starting(), facts)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,19 @@ Start reading in `train.py`: it is the algorithm, top to bottom. `schedule.py` a
 """
 
 import difflib
+import importlib
 
 __version__ = "0.1.0"
 
 
 class ReproError(Exception):
     """An error that the user can mend: its message says what was found and what to do next."""
+
+
+def runs(out=None):
+    """All runs in the folder `out` (default: results/runs) as two tidy tables, (runs, evaluations): see `repro.tidy.runs`."""
+    tidy = importlib.import_module("repro.tidy")  # here, since it loads pandas
+    return tidy.runs(out) if out else tidy.runs()
 
 
 def choose(kind: str, value, choices):

@@ -1,11 +1,15 @@
 """The benchmark compares like with like, counts operations right, and judges by the goal; speed itself is never asserted."""
 
+import json
+import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
-from bench import loader, step
+from bench import report, step
+from bench.report import Goal
 from repro.comm import Alone
 
 
@@ -32,19 +36,34 @@ def test_operations_are_those_of_every_convolution_forward_and_twice_backward():
 
 @pytest.mark.parametrize(
     "ours, goal, met",
-    [(2.0, ">= 1.9", True), (2.0, ">= 2.1", False), (2.0, "<= 2.1", True), (2.0, "<= 1.9", False), (2.0, "", None)],
+    [
+        (2.0, Goal(">=", 1.9), True),
+        (2.0, Goal(">=", 2.1), False),
+        (2.0, Goal("<=", 2.1), True),
+        (2.0, Goal("<=", 1.9), False),
+        (2.0, None, None),
+    ],
 )
 def test_a_goal_is_met_by_the_medians_alone(ours, goal, met):
-    assert loader.row("", [ours, 0.0, 9.0], [1.0, 1.0, 1.0], "", "", goal)["met"] is met
+    assert report.row("", [ours, 0.0, 9.0], [1.0, 1.0, 1.0], "", "", goal)["met"] is met
 
 
-def test_every_row_is_made_of_variants_that_are_measured(monkeypatch, tmp_path):
+def test_every_row_is_made_of_variants_that_are_measured_and_is_published(tmp_path, capsys):
     found = {
         name: [{"seconds": 1.0 + number, "peak": 1000.0, "product": 1e12} for number in range(3)] for name in step.VARIANTS
     }
-    monkeypatch.setattr(loader, "RESULTS", tmp_path)
-    rows = step.figures_of(found)
-    loader.publish("bench", rows)
-    assert (tmp_path / "bench" / "step.json").exists() and (tmp_path / "figures" / "bench-step.svg").exists()
+    rows = step.rows_of(found)
+    report.publish("bench", rows, {"command": "make bench"}, tmp_path)
     training = rows[0]
     assert (training["ours"], training["ratio"], training["met"]) == (32.0, 1.0, False)
+    saved = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert saved["command"] == "make bench" and saved["rows"] == rows and rows[0]["goal"] == {"sign": ">=", "bound": 4.0}
+    assert (tmp_path / "figures" / "bench-bench.svg").exists()
+    drawn = pd.read_csv(tmp_path / "figures" / "bench-bench.csv")
+    assert len(drawn) == 3 * sum(row["goal"] is not None for row in rows)
+    assert re.search(r"^training  .* >= 4 +missed", capsys.readouterr().out, flags=re.M)
+
+
+def test_a_goal_in_seconds_has_no_peer_to_draw():
+    rows = [report.row("import", [0.1], [1.0], report.SECOND, "s", Goal("<=", 0.15)), report.row("a", [1.0], [1.0], "b", "s")]
+    assert report.ratios(rows).empty

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from repro import engines, records
+from repro.paper import reproduce
 from repro.paths import ROOT
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -32,6 +33,21 @@ def results(tmp_path_factory):
     return folder
 
 
+def test_what_is_kept_is_small_and_complete(tmp_path):
+    results, reference = tmp_path / "results", tmp_path / "reference"
+    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "figures/effects.svg"]
+    left = ["tables/evaluations.csv", "runs/a/snapshots/main.safetensors", "runs/b/metrics.jsonl", "figures/effects.png"]
+    for name in kept + left:
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).touch()
+    for name, status in (("a", "complete"), ("b", "running")):
+        (results / "runs" / name / "run.json").write_text(json.dumps({"format": records.FORMAT, "status": status}))
+    (reference / "runs" / "old").mkdir(parents=True)
+    reproduce.keep(results, reference)
+    found = {str(path.relative_to(reference)) for path in reference.glob("**/*") if path.is_file()}
+    assert found == {*kept, "runs/a/run.json"}
+
+
 def test_it_says_first_what_it_will_do_and_how_long(results):
     printed = (results / "printed").read_text()
     assert re.search(r"^profile smoke: 3 runs on digits, 1 seed, 0 of them complete; \d ranks", printed, flags=re.M)
@@ -47,9 +63,10 @@ def test_every_run_is_complete_and_every_product_is_there(results):
         "recipes",
         "published_claims",
         "predictions",
+        "runs",
+        "evaluations",
         "scaling_measured",
         "scaling_model",
-        "scaling_allreduce",
         "scaling_published",
     ):
         assert (results / "tables" / f"{name}.csv").stat().st_size > 100

@@ -66,21 +66,6 @@ def run_rabenseifner(ranks: Ranks, members: list[int], link: Link) -> None:
     ranks.exchange([(members[2 * pair + 1], members[2 * pair], whole, False) for pair in range(extra)], link) if extra else None
 
 
-def run_ring(
-    ranks: Ranks, members: list[int], link: Link, low: int = 0, high: int | None = None, phases=("reduce", "gather")
-) -> None:
-    count = len(members)
-    edges = np.linspace(low, ranks.vectors.shape[1] if high is None else high, count + 1).astype(int)
-    for phase in phases:
-        for turn in range(count - 1):
-            messages = []
-            for place in range(count):
-                block = (place - turn + (phase == "gather")) % count
-                part = slice(edges[block], edges[block + 1])
-                messages.append((members[place], members[(place + 1) % count], part, phase == "reduce"))
-            ranks.exchange(messages, link)
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23])
 def test_rabenseifner_is_its_messages(count):
     ranks = Ranks(count, 64)
@@ -88,34 +73,12 @@ def test_rabenseifner_is_its_messages(count):
     assert steptime.rabenseifner(LINK, count, 8 * 64) == pytest.approx(ranks.seconds())
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
-def test_ring_is_its_messages(count):
-    ranks = Ranks(count, 120)
-    run_ring(ranks, list(range(count)), LINK)
-    assert steptime.ring(LINK, count, 8 * 120) == pytest.approx(ranks.seconds())
-
-
-@pytest.mark.parametrize("nodes, rows, columns", [(4, 2, 2), (6, 3, 2), (12, 4, 3), (5, 5, 1)])
-def test_torus_is_its_messages(nodes, rows, columns):
-    ranks = Ranks(nodes, 144 * 5)
-    grid = np.arange(nodes).reshape(rows, columns)
-    share = 144 * 5 // columns
-    for row in grid:  # the rows at once: their clocks are apart
-        run_ring(ranks, list(row), LINK, phases=("reduce",))
-    for place, column in enumerate(grid.T):  # after a ring's reduce-scatter, member i holds block i + 1
-        block = (place + 1) % columns
-        run_ring(ranks, list(column), LINK, block * share, (block + 1) * share)
-    for row in grid:
-        run_ring(ranks, list(row), LINK, phases=("gather",))
-    assert steptime.torus(LINK, nodes, 8 * 144 * 5, WITHIN, 1) == pytest.approx(ranks.seconds())
-
-
 @pytest.mark.parametrize("nodes, per_node", [(2, 2), (4, 2), (8, 4), (3, 2)])
-def test_hierarchical_reduces_within_nodes_around_the_allreduce_between_them(nodes, per_node):
+def test_the_allreduce_is_within_nodes_around_that_between_them(nodes, per_node):
     within, between = Ranks(per_node, 64), Ranks(nodes, 64)
     run_rabenseifner(within, list(range(per_node)), WITHIN)
     run_rabenseifner(between, list(range(nodes)), LINK)
-    assert steptime.hierarchical(LINK, nodes, 8 * 64, WITHIN, per_node) == pytest.approx(within.seconds() + between.seconds())
+    assert steptime.allreduce(LINK, nodes, 8 * 64, WITHIN, per_node) == pytest.approx(within.seconds() + between.seconds())
 
 
 def test_off_powers_of_two_mpich_sends_about_twice_the_bytes():
@@ -263,7 +226,6 @@ def test_everything_that_the_model_says_is_labelled():
     for load in (Load("weak", 8), Load("strong", 16, 896)):
         rows = steptime.extrapolate(synthetic(), load, [1, 64, 448], Layout(per_node=2), steptime.OMNI_PATH, draws=5)
         assert [row["label"] for row in rows] == ["MODEL"] * 3
-    assert set(tables.algorithms({"rows": synthetic(), "ranks": 2}).label) == {"MODEL"}
     assert set(tables.published_checks().label) == {"MODEL"}
 
 
@@ -306,10 +268,9 @@ def test_one_published_run_predicts_another_of_the_same_machine():
     "change, said",
     [
         ({"nodes": 0}, "nodes is 0"),
-        ({"per_node": 0}, "ranks a node is 0"),
+        ({"per_node": 0}, "ranks per node is 0"),
         ({"buckets": 0}, "buckets is 0"),
         ({"nodes": 2}, "need a link"),
-        ({"algorithm": "rnig"}, "Did you mean ring"),
     ],
 )
 def test_a_layout_that_cannot_be_is_named(change, said):

@@ -67,17 +67,20 @@ def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
 def training_curves(curves: pd.DataFrame) -> plt.Figure:
     """Test accuracy and training loss over epochs: mean over seeds, band of one standard deviation.
 
-    Takes `tables.curves` of one data set and one shrink.
+    Takes `tables.curves` of one data set and one shrink. A line's label is the recipe, with the model if there are several, and
+    with the variant if it is not the default.
     """
+    label = curves.recipe + (", " + curves.model if curves.model.nunique() > 1 else "")
+    curves = curves.assign(label=label.where(curves.variant == "", label + ", " + curves.variant))
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 7.5), sharex=True)
     tested = curves.dropna(subset="top1")
     shared = dict(
         x="epoch",
-        hue="recipe",
-        style="recipe",
+        hue="label",
+        style="label",
         errorbar="sd",
-        hue_order=sorted(curves.recipe.unique()),
-        style_order=sorted(curves.recipe.unique()),
+        hue_order=sorted(curves.label.unique()),
+        style_order=sorted(curves.label.unique()),
     )
     sns.lineplot(tested, y="top1", ax=top, markers=True, markersize=5, **shared)
     sns.lineplot(curves.assign(epoch=curves.epoch.round()), y="train_loss", ax=bottom, legend=False, **shared)
@@ -85,7 +88,7 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
     low = tested[tested.epoch > tested.epoch.max() / 5].top1.min()
     top.set(ylabel="test top-1, %", ylim=(low - 2, tested.top1.max() + 1))
     bottom.set(xlabel="epoch (images seen / training images)", ylabel="training loss")
-    n = curves.groupby("recipe").seed.nunique()
+    n = curves.groupby("label").seed.nunique()
     top.set_title(
         f"{curves.data.iloc[0]}: mean and standard deviation over n = {n.min()} seeds"
         if n.min() == n.max()
@@ -97,9 +100,9 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
 
 
 def ensemble(shown: pd.DataFrame) -> plt.Figure:
-    """Top-1 of one model, of each member and of the ensembles, a point a seed, the mean as a bar.
+    """Top-1 of one model, of each member and of the ensembles: one point per seed, the mean as a bar.
 
-    Takes columns label, top1, seed, group, in the order in which labels shall stand.
+    Takes columns label, top1, seed, group, in the order in which labels are drawn.
     """
     figure, axes = plt.subplots(figsize=(9, 0.45 * shown.label.nunique() + 1.3))
     sns.stripplot(shown, x="top1", y="label", hue="group", ax=axes, alpha=0.6, jitter=0.15)
@@ -115,7 +118,7 @@ def ensemble(shown: pd.DataFrame) -> plt.Figure:
         markersize=18,
         color="0.2",
     )
-    axes.set(xlabel=f"test top-1, %  (a point: a seed, n = {shown.seed.nunique()}; bar: mean, 95% interval)", ylabel="")
+    axes.set(xlabel=f"test top-1, %  (one point per seed, n = {shown.seed.nunique()}; bar: mean, 95% interval)", ylabel="")
     sns.move_legend(axes, "lower center", bbox_to_anchor=(0.4, 1), ncol=2, title=None, frameon=False)
     figure.tight_layout()
     return figure
@@ -131,7 +134,8 @@ def effects(table: pd.DataFrame) -> plt.Figure:
         axes.plot(row.difference, place, "o", color=colours.get(row.verdict, "0.5"))
         axes.annotate(f" {row.verdict}, n = {row.n}", (max(row.difference, row.high), place), va="center", fontsize=9)
     axes.axvline(0, color="0.3", linewidth=1)
-    labels = ["\n".join(wrap(f"{row.claim} ({row.data}, {row.shrink})", 48)) for row in table.itertuples()]
+    runs = [", ".join(filter(None, (row.data, row.shrink, row.model, row.variant))) for row in table.itertuples()]
+    labels = ["\n".join(wrap(f"{claim} ({which})", 48)) for claim, which in zip(table.claim, runs)]
     axes.set_yticks(range(len(table)), labels, fontsize=9)
     axes.set_xlabel("difference in test top-1, percentage points (paired over seeds, 95% interval)")
     axes.margins(x=0.2)
@@ -150,7 +154,7 @@ def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
     for place, row in enumerate(shown.sort_values(["top1", "minutes"]).itertuples()):
         axes.annotate(
             row.label, (row.minutes, row.top1), (6, 4 if place % 2 else -9), textcoords="offset points", fontsize=8
-        )  # in turn above and below: some points lie on one another
+        )  # alternately above and below: some points coincide
     axes.set(xscale="log", xlabel="minutes to train (published)", ylabel="top-1 on ImageNet-1K, % (published)")
     axes.margins(x=0.25)
     sns.move_legend(axes, "lower right", title=None)
@@ -159,9 +163,9 @@ def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
 
 
 def ratios(rows: pd.DataFrame) -> plt.Figure:
-    """What `make bench` measured beside its goal: ours / peer, a point a round, the medians' ratio as a bar.
+    """What `make bench` measured beside its goal: ours / peer, one point per round, the medians' ratio as a bar.
 
-    Takes columns label, round, ratio (of that round), of_medians, goal (such as ">= 1.3"), met (bool).
+    Takes columns label, round, ratio (of that round), of_medians, sign (">=" or "<=") and bound of the goal, met (bool).
     """
     labels = list(dict.fromkeys(rows.label))
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(labels) + 1.2))
@@ -170,8 +174,7 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
         colour = "C2" if shown.met.iloc[0] else "C3"
         axes.plot(shown.ratio, [place] * len(shown), ".", color="0.6")
         axes.plot(shown.of_medians.iloc[0], place, "|", color=colour, markersize=18, markeredgewidth=3)
-        goal = float(shown.goal.iloc[0].split()[1])
-        axes.plot(goal, place, ">" if shown.goal.iloc[0].startswith(">") else "<", color="0.3", markersize=7)
+        axes.plot(shown.bound.iloc[0], place, shown.sign.iloc[0][0], color="0.3", markersize=7)  # the marker > or <
         axes.annotate(
             f"{shown.of_medians.iloc[0]:.3g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9
         )
@@ -204,21 +207,21 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
         )
         steps.plot(part.images, part.seconds_MODEL, "--", color=colour, label=f"{name}, MODEL")
     steps.set(
-        xlabel="images a rank",
-        ylabel="seconds a step",
+        xlabel="images per rank",
+        ylabel="seconds per step",
         ylim=(0, None),
         title=f"{measured.model[0]}, {measured['size'][0]} px: one machine",
     )
     looks = {("weak", False): "C0", ("weak", True): "C2", ("strong", False): "C1", ("strong", True): "C3"}
-    for (scaling, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
-        name = f"{scaling}, " + ("nothing hidden" if buckets == 1 else f"{buckets} buckets overlapped")
+    for (regime, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
+        name = f"{regime}, " + ("nothing hidden" if buckets == 1 else f"{buckets} buckets overlapped")
         for axis, column in ((efficiency, "efficiency"), (minutes, "minutes"), (accuracy, "minutes_to_accuracy")):
-            axis.plot(part.nodes, part[column], color=looks[scaling, buckets > 1], label=name)
+            axis.plot(part.nodes, part[column], color=looks[regime, buckets > 1], label=name)
             axis.fill_between(
                 part.nodes,
                 part[f"{column}_low"],
                 part[f"{column}_high"],
-                color=looks[scaling, buckets > 1],
+                color=looks[regime, buckets > 1],
                 alpha=0.15,
                 linewidth=0,
             )

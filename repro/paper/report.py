@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import records
 from repro.paths import replacing
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
-section.published { background: #f4f1ea; padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
-section.own { background: #eef3f6; padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
-section.model { background: #efeaf5; padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
+section { padding: 0.5rem 1.25rem 1.25rem; margin-top: 2rem; }
+.published { background: #f4f1ea; } .own { background: #eef3f6; } .model { background: #efeaf5; }
 section h2 { margin-top: 1rem; } img { max-width: 100%; background: white; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; background: white; }
 th, td { padding: 0.25rem 0.6rem; border: 1px solid #ddd; text-align: left; vertical-align: top; white-space: nowrap; }
@@ -24,17 +22,17 @@ td { max-width: 28rem; white-space: normal; } td:last-child { min-width: 16rem; 
 """
 
 
-def write(results: Path | str, runs: list[str]) -> Path:
-    """Assembles results/tables and results/figures, made from the run folders `runs`, into results/report/index.html."""
+def write(results: Path | str) -> Path:
+    """Assembles results/tables and results/figures into results/report/index.html; returns its path."""
     results = Path(results)
-    effects = _table(results, "effects")
-    read = [records.read(folder) for folder in runs]
+    effects, runs = _table(results, "effects"), _table(results, "runs")
+    runs = runs[runs.status == "complete"]
     parts = [
         "<h1>Scale out for large minibatch SGD: what this reproduction shows</h1>",
         f"<p>Codreanu, Podareanu and Saletore (2017) train ResNet-50 on ImageNet-1K by synchronous SGD on up to 104K "
         f"cores and average the collapsed end points of one training run's cycles. This report was made on "
-        f"{date.today()} from {len(read)} complete runs. Published numbers stand on sand, our own on blue; the two "
-        f"are of different data sets and are never put in one table. What a model extrapolates stands on violet.</p>",
+        f"{date.today()} from {len(runs)} complete runs. Published numbers are on sand, our own on blue; the two "
+        f"are of different data sets and are never put in one table. What a model extrapolates is on violet.</p>",
         _findings(effects),
         '<section class="published"><h2>Published</h2>',
         "<p>From the paper's abstract and the scripts, READMEs and logs that its authors released; its full text could "
@@ -50,7 +48,7 @@ def write(results: Path | str, runs: list[str]) -> Path:
         "<p>Every recipe under the formula of the released code, and under the one that the authors' hand-set rates fit.</p>",
         _image(results, "learning_rates", "Learning rate over epochs for every recipe, both formulas."),
         '<section class="own"><h2>Own runs</h2>',
-        _provenance(read),
+        _provenance(runs),
         "<h3>Training curves</h3>",
         *(
             _image(results, path.stem, "Test accuracy and training loss over epochs.")
@@ -64,8 +62,8 @@ def write(results: Path | str, runs: list[str]) -> Path:
         _html(effects),
         "<h3>Every model</h3>",
         _html(_table(results, "accuracy")),
-        "<h3>Predicted and measured time</h3><p>Minutes of training by a probe before it, and as they were; error in per cent."
-        "</p>",
+        "<h3>Predicted and measured time</h3>",
+        "<p>Minutes of training by a probe before it, and as they were; error in per cent.</p>",
         _html(_table(results, "predictions")),
         "</section>",
         *_scaling(results),
@@ -96,8 +94,6 @@ def _scaling(results: Path) -> list[str]:
         "<p>Nothing in this section was measured: a model of a step's time, fitted to the steps above and extrapolated to many "
         "such machines with an assumed network. Bands: 5 to 95%, none where fewer than three steps were timed.</p>",
         _image(results, "scaling", "MODEL: step time, efficiency, minutes over nodes."),
-        "<h3>MODEL: the allreduce by algorithm, ms</h3>",
-        _html(_table(results, "scaling_allreduce")),
         "<h3>MODEL fitted to one published run, predicting another</h3>",
         _html(_table(results, "scaling_published")),
         f"<h3>MODEL against held-back measurements</h3><p>{close}</p>",
@@ -107,7 +103,8 @@ def _scaling(results: Path) -> list[str]:
 
 
 def _table(results: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(results / "tables" / f"{name}.csv")
+    texts = dict.fromkeys(("data", "shrink", "model", "variant", "average"), str)  # empty ones are texts, too
+    return pd.read_csv(results / "tables" / f"{name}.csv", converters=texts)
 
 
 def _html(table: pd.DataFrame) -> str:
@@ -123,17 +120,12 @@ def _image(results: Path, name: str, text: str) -> str:
 
 
 def _findings(effects: pd.DataFrame) -> str:
-    items = [
-        f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim)}"
-        + (
-            f" ({html.escape(f'{row.data}, {row.shrink}')}: {row.difference:+.2f} percentage points of top-1, 95% "
-            f"interval {row.low:+.2f} to {row.high:+.2f}, n = {row.n})"
-            if row.n
-            else ""
-        )
-        + "</li>"
-        for row in effects.itertuples()
-    ]
+    items = []
+    for row in effects.itertuples():
+        runs = ", ".join(filter(None, (row.data, row.shrink, row.model, row.variant)))
+        interval = f"95% interval {row.low:+.2f} to {row.high:+.2f}, " if row.n >= 3 else ""
+        found = f" ({runs}: {row.difference:+.2f} percentage points of top-1, {interval}n = {row.n})" if row.n else ""
+        items.append(f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim + found)}</li>")
     return (
         f"<p>What small runs show, paired over seeds:</p><ul>{''.join(items)}</ul><p>These are findings "
         "on a small data set; they are no measurement of the paper's claims on ImageNet. With shrink smoke they are "
@@ -141,13 +133,15 @@ def _findings(effects: pd.DataFrame) -> str:
     )
 
 
-def _provenance(read: list[dict]) -> str:
-    machines = sorted({f"{run['cores']} cores" for run in read})
-    versions = sorted({f"torch {run['packages'].get('torch')}" for run in read})
-    code = sorted({run["code"][:12] for run in read})
-    ranks = sorted({str(run["ranks"]) for run in read})
+def _provenance(runs: pd.DataFrame) -> str:
+    runs = runs.assign(code=runs.code.str[:12])
+
+    def named(column: str) -> str:
+        return html.escape(", ".join(sorted(runs[column].astype(str).unique())))
+
     return (
-        f"<p class='small'>{len(read)} runs, {sum(run['seconds'] for run in read) / 60:.1f} minutes of training on "
-        f"{', '.join(ranks)} ranks, {', '.join(machines)}; {', '.join(versions)}; training code "
-        f"{', '.join(code)}. Each run's folder holds its parameters, metrics and the digest of its weights.</p>"
+        f"<p class='small'>{len(runs)} runs, {runs.seconds.sum() / 60:.1f} minutes of training on {named('ranks')} ranks, "
+        f"{named('cores')} cores ({named('processor')}); torch {named('torch')}; training code {named('code')}. "
+        f"Each run's folder has its settings, its metrics and the digest of its weights; tables/runs.csv and "
+        f"tables/evaluations.csv have those of all of them.</p>"
     )

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from repro import ReproError, choose, engines, notebooks, records, watch
+from repro import ReproError, choose, engines, notebooks, records, tidy, watch
 from repro.paper import report, tables
 from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
@@ -80,13 +80,14 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
             kept / "11-scaling.ipynb",
             cluster,
         )
-    predictions = tables.predictions(runs)
-    tables.save(predictions, results, "predictions")
+    for name, table in zip(("runs", "evaluations"), tidy.runs(runs)):
+        tables.save(table, results, name)
+    tables.save(tables.predictions(runs), results, "predictions")
     made = {"runs": runs, "results": str(results)}
     _run("01-recipes", {"results": str(results)}, kept / "01-recipes.ipynb")
     _run("20-tables", made, kept / "20-tables.ipynb")
     _run("21-figures", {"data": chosen.data, "ensembles": ensemble, **made}, kept / "21-figures.ipynb")
-    page = report.write(results, [plan["folder"] for plan in plans.values()])
+    page = report.write(results)
     _summarise(time.monotonic() - began, plans, page)
     return page
 
@@ -98,7 +99,7 @@ def _announce(profile, chosen, cluster, plans) -> None:
         f"profile {profile}: {len(plans)} runs on {chosen.data}, {seeds}, {len(plans) - len(todo)} of them complete; "
         f"{cluster.ranks} ranks"
     )
-    for (name, small, seed), plan in plans.items():
+    for (_, _, seed), plan in plans.items():
         if seed == chosen.seeds[0]:
             print(
                 f"  {plan['recipe']:42} {plan['workers']:3} workers, batch {plan['global_batch']:4}, "
@@ -141,7 +142,10 @@ def _summarise(wall: float, plans: dict, page: Path) -> None:
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
-    """Copies what is small of a finished reproduction (no models, no notebooks) to results/reference, for committing."""
+    """Copies what is small of a finished reproduction to results/reference, for committing.
+
+    Left out are models, notebooks, incomplete runs, and evaluations.csv, which `repro.runs` makes of the runs' metrics.
+    """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
     for path in reference.glob("*"):
@@ -158,6 +162,8 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
         "runs/*/ensembles.json",
     ):
         for path in results.glob(pattern):
+            if path.name == "evaluations.csv":
+                continue
             if "runs" not in path.parts[-3:] or records.read(path.parent).get("status") == "complete":
                 target = reference / path.relative_to(results)
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +10,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from repro import ReproError, records
+from repro import ReproError, records, tidy
 from repro.paths import PUBLISHED, REFERENCE, RUNS, replacing
-from repro.recipes import RECIPES, SHRINKS
+from repro.recipes import RECIPES
 from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
+from repro.tidy import KEYS
 
-KEYS = ["recipe", "data", "seed"]
+GROUP = KEYS[:-1]  # all but the seed
 
 
 def published(name: str) -> pd.DataFrame:
@@ -46,7 +48,7 @@ def recipes() -> pd.DataFrame:
             {
                 "recipe": recipe.name,
                 "workers": recipe.workers,
-                "images a worker": recipe.images_per_worker,
+                "images per worker": recipe.images_per_worker,
                 "global batch": recipe.global_batch,
                 "epochs": round(recipe.epochs(), 2),
                 "stages": " > ".join(stage.name for stage in recipe.stages),
@@ -84,69 +86,64 @@ def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def models(runs: Path | str) -> pd.DataFrame:
-    """One row a trained model or ensemble of every complete run: the end of each stage, then the ensembles.
+def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFrame:
+    """One row per trained model and per ensemble of the complete runs in `out`: the end of each stage, then the ensembles.
 
-    Columns: recipe, data, seed, model, members, average, epochs (of all training it took), top1, top5 (per cent),
-    images (of the test set), seconds, ranks, folder.
+    Columns: folder, recipe, shrink, model, variant, data, seed, members (the stage, or the stages whose predictions are
+    averaged), average ("", softmax or logit), epochs (of all training that it took), top1, top5 (per cent), test_images. Of
+    runs with equal keys the newest counts; `folders` are the names of those to choose from, by default all.
     """
-    rows = []
-    for folder in records.complete_runs(runs):
-        run = records.read(folder)
-        shared = {
-            "recipe": run["recipe"]["name"],
-            "data": run["data"]["name"],
-            "seed": run["parameters"]["seed"],
-            "seconds": run["seconds"],
-            "ranks": run["ranks"],
-            "folder": folder.name,
-        }
-        for stage, end in run["ends"].items():
-            rows.append(shared | {"model": stage, "members": 1, "average": "", "epochs": end["epoch"]} | _percent(end))
-        for entry in records.ensembles(folder):
-            rows.append(
-                shared
+    ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1)
+    ends = ends.assign(members=ends.stage, average="", epochs=ends.epoch)
+    ensembles = []
+    for folder, stages in ends.groupby("folder"):
+        keys, epochs = stages[["folder", *KEYS]].iloc[0].to_dict(), stages.set_index("stage").epoch
+        for entry in records.ensembles(Path(out) / folder):
+            ensembles.append(
+                keys
                 | {
-                    "model": " + ".join(entry["members"]),
-                    "members": len(entry["members"]),
+                    "members": " + ".join(entry["members"]),
                     "average": entry["average"],
-                    "epochs": run["ends"][entry["members"][-1]]["epoch"],
+                    "epochs": epochs[entry["members"][-1]],
+                    "top1": 100 * entry["top1"] / entry["images"],
+                    "top5": 100 * entry["top5"] / entry["images"],
+                    "test_images": entry["images"],
                 }
-                | _percent(entry)
             )
-    return pd.DataFrame(
-        rows, columns=[*KEYS, "model", "members", "average", "epochs", "top1", "top5", "images", "seconds", "ranks", "folder"]
-    )
+    table = pd.concat([ends, pd.DataFrame(ensembles)]) if ensembles else ends
+    table = table.sort_values("folder", kind="stable", ignore_index=True)
+    return table[["folder", *KEYS, "members", "average", "epochs", "top1", "top5", "test_images"]]
 
 
-def _percent(counted: dict) -> dict:
-    images = counted["images"]
-    return {"top1": 100 * counted["top1"] / images, "top5": 100 * counted["top5"] / images, "images": images}
+def curves(out: Path | str) -> pd.DataFrame:
+    """`repro.tidy.runs`'s evaluations of the complete runs in `out`; of runs with equal keys the newest counts."""
+    return _counted(out)
 
 
-def curves(runs: Path | str) -> pd.DataFrame:
-    """Every metric row of every complete run: recipe, data, seed, and the columns of metrics.jsonl; top1 in per cent."""
-    rows = []
-    for folder in records.complete_runs(runs):
-        run = records.read(folder)
-        for row in records.metric_rows(folder):
-            row = {"recipe": run["recipe"]["name"], "data": run["data"]["name"], "seed": run["parameters"]["seed"]} | row
-            rows.append(row | ({"top1": 100 * row["top1"] / row["images"]} if "top1" in row else {}))
-    return pd.DataFrame(rows)
+def _counted(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFrame:
+    runs, evaluations = tidy.runs(out)
+    complete = runs[(runs.status == "complete") & (folders is None or runs.folder.isin(list(folders)))]
+    newest = complete.sort_values("end", kind="stable").drop_duplicates(KEYS, keep="last")  # so that no seed counts twice
+    return evaluations[evaluations.folder.isin(newest.folder)]
 
 
-def only(table: pd.DataFrame, data: str) -> pd.DataFrame:
-    """The rows of one data set; raises ReproError if there are none."""
-    chosen = table[table.data == data]
-    if chosen.empty:
+def only(table: pd.DataFrame, **values) -> pd.DataFrame:
+    """The rows that have these values in the columns of these names; raises ReproError if there are none."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    if table.empty:
+        asked = ", ".join(f"{column} {value or 'default'}" for column, value in values.items())
         raise ReproError(
-            f"there are no complete runs on {data}: `make reproduce` makes those of its profile, notebook 10-train any other"
+            f"there are no complete runs of {asked}: `make reproduce` makes those of its profile, notebook 10-train any other"
         )
-    return chosen
+    return table
 
 
 def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
-    """What `figures.ensemble` draws: one model, the members, the ensembles; a row a seed. Takes runs of one shrink."""
+    """What `figures.ensemble` draws: one model, the members, the ensembles; one row per seed.
+
+    Takes `models` of one data set, shrink, model and variant. Columns: label, group, data, seed, top1, epochs.
+    """
     labels = {
         ("one_model", "collapse", ""): ("one model, collapsed", "one model, same images seen"),
         **{
@@ -159,15 +156,18 @@ def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
         ("collapsed_ensemble", ENSEMBLE, "softmax"): ("Collapsed Ensemble", "ensembles"),
     }
     rows = []
-    for (recipe, model, average), (label, group) in labels.items():
-        chosen = models[(models.recipe.map(_unshrunk) == recipe) & (models.model == model) & (models.average == average)]
+    for (recipe, members, average), (label, group) in labels.items():
+        chosen = _of(models, recipe, members, average)
         rows.append(chosen.assign(label=label, group=group)[["label", "group", "data", "seed", "top1", "epochs"]])
     return pd.concat(rows)
 
 
 def accuracy(models: pd.DataFrame) -> pd.DataFrame:
-    """Top-1 of every model over the seeds: n, mean, standard deviation, smallest and largest."""
-    grouped = models.groupby(["recipe", "data", "model", "average"], sort=False)
+    """Top-1 of every model over the seeds, in per cent: n, mean, standard deviation, smallest and largest; mean top-5.
+
+    One row for each recipe, shrink, model, variant, data, members and average.
+    """
+    grouped = models.groupby([*GROUP, "members", "average"], sort=False)
     table = grouped.agg(
         epochs=("epochs", "first"),
         n=("top1", "count"),
@@ -180,28 +180,25 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
-def predictions(runs: Path | str) -> pd.DataFrame:
+def predictions(out: Path | str) -> pd.DataFrame:
     """Predicted beside measured minutes of the complete runs that were planned on as many ranks, in the order of recipes.
 
-    Columns: recipe, data, n (runs), predicted, measured (sums over the runs), error (per cent); then all of them together.
+    Columns: recipe, shrink, model, variant, data, n (runs), predicted, measured (sums over the runs), error (per cent); then
+    all of them together.
     """
-    rows, recorded = [], records.predictions(runs)
-    for folder in records.complete_runs(runs):
-        run, plan = records.read(folder), recorded.get(folder.name)
+    runs, _ = tidy.runs(out)
+    recorded = records.predictions(out)
+    rows = []
+    for run in runs[runs.status == "complete"].to_dict("records"):
+        plan = recorded.get(run["folder"])
         if plan and plan["ranks"] == run["ranks"]:
-            rows.append(
-                {
-                    "recipe": run["recipe"]["name"],
-                    "data": run["data"]["name"],
-                    "n": 1,
-                    "predicted": plan["seconds"] / 60,
-                    "measured": run["seconds"] / 60,
-                }
-            )
-    table = pd.DataFrame(rows, columns=["recipe", "data", "n", "predicted", "measured"])
-    table = table.groupby(["recipe", "data"], sort=False, as_index=False).sum()
+            times = {"n": 1, "predicted": plan["seconds"] / 60, "measured": run["seconds"] / 60}
+            rows.append({key: run[key] for key in GROUP} | times)
+    table = pd.DataFrame(rows, columns=[*GROUP, "n", "predicted", "measured"])
+    table = table.groupby(GROUP, sort=False, as_index=False).sum()
     if len(table):
-        table.loc[len(table)] = {"recipe": "all", "data": "", **table[["n", "predicted", "measured"]].sum()}
+        together = table[["n", "predicted", "measured"]].sum()
+        table.loc[len(table)] = dict.fromkeys(GROUP, "") | {"recipe": "all", **together}
     return table.assign(error=100 * (table.predicted / table.measured - 1))
 
 
@@ -212,7 +209,7 @@ NODES = 1, 2, 4, 8, 16, 32, 64, 128, 256, 448, 512, 1024, 1536, 2048, 4096  # 64
 def measured_throughput(probe: dict) -> pd.DataFrame:
     """Steps of a probe on this machine, and the model's at the same place: ranks, images, images/s, efficiency; all seconds.
 
-    One rank is compared by its computing alone, several by whole steps. Efficiency is images/s a rank over that of one rank
+    One rank is compared by its computing alone, several by whole steps. Efficiency is images/s per rank over that of one rank
     alone with as many images; n is the number of steps, low and high their 5 and 95% points.
     """
     fitted, rows = steptime.fit(probe["rows"]), []
@@ -252,8 +249,9 @@ def extrapolated(
 ) -> pd.DataFrame:
     """MODEL: `steptime.extrapolate` of a probe's machine to many nodes, weak and strong, with nothing hidden and overlapped.
 
-    Weak: `images` a worker, one worker a rank. Strong: a global batch of `batch` in workers of `images`. With the minutes of
-    `epochs` epochs of ImageNet-1K, and of as many epochs as the published runs of that batch took to 75.9% (by LARS; not ours).
+    Weak: `images` per worker, one worker per rank. Strong: a global batch of `batch` in workers of `images`. With the minutes
+    of `epochs` epochs of ImageNet-1K, and of as many epochs as the published runs of that batch took to 75.9% (by LARS; not
+    ours).
     """
     points = list(published("epochs_by_batch")[["global_batch", "mean_epochs_to_75.9"]].itertuples(index=False, name=None))
     rows = []
@@ -262,38 +260,13 @@ def extrapolated(
             layout = steptime.Layout(per_node=probe["ranks"], buckets=buckets)
             rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between, draws)
     table = pd.DataFrame(rows)
-    for point in ("", "_low", "_high"):
-        rate = table[f"images_per_s{ {'_low': '_high', '_high': '_low'}.get(point, '') }"]  # the fastest takes the least time
-        table[f"minutes{point}"] = epochs * IMAGENET_IMAGES / rate / 60
-        table[f"minutes_to_accuracy{point}"] = (
-            table.global_batch.map(lambda each: steptime.epochs_to(points, each)) * IMAGENET_IMAGES / rate / 60
-        )
+    epochs_to_accuracy = table.global_batch.map(lambda each: steptime.epochs_to(points, each))
+    # The highest rate takes the least time.
+    for point, rate in (("", "images_per_s"), ("_low", "images_per_s_high"), ("_high", "images_per_s_low")):
+        minutes_per_epoch = IMAGENET_IMAGES / table[rate] / 60
+        table[f"minutes{point}"] = epochs * minutes_per_epoch
+        table[f"minutes_to_accuracy{point}"] = epochs_to_accuracy * minutes_per_epoch
     return table
-
-
-def algorithms(
-    probe: dict, nodes: tuple[int, ...] = (64, 448, 1536), between: steptime.Interconnect = steptime.OMNI_PATH
-) -> pd.DataFrame:
-    """MODEL: milliseconds of one step's allreduce, nothing hidden, by algorithm and nodes, over the interconnect's range."""
-    fitted, rows = steptime.fit(probe["rows"]), []
-    for algorithm in steptime.ALGORITHMS:
-        for count in nodes:
-            slow, fast = (
-                1000 * steptime.allreduce(algorithm, between.link(place), count, fitted.size, fitted.link, probe["ranks"])
-                for place in (0, 1)
-            )
-            rows.append(
-                {
-                    "label": steptime.MODEL,
-                    "algorithm": algorithm,
-                    "nodes": count,
-                    "interconnect": between.name,
-                    "megabytes": fitted.size / 1e6,
-                    "fastest": fast,
-                    "slowest": slow,
-                }
-            )
-    return pd.DataFrame(rows)
 
 
 def held_back(bench: Path | str) -> pd.DataFrame:
@@ -310,7 +283,7 @@ def published_runs() -> list[steptime.Published]:
     """R3, R1, the abstract's 28 minutes, You et al.: published runs on many nodes of x86 cores; none is ours.
 
     Throughputs of R1, of You et al. and of the abstract's 28 minutes are arithmetic: 90 epochs over the minutes. That the last
-    had 90 epochs, and 16 images a node as You et al., is assumed.
+    had 90 epochs, and 16 images per node as You et al., is assumed.
     """
     released, peers = published("released_runs").set_index("id"), published("peers")
 
@@ -410,43 +383,34 @@ CLAIMS = (
 
 
 def effects(models: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences in top-1 over the seeds, with a paired t-test, for each data set and shrink at hand.
+    """Paired differences in top-1 over the seeds, with a paired t-test, for each data set, shrink, model and variant at hand.
 
-    A difference is `supported` or `contradicted` if its 95% confidence interval (Student's t over seeds) leaves out
-    zero, and `not resolved` otherwise, which includes n < 3; a claim that no runs speak of is `not run`. On digits the rows
-    about the collapse and the ensemble have no such verdict (`VIEWS_DIFFER`). Rows are not corrected for being several.
+    Only runs that have all four in common are compared. A difference is `supported` or `contradicted` if its 95% confidence
+    interval (Student's t over seeds) leaves out zero, and `not resolved` otherwise, which includes n < 3; a claim that no runs
+    speak of is `not run`. On digits the rows about the collapse and the ensemble have no such verdict (`VIEWS_DIFFER`). Rows
+    are not corrected for being several.
     """
+    alike = ["data", "shrink", "model", "variant"]
+    groups = list(models.groupby(alike, sort=False))
+    groups.sort(key=lambda group: group[0][-1] != "")  # default settings first
     rows = []
-    kinds = models.assign(shrink=models.recipe.map(shrink_of))[["data", "shrink"]].drop_duplicates()
     for claim in CLAIMS:
         found = []
-        for data, shrink in kinds.itertuples(index=False):
-            pair = [_by_seed(models, data, shrink, *which) for which in (claim.better, claim.other)]
+        for values, group in groups:
+            pair = [_of(group, *which).set_index("seed").top1 for which in (claim.better, claim.other)]
             paired = pd.concat(pair, axis=1, join="inner").dropna()
             if len(paired):
                 compared = compare(paired.iloc[:, 0], paired.iloc[:, 1])
-                if data in VIEWS_DIFFER_IN_SCALE and claim.of_the_collapse:
+                if values[0] in VIEWS_DIFFER_IN_SCALE and claim.of_the_collapse:
                     compared["verdict"] = VIEWS_DIFFER
-                found.append({"claim": claim.text, "data": data, "shrink": shrink, **compared})
-        rows += found or [
-            {"claim": claim.text, "data": "", "shrink": "", **compare(pd.Series(dtype=float), pd.Series(dtype=float))}
-        ]
+                found.append({"claim": claim.text, **dict(zip(alike, values)), **compared})
+        nothing = pd.Series(dtype=float)
+        rows += found or [{"claim": claim.text, **dict.fromkeys(alike, ""), **compare(nothing, nothing)}]
     return pd.DataFrame(rows)
 
 
-def shrink_of(recipe: str) -> str:
-    """The shrink in a run's recipe name, or "none"."""
-    return next((shrink for shrink in SHRINKS if recipe.endswith(f"-{shrink}")), "none")
-
-
-def _unshrunk(recipe: str) -> str:
-    return recipe.removesuffix(f"-{shrink_of(recipe)}")
-
-
-def _by_seed(models, data, shrink, recipe, model, average):
-    name = recipe if shrink == "none" else f"{recipe}-{shrink}"
-    chosen = models[(models.data == data) & (models.recipe == name) & (models.model == model) & (models.average == average)]
-    return chosen.groupby("seed").top1.mean()
+def _of(models: pd.DataFrame, recipe: str, members: str, average: str) -> pd.DataFrame:
+    return models[(models.recipe == recipe) & (models.members == members) & (models.average == average)]
 
 
 def compare(better: pd.Series, other: pd.Series) -> dict:

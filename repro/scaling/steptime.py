@@ -1,20 +1,19 @@
 """A model of one training step's time, fitted to measurements and extrapolated with bands. No torch, no MPI.
 
-    step = compute(images a rank) x slowest of all ranks + what the allreduce adds + what loading adds
+    step = compute(images per rank) x slowest of all ranks + what the allreduce adds + what loading adds
 
     compute   per_step + workers (per_worker + per_image images): the workers of a rank are computed one after the other
     slowest   expected maximum of the ranks' times, which differ by a measured spread (`slowest`)
     allreduce Hockney's model: a message of n bytes takes latency + n seconds_per_byte, so an algorithm is known by its
-              rounds and bytes (`ALGORITHMS`); with several buckets a part hides behind the backward pass (`exposed`)
+              rounds and bytes (`rabenseifner`); with several buckets a part hides behind the backward pass (`exposed`)
 
 The cost of adding up is within seconds_per_byte: for each byte sent in a reduce-scatter one is added, so
-2 (p - 1)/p n beta + (p - 1)/p n gamma = 2 (p - 1)/p n (beta + gamma/2), for all algorithms here and off powers of two.
+2 (p - 1)/p n beta + (p - 1)/p n gamma = 2 (p - 1)/p n (beta + gamma/2), also off powers of two.
 
-Whatever comes out of the model carries the label MODEL.
+Whatever comes out of the model has the label MODEL.
 
 Sources: R. Hockney, The communication challenge for MPP, Parallel Computing 20 (1994) 389-398; R. Thakur, R. Rabenseifner and
-W. Gropp, Optimization of collective communication operations in MPICH, IJHPCA 19 (2005) 49-66; the 2D torus: H. Mikami et
-al., arXiv 1811.05233 (2018).
+W. Gropp, Optimization of collective communication operations in MPICH, IJHPCA 19 (2005) 49-66.
 """
 
 import json
@@ -31,7 +30,7 @@ from scipy.special import ndtri_exp
 from repro import ReproError, choose
 from repro.paths import replacing, writable_folder
 
-MODEL, MEASURED = "MODEL", "measured"  # the label of each figure; nothing that this module computes is `measured`
+MODEL, MEASURED = "MODEL", "measured"  # the label of each number; nothing that this module computes is `measured`
 BACKWARD = 2 / 3  # share of a step's compute in which gradients come out: backward takes about two forward passes
 
 
@@ -59,37 +58,13 @@ def rabenseifner(link: Link, ranks: int, size: float) -> float:
     return rounds * link.latency + sent * size * link.byte
 
 
-def ring(link: Link, ranks: int, size: float) -> float:
-    """Reduce-scatter and allgather around a ring: 2 (p - 1) (latency + n/p byte)."""
-    return 2 * (ranks - 1) * (link.latency + size / ranks * link.byte)
+def allreduce(link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
+    """Seconds to allreduce `size` bytes over `nodes` nodes of `per_node` ranks; no time at all for one rank.
 
-
-def hierarchical(link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
-    """Within each node, then between one rank of each: Rabenseifner's two halves stand around that of the nodes."""
-    return rabenseifner(within, per_node, size) + rabenseifner(link, nodes, size)
-
-
-def torus(link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
-    """2D torus: ring reduce-scatter along the rows, ring allreduce of a row's share along the columns, ring allgather.
-
-    2 (x - 1) (latency + n/x byte) + 2 (y - 1) (latency + n/(x y) byte) for y rows of x nodes, the most square grid;
-    before and after it, within each node.
+    Hierarchical, as MPICH does it: reduced within each node, then over one rank of each, and handed on within each node, so
+    Rabenseifner's two halves within are around the whole of it between.
     """
-    columns = next(each for each in range(int(nodes**0.5), 0, -1) if nodes % each == 0)
-    rows = nodes // columns
-    return rabenseifner(within, per_node, size) + ring(link, rows, size) + ring(link, columns, size / rows)
-
-
-ALGORITHMS = {
-    "hierarchical": hierarchical,
-    "ring": lambda link, nodes, size, within, per_node: rabenseifner(within, per_node, size) + ring(link, nodes, size),
-    "torus": torus,
-}
-
-
-def allreduce(algorithm: str, link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
-    """Seconds of one allreduce of `size` bytes over `nodes` nodes of `per_node` ranks; no time at all for one rank."""
-    return ALGORITHMS[choose("algorithm", algorithm, ALGORITHMS)](link, nodes, size, within, per_node)
+    return rabenseifner(within, per_node, size) + rabenseifner(link, nodes, size)
 
 
 def exposed(communication: Callable[[float], float], size: float, buckets: int, backward: float) -> float:
@@ -131,14 +106,14 @@ class Fit:
     per_step: float
     per_worker: float
     per_image: float
-    loading: float  # an image, on top of the step with its images at hand
+    loading: float  # per image, on top of the step with its images at hand
     link: Link  # between the ranks of the node
     spread: float  # between ranks, see `slowest`
     ranks: int  # that computed at the same time
     size: int  # bytes that are allreduced at each step
 
     def compute(self, images: float, workers: int = 1) -> float:
-        """Median seconds of one rank's step of so many images a worker, without communication."""
+        """Median seconds of one rank's step of so many images per worker, without communication."""
         return self.per_step + workers * (self.per_worker + self.per_image * images)
 
 
@@ -146,7 +121,7 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
     """Fits the model to the rows of a probe, with as many ranks at work as it had, or `ranks`.
 
     A row is {"kind", "ranks", "vector": bytes of a step's allreduce, ..., "seconds": a list of times for each rank}. Kinds:
-    compute (images a worker, workers a rank: so many ranks at once, without communication), allreduce (bytes), loading (as
+    compute (images per worker, workers per rank: so many ranks at once, without communication), allreduce (bytes), loading (as
     compute, by all ranks with communication and the loader), step (the same with images at hand; only loading is compared
     with it, so it is held back from all else). Relative least squares over medians, no coefficient negative. Raises ReproError
     if there are no rows to fit.
@@ -165,7 +140,7 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
 
 
 def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
-    """Latency by the messages up to 64 KB, a line through which has its own slope; seconds a byte by those from vector/8 on.
+    """Latency by the messages up to 64 KB, a line through which has its own slope; seconds per byte by those from vector/8 on.
 
     One line does not fit all sizes: what the caches hold goes up to three times as fast.
     """
@@ -208,7 +183,7 @@ def _spread(rows: list[dict]) -> float:
 
 
 def _loading(measurements: list[dict], ranks: int) -> float:
-    """Seconds an image that the loader adds to a step whose images are at hand; nothing where it was not measured."""
+    """Seconds per image that the loader adds to a step whose images are at hand; nothing where it was not measured."""
 
     def of(kind):
         return {
@@ -251,7 +226,7 @@ class Interconnect:
 
     name: str
     latency: tuple[float, float]  # seconds
-    rate: tuple[float, float]  # bytes a second that a long message reaches, its addition included
+    rate: tuple[float, float]  # bytes per second that a long message reaches, its addition included
     reason: str
 
     def link(self, place: float = 0.5) -> Link:
@@ -282,7 +257,6 @@ class Layout:
 
     nodes: int = 1
     per_node: int = 1
-    algorithm: str = "hierarchical"
     buckets: int = 1  # see `exposed`; on one node there is nothing to hide behind, the cores that copy are those that compute
 
     @property
@@ -293,11 +267,11 @@ class Layout:
 def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Link | None = None, loaded: bool = False) -> dict:
     """One step's seconds: compute, waiting (for the slowest rank), allreduce (exposed), loading, total.
 
-    `images` a worker, `workers` a rank; `link` between nodes; `loaded` counts the loader.
+    `images` per worker, `workers` per rank; `link` between nodes; `loaded` counts the loader.
     """
     for name, value in (
         ("nodes", layout.nodes),
-        ("ranks a node", layout.per_node),
+        ("ranks per node", layout.per_node),
         ("buckets", layout.buckets),
         ("workers", workers),
     ):
@@ -308,7 +282,7 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
     compute = fitted.compute(images, workers)
 
     def communication(size: float) -> float:
-        return allreduce(layout.algorithm, link or fitted.link, layout.nodes, size, fitted.link, layout.per_node)
+        return allreduce(link or fitted.link, layout.nodes, size, fitted.link, layout.per_node)
 
     parts = {
         "compute": compute,
@@ -320,7 +294,7 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
 
 
 def resampled(measurements: list[dict], draws: int = 200, seed: int = 0, ranks: int = 0) -> list[Fit]:
-    """Fits to bootstrap samples: each row's times drawn anew with replacement, all ranks' of one moment together."""
+    """Fits to bootstrap samples: each row's times drawn again with replacement, all ranks' of one moment together."""
     generator, fits = np.random.default_rng(seed), []
     for _ in range(draws):
         rows = []
@@ -339,14 +313,14 @@ def band(values: Iterable[float]) -> dict:
 
 @dataclass(frozen=True)
 class Load:
-    """What is kept while nodes are added: `weak`, the images a worker; `strong`, the global batch too."""
+    """What is kept while nodes are added: `weak`, the images per worker; `strong`, the global batch too."""
 
     scaling: str
-    images: int  # a worker
+    images: int  # per worker
     workers: int = 0  # of the recipe, for strong scaling
 
     def on(self, ranks: int) -> tuple[float, int, float]:
-        """Images a worker, workers a rank, and the global batch.
+        """Images per worker, workers per rank, and the global batch.
 
         Strong: a rank carries its share of the recipe's workers; more ranks than workers divide these.
         """
@@ -370,7 +344,7 @@ def extrapolate(
 
     The bands hold the noise of the measurements (bootstrap) and the interconnect within its ranges; not whether the model has
     the right form: for that see `held_back`. Of fewer than three timed steps (n) nobody can say how they differ: no band, NaN.
-    Efficiency is throughput a node over that of one node, in per cent.
+    Efficiency is throughput per node over that of one node, in per cent.
     """
     timed = min(len(row["seconds"][0]) for row in measurements if row["kind"] == "compute" and row["ranks"] == layout.per_node)
     fits = resampled(measurements, draws, seed)
@@ -393,7 +367,6 @@ def extrapolate(
             "ranks": there.ranks,
             "global_batch": round(batch),
             "images_per_rank": images * workers,
-            "algorithm": layout.algorithm,
             "buckets": layout.buckets,
             "interconnect": between.name,
             "n": timed,
@@ -451,13 +424,13 @@ class Published:
     name: str
     nodes: int
     per_node: int
-    images: float  # a process
+    images: float  # per process
     images_per_s: float
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What published figures do not say, as ranges. Each is a guess with a reason, none a measurement."""
+    """What published numbers do not say, as ranges. Each is a guess with a reason, none a measurement."""
 
     between: Interconnect = OMNI_PATH
     within_rate: tuple[float, float] = (3e9, 10e9)  # bytes/s between two processes: memory is read and written a few times
@@ -467,33 +440,38 @@ class Assumed:
     spread: tuple[float, float] = (0.0, 0.05)  # between ranks; none is published
 
 
+def _as_known(known: Published, others: list[Published], machine: Fit, link: Link, buckets: int) -> dict[str, float]:
+    """Images/s of the others on such a machine, its time per image scaled so that the known run has its own.
+
+    Empty if communication alone would take longer than was published.
+    """
+
+    def seconds(run: Published, scale: float) -> float:
+        scaled = replace(machine, per_worker=scale * machine.per_worker, per_image=scale * machine.per_image)
+        return step(scaled, Layout(run.nodes, run.per_node, buckets=buckets), run.images, 1, link)["total"]
+
+    target = known.nodes * known.per_node * known.images / known.images_per_s
+    if seconds(known, 0.0) >= target:
+        return {}
+    scale = brentq(lambda each: seconds(known, each) - target, 0.0, target)
+    return {other.name: other.nodes * other.per_node * other.images / seconds(other, scale) for other in others}
+
+
 def infer(
     known: Published, others: list[Published], assumed: Assumed = Assumed(), draws: int = 500, seed: int = 0
 ) -> list[dict]:
-    """Fits the time an image to one published throughput and predicts others, drawing all assumptions from their ranges.
+    """Fits the time per image to one published throughput and predicts others, drawing all assumptions from their ranges.
 
     Rows: label, known, predicted (its name), images_per_s with its 5 to 95% band, published, error in per cent.
     """
     generator, rates = np.random.default_rng(seed), {other.name: [] for other in others}
-
-    def seconds(run: Published, model: Fit, link: Link, buckets: int) -> float:
-        return step(model, Layout(run.nodes, run.per_node, buckets=buckets), run.images, 1, link)["total"]
-
     for _ in range(draws):
         link, buckets = assumed.between.link(generator.random()), int(generator.choice(assumed.buckets))
         share, spread = generator.uniform(*assumed.fixed), generator.uniform(*assumed.spread)
         within = Link(1e-6, 1 / generator.uniform(*assumed.within_rate))
-
-        def model(per_image: float) -> Fit:
-            return Fit(0.0, share / (1 - share) * 32 * per_image, per_image, 0.0, within, spread, known.per_node, assumed.size)
-
-        target = known.nodes * known.per_node * known.images / known.images_per_s
-        if seconds(known, model(0.0), link, buckets) >= target:  # communication alone would take longer than was published
-            continue
-        per_image = brentq(lambda each: seconds(known, model(each), link, buckets) - target, 0.0, target)
-        for other in others:
-            time = seconds(other, model(per_image), link, buckets)
-            rates[other.name].append(other.nodes * other.per_node * other.images / time)
+        machine = Fit(0.0, share / (1 - share) * 32, 1.0, 0.0, within, spread, known.per_node, assumed.size)
+        for name, rate in _as_known(known, others, machine, link, buckets).items():
+            rates[name].append(rate)
     rows = []
     for other in others:
         points = band(rates[other.name])

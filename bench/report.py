@@ -1,0 +1,89 @@
+"""What the benchmarks report: rows of two numbers measured alternately in one run, their ratio, and its goal."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+
+from repro.paper import figures
+from repro.paths import RESULTS, replacing, writable_folder
+from repro.records import code_version, now, package_versions, processor
+
+SECOND = "one second"  # in the place of a peer where a goal is in seconds; no ratio to draw
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a ratio shall be: at least (`sign` >=) or at most (<=) `bound`."""
+
+    sign: str
+    bound: float
+
+    def met_by(self, ratio: float) -> bool:
+        return ratio >= self.bound if self.sign == ">=" else ratio <= self.bound
+
+
+def row(name: str, ours: list[float], peer: list[float], peer_is: str, unit: str, goal: Goal | None = None) -> dict:
+    """Ours and a peer, measured alternately: medians, their ratio, whether it meets the goal, and each round's numbers."""
+    ratio = median(ours) / median(peer)
+    return {
+        "name": name,
+        "ours": median(ours),
+        "peer": median(peer),
+        "peer_is": peer_is,
+        "ratio": ratio,
+        "goal": asdict(goal) if goal else None,
+        "met": goal.met_by(ratio) if goal else None,
+        "unit": unit,
+        "rounds": {"ours": ours, "peer": peer},
+    }
+
+
+def save(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> None:
+    """Writes bench/NAME.json into the results folder: the rows, the machine, the versions and these `facts`."""
+    result = {
+        "when": now(),
+        "version": code_version(),
+        "packages": package_versions(),
+        "cores": os.cpu_count(),
+        "machine": processor(),
+        **facts,
+        "rows": rows,
+    }
+    with replacing(writable_folder(results / "bench") / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+
+
+def publish(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> None:
+    """Saves the rows, draws their ratios into figures/bench-NAME and prints them."""
+    save(name, rows, facts, results)
+    table = ratios(rows)
+    figures.save(figures.ratios(table), table, results, f"bench-{name}")
+    print(f"{'':40} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
+    for each in rows:
+        goal = f"{each['goal']['sign']} {each['goal']['bound']:g}" if each["goal"] else "-"
+        met = {True: "met", False: "missed", None: ""}[each["met"]]
+        print(
+            f"{each['name']:40} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.3g}  {goal:8} {met:7}"
+            f"{each['unit']}; against {each['peer_is']}"
+        )
+
+
+def ratios(rows: list[dict]) -> pd.DataFrame:
+    """What `figures.ratios` draws: the rows that have a goal and a peer, once per round."""
+    drawn = []
+    for each in rows:
+        if not each["goal"] or each["peer_is"] == SECOND:
+            continue
+        shared = {
+            "label": f"{each['name']} / {each['peer_is']}",
+            "of_medians": each["ratio"],
+            **each["goal"],
+            "met": each["met"],
+        }
+        for number, (ours, peer) in enumerate(zip(each["rounds"]["ours"], each["rounds"]["peer"])):
+            drawn.append(shared | {"round": number, "ratio": ours / peer})
+    return pd.DataFrame(drawn)

@@ -1,0 +1,105 @@
+"""All runs in a folder as two tidy tables, for a figure or a statistic of one's own. No torch, no MPI.
+
+runs, evaluations = repro.runs()
+seaborn.relplot(evaluations.dropna(subset="top1"), x="epoch", y="top1", hue="recipe", style="variant", kind="line")
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from repro import ReproError, records
+from repro.paths import RUNS
+
+KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; of equal ones, training code or data differ
+EVALUATION = [
+    "step",
+    "epoch",
+    "stage",
+    "rate",
+    "train_loss",
+    "train_top1",
+    "test_loss",
+    "top1",
+    "top5",
+    "test_images",
+    "seconds",
+]
+NONE = float("nan")
+
+
+def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two tables, `runs` and `evaluations`, of all runs in the folder `out`; accuracies are in per cent.
+
+    All runs of the current format count, complete or not: column `status` of `runs` says complete, running, stopped or failed.
+
+    runs: one row per run. Its folder's name; recipe (the name before it was made small), shrink, model, variant ("" for default
+    settings, else such as "lr_formula=as_designed"), data; every field of `Settings`, seed among them; every scalar of the
+    recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
+    of the training code), version, Python's and torch's versions; host, cores, processor; weights_sha256; test_images,
+    top1 and top5 at the end. What an incomplete run does not have is missing.
+
+    evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
+    train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing where it was not evaluated;
+    seconds since the run's start.
+
+    Raises ReproError if there are no runs in `out`.
+    """
+    of_runs, of_evaluations = [], []
+    for folder in records.all_runs(out):
+        row = _run(folder)
+        of_runs.append(row)
+        keys = {"folder": row["folder"]} | {key: row[key] for key in KEYS}
+        of_evaluations += [keys | _evaluation(metrics) for metrics in records.metric_rows(folder)]
+    if not of_runs:
+        raise ReproError(
+            f"there are no runs in {out}: `python -m repro train` makes one, `make reproduce` those of its profile"
+        )
+    return pd.DataFrame(of_runs), pd.DataFrame(of_evaluations, columns=["folder", *KEYS, *EVALUATION])
+
+
+def _run(folder: Path) -> dict:
+    run = records.read(folder)
+    recipe, images = run["recipe"], run.get("images", NONE)
+    numbers = {
+        name: value
+        for name, value in recipe.items()
+        if isinstance(value, (str, int, float)) and name not in ("name", "model", *records.TEXTS)
+    }
+    iterations = sum(stage["iterations"] for stage in recipe["stages"])
+    batch = recipe["workers"] * recipe["images_per_worker"]
+    return {
+        "folder": folder.name,
+        "recipe": run["base"],
+        "shrink": run["shrink"],
+        "model": run["model"],
+        "variant": run["variant"],
+        "data": run["data"]["name"],
+        **run["settings"],
+        **numbers,
+        "global_batch": batch,
+        "iterations": iterations,
+        "epochs": iterations * batch / recipe["epoch_images"],
+        "ranks": run["ranks"],
+        "seconds": run.get("seconds", NONE),
+        **{fact: run[fact] for fact in ("status", "start", "end", "code", "version")},
+        "python": run["packages"]["python"],
+        "torch": run["packages"]["torch"],
+        **{fact: run[fact] for fact in ("host", "cores", "processor")},
+        "weights_sha256": run.get("weights_sha256", ""),
+        "test_images": images,
+        "top1": 100 * run.get("top1", NONE) / images,
+        "top5": 100 * run.get("top5", NONE) / images,
+    }
+
+
+def _evaluation(row: dict) -> dict:
+    images = row.get("images", NONE)
+    return {
+        **{name: row[name] for name in ("step", "epoch", "stage", "rate", "train_loss", "seconds")},
+        "train_top1": 100 * row["train_top1"],
+        "test_loss": row.get("loss", NONE),
+        "top1": 100 * row.get("top1", NONE) / images,
+        "top5": 100 * row.get("top5", NONE) / images,
+        "test_images": images,
+    }

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -17,9 +18,11 @@ from bench import photographs
 from bench.report import Goal, publish, row
 from repro.allreduce import Average
 from repro.comm import Alone
-from repro.data import IMAGENET, Images, Stream, load_ahead
+from repro.data import Images, Stream, load_ahead
 from repro.model import Network, build
-from repro.train import average_over_workers
+from repro.optim import SGD
+from repro.packed import PHOTOGRAPHS
+from repro.train import step
 
 BATCH, ROUNDS = 16, 5
 STORED = {"full size": 0, "short side 256": 256}  # as packed: untouched bytes, or as the default
@@ -53,7 +56,7 @@ def _loader(folder, conversion, at_end=False, **options):
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    crop = [v2.RandomResizedCrop(IMAGENET.size, antialias=True), v2.RandomHorizontalFlip()]
+    crop = [v2.RandomResizedCrop(PHOTOGRAPHS.size, antialias=True), v2.RandomHorizontalFlip()]
     steps = crop + conversion if at_end else conversion + crop
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
     dataset = ImageFolder(folder, v2.Compose(steps), **options)
@@ -98,14 +101,14 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
     torch.set_num_threads(os.cpu_count())
     images = Images(data, "train")
     network = Network(build("resnet50", 1000))
-    average = Average("exact", Alone(), 1, network)
+    average, optimizer = Average("exact", Alone(), 1, network), SGD(network.weights, 0.9)
     stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
     batches = load_ahead(stream, ((step, 0, "scale_aspect") for step in range(10**6)), threads=2)
     at_hand = stream.batch(0, 0, "scale_aspect")
     seconds = [], []
     for number in range(2 * (rounds + 1)):
         start = time.perf_counter()
-        average_over_workers(Alone(), average, network, iter([at_hand]) if number % 2 else batches, "fp32")
+        step(Alone(), average, network, optimizer, repeat(at_hand) if number % 2 else batches, "fp32", 0.0, 5e-5, 0.05)
         if number > 1:  # the first of each warms up
             seconds[number % 2].append(time.perf_counter() - start)
     batches.close()

@@ -27,13 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import photographs, two_nodes
 from bench.report import SECOND, Goal, publish, row, save
-from repro import ReproError, choose, comm, engines
+from repro import ReproError, choose, comm, engines, train
 from repro.allreduce import Average
 from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
 from repro.model import Network, build, find_precision
 from repro.optim import SGD
-from repro.train import average_over_workers
+from repro.overlap import OverlappedAverage
 
 ROUNDS = 5
 RATE, WEIGHT_DECAY = 0.0, 5e-5  # the same few images for ever: at rate 0 the weights stay finite, and the work is the same
@@ -111,7 +111,10 @@ def _ours(variant: Variant, everyone):
     network = Network(build(variant.model, classes, channels))
     optimizer = SGD(network.weights, 0.9)
     workers = variant.workers * world.size
-    average = Average(variant.reduction, world, workers, network, overlap=world.nodes > 1)
+    if world.nodes > 1:
+        average = OverlappedAverage(variant.reduction, world, workers, network).attach(network)
+    else:
+        average = Average(variant.reduction, world, workers, network)
     if variant.data:
         stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
         batches = load_ahead(
@@ -123,9 +126,8 @@ def _ours(variant: Variant, everyone):
         batches = repeat(_batch(variant, channels))
 
     def step():
-        mean = average_over_workers(world, average, network, batches, _precision(variant))
-        optimizer.step(mean.gradient, RATE, WEIGHT_DECAY)
-        network.update_statistics(mean.statistics, 0.05)
+        precision = _precision(variant)
+        mean = train.step(world, average, network, optimizer, batches, precision, RATE, WEIGHT_DECAY, bn_momentum=0.05)
         return float(mean.loss), float(mean.correct)
 
     return step

@@ -182,7 +182,10 @@ def test_only_the_last_workers_gradients_are_sent_during_backward_and_nothing_is
     torch.manual_seed(0)
     networks = [Network(build("resnet11", 10, 1)) for _ in range(2)]
     networks[1].load(networks[0].state())
-    averages = [Average("exact", Later(), 2, networks[0]), OverlappedAverage("exact", Later(), 2, networks[1]).attach(networks[1])]
+    averages = [
+        Average("exact", Later(), 2, networks[0]),
+        OverlappedAverage("exact", Later(), 2, networks[1]).attach(networks[1]),
+    ]
     for _ in range(2):
         means = []
         started.clear()

@@ -3,11 +3,10 @@
 import hashlib
 import io
 
+import digits as digits_set
 import numpy as np
 import pytest
 import torch
-
-import digits as digits_set
 from PIL import Image
 
 from repro import ReproError, data, packed
@@ -160,7 +159,10 @@ def test_the_test_view_scales_the_short_side_by_the_plain_cubic(width, height):
 
 
 def test_the_training_view_is_the_plain_cut_scaled_by_the_plain_cubic():
-    image, kind = np.random.default_rng(1).integers(256, size=(60, 80, 3), dtype=np.uint8), data.adapted(IMAGENET, "imagenet", size=28)
+    image, kind = (
+        np.random.default_rng(1).integers(256, size=(60, 80, 3), dtype=np.uint8),
+        data.adapted(IMAGENET, "imagenet", size=28),
+    )
     numbers = [0.5, 0.25, 0.9, 0.5, 0.25] + [0.0] * (DRAWS - 8) + [0.9, 0.0, 0.0]  # not swapped, not mirrored
     area, change = 0.54 * 60 * 80, 0.75 + 0.25 * (4 / 3 - 0.75)
     width, height = round(area**0.5 / change), round(area**0.5 * change)

@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from digits import PREPROCESSING
+from safetensors.torch import load_file, save_file
 
 from repro import ReproError, checkpoint, packed, records
 from repro.data import Images
@@ -367,7 +366,14 @@ def other_digits(folder, classes) -> str:
     """A data set of three images that gives itself out for the digits, with another label map."""
     images = [packed.Item(label, b"") for label in range(3)]
     for split in ("train", "test"):
-        packed.write(folder / "digits" / f"{split}.lmdb", "digits", split, classes, lambda start: images[start:], preprocessing=PREPROCESSING)
+        packed.write(
+            folder / "digits" / f"{split}.lmdb",
+            "digits",
+            split,
+            classes,
+            lambda start: images[start:],
+            preprocessing=PREPROCESSING,
+        )
     return str(folder / "digits")
 
 

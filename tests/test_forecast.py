@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 
 from repro import ReproError, recipes, records
+from repro.journal import completes
 from repro.paper import tables
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage
-from repro.journal import completes
 
 from conftest import SMOKE, mpiexec
 

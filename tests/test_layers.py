@@ -28,6 +28,10 @@ METHOD = {
     "repro.checkpoint",
     "repro.records",
     "repro.watch",
+    "repro.own",
+    "repro.settings",
+    "repro.overlap",
+    "repro.journal",
     "repro.train",
 }
 # A folder's modules import from these folders beside their own; the command line opens all of the package.

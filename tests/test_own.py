@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import kill_after_first_checkpoint, mpiexec, python
 
 from repro import ReproError, evaluate, export, own, recipes, records, train
 from repro.schedule import Recipe, Stage
+
+from conftest import kill_after_first_checkpoint, mpiexec, python
 
 MINE = '''
 """A recipe and models as a user writes them."""

@@ -193,7 +193,9 @@ def test_killed_packing_continues_to_the_same_bytes(tmp_path):
             starts.append(start)
             return MANY[start:]
 
-        manifest = write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, fingerprint="the same fingerprint of all inputs")
+        manifest = write(
+            tmp_path / "train.lmdb", "digits", "train", CLASSES, items, fingerprint="the same fingerprint of all inputs"
+        )
         assert (tmp_path / "train.lmdb").read_bytes() == (tmp_path / "whole.lmdb").read_bytes()
         assert manifest["count"] == sum(item.image is not None for item in MANY)
         assert manifest["left_out"] == [[item.name, "odd"] for item in MANY if item.image is None]

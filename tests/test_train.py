@@ -464,6 +464,7 @@ def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
 
 def test_a_field_with_its_default_is_no_part_of_a_runs_identity(digits, tmp_path, monkeypatch):
     """So a field that a later version adds does not make all runs other runs."""
+
     def name():
         return train.prepare("one_model", digits, out=str(tmp_path)).run.folder.name
 

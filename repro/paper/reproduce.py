@@ -27,7 +27,7 @@ WARMUP = "resnet50_448nodes", "resnet50_448nodes_no_warmup"
 COLLAPSE = "resnet50_448nodes", "resnet50_448nodes_uncollapsed"
 ENSEMBLE = "collapsed_ensemble", "one_model"
 PROFILES = {
-    # Each question in the regime where a small data set can answer it; the README says how these were chosen.
+    # Each question in the regime where a small data set can answer it; the docs/digits.md says how these were chosen.
     "laptop": Profile(
         "digits",
         {"laptop-edge": WARMUP, "laptop": COLLAPSE, "laptop-few": ENSEMBLE},

@@ -22,6 +22,7 @@ from repro.data import Images, Stream, load_ahead
 from repro.model import Network, build
 from repro.optim import SGD
 from repro.packed import PHOTOGRAPHS
+from repro.replica import Replica
 from repro.train import step
 
 BATCH, ROUNDS = 16, 5
@@ -101,14 +102,14 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
     torch.set_num_threads(os.cpu_count())
     images = Images(data, "train")
     network = Network(build("resnet50", 1000))
-    average, optimizer = Average("exact", Alone(), 1, network), SGD(network.weights, 0.9)
+    replica = Replica(Alone(), network, SGD(network.weights, 0.9), Average("exact", Alone(), 1, network), "fp32")
     stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
     batches = load_ahead(stream, ((step, 0, "scale_aspect") for step in range(10**6)), threads=2)
     at_hand = stream.batch(0, 0, "scale_aspect")
     seconds = [], []
     for number in range(2 * (rounds + 1)):
         start = time.perf_counter()
-        step(Alone(), average, network, optimizer, repeat(at_hand) if number % 2 else batches, "fp32", 0.0, 5e-5, 0.05)
+        step(replica, repeat(at_hand) if number % 2 else batches, rate=0.0, weight_decay=5e-5, bn_momentum=0.05)
         if number > 1:  # the first of each warms up
             seconds[number % 2].append(time.perf_counter() - start)
     batches.close()

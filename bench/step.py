@@ -28,12 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import photographs, two_nodes
 from bench.report import SECOND, Goal, publish, row, save
 from repro import ReproError, choose, comm, engines, train
-from repro.allreduce import Average
 from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
 from repro.model import Network, build, find_precision
 from repro.optim import SGD
-from repro.overlap import OverlappedAverage
+from repro.overlap import average_for
+from repro.replica import Replica
 
 ROUNDS = 5
 RATE, WEIGHT_DECAY = 0.0, 5e-5  # the same few images for ever: at rate 0 the weights stay finite, and the work is the same
@@ -109,12 +109,9 @@ def _ours(variant: Variant, everyone):
     world = comm.Alone() if variant.kind == "alone" else everyone
     classes, channels = (10, 1) if variant.model == "resnet11" else (1000, 3)
     network = Network(build(variant.model, classes, channels))
-    optimizer = SGD(network.weights, 0.9)
     workers = variant.workers * world.size
-    if world.nodes > 1:
-        average = OverlappedAverage(variant.reduction, world, workers, network).attach(network)
-    else:
-        average = Average(variant.reduction, world, workers, network)
+    average = average_for(variant.reduction, world, workers, network)
+    replica = Replica(world, network, SGD(network.weights, 0.9), average, _precision(variant))
     if variant.data:
         stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
         batches = load_ahead(
@@ -126,8 +123,7 @@ def _ours(variant: Variant, everyone):
         batches = repeat(_batch(variant, channels))
 
     def step():
-        precision = _precision(variant)
-        mean = train.step(world, average, network, optimizer, batches, precision, RATE, WEIGHT_DECAY, bn_momentum=0.05)
+        mean = train.step(replica, batches, RATE, WEIGHT_DECAY, bn_momentum=0.05)
         return float(mean.loss), float(mean.correct)
 
     return step

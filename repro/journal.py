@@ -8,10 +8,9 @@ import time
 import zlib
 
 from repro import ReproError, checkpoint, evaluate, watch
-from repro.allreduce import Average, Mean
-from repro.model import Network
-from repro.optim import SGD
+from repro.allreduce import Mean
 from repro.records import Stopped, describe
+from repro.replica import Replica
 from repro.schedule import Recipe
 
 log = logging.getLogger("repro")
@@ -23,10 +22,10 @@ LONGEST_SECONDS = 600  # after any step that comes so long after the last checkp
 class Journal:
     """Of one run: `step` steps are done, those of earlier attempts included."""
 
-    def __init__(self, world, task, network: Network, optimizer: SGD):
+    def __init__(self, task, replica: Replica):
         """Takes network and optimizer to where the newest checkpoint was written, if there is one. Collective."""
-        self.world, self.task, self.run = world, task, task.run
-        self.network, self.optimizer = network, optimizer
+        self.task, self.run, self.world = task, task.run, (world := replica.world)
+        self.network, self.optimizer, self.average = replica.network, replica.optimizer, replica.average
         self.step, self.seconds, self.losses, self.corrects = 0, 0.0, [], []  # the last two: since the last metric row
         with world.together():
             if self.run.checkpoints:
@@ -38,12 +37,12 @@ class Journal:
         self.first, self.earlier = self.step, self.seconds
         self.began = self.saved = time.monotonic()
 
-    def ask(self, average: Average) -> None:
+    def ask(self) -> None:
         """Has this step's average tell all ranks if this one wants it to be the last, or a checkpoint after it."""
         if watch.asked.is_set() or self.step + 1 == self.first + self.task.steps:
-            average.stop()
+            self.average.stop()
         if self.world.rank == 0 and time.monotonic() - self.saved > LONGEST_SECONDS:
-            average.save()
+            self.average.save()
 
     def enter(self, rate: float, mean: Mean) -> None:
         """Takes down the step that was just done; evaluates and saves if it is time to. Collective.

@@ -68,3 +68,10 @@ class OverlappedAverage(Average):
             self._send()
         self.world.finish(self.requests)
         self._divide(0, len(self.result))
+
+
+def average_for(reduction: str, world, workers: int, network) -> Average:
+    """The average that suits where the ranks are: overlapped between nodes, plain within one. Collective on GPUs."""
+    if world.nodes > 1:
+        return OverlappedAverage(reduction, world, workers, network).attach(network)
+    return Average(reduction, world, workers, network)

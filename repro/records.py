@@ -50,6 +50,7 @@ TRAINING_CODE = (
     "optim",
     "evaluate",
     "checkpoint",
+    "replica",
     "journal",
     "train",
 )

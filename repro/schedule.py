@@ -156,14 +156,14 @@ class Recipe:
         return self.stages[index - 1] if index else None
 
 
-def learning_rate(recipe: Recipe, step: int, formula: str = "as_released") -> float:
-    """The rate at `step`, counted from the start of the recipe over all its stages.
+def learning_rate(recipe: Recipe, step: int, formula: str = "") -> float:
+    """The rate at `step`, counted from the start of the recipe over all its stages, by the recipe's own formula or another.
 
     The released solvers divide the iteration within the stage by the horizon and ignore that warm-up has passed, so
     the rate drops where warm-up ends (4.80 to 4.534 in the 448-node run). `as_designed` counts the decay from the end
     of warm-up, which is what the rates that the authors set by hand at the joints (0.254, 1.02, 0.191, 0.143) fit.
     """
-    choose("learning-rate formula", formula, LR_FORMULAS)
+    formula = choose("learning-rate formula", formula or recipe.lr_formula, LR_FORMULAS)
     stage, iteration = recipe.stage_at(step)
     if iteration < stage.warmup_iterations:
         climb = (stage.base_rate - stage.warmup_start_rate) * iteration / stage.warmup_iterations
@@ -177,3 +177,10 @@ def learning_rate(recipe: Recipe, step: int, formula: str = "as_released") -> fl
     if stage.decay == "cosine":  # Loshchilov and Hutter, arXiv 1608.03983
         return stage.base_rate * (1 + math.cos(math.pi * iteration / horizon)) / 2
     return stage.base_rate * (1 - iteration / horizon) ** stage.power
+
+
+def corrected_from(recipe: Recipe, step: int) -> float:
+    """The rate of the step before, where momentum is corrected for its change (in warm-up, by a switch); else 0.0."""
+    stage, iteration = recipe.stage_at(step)
+    corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
+    return learning_rate(recipe, step - 1) if corrected else 0.0

@@ -17,21 +17,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
-import torch
 from torch import nn
 
 from repro import ReproError, checkpoint, choose, comm, own, recipes, records, watch, whole_number
-from repro.allreduce import Average, Mean
+from repro.allreduce import Mean
 from repro.data import Images, Stream, load_ahead
 from repro.journal import Journal
 from repro.labels import compare_labels
-from repro.memory import keep_freed
-from repro.model import Network, builder, find_device, find_precision
-from repro.optim import SGD
-from repro.overlap import OverlappedAverage
+from repro.model import builder, find_device, find_precision
 from repro.packed import pack_embedded
 from repro.paths import RUNS
-from repro.schedule import SWITCHES, Recipe, Stage, learning_rate
+from repro.replica import Replica, assemble
+from repro.schedule import SWITCHES, Recipe, Stage, corrected_from, learning_rate
 from repro.settings import Settings, non_default
 
 log = logging.getLogger("repro")
@@ -41,68 +38,46 @@ log = logging.getLogger("repro")
 
 
 def _train(world, task: "Task") -> dict:
-    recipe, settings = task.recipe, task.settings
-    network, optimizer, average = assemble(world, task)
-    journal = Journal(world, task, network, optimizer)  # from the newest checkpoint on, if there is one
+    recipe = task.recipe
+    replica = assemble(world, task)
+    journal = Journal(task, replica)  # from the newest checkpoint on, if there is one
     batches = _batches(world, task, journal.step)
     for number in range(journal.step, recipe.iterations):
         world.at = f"step {number + 1} of {recipe.iterations}"
         stage, iteration = recipe.stage_at(number)
         if iteration == 0:
-            _begin_stage(world, task, stage, network, optimizer)
-        rate = learning_rate(recipe, number, recipe.lr_formula)
-        corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
-        previous_rate = learning_rate(recipe, number - 1, recipe.lr_formula) if corrected else 0.0
-        journal.ask(average)
-        mean = step(
-            world,
-            average,
-            network,
-            optimizer,
-            batches,
-            settings.precision,
-            rate,
-            stage.weight_decay,
-            recipe.bn_momentum,
-            previous_rate,
-        )
+            _begin_stage(task, stage, replica)
+        rate, previous_rate = learning_rate(recipe, number), corrected_from(recipe, number)
+        journal.ask()
+        mean = step(replica, batches, rate, stage.weight_decay, recipe.bn_momentum, previous_rate)
         journal.enter(rate, mean)
     return journal.facts()
 
 
 def step(
-    world,
-    average: Average,
-    network: Network,
-    optimizer: SGD,
-    batches: Iterator,
-    precision: str,
-    rate: float,
-    weight_decay: float,
-    bn_momentum: float,
-    previous_rate: float = 0.0,
+    replica: Replica, batches: Iterator, rate: float, weight_decay: float, bn_momentum: float, previous_rate: float = 0.0
 ) -> Mean:
     """One step of synchronous SGD over all workers. Collective.
 
-    `batches` yields (images, labels) of this rank's workers, one after the other; `precision` is fp32 or bf16. Returns the
-    mean over workers, whose gradient the update has overwritten. If a rank cannot compute its part, all raise at this step.
+    `batches` yields (images, labels) of this rank's workers, one after the other; `previous_rate` asks for the momentum
+    correction (see `optim.SGD`). Returns the mean over workers, whose gradient the update has overwritten.
     """
-    mean = average_over_workers(world, average, network, batches, precision)
-    optimizer.step(mean.gradient, rate, weight_decay, previous_rate)
-    network.update_statistics(mean.statistics, bn_momentum)
+    mean = average_over_workers(replica, batches)
+    replica.optimizer.step(mean.gradient, rate, weight_decay, previous_rate)
+    replica.network.update_statistics(mean.statistics, bn_momentum)
     return mean
 
 
-def average_over_workers(world, average: Average, network: Network, batches: Iterator, precision: str) -> Mean:
+def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
     """One step's gradient, batch statistics, loss and correct count, averaged over all workers. Collective.
 
     This rank computes its share of the workers, one after the other. If a rank cannot, all raise at this step.
     """
-    error = None
+    world, average, error = replica.world, replica.average, None
     try:
         for _ in range(average.mine):
             images, labels = next(batches)
-            average.add(network.contribute(images, labels, precision))
+            average.add(replica.network.contribute(images, labels, replica.precision))
             world.beat()
     except Exception as caught:  # whatever it is: the other ranks are on their way into the collective below
         error = caught
@@ -113,12 +88,12 @@ def average_over_workers(world, average: Average, network: Network, batches: Ite
     return mean
 
 
-def _begin_stage(world, task: "Task", stage: Stage, network: Network, optimizer: SGD) -> None:
+def _begin_stage(task: "Task", stage: Stage, replica: Replica) -> None:
     """Zero momentum, and the weights and statistics of the stage that it branches from, if not of the one before."""
-    optimizer.history.zero_()
+    replica.optimizer.history.zero_()
     if stage.starts_from:
-        with world.together():
-            network.load(checkpoint.load(task.run.snapshot(stage.starts_from))[0])
+        with replica.world.together():
+            replica.network.load(checkpoint.load(task.run.snapshot(stage.starts_from))[0])
 
 
 def _batches(world, task: "Task", first: int) -> Iterator:
@@ -131,19 +106,6 @@ def _batches(world, task: "Task", first: int) -> Iterator:
         for worker in range(world.rank, recipe.workers, world.size)
     )
     return load_ahead(stream, requests, task.decoders)
-
-
-def assemble(world, task: "Task") -> tuple[Network, SGD, Average]:
-    """The network with its initial weights, its optimizer and the average over its workers."""
-    recipe, settings = task.recipe, task.settings
-    keep_freed()
-    torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the bits depend on it
-    torch.manual_seed(settings.seed)
-    network = Network(task.build(), settings.device)
-    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
-    if world.nodes > 1:
-        return network, optimizer, OverlappedAverage(settings.reduction, world, recipe.workers, network).attach(network)
-    return network, optimizer, Average(settings.reduction, world, recipe.workers, network)
 
 
 # --- Around it ----------------------------------------------------------------------------------------------------------

@@ -89,9 +89,9 @@ original_average, original_contribute = train.average_over_workers, Network.cont
 original_save, original_replacing = checkpoint.save, checkpoint.replacing
 
 
-def average(world, mean, network, *others):
-    arrive("step", network)
-    return original_average(world, mean, network, *others)
+def average(replica, batches):
+    arrive("step", replica.network)
+    return original_average(replica, batches)
 
 
 def contribute(network, *arguments):

@@ -31,6 +31,7 @@ METHOD = {
     "repro.own",
     "repro.settings",
     "repro.overlap",
+    "repro.replica",
     "repro.journal",
     "repro.train",
 }

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from repro import ReproError
+from repro import ReproError, packed
 from repro.packed import CHUNK, Packed
 
 import packing

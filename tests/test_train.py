@@ -449,8 +449,8 @@ WITHOUT_EFFECT = {"paths", "records", "labels", "memory", "watch", "recipes", "s
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
-    original = (ROOT / "repro" / "train.py").read_text()
-    file = tmp_path / "train.py"
+    original = (ROOT / "repro" / "schedule.py").read_text()
+    file = tmp_path / "schedule.py"
 
     def meaning(text):
         file.write_text(text)
@@ -459,7 +459,7 @@ def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
     first = meaning(original)
     assert meaning(f'"""Other words."""\n# A comment.\n{original.split(chr(34) * 3, 2)[2]}') == first
     assert meaning(original.replace("0 < iteration", "1 < iteration")) != first
-    assert meaning(original.replace("previous_rate: float = 0.0", "previous_rate: float = 1.0")) != first
+    assert meaning(original.replace("power: float = 1.0", "power: float = 2.0")) != first
 
 
 def test_a_field_with_its_default_is_no_part_of_a_runs_identity(digits, tmp_path, monkeypatch):

@@ -21,8 +21,9 @@ from repro.data import Images, Stream, load_ahead
 from repro.memory import keep_freed
 from repro.model import Network, builder, find_device, find_precision
 from repro.optim import SGD
-from repro.overlap import BUCKET, OverlappedAverage
+from repro.overlap import BUCKET, average_for
 from repro.packed import PHOTOGRAPHS
+from repro.replica import Replica
 from repro.scaling import steptime
 from repro.settings import Settings
 from repro.train import step
@@ -41,12 +42,14 @@ class _Steps:
         self.images, self.size, self.channels, self.classes = images, size, channels, classes
         self.settings, self.decoders = settings, decoders
         build = builder(model, classes, channels, size, stride)
-        self.network = self.shared = Network(build(), settings.device)
-        if world.nodes > 1:  # then the trainer overlaps; once attached, a network calls its average at every backward pass
-            self.shared = Network(build(), settings.device)
-            self.average = OverlappedAverage(settings.reduction, world, world.size, self.shared).attach(self.shared)
-        else:
-            self.average = Average(settings.reduction, world, world.size, self.network)
+        self.network = Network(build(), settings.device)
+        # Between nodes the trainer's average is attached to its network, which then calls it at every backward pass.
+        shared = Network(build(), settings.device) if world.nodes > 1 else self.network
+        self.shared = self._replica(world, shared, average_for(settings.reduction, world, world.size, shared))
+        self.average = self.shared.average
+
+    def _replica(self, world, network: Network, average: Average) -> Replica:
+        return Replica(world, network, SGD(network.weights, 0.9), average, self.settings.precision)
 
     def at_hand(self, count: int):
         pixels = torch.randn(count, self.channels, self.size, self.size).contiguous(memory_format=torch.channels_last)
@@ -58,23 +61,23 @@ class _Steps:
 
     def apart(self, batches, workers: int, steps: int) -> list[float]:
         """Seconds of each of so many steps of this rank alone, with so many workers."""
-        return self._burst(
-            Alone(), self.network, Average(self.settings.reduction, Alone(), workers, self.network), batches, steps
-        )
+        average = Average(self.settings.reduction, Alone(), workers, self.network)
+        return _burst(self._replica(Alone(), self.network, average), batches, steps)
 
-    def averaged(self, world, batches, steps: int) -> list[float]:
-        """Seconds of each of so many steps of all ranks, with one worker a rank."""
-        return self._burst(world, self.shared, self.average, batches, steps)
+    def averaged(self, batches, steps: int) -> list[float]:
+        """Seconds of each of so many steps of all ranks, with one worker per rank."""
+        return _burst(self.shared, batches, steps)
 
-    def _burst(self, world, network, average, batches, steps: int) -> list[float]:
-        optimizer, seconds, start = SGD(network.weights, 0.9), [], time.perf_counter()
-        for _ in range(steps):
-            # At rate 0 the weights stay finite however long this goes on.
-            mean = step(world, average, network, optimizer, batches, self.settings.precision, 0.0, 5e-5, 0.05)
-            float(mean.loss)  # as the trainer does: on a GPU it waits for the step
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()
-        return seconds
+
+def _burst(replica: Replica, batches, steps: int) -> list[float]:
+    seconds, start = [], time.perf_counter()
+    for _ in range(steps):
+        # At rate 0 the weights stay finite however long this goes on.
+        mean = step(replica, batches, rate=0.0, weight_decay=5e-5, bn_momentum=0.05)
+        float(mean.loss)  # as the trainer does: on a GPU it waits for the step
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    return seconds
 
 
 def probe(
@@ -169,7 +172,7 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[d
         batches = loaders[count] if name == "loading" else steps.at_hand(count)
         if name == "compute":
             return steps.apart(batches, workers, length) if world.rank < ranks else [0.0] * length
-        return steps.averaged(world, batches, length)
+        return steps.averaged(batches, length)
 
     def over() -> bool:
         return world.broadcast(time.monotonic() > deadline)

@@ -1,0 +1,36 @@
+"""What each rank trains, put together: one of identical copies of the network."""
+
+from dataclasses import dataclass
+
+import torch
+
+from repro.allreduce import Average
+from repro.comm import Alone
+from repro.memory import keep_freed
+from repro.model import Network
+from repro.optim import SGD
+from repro.overlap import average_for
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The network, whose weights are bit-identical on all ranks (in `exact`, on any number of them), and what moves it."""
+
+    world: Alone  # the ranks, of which this process is one
+    network: Network
+    optimizer: SGD
+    average: Average  # over all workers
+    precision: str  # fp32 or bf16
+
+
+def assemble(world, task) -> Replica:
+    """The replica of a `train.Task`, with its initial weights: those of its seed. Collective on GPUs."""
+    recipe, settings = task.recipe, task.settings
+    keep_freed()
+    torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the bits depend on it
+    torch.manual_seed(settings.seed)
+    network = Network(task.build(), settings.device)
+    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
+    return Replica(
+        world, network, optimizer, average_for(settings.reduction, world, recipe.workers, network), settings.precision
+    )

@@ -223,7 +223,7 @@ class Network:
                 )
         found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         classes = int(labels.max()) + 1  # at least
-        if not isinstance(found, list) or len(found) != 2 or found[0] != len(labels) or found[1] < classes:
+        if found[:1] != [len(labels)] or len(found) != 2 or found[1] < classes:
             raise ReproError(
                 f"the model returned {found} for {len(labels)} images of {classes} or more classes: it must return logits, "
                 "one row per image and one column per class"

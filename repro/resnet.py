@@ -1,8 +1,4 @@
-"""Residual networks (He, Zhang, Ren and Sun, CVPR 2016), with torchvision's parameter names: weights fit either library.
-
-Layers are constructed in a fixed order, a shortcut before what it bypasses. Each draws its first weights from torch's
-global generator, so in another order the same seed would give other weights.
-"""
+"""Residual networks (He, Zhang, Ren and Sun, CVPR 2016), with torchvision's parameter names: weights fit either library."""
 
 from torch import nn
 from torch.nn import functional as F
@@ -15,12 +11,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, strides: tuple[int, int]):
         super().__init__()
-        shortcut = _shortcut(inputs, width, max(strides))
         self.conv1 = nn.Conv2d(inputs, width, 3, strides[0], padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, strides[1], padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = shortcut
+        self.downsample = _shortcut(inputs, width, max(strides))
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -37,14 +32,13 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, strides: tuple[int, int]):
         super().__init__()
         outputs = self.expansion * width
-        shortcut = _shortcut(inputs, outputs, max(strides))
         self.conv1 = nn.Conv2d(inputs, width, 1, strides[0], bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, strides[1], padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.downsample = shortcut
+        self.downsample = _shortcut(inputs, outputs, max(strides))
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)

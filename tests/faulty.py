@@ -15,21 +15,13 @@ import os
 import re
 import sys
 import time
-import types
 from pathlib import Path
 
 import torch
 
-# torchvision asks torch's compiler whether it is there, which takes half of a launch's seconds, and there are many here.
-compiler = types.SimpleNamespace(utils=types.SimpleNamespace(is_compile_supported=lambda device: False))
-sys.modules |= {"torch._dynamo": compiler, "torch._dynamo.utils": compiler.utils}
-import torchvision.models  # noqa: E402, F401
-
-del sys.modules["torch._dynamo"], sys.modules["torch._dynamo.utils"]
-
-from repro import __main__, checkpoint, comm, journal, records, train  # noqa: E402
-from repro.data import Images  # noqa: E402
-from repro.model import Network  # noqa: E402
+from repro import __main__, checkpoint, comm, journal, records, train
+from repro.data import Images
+from repro.model import Network
 
 
 def run(fault: str, file: str, **parameters) -> str:

@@ -137,3 +137,9 @@ def test_no_torch_at_all_is_needed_to_list_recipes_and_rates():
     for arguments in (["recipes"], ["lr", "one_model", "--steps", "0"]):
         said = python("-c", code.format(arguments))
         assert said.returncode == 0 and said.stdout, said.stderr
+
+
+def test_training_loads_neither_torchvision_nor_torchs_compiler():
+    """Which take longer to load than torch itself."""
+    said = python("-c", "import sys, repro.train; print(*{'torchvision', 'torch._dynamo', 'sympy'} & set(sys.modules))")
+    assert said.returncode == 0 and said.stdout == "\n", said.stdout + said.stderr

@@ -1,14 +1,19 @@
-"""Models against torchvision's, against what the net files say, and against plain autograd."""
+"""Models against torchvision's, against what the net files say, and against plain autograd; and a user's own models."""
 
 import copy
 import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet
 
+from repro import ReproError, checkpoint
+from repro.allreduce import Average
+from repro.comm import Alone
 from repro.model import BatchNorm, Network, build
+from repro.optim import SGD
 
 
 def count(model):
@@ -48,24 +53,43 @@ def torchvisions(name, seed=0):
     torch.manual_seed(seed)
     model = getattr(resnet, name)()
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, std=0.1)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
             for values in (module.running_var, module.weight):
-                torch.nn.init.uniform_(values, 0.5, 1.5)
+                nn.init.uniform_(values, 0.5, 1.5)
     return model
 
 
+def assert_close(found, expected, name="", rtol=1e-4):
+    assert expected.isfinite().all()
+    assert torch.allclose(found, expected, rtol=rtol, atol=1e-5 * float(expected.detach().abs().max())), name
+
+
 def assert_same_outputs(ours, theirs, images, training=False):
+    """Outputs, and the gradients of all parameters, for one state."""
     ours.load_state_dict(theirs.state_dict())
-    with torch.no_grad():
-        expected, found = theirs.train(training)(images), ours.train(training)(images)
-    assert expected.std() > 0.1 and expected.isfinite().all()
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    outputs = []
+    for model in (ours, theirs):
+        model.zero_grad()
+        outputs.append(model.train(training)(images))
+        outputs[-1].square().mean().backward()
+    assert outputs[1].std() > 0.1
+    assert_close(*outputs)
+    for (name, parameter), (other, expected) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert name == other
+        assert_close(parameter.grad, expected.grad, name, rtol=1e-3)
 
 
+@pytest.mark.parametrize("stride", ["v1", "v1.5"])
 @pytest.mark.parametrize("name", BASIC + BOTTLENECK)
-def test_torchvisions_weights_give_torchvisions_outputs(name):
-    ours, theirs = build(name, 1000, released_stem=False), torchvisions(name)
+def test_torchvisions_weights_give_torchvisions_outputs_and_gradients(name, stride):
+    ours, theirs = build(name, 1000, stride=stride, released_stem=False), torchvisions(name)
+    for module in ours.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            BatchNorm.adopt(module)
+    if stride == "v1" and name in BOTTLENECK:  # torchvision has v1.5 only
+        for stage in (theirs.layer2, theirs.layer3, theirs.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     images = torch.randn(4, 3, 64, 64)
     for training in (False, True):
         assert_same_outputs(ours, theirs, images, training)
@@ -133,7 +157,7 @@ def test_zero_gamma_is_in_the_last_batch_norm_of_blocks(name, last, blocks):
     ends = [f"layer{stage + 1}.{number - 1}.{last}" for stage, number in enumerate(blocks)]
     for zero_gamma, expected in (("last_of_stage", ends), ("all_blocks", every), ("none", [])):
         model = build(name, 10, zero_gamma=zero_gamma)
-        gammas = {key: module.weight for key, module in model.named_modules() if isinstance(module, BatchNorm)}
+        gammas = {key: module.weight for key, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
         assert [key for key, gamma in gammas.items() if not gamma.any()] == expected
         assert all(gamma.eq(1).all() for key, gamma in gammas.items() if key not in expected)
 
@@ -142,11 +166,11 @@ def test_initialisation_is_the_net_files():
     torch.manual_seed(0)
     model = build("resnet50", 1000)
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Conv2d):
+        if isinstance(module, nn.Conv2d):
             outputs, inputs, height, width = module.weight.shape
             fan = (outputs if name == "conv1" else inputs) * height * width
             std, values = math.sqrt(2 / fan), module.weight
-        elif isinstance(module, torch.nn.Linear):
+        elif isinstance(module, nn.Linear):
             std, values = 0.01, module.weight
             assert not module.bias.any()
         else:
@@ -157,8 +181,30 @@ def test_initialisation_is_the_net_files():
     assert not model.conv1.bias.any()
 
 
+# Of the weights that ResNet-11 starts from, with the seed; every run on digits depends on them.
+INITIAL = {
+    0: "049a52dc99711da8f7fe66c6f61cc0ad0a1057d05b3fbfa49e0231fb90db30a7",
+    1: "63f5efc38cfa27ae887132cc634a07e50c03b90b04ef4e06e677ed56435e0388",
+    2: "b5f0f15da67cdcfd34079a4926b931c9e8ee2d385c2607a44650d06dad30c45c",
+}
+VECTORS = "AVX" in torch.backends.cpu.get_cpu_capability()
+
+
+@pytest.mark.skipif(not VECTORS, reason="torch draws other normal numbers where it has no vector instructions of x86")
+@pytest.mark.parametrize("stride", ["v1", "v1.5"])
+@pytest.mark.parametrize("seed", INITIAL)
+def test_resnet11_starts_from_the_same_bits_as_ever(seed, stride):
+    for zero_gamma in ("last_of_stage", "all_blocks", "none"):
+        torch.manual_seed(seed)
+        state = build("resnet11", 10, 1, stride=stride, zero_gamma=zero_gamma).state_dict()
+        zeroed = [f"layer{stage}.0.bn3.weight" for stage in (1, 2, 3)]
+        assert all(bool(state[name].any()) == (zero_gamma == "none") for name in zeroed)
+        state |= {name: torch.zeros_like(state[name]) for name in zeroed}
+        assert checkpoint.digest(state) == INITIAL[seed]
+
+
 def test_batch_norm_hands_out_mean_and_unbiased_variance():
-    norm = BatchNorm(3).train()
+    norm = BatchNorm.adopt(nn.BatchNorm2d(3)).train()
     x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
     for _ in range(2):  # the second call must not remember the first
         norm(torch.zeros_like(x) + 7 * torch.randn(1))
@@ -233,3 +279,163 @@ def test_a_state_comes_back_as_it_was_and_shares_no_memory():
     assert int(other.norms[0].num_batches_tracked) == 1
     with pytest.raises(RuntimeError, match="size mismatch"):
         Network(build("resnet11", classes=9, channels=1)).load(state)
+
+
+# --- A user's own models ----------------------------------------------------------------------------------------------
+
+
+class WithBatchNorm(nn.Module):
+    """Batch norm of two kinds, a constant buffer, a parameter used twice, one never used, and one that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.5))
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, eps=0.1, momentum=0.3), nn.ReLU())
+        self.first, self.norm, self.second = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.unused = nn.Parameter(torch.ones(3))
+        self.frozen = nn.Parameter(torch.randn(4), requires_grad=False)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.features(self.scale * x).mean((2, 3)) + self.frozen
+        return self.head(self.second(self.norm(self.first(x))))
+
+
+class WithoutBatchNorm(nn.Sequential):
+    def __init__(self):
+        convolution = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.GroupNorm(2, 4), nn.GELU(), nn.Flatten())
+        super().__init__(convolution, nn.Linear(100, 8), nn.LayerNorm(8), nn.Dropout(0), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize("model, parameters, statistics", [(WithBatchNorm, 129, 16), (WithoutBatchNorm, 962, 0)])
+def test_any_model_contributes_what_plain_autograd_gives(model, parameters, statistics, tmp_path):
+    torch.manual_seed(0)
+    network = Network(model := model())
+    plain = copy.deepcopy(model).train()
+    assert (len(network.weights), len(network.statistics)) == (parameters, statistics)
+    assert network.undecayed == parameters - statistics, "gammas and betas alone are as many as running statistics"
+    for seed in (1, 2):
+        images, labels = batch(seed)
+        plain.zero_grad()
+        logits = plain(images)
+        F.cross_entropy(logits, labels).backward()
+        contribution = network.contribute(images, labels)
+        assert contribution.shape == (parameters + statistics + 2,)
+        for (name, parameter), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+            if parameter.requires_grad:
+                assert_close(parameter.grad, torch.zeros_like(other) if other.grad is None else other.grad, name, rtol=1e-3)
+        assert float(contribution[-1]) == float((logits.argmax(1) == labels).sum())
+
+    average, optimizer = Average("exact", Alone(), 1, network), SGD(network.weights, 0.9, network.undecayed)
+    average.add(network.contribute(images, labels))
+    mean = average.mean()
+    before = network.weights.clone()
+    optimizer.step(mean.gradient, 0.1, 0.0)
+    network.update_statistics(mean.statistics, 0.05)
+    assert not torch.equal(network.weights, before)
+    checkpoint.save(tmp_path / "1", network.state(), {})
+    torch.manual_seed(1)
+    other = Network(type(model)())
+    other.load(checkpoint.load(tmp_path / "1")[0])
+    assert torch.equal(other.weights, network.weights) and torch.equal(other.statistics, network.statistics)
+    assert torch.equal(other.model.eval()(images), model.eval()(images))
+    if statistics:
+        assert torch.equal(other.model.frozen, plain.frozen) and other.model.second.weight is other.model.first.weight
+
+
+def test_batch_norms_of_a_users_model_become_ours_with_all_that_they_were():
+    torch.manual_seed(0)
+    model = WithBatchNorm()
+    theirs = copy.deepcopy(model).train()
+    for norm in (theirs.features[1], theirs.norm):
+        norm.momentum = 1  # so that its running statistics are the batch's
+    network = Network(model)
+    assert [type(norm) for norm in network.norms] == [BatchNorm, BatchNorm] and model.features[1].eps == 0.1
+    images, labels = batch(1)
+    expected = theirs(images)
+    contribution = network.contribute(images, labels)
+    assert float(contribution[-2]) == pytest.approx(float(F.cross_entropy(expected, labels).detach()), rel=1e-5)
+    network.update_statistics(contribution[129:-2].clone(), 0.05)
+    for found, norm in zip(network.norms, (theirs.features[1], theirs.norm)):
+        assert_close(found.running_mean, norm.running_mean)
+        assert_close(found.running_var, norm.running_var)
+
+
+class EvaluatesItsNorm(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+def shares_memory():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.data = model[0].weight.data.t()
+    return model
+
+
+class OtherNorm(nn.BatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout2d(0.1)), r"1 \(Dropout2d\) draws random numbers .* ranks"),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Linear(2, 2)), r"0 \(BatchNorm2d\) has no affine"),
+        (lambda: nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), "no running statistics"),
+        (lambda: nn.Sequential(OtherNorm(3)), r"0 \(OtherNorm\) is another batch norm"),
+        (lambda: nn.Sequential(nn.SyncBatchNorm(3)), "is another batch norm"),
+        (lambda: EvaluatesItsNorm(nn.BatchNorm2d(3)), r"0 \(BatchNorm2d\) stays in evaluation mode"),
+        (lambda: nn.Sequential(nn.LazyLinear(3)), "parameter 0.weight has no shape yet"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "parameter 1.weight is torch.float64"),
+        (lambda: nn.Flatten(), "no parameter that requires a gradient"),
+        (shares_memory, "parameters 0.weight and 1.weight share memory"),
+    ],
+)
+def test_models_that_flat_vectors_cannot_hold_are_refused(make, message):
+    with pytest.raises(ReproError, match=message):
+        Network(make())
+
+
+class Forward(nn.Module):
+    """Logits of one linear layer, then whatever the function makes of (model, logits)."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(144, 10)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        return self.function(self, self.linear(x.flatten(1)))
+
+
+def counts_calls(model, logits):
+    model.calls += 1
+    return logits
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda model, logits: F.dropout(logits, 0.1), "draws random numbers .* number of ranks"),
+        (counts_calls, "changes its buffer calls in its forward pass, .* number of ranks"),
+        (lambda model, logits: (logits,), r"returned tuple for 6 images"),
+        (lambda model, logits: logits[:, :, None], r"returned \[6, 10, 1\]"),
+        (lambda model, logits: logits[:, :3], r"returned \[6, 3\]"),
+        (lambda model, logits: logits[1:], r"returned \[5, 10\]"),
+    ],
+)
+def test_what_only_a_forward_pass_shows_is_refused_by_the_first_contribution(function, message):
+    network = Network(Forward(function))
+    with pytest.raises(ReproError, match=message):
+        network.contribute(*batch(1))
+
+
+def test_two_batch_norms_may_share_their_parameters():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(144, 10))
+    model[1].weight, model[1].bias = model[0].weight, model[0].bias
+    network = Network(model)
+    assert len(network.weights) == 1452 and network.undecayed == 1450
+    assert network.contribute(*batch(1)).isfinite().all()

@@ -46,7 +46,7 @@ class Variant:
     kind: str = "ours"  # ours; alone: as many processes that do not communicate; ddp: PyTorch's
     ranks: int = 2
     model: str = "resnet50"
-    size: int = 224  # pixels a side
+    size: int = 224  # pixels per side
     images: int = 32  # per worker
     workers: int = 1  # per rank
     steps: int = 2  # measured, after one that is not
@@ -343,8 +343,8 @@ def starting() -> list[dict]:
 def main() -> None:
     if sys.argv[1:] == ["profile"]:
         rows = profile()
-        for row_ in rows[:12]:
-            print(f"{row_['operation']:45} {row_['ms']:8.1f} ms {100 * row_['share']:5.1f}% {row_['calls']:6.0f} calls")
+        for each in rows[:12]:
+            print(f"{each['operation']:45} {each['ms']:8.1f} ms {100 * each['share']:5.1f}% {each['calls']:6.0f} calls")
         save("profile", rows, {"command": "python -m bench.step profile", "variant": asdict(VARIANTS["ours, 1 rank"])})
         return
     if len(sys.argv) > 1:

@@ -109,7 +109,7 @@ def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_
     assert again["seconds"] == before["seconds"]  # the recorded one: no second probe
     run = records.read(train(**task))
     table = tables.predictions(tmp_path / "runs")
-    assert list(table.recipe) == [before["recipe"], "all"] and list(table.n) == [1, 1]
+    assert list(table.recipe) == [SMOKE["recipe"], "all"] and list(table.n) == [1, 1]
     assert table.predicted[0] == pytest.approx(before["seconds"] / 60)
     assert table.measured[0] == pytest.approx(run["seconds"] / 60)
     assert table.error[0] == pytest.approx(100 * (before["seconds"] / run["seconds"] - 1))

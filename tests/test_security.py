@@ -151,7 +151,7 @@ def test_text_from_data_is_text_in_the_report(tmp_path):
     for name in ("accuracy", "effects", "ensemble"):
         table = tmp_path / "tables" / f"{name}.csv"
         table.write_text(re.sub(r"resnet50|laptop|collapse", hostile, table.read_text()))
-    page = report.write(tmp_path, sorted(reference.glob("runs/*"))[:1]).read_text()
+    page = report.write(tmp_path).read_text()
     assert "<script" not in page and page.count("&lt;script&gt;") > 10
 
 

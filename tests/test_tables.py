@@ -10,7 +10,7 @@ from scipy import stats
 
 import repro
 from repro import ReproError, recipes, records
-from repro.paper import figures, tables
+from repro.paper import figures, report, tables
 
 from conftest import python
 
@@ -288,3 +288,14 @@ def test_rates_show_both_sides_of_each_joint():
 def test_without_runs_the_error_names_the_command(tmp_path):
     with pytest.raises(ReproError, match="make reproduce"):
         tables.runs_or_reference(str(tmp_path))
+
+
+# --- The report -------------------------------------------------------------------------------------------------------
+def test_findings_leave_out_what_there_is_not(tmp_path):
+    for seed in range(2):
+        for base in ("one_model", "collapsed_ensemble"):
+            write_run(tmp_path / "runs", base, seed)
+    tables.save(tables.effects(tables.models(tmp_path / "runs")), tmp_path, "effects")
+    said = report._findings(report._table(tmp_path, "effects"))
+    assert "nan" not in said and "interval" not in said
+    assert said.count("<b>not run</b>") == 2 and f"(digits, {SHRINK}, resnet11: " in said and ", n = 2)" in said

@@ -103,8 +103,9 @@ def _scaling(results: Path) -> list[str]:
 
 
 def _table(results: Path, name: str) -> pd.DataFrame:
-    texts = dict.fromkeys(("data", "shrink", "model", "variant", "average"), str)  # empty ones are texts, too
-    return pd.read_csv(results / "tables" / f"{name}.csv", converters=texts)
+    table = pd.read_csv(results / "tables" / f"{name}.csv")
+    texts = table.columns.intersection(["data", "shrink", "model", "variant"])
+    return table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # what is empty is text, too
 
 
 def _html(table: pd.DataFrame) -> str:

@@ -45,6 +45,7 @@ WITHOUT_TORCH = [
     "paths",
     "records",
     "engines",
+    "guard",
     "packed",
     "ahead",
     "labels",

@@ -11,7 +11,11 @@ __version__ = "0.1.0"
 
 
 class ReproError(Exception):
-    """An error that the user can mend: its message says what was found and what to do next."""
+    """An error that the user can fix: its message says what was found and what to do next."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in a notebook: the message, without the frames that led to it."""
+        return [str(self), *getattr(self, "__notes__", [])]
 
 
 def runs(out=None):

@@ -1,19 +1,18 @@
 """MPI engines for notebooks: start them or join running ones, call a function on all ranks, leave nothing behind.
 
-A small guard process owns the controller and mpiexec, not the process that called `start`: whichever way the owner
-ends, the guard sees it and ends everything. The connection file stands for the cluster: it is there as long as the
+A small guard process (`guard`) owns the controller and mpiexec, not the process that called `start`: whichever way the
+owner ends, the guard sees it and ends everything. The connection file stands for the cluster: it is there as long as the
 engines are, and whoever deletes it ends them. All of it stays on this machine, on the loopback interface.
 
 The one importer of ipyparallel. Importing this module loads neither that nor MPI.
 """
 
-import ctypes
 import importlib
 import json
 import os
-import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,11 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from repro import ReproError, watch
+from repro.guard import POLL, PR_SET_PDEATHSIG, complete, connection_path, prctl
 
-POLL = 0.2  # seconds between two looks at whether everybody is still alive
 GRACE = 1.0  # seconds that the other ranks have, after one has failed, to finish by themselves
 PATIENCE = 10.0  # seconds for the guard to end all; it needs less than one
 MPI_HELP = "`make setup` installs MPICH's; on a cluster, load its MPI module."
@@ -56,11 +54,22 @@ class EnginesEnded(EnginesError):
 
 
 class RankError(EnginesError):
-    """The function raised on `rank`; the message has that rank's traceback."""
+    """The function raised on `rank`.
 
-    def __init__(self, message: str, rank: int):
+    The message is that of the ReproError that it raised there; for any other error, which it names first, it has that
+    rank's traceback. `kind` is the name of the error's class.
+    """
+
+    def __init__(self, message: str, rank: int, kind: str):
         super().__init__(message)
-        self.rank = rank
+        self.rank, self.kind = rank, kind
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt while ranks computed or engines started: the engines have been ended. A notebook shows only the message."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 # --- Using engines ----------------------------------------------------------------------------------------------------
@@ -88,7 +97,8 @@ class Job:
 
         Raises RankError if the function raised on a rank, EnginesEnded if a process died. A rank that waits for a
         failed one in a collective can only be killed: if such a rank is left after a second, the engines are ended.
-        An interrupt (KeyboardInterrupt) ends them too, also if another process owns them: nothing computes unseen.
+        An interrupt (KeyboardInterrupt) ends them too, also if another process owns them: nothing computes unseen. It is
+        raised again as Interrupted.
         """
         try:
             self.wait()
@@ -96,25 +106,28 @@ class Job:
                 wait_for(self._calls, timeout=GRACE)
                 raise self._error()
             if not all(call.done() for call in self._calls):
-                raise self._cluster._why_ended()
+                self._cluster.end()
+                raise self._cluster._ended_error()
         except KeyboardInterrupt:
-            self._cluster._end("they were interrupted")
-            raise
+            self._cluster.end("they were interrupted")
+            raise Interrupted(f"interrupted, so the engines were ended. {AGAIN}") from None
         return [call.result() for call in self._calls]
 
     def _failed(self) -> dict:
         return {rank: call.exception() for rank, call in enumerate(self._calls) if call.done() and call.exception()}
 
     def _error(self) -> RankError:
-        texts = {rank: _text(error) for rank, error in self._failed().items()}
-        first = min(texts, key=lambda rank: ("\nrepro.comm.PeerError:" in texts[rank], rank))  # that repeats another's
-        lines = [f"rank {first} failed:", texts.pop(first).rstrip()]
-        lines += [f"rank {rank} failed too: {text.rstrip().splitlines()[-1]}" for rank, text in texts.items()]
+        told = {rank: _told(error) for rank, error in self._failed().items()}
+        first = min(told, key=lambda rank: (told[rank]["kind"] == "PeerError", rank))  # which repeats another's
+        kind, line, frames = (told[first][key] for key in ("kind", "line", "traceback"))
+        lines = [f"rank {first} failed: {line}", frames.rstrip()] if frames else [line]
+        others = {rank: one["line"] for rank, one in told.items() if one["kind"] != "PeerError" and one["line"] != line}
+        lines += [f"rank {rank} failed too: {other}" for rank, other in others.items()]
         stuck = [str(rank) for rank, call in enumerate(self._calls) if not call.done()]
         if stuck:
-            self._cluster._end("a rank had failed and others did not finish")
+            self._cluster.end("a rank had failed and others did not finish")
             lines.append(f"Rank {', '.join(stuck)} did not finish, so the engines were ended. {AGAIN}")
-        return RankError("\n".join(lines), first)
+        return RankError("\n".join(lines), first, kind)
 
 
 class Cluster:
@@ -127,7 +140,7 @@ class Cluster:
     def __init__(self, connection_file: Path, guard: subprocess.Popen | None = None):
         self._folder, self._guard = connection_file.parents[1], guard  # only the owner has a guard
         self.connection_file, self.log = str(connection_file), str(self._folder / "mpiexec.log")
-        self.ranks, self.pids = 0, []
+        self.ranks, self.pids, self._hosts = 0, [], []
         self._client, self._views, self._job, self._ended = None, [], None, ""
 
     def __enter__(self) -> "Cluster":
@@ -135,6 +148,11 @@ class Cluster:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job of this object is under way."""
+        return not self._job or self._job.done()
 
     @property
     def alive(self) -> bool:
@@ -154,8 +172,9 @@ class Cluster:
         object is under way, EnginesEnded if the engines are gone.
         """
         if not self.alive:
-            raise self._why_ended()
-        if self._job and not self._job.done():
+            self.end()
+            raise self._ended_error()
+        if not self.idle:
             raise EnginesError(
                 "the engines are still at an earlier job: wait for its result(), or close() and start them again"
             )
@@ -165,52 +184,27 @@ class Cluster:
     def close(self) -> None:
         """Ends the engines if this process started them; else only lets go of them."""
         if self._guard:
-            self._end("they were closed")
+            self.end("they were closed")
         self._ended = self._ended or "this connection to them was closed"
         if self._client:
             self._client.close(linger=0)
 
-    def ask_to_stop(self) -> None:
-        """Asks training on these engines to stop after its step, with a checkpoint: its job then raises records.Stopped."""
-        for pid in self.pids:
+    def ask_to_stop(self) -> bool:
+        """Asks training on these engines to stop after its step, with a checkpoint: its job then raises records.Stopped.
+
+        One rank is enough, so those on this machine are asked; returns False if there are none.
+        """
+        here = [pid for pid, host in zip(self.pids, self._hosts) if host == socket.gethostname()]
+        for pid in here:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)
+        return bool(here)
 
-    def _connect(self, ranks: int, timeout: float) -> list[tuple]:
-        """Waits until `ranks` engines answer; returns (rank, world size, pid, MPI library) of each, in rank order."""
-        import ipyparallel
+    def forget_request(self) -> None:
+        """After `ask_to_stop` that came too late for its job: the next one shall not stop for it."""
+        self.run("repro.engines:_forget_request")
 
-        deadline = time.monotonic() + timeout
-        while not _complete(Path(self.connection_file)):
-            self._pause(deadline)
-        try:
-            self._client = ipyparallel.Client(
-                self.connection_file, timeout=max(1.0, deadline - time.monotonic()), ipython_dir=str(self._folder)
-            )
-        except OSError as error:  # TimeoutError is one
-            raise StartTimeout(f"the controller does not answer: {error}") from error
-        while len(self._client.ids) < ranks:
-            self._pause(deadline)
-        views = [self._client[engine] for engine in self._client.ids]  # an engine's id need not be its rank
-        job = Job(self, [view.apply_async(_call, "repro.comm:introduce", (), {}) for view in views])
-        if not job.wait(deadline - time.monotonic()):
-            raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are at work")
-        answers = sorted(zip(job.result(), views), key=lambda pair: pair[0])
-        self._views = [view for _, view in answers]
-        self.ranks, self.pids = len(answers), [pid for (_, _, pid, _), _ in answers]
-        return [answer for answer, _ in answers]
-
-    def _pause(self, deadline: float) -> None:
-        time.sleep(POLL / 2)
-        if not self.alive:
-            raise self._why_ended()
-        if time.monotonic() > deadline:
-            raise StartTimeout("the engines were not ready in time; give `start` a longer timeout on a busy machine")
-
-    def _why_ended(self) -> EnginesEnded:
-        return EnginesEnded(f"the engines have ended: {self._end()}\n{AGAIN}")
-
-    def _end(self, reason: str = "") -> str:
+    def end(self, reason: str = "") -> str:
         """Ends the engines, whoever owns them, and waits until they are gone; returns why, which the guard may know."""
         if self._ended:
             return self._ended
@@ -234,6 +228,42 @@ class Cluster:
             time.sleep(POLL / 2)
         return self._ended
 
+    def _connect(self, ranks: int, timeout: float) -> list[tuple]:
+        """Waits until `ranks` engines answer; returns (rank, world size, pid, MPI library) of each, in rank order."""
+        import ipyparallel
+
+        deadline = time.monotonic() + timeout
+        while not complete(Path(self.connection_file)):
+            self._pause(deadline)
+        try:
+            self._client = ipyparallel.Client(
+                self.connection_file, timeout=max(1.0, deadline - time.monotonic()), ipython_dir=str(self._folder)
+            )
+        except OSError as error:  # TimeoutError is one
+            raise StartTimeout(f"the controller does not answer: {error}") from error
+        while len(self._client.ids) < ranks:
+            self._pause(deadline)
+        views = [self._client[engine] for engine in self._client.ids]  # an engine's id need not be its rank
+        job = Job(self, [view.apply_async(_call, "repro.comm:introduce", (), {}) for view in views])
+        if not job.wait(deadline - time.monotonic()):
+            raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are at work")
+        answers = sorted(zip(job.result(), views), key=lambda pair: pair[0])
+        self._views = [view for _, view in answers]
+        self.ranks, self.pids = len(answers), [pid for (_, _, pid, _), _ in answers]
+        self._hosts = [socket.gethostname()] * self.ranks if self._guard else self.run("socket:gethostname")
+        return [answer for answer, _ in answers]
+
+    def _pause(self, deadline: float) -> None:
+        time.sleep(POLL / 2)
+        if not self.alive:
+            self.end()
+            raise self._ended_error()
+        if time.monotonic() > deadline:
+            raise StartTimeout("the engines were not ready in time; give `start` a longer timeout on a busy machine")
+
+    def _ended_error(self) -> EnginesEnded:
+        return EnginesEnded(f"the engines have ended: {self._ended}\n{AGAIN}")
+
 
 def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
     """Starts `ranks` MPI engines on this machine; they end with this process, or by `close`.
@@ -248,7 +278,7 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
     launch = [mpiexec, *mpiexec_options(mpiexec), "-n", str(ranks)]
     folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user may enter
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
-        [sys.executable, "-m", "repro.engines", "guard", str(folder), str(os.getpid()), *launch],
+        [sys.executable, "-m", "repro.guard", str(folder), str(os.getpid()), *launch],
         env=_environment(folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -256,7 +286,7 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
         text=True,
         start_new_session=True,
     )
-    cluster = Cluster(_connection_file(folder, "client"), guard)
+    cluster = Cluster(connection_path(folder, "client"), guard)
     try:
         _, size, _, library = cluster._connect(ranks, timeout)[0]
         if size != ranks:
@@ -266,7 +296,7 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
                 f"mpiexec: {MPI_HELP}"
             )
     except BaseException as error:
-        told = cluster._end()
+        told = cluster.end()
         cluster.close()
         if isinstance(error, StartTimeout):
             raise StartTimeout(f"{error}\n{told}") from None
@@ -277,6 +307,8 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
             ) from None
         if isinstance(error, RankError):
             raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted while the engines started: none of them is left") from None
         raise
     return cluster
 
@@ -298,9 +330,24 @@ def join(connection_file: str, timeout: float = 60.0) -> Cluster:
     return cluster
 
 
+_started: Cluster | None = None  # by `start_or_join`, last
+
+
 def start_or_join(connection_file: str, ranks: int) -> Cluster:
-    """Joins the engines of `connection_file`, however many they are; starts `ranks` if it is ""."""
-    return join(connection_file) if connection_file else start(ranks)
+    """Joins the engines of `connection_file`, however many they are; if it is "", returns `ranks` engines of this process.
+
+    A process has one such set: those that an earlier call started are returned again if they are still there, as many and
+    at no job; else they are closed before others are started. So a notebook that runs again, after it failed or was
+    interrupted, has no second set beside the first.
+    """
+    global _started
+    if connection_file:
+        return join(connection_file)
+    if _started and not (_started.alive and _started.idle and _started.ranks == ranks):
+        _started.close()
+        _started = None
+    _started = _started or start(ranks)
+    return _started
 
 
 def find_mpiexec() -> str:
@@ -325,6 +372,12 @@ def mpiexec_options(mpiexec: str) -> list[str]:
     return []
 
 
+def end_with_make() -> None:
+    """Has make's end, even by SIGKILL, end this process, if make started it; else it would go on unseen."""
+    if "MAKELEVEL" in os.environ:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _environment(folder: Path) -> dict:
     """The owner's environment, less what would lead engines to another controller; they import what the owner can."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
@@ -341,22 +394,11 @@ def _environment(folder: Path) -> dict:
     }  # what MPI and IPython leave behind goes with the folder
 
 
-def _connection_file(folder: Path, kind: str) -> Path:
-    """Where the controller writes it, for a "client" or an "engine"."""
-    return folder / "security" / f"ipcontroller-{kind}.json"
-
-
-def _complete(file: Path) -> bool:
-    """Whether a connection file has been written to its end."""
-    try:
-        return bool(json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-def _text(error: Exception) -> str:
-    """What a rank raised: the traceback that `_call` sent, or the error that kept `_call` from running."""
-    return error.evalue if error.ename == _Raised.__name__ else f"{error.ename}: {error.evalue}"
+def _told(error: Exception) -> dict:
+    """What a rank raised: `kind`, `line` and `traceback` as `_call` sent them; or the error that kept `_call` from running."""
+    if error.ename == _Raised.__name__:
+        return json.loads(error.evalue)
+    return {"kind": error.ename, "line": f"{error.ename}: {error.evalue}", "traceback": ""}
 
 
 # --- On an engine -----------------------------------------------------------------------------------------------------
@@ -382,7 +424,7 @@ def _engine(folder: Path, arguments: list[str]) -> None:
 
 
 class _Raised(Exception):
-    """Carries a traceback as plain text: ipyparallel's own has colours and half a page for each frame."""
+    """Carries an error as text, in JSON: ipyparallel's own traceback has colours and half a page for each frame."""
 
 
 def _call(function: Callable | str, args: tuple, kwargs: dict):
@@ -392,132 +434,19 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
             function = getattr(importlib.import_module(module), name)
         return function(*args, **kwargs)
     except BaseException as error:
-        frames = error.__traceback__.tb_next  # without this one
-        raise _Raised("".join(traceback.format_exception(type(error), error, frames))) from None
+        told = {"kind": type(error).__name__, "traceback": ""}
+        if isinstance(error, ReproError):  # it says all that its user needs
+            told["line"] = " ".join([str(error), *getattr(error, "__notes__", [])])
+        else:
+            frames = error.__traceback__.tb_next  # without this one
+            told["traceback"] = "".join(traceback.format_exception(type(error), error, frames))
+            told["line"] = traceback.format_exception_only(error)[0].strip()
+        raise _Raised(json.dumps(told)) from None
 
 
-# --- The guard --------------------------------------------------------------------------------------------------------
-
-# Heartbeats serve only to register engines soon: whether a process lives is the guard's to see, however busy it is.
-CONTROLLER = [
-    "-m",
-    "ipyparallel.controller",
-    "--ip=127.0.0.1",
-    "--location=127.0.0.1",
-    "--nodb",
-    "--ping=250",
-    "--HeartMonitor.max_heartmonitor_misses=1000000000",
-    "--log-level=CRITICAL",
-]
-ENGINE = ["--timeout=60", "--IPEngine.max_heartbeat_misses=0", "--IPEngine.enable_nanny=False", "--log-level=ERROR"]
-SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
-
-
-def _guard(folder: Path, owner: int, launch: list[str]) -> None:
-    """Runs the controller and `launch` engines until one of them, the connection file or the owner is gone."""
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: sys.exit())
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead mpiexec leaves behind stays our descendant
-    python, profile = sys.executable, f"--profile-dir={folder}"
-    client_file, engine_file = _connection_file(folder, "client"), _connection_file(folder, "engine")
-    children, reason = {}, ""
-    try:
-        # On SIGTERM the controller ends its own children; mpiexec ends its ranks only when it is killed.
-        children["controller"] = _spawn(folder, "controller", [python, *CONTROLLER, profile], signal.SIGTERM)
-        while not reason:
-            reason = _ending(folder, children, owner)
-            if "mpiexec" in children:
-                reason = reason or ("" if client_file.exists() else "another process ended them")
-            elif _complete(engine_file):  # the controller writes it last
-                engine = [python, "-m", "repro.engines", "engine", str(folder), *ENGINE, profile]
-                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine, f"--file={engine_file}"], signal.SIGKILL)
-    finally:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        client_file.unlink(missing_ok=True)  # first: all who wait see that it is over
-        _kill_descendants()
-        quoted = "controller" if reason.startswith("controller") or "mpiexec" not in children else "mpiexec"
-        last_words = (reason or "they were ended") + _tail(folder / f"{quoted}.log")
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # nobody listens
-            os.write(1, last_words.encode())
-
-
-def _ending(folder: Path, children: dict[str, subprocess.Popen], owner: int) -> str:
-    """Waits a moment; says what has ended, "" if nothing has."""
-    closed, _, _ = select.select([0], [], [], POLL)  # nobody writes there: readable means closed at the owner's end
-    if closed or os.getppid() != owner:  # a process that the owner forked may hold that end open
-        return "their owner ended them"
-    gone = {name: child.returncode for name, child in children.items() if child.poll() is not None}
-    ended = [file for file in folder.glob("*.engine") if not _runs(int(file.stem))]
-    # When a rank dies, mpiexec soon ends the others and then itself. It says which one it was, in its last lines.
-    said = (folder / "mpiexec.log").read_text(errors="replace") if ended and "mpiexec" in children else ""
-    first = [file for file in ended if f"PID {file.stem} " in said]
-    if gone and not (first and gone.get("mpiexec", 0) > 0):
-        return ", ".join(f"{name} ended with status {status}" for name, status in gone.items())
-    names = sorted(f"rank {file.read_text()} (process {file.stem})" for file in first or ended)
-    return f"an engine, {', '.join(names)}, ended" if names else ""
-
-
-def _runs(pid: int) -> bool:
-    import psutil
-
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _spawn(folder: Path, name: str, command: list[str], when_guard_dies: signal.Signals) -> subprocess.Popen:
-    with open(folder / f"{name}.log", "wb") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=partial(_prctl, PR_SET_PDEATHSIG, when_guard_dies),
-        )
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value)
-
-
-def end_with_make() -> None:
-    """Has make's end, even by SIGKILL, end this process, if make started it; else it would go on unseen."""
-    if "MAKELEVEL" in os.environ:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _kill_descendants() -> None:
-    """Leaves first: when its ranks are gone, mpiexec removes its own files and ends."""
-    import psutil
-
-    while True:
-        with suppress(psutil.NoSuchProcess):  # one ended while we looked: look again
-            family = psutil.Process().children(recursive=True)
-            running = [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
-            if not running:
-                return
-            parents = {process.ppid() for process in running}
-            for process in running:
-                if process.pid not in parents:
-                    process.kill()
-            psutil.wait_procs(running, timeout=POLL)
-
-
-def _tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log, less mpiexec's frames, with its name above; "" if there are none."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 8000))  # the owner need not read while we write: a pipe holds 64 KB
-        said = [line for line in file.read().decode(errors="replace").splitlines() if line.strip(" =")]
-    return "\n".join([f"\nlast lines of {log.name}:", *said[-lines:]]) if said else ""
+def _forget_request() -> None:
+    watch.asked.clear()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "engine":
-        _engine(Path(sys.argv[2]), sys.argv[3:])
-    else:
-        _guard(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    _engine(Path(sys.argv[2]), sys.argv[3:])

@@ -1,19 +1,21 @@
 """Notebooks, strictly: parameters are checked before anything runs, and only a notebook whose last cell ran passes.
 
-Inside a notebook: `check_parameters` (in the cell after the parameters), `Progress` (a bar and a curve, or lines) and
-`complete` (the last cell). Outside: `execute` runs one by papermill.
+Inside a notebook: `check_parameters` and `check_run` (in the cell after the parameters), `train` (with a bar and a curve,
+or lines) and `complete` (the last cell). Outside: `execute` runs one by papermill.
 """
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-from repro import ReproError, choose
+from repro import ReproError, choose, recipes, records, watch
+from repro.engines import AGAIN, Cluster, EnginesEnded, RankError
+from repro.packed import Packed
 from repro.paths import DATA, ROOT, writable_folder
-from repro.records import describe
 from repro.schedule import Recipe
 
 FOLDER = ROOT / "notebooks"
@@ -26,36 +28,82 @@ class NotebookError(ReproError):
 
 # --- Parameters: `name: type = value  # help` -------------------------------------------------------------------------
 
+KINDS = {"str": (str, os.PathLike), "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
-def declared(source: str) -> dict:
-    """The parameters of a cell: {name: (type name, default)}; raises NotebookError if one is not a literal."""
+
+def declared(source: str) -> dict[str, str]:
+    """The parameters of a cell: {name: type}; raises NotebookError for any other line."""
     found = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.AnnAssign):
             raise NotebookError("a parameters cell holds only lines such as `seed: int = 0  # help`")
-        found[node.target.id] = node.annotation.id, ast.literal_eval(node.value)
+        found[node.target.id] = ast.unparse(node.annotation)
     return found
 
 
-def check(parameters: dict, known: dict) -> None:
-    """Raises NotebookError if a parameter is unknown (saying what was meant) or of another type than its default."""
+def check(parameters: dict, known: dict[str, str]) -> None:
+    """Raises NotebookError if a parameter is unknown (saying what was meant) or of another type than was declared."""
     for name, value in parameters.items():
-        kind = known[choose("parameter", name, known)][0]
-        kinds = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}[kind]
-        if not isinstance(value, kinds) or isinstance(value, bool) and kind != "bool":
+        kind = choose("type", known[choose("parameter", name, known)], KINDS)
+        if not isinstance(value, KINDS[kind]) or isinstance(value, bool) and kind != "bool":
             raise NotebookError(f"parameter {name} is {value!r}: it must be of type {kind}")
 
 
 def check_parameters() -> None:
-    """In the cell after the parameters: checks what papermill injected, which it does not do itself."""
-    cells = [source for source in get_ipython().user_ns["In"] if source.strip()]  # noqa: F821
-    if len(cells) < 2 or not cells[-2].startswith("# Parameters\n"):  # the first line of papermill's cell
-        return
-    injected = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cells[-2]).body}
-    check(injected, declared(cells[-3]))
+    """In the cell after the parameters: checks what was edited by hand or injected by papermill, which does not itself."""
+    values = get_ipython().user_ns  # noqa: F821
+    cells = [source for source in values["In"][:-1] if source.strip()]
+    known = declared(next(filter(_declares, reversed(cells)), ""))
+    injected = cells[-1] if cells and cells[-1].startswith("# Parameters\n") else ""  # the first line of papermill's cell
+    names = [*known, *(node.targets[0].id for node in ast.parse(injected).body)]
+    check({name: values.get(name) for name in names}, known)
 
 
-# --- While it runs ----------------------------------------------------------------------------------------------------
+def _declares(source: str) -> bool:
+    try:
+        return any(isinstance(node, ast.AnnAssign) for node in ast.parse(source).body)
+    except SyntaxError:  # a magic, or a cell that failed
+        return False
+
+
+# --- What cannot be trained, without torch and before any engine starts -----------------------------------------------
+
+DATA_SETS = "digits", "cifar10", "imagenet", "places365"  # that go by a name; others by their folders
+
+
+def check_run(names: list[str], data: str, shrink: str, seeds: list[int], ranks: int, **switches) -> int:
+    """Raises ReproError if these recipes cannot be trained like this; returns how many ranks to start (see `ranks_for`).
+
+    `names` and `switches` are as `recipes.find` takes them. `data` that the notebook has still to make is "".
+    """
+    found = [recipes.find(name, **switches) for name in names]
+    if not isinstance(seeds, list) or not seeds:
+        raise NotebookError(f"seeds is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
+    for seed in seeds:
+        _check_whole("seed", seed)
+    ranks = ranks_for([recipes.shrink(recipe, shrink) for recipe in found], ranks)
+    if data:
+        images = _images(data)
+        for recipe in found:
+            recipes.shrink(recipe, shrink, images)
+    return ranks
+
+
+def _check_whole(name: str, value) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise NotebookError(f"{name} is {value!r}: it must be a whole number, at least 0")
+
+
+def _images(data: str) -> int:
+    """How many images a packed data set has to train on; raises ReproError if it is not there."""
+    if not isinstance(data, str):
+        raise NotebookError(f"data is {data!r}: it must be of type str")
+    ensure_data(data)
+    folder = Path(data) if "/" in data else DATA / data
+    if "/" not in data and not folder.exists():  # a misspelt name, or one that is not packed yet
+        choose("data set", data, dict.fromkeys([*DATA_SETS, *sorted(path.parent.name for path in DATA.glob("*/train.lmdb"))]))
+    train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
+    return len(train)
 
 
 def ensure_data(data: str) -> None:
@@ -64,9 +112,22 @@ def ensure_data(data: str) -> None:
         subprocess.run([sys.executable, str(ROOT / "data_prep" / "digits.py")], check=True)
 
 
-def ranks_for(recipes: list[Recipe]) -> int:
-    """As many ranks as this machine has cores and each of the recipes has workers."""
-    return min(cores(), *(recipe.workers for recipe in recipes))
+def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
+    """How many ranks to start for these recipes: as many as `asked`; 0: as many as there are cores and workers for.
+
+    Raises NotebookError if more are asked for than each recipe has workers, or than there are cores, where they would only
+    wait for each other. Two can always be had, to try on any machine what several ranks do.
+    """
+    _check_whole("ranks", asked)
+    for recipe in chosen:
+        if asked > recipe.workers:
+            raise NotebookError(f"ranks is {asked}: {recipe.name} has {recipe.workers} workers, and each rank needs one")
+    if asked > max(2, cores()):
+        raise NotebookError(
+            f"ranks is {asked}: this machine has {cores()} cores, so start at most {max(2, cores())}. For more all the same, "
+            f"set cluster to the connection_file of engines.start({asked})"
+        )
+    return asked or min([cores(), *(recipe.workers for recipe in chosen)])
 
 
 def cores() -> int:
@@ -74,24 +135,102 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-class Progress:
-    """Shows a run's metric rows as they come: a curve and a bar that update in place, or one line an epoch."""
+# --- While it runs ----------------------------------------------------------------------------------------------------
 
-    def __init__(self, plan: dict, live: bool):
-        """`plan` as `train.plan` gives it; `live` for JupyterLab, False for a log."""
-        self.plan, self.live, self.rows = plan, live, []
+
+def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
+    """Trains a recipe on the engines, shows how it gets on, and returns the run's folder.
+
+    `task` has the other parameters of `repro.train.train`; `live` is as `Progress` takes it. A complete run is left as it
+    is, an incomplete one is continued. An interrupt has all ranks stop after their step, with a checkpoint: it raises
+    records.Stopped, which says how far they came, and the engines stay. A second interrupt ends the engines at once: it
+    raises EnginesEnded. Raises RankError if a rank fails.
+    """
+    plan = {}
+    with watch.listening(signal.SIGINT):  # the first interrupt only sets `watch.asked`, the second one raises
+        try:
+            plan = engine.run("repro.train:plan", recipe, **task)[0]
+            if plan["complete"]:
+                print(f"complete already: {Path(plan['folder']).name}")
+            elif not watch.asked.is_set():
+                _train(engine, plan, live, recipe, task)
+                plan["complete"] = True
+            if watch.asked.is_set():
+                done = "this run is complete" if plan["complete"] else "nothing was started"
+                raise records.Stopped(f"stopped: {done}; run this cell again to continue")
+        except KeyboardInterrupt:
+            engine.end("they were interrupted twice")
+            saved = f", {_reached(plan)} is saved" if plan else ""
+            raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved}. {AGAIN}") from None
+        finally:
+            watch.asked.clear()
+    return plan["folder"]
+
+
+def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> None:
+    begun = _saved_epoch(plan)
+    if begun:
+        print(f"continuing at {_reached(plan)}")
+    job = engine.submit("repro.train:train", recipe, **task)
+    with Progress(plan, live, begun) as progress:
+        for row in records.follow(plan["folder"], lambda: job.done() or watch.asked.is_set()):
+            progress.show(row)
+    asked = watch.asked.is_set() and not job.done()
+    if asked:
+        how = "after this step" if engine.ask_to_stop() else "at the end, as none of the ranks is on this machine"
+        if not job.wait(1):
+            print(f"stopping {how}; interrupt once more to end the engines at once", flush=True)
+    try:
+        job.result()
+    except RankError as error:
+        if error.kind != "Stopped":
+            raise
+        raise records.Stopped(f"stopped at {_reached(plan)}, saved; run this cell again to continue") from None
+    if asked:
+        engine.forget_request()
+
+
+def _reached(plan: dict) -> str:
+    return f"epoch {_saved_epoch(plan):.1f} of {plan['epochs']:.4g}"
+
+
+def _saved_epoch(plan: dict) -> float:
+    """Where the newest checkpoint is; 0.0 if there is none."""
+    saved = [int(path.stem) for path in Path(plan["folder"], "checkpoints").glob("*.json") if path.stem.isdecimal()]
+    return max(saved, default=0) * plan["epochs"] / plan["iterations"]
+
+
+class Progress:
+    """Shows a run's metric rows as they come: a curve and a bar that update in place, or one line an epoch.
+
+    Leaving its block closes the bar; one that stays open would have the next one write every update on a new line.
+    """
+
+    def __init__(self, plan: dict, live: bool, begun: float = 0.0):
+        """`plan` as `train.plan` gives it; `live` for JupyterLab, False for a log; `begun` at this epoch."""
+        self.plan, self.live, self.begun, self.rows = plan, live, begun, []
         if live:
             from IPython.display import display
             from tqdm import tqdm
 
             # The figure comes first, and the bar below it: text around a figure would be cut into two outputs.
             self.handle = display(self._figure(), display_id=True)
-            self.bar = tqdm(total=round(plan["epochs"]), unit="epoch", desc=plan["recipe"], file=sys.stdout)
+            epochs = dict(total=round(plan["epochs"]), initial=round(begun), unit="epoch")
+            self.bar = tqdm(desc=plan["recipe"], file=sys.stdout, **epochs)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.live:
+            self.bar.close()
 
     def show(self, row: dict) -> None:
         self.rows.append(row)
+        if row["epoch"] <= self.begun:  # of an earlier attempt: only the curve has it
+            return
         if not self.live:
-            print(describe(row, self.plan["epochs"]), flush=True)
+            print(records.describe(row, self.plan["epochs"]), flush=True)
             return
         self.bar.set_postfix_str(f"{row['stage']}, loss {row['train_loss']:.3f}", refresh=False)
         self.bar.update(round(row["epoch"]) - self.bar.n)

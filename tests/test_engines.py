@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from repro import comm, engines
+from repro import ReproError, comm, engines, guard
 
 MARK = "REPRO_TEST_MARK"
 SOON = 5  # seconds within which a failure must be named, and all processes gone
@@ -63,6 +65,24 @@ def fail_together():
     from mpi4py import MPI
 
     raise comm.PeerError("rank 1 failed: on purpose") if MPI.COMM_WORLD.rank == 0 else ValueError("on purpose")
+
+
+def fail_differently():
+    from mpi4py import MPI
+
+    raise [ValueError, KeyError][MPI.COMM_WORLD.rank]("on purpose")
+
+
+def refuse():
+    error = ReproError("there is no such thing: choose another")
+    error.add_note("(on purpose)")
+    raise error
+
+
+def asked_to_stop():
+    from repro import watch
+
+    return watch.asked.is_set()
 
 
 # --- Processes that tests start ---------------------------------------------------------------------------------------
@@ -229,15 +249,27 @@ def test_a_rank_that_fails_while_others_finish_leaves_the_engines_usable(cluster
     with pytest.raises(engines.RankError) as caught:
         answers(cluster, fail, 1)
     lines = str(caught.value).splitlines()
-    assert lines[:2] == ["rank 1 failed:", "Traceback (most recent call last):"] and caught.value.rank == 1
+    assert lines[:2] == ["rank 1 failed: ValueError: on purpose", "Traceback (most recent call last):"]
+    assert caught.value.rank == 1 and caught.value.kind == "ValueError"
     assert "test_engines.py" in lines[2] and lines[-1] == "ValueError: on purpose" and "\x1b" not in str(caught.value)
     assert [one["rank"] for one in answers(cluster, describe)] == [0, 1]
 
 
 def test_the_rank_that_failed_first_hand_is_named_before_those_that_repeat_it(cluster):
-    with pytest.raises(engines.RankError, match="rank 0 failed too: repro.comm.PeerError") as caught:
+    with pytest.raises(engines.RankError, match="^rank 1 failed: ValueError: on purpose") as caught:
         answers(cluster, fail_together)
-    assert caught.value.rank == 1
+    assert caught.value.rank == 1 and "rank 0" not in str(caught.value)
+
+
+def test_another_error_on_another_rank_is_named_too(cluster):
+    with pytest.raises(engines.RankError, match="rank 1 failed too: KeyError: 'on purpose'$"):
+        answers(cluster, fail_differently)
+
+
+def test_of_an_error_that_the_user_can_fix_only_the_message_is_left(cluster):
+    with pytest.raises(engines.RankError) as caught:
+        answers(cluster, refuse)
+    assert str(caught.value) == "there is no such thing: choose another (on purpose)" and caught.value.kind == "ReproError"
 
 
 def test_a_function_that_cannot_be_found_is_named(cluster):
@@ -251,6 +283,38 @@ def test_a_second_job_is_refused_while_the_first_is_under_way(cluster):
     with pytest.raises(engines.EnginesError, match="earlier job"):
         cluster.submit(describe)
     assert job.wait(20) and job.result() == [None, None]
+
+
+def test_a_request_to_stop_reaches_the_ranks_and_can_be_forgotten(cluster):
+    assert cluster.ask_to_stop()
+    deadline = time.monotonic() + SOON
+    while not all(answers(cluster, asked_to_stop)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert answers(cluster, asked_to_stop) == [True, True]
+    cluster.forget_request()
+    assert answers(cluster, asked_to_stop) == [False, False]
+
+
+def test_no_process_of_this_machine_is_asked_in_place_of_one_elsewhere(cluster, monkeypatch):
+    monkeypatch.setattr(cluster, "_hosts", ["elsewhere"] * 2)
+    assert not cluster.ask_to_stop()
+    time.sleep(0.2)
+    assert answers(cluster, asked_to_stop) == [False, False]
+
+
+def test_a_second_call_returns_the_engines_of_the_first_unless_they_do_not_fit(traces):
+    first = engines.start_or_join("", 1)
+    assert engines.start_or_join("", 1) is first
+    second = engines.start_or_join("", 2)
+    assert second.ranks == 2 and not first.alive and not any(psutil.pid_exists(pid) for pid in first.pids)
+    second.submit(time.sleep, 60)
+    third = engines.start_or_join("", 2)
+    assert third is not second and not second.alive
+    third.close()
+    traces.assert_gone(within=0)
+    with engines.start_or_join("", 1) as fourth:
+        assert fourth.alive
+    traces.assert_gone(within=0)
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
@@ -330,10 +394,35 @@ def test_nothing_outlives_an_owner_at_work(traces, number):
     ) as owner:
         forked = int(owner.stdout.readline())
         kinds = " ".join(" ".join(process.cmdline()) for process in traces.processes())
-        assert all(kind in kinds for kind in ("repro.engines guard", "controller", "mpiexec", "repro.engines engine"))
+        assert all(kind in kinds for kind in ("repro.guard", "controller", "mpiexec", "repro.engines engine"))
         owner.send_signal(number)
         traces.assert_gone(but=[forked])
         os.kill(forked, signal.SIGKILL)
+
+
+def test_an_interrupt_ends_engines_at_work_and_says_so(traces):
+    with engines.start(1) as cluster:
+        job = cluster.submit(time.sleep, 60)
+        with pytest.raises(engines.Interrupted, match="interrupted, so the engines were ended"), interrupted_in(0.5):
+            job.result()
+        traces.assert_gone(within=0)
+
+
+def test_an_interrupt_while_engines_start_leaves_none(traces):
+    with pytest.raises(engines.Interrupted, match="none of them is left"), interrupted_in(0.5):
+        engines.start(1)
+    traces.assert_gone(within=0)
+
+
+@contextmanager
+def interrupted_in(seconds):
+    """Sends this process a SIGINT so long after its block began."""
+    timer = threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @pytest.mark.figure("orphans")
@@ -412,6 +501,6 @@ def test_whom_mpiexec_names_is_told_also_when_all_have_ended(tmp_path, monkeypat
         process.wait()
         (tmp_path / f"{process.pid}.engine").write_text(str(rank))
     (tmp_path / "mpiexec.log").write_text(said.format(second=dead[1].pid))
-    monkeypatch.setattr(engines.select, "select", lambda *_: ([], [], []))
+    monkeypatch.setattr(guard.select, "select", lambda *_: ([], [], []))
     children = {"mpiexec": SimpleNamespace(poll=lambda: status, returncode=status)}
-    assert engines._ending(tmp_path, children, os.getppid()) == told.format(second=dead[1].pid)
+    assert guard._ending(tmp_path, children, os.getppid()) == told.format(second=dead[1].pid)

@@ -51,6 +51,7 @@ WITHOUT_TORCH = [
     "paths",
     "records",
     "engines",
+    "guard",
     "packed",
     "ahead",
     "labels",

@@ -1,14 +1,26 @@
-"""Source notebooks are clean and uniform; the runner lets none pass that did not run to its end."""
+"""Source notebooks are clean and uniform; the runner lets none pass that did not run to its end; and what a user sees who
+edits parameters, interrupts a cell or runs a failed notebook again, in a real kernel."""
 
 import ast
+import fcntl
+import os
+import queue
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
+from jupyter_client import KernelManager
 
-from repro import ReproError, notebooks
+from repro import ReproError, notebooks, recipes
+
+from conftest import ROOT
 
 SOURCES = sorted(notebooks.FOLDER.glob("*.ipynb"))
 NAMES = [path.stem for path in SOURCES]
@@ -46,6 +58,7 @@ def test_opens_with_title_imports_parameters_check_and_ends_with_the_mark(path):
     assert everything[-1].source.endswith("notebooks.complete()")
     assert all("# " in line for line in everything[2].source.splitlines())
     assert notebooks.declared(everything[2].source)
+    assert all(ast.literal_eval(line.value) is not None for line in ast.parse(everything[2].source).body)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -57,7 +70,7 @@ def test_cells_are_short(path):
 
 
 # --- Parameters -------------------------------------------------------------------------------------------------------
-KNOWN = {"seed": ("int", 0), "data": ("str", "digits"), "live": ("bool", True), "rate": ("float", 0.1)}
+KNOWN = {"seed": "int", "data": "str", "live": "bool", "rate": "float"}
 
 
 @pytest.mark.figure("parameters")
@@ -75,6 +88,42 @@ def test_a_mistyped_parameter_is_refused(parameters):
 
 def test_fitting_parameters_pass():
     notebooks.check({"seed": 1, "data": "x", "live": False, "rate": 1}, KNOWN)
+
+
+SMALL = recipes.shrink(recipes.find("resnet50_448nodes"), "smoke")  # 14 workers
+
+
+@pytest.mark.parametrize(
+    "cores, asked, started", [(1, 0, 1), (1, 1, 1), (1, 2, 2), (2, 0, 2), (2, 2, 2), (16, 0, 14), (16, 14, 14)]
+)
+def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
+    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: cores)
+    assert notebooks.ranks_for([SMALL], asked) == started
+
+
+@pytest.mark.parametrize(
+    "cores, asked, told",
+    [
+        (2, 99, "ranks is 99: resnet50_448nodes-smoke has 14 workers"),
+        (16, 15, "14 workers"),
+        (2, 3, "this machine has 2 cores, so start at most 2"),
+        (1, 3, "start at most 2"),
+        (2, -1, "at least 0"),
+        (2, "2", "must be a whole number"),
+        (2, True, "must be a whole number"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(monkeypatch, cores, asked, told):
+    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: cores)
+    with pytest.raises(ReproError, match=told):
+        notebooks.ranks_for([SMALL], asked)
+
+
+def test_ranks_without_a_recipe_are_limited_by_cores_alone(monkeypatch):
+    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: 4)
+    assert notebooks.ranks_for([]) == 4
+    with pytest.raises(ReproError, match="4 cores"):
+        notebooks.ranks_for([], 5)
 
 
 # --- Nothing is falsely green -----------------------------------------------------------------------------------------
@@ -191,3 +240,219 @@ def test_papermill_by_hand_with_a_misspelt_parameter_fails_too(folder, tmp_path)
         timeout=60,
     )
     assert done.returncode != 0 and "Did you mean seed?" in done.stderr
+
+
+# --- As a user, in a kernel -------------------------------------------------------------------------------------------
+
+SOON = 8  # seconds within which a wrong parameter is named, and an interrupted cell ends, on a busy machine
+
+
+class Kernel:
+    """A Jupyter kernel that runs cells as JupyterLab would have it do; `output` and `error` are what the last cell showed."""
+
+    def __init__(self):
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(cwd=str(notebooks.FOLDER), env={**os.environ, "PYTHONPATH": str(ROOT)})
+        self.process = psutil.Process(self.manager.provisioner.pid)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def close(self):
+        left = self.process.children(recursive=True)
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+        psutil.wait_procs(left, timeout=SOON)
+
+    def begin(self, source: str) -> None:
+        self.output, self.error = "", None
+        self.cell = self.client.execute(source)
+
+    def follow(self, until: str = "", timeout: float = 90) -> bool:
+        """Waits until the cell has ended, or has shown the text `until`; returns whether it ended well."""
+        deadline = time.monotonic() + timeout
+        while not (until and until in self.output):
+            assert time.monotonic() < deadline, f"still running, after {self.output}"
+            try:
+                message = self.client.get_iopub_msg(timeout=0.2)
+            except queue.Empty:
+                continue
+            if message["parent_header"].get("msg_id") != self.cell:
+                continue
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                self.output += content["text"]
+            elif message["msg_type"] == "error":
+                self.error = SimpleNamespace(kind=content["ename"], shown="\n".join(content["traceback"]))
+            elif message["msg_type"] == "status" and content["execution_state"] == "idle":
+                return not self.error
+        return True
+
+    def run(self, *sources: str, timeout: float = 90) -> bool:
+        """Runs cells until one fails, as Run All does; returns whether all ended well."""
+        return all(self.begin(source) or self.follow(timeout=timeout) for source in sources)
+
+    def ask(self, expression: str):
+        assert self.run(f"print({expression})"), self.error
+        return ast.literal_eval(self.output)
+
+    def running(self, module: str) -> list[int]:
+        """The processes of a module of ours below the kernel."""
+        found = []
+        for process in self.process.children(recursive=True):
+            try:
+                if process.cmdline()[1:3] == ["-m", module] and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+            except psutil.NoSuchProcess:
+                pass
+        return sorted(found)
+
+
+@pytest.fixture
+def kernel():
+    kernel = Kernel()
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture(scope="module")
+def kernel_without_engines():
+    kernel = Kernel()
+    assert kernel.run(cells(notebooks.FOLDER / "10-train.ipynb")[0].source)  # its imports
+    yield kernel
+    kernel.close()
+
+
+def edited(name: str, **values: str) -> list[str]:
+    """The code cells of a notebook after its parameters were edited by hand; less the forecast, a probe of ten seconds."""
+    sources = [cell.source for cell in cells(notebooks.FOLDER / f"{name}.ipynb")]
+    for parameter, value in values.items():
+        pattern = rf"^({parameter}: \w+ = ).*?(  #)"
+        sources[1], found = re.subn(pattern, lambda match, value=value: match[1] + value + match[2], sources[1], flags=re.M)
+        assert found == 1
+    return [source for source in sources if "forecast" not in source]
+
+
+@pytest.mark.figure("parameters")
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ({"recipe": "'colapsed_ensemble'"}, "unknown recipe 'colapsed_ensemble'. Did you mean collapsed_ensemble?"),
+        ({"data": "'digit'"}, "unknown data set 'digit'. Did you mean digits?"),
+        ({"data": "'nope/digits'"}, "no packed data at nope/digits/train.lmdb: make it with"),
+        ({"shrink": "'laptp'"}, "unknown shrink 'laptp'. Did you mean laptop?"),
+        ({"seeds": "0"}, "parameter seeds is 0: it must be of type list"),
+        ({"seeds": "[]"}, "seeds is []: it must be a list of whole numbers, such as"),
+        ({"seeds": "[0, -1]"}, "seed is -1: it must be a whole number, at least 0"),
+        ({"seeds": "['0']"}, "seed is '0': it must be a whole number"),
+        ({"ranks": "99"}, "ranks is 99: resnet50_custom_lr-laptop has 2 workers, and each rank needs one"),
+        ({"ranks": "-1"}, "ranks is -1: it must be a whole number, at least 0"),
+        ({"ranks": "'2'"}, "parameter ranks is '2': it must be of type int"),
+        ({"live": "1"}, "parameter live is 1: it must be of type bool"),
+        ({"switches": "{'lr_formula': 'as_desined'}"}, "unknown value of lr_formula 'as_desined'. Did you mean as_designed?"),
+        ({"switches": "{'lr_formla': 'as_designed'}"}, "unknown switch 'lr_formla'. Did you mean lr_formula?"),
+    ],
+    ids=str,
+)
+def test_a_parameter_edited_by_hand_that_cannot_work_is_one_line_before_any_engine_starts(
+    kernel_without_engines, digits, values, told
+):
+    kernel, began = kernel_without_engines, time.monotonic()
+    sources = edited("10-train", **{"data": repr(digits)} | values)
+    assert not kernel.run(*sources[1:], timeout=SOON)
+    assert time.monotonic() - began < SOON
+    assert kernel.error.shown.startswith(told) and "\n" not in kernel.error.shown
+    assert kernel.running("repro.guard") == []
+    assert not kernel.ask("'torch' in __import__('sys').modules")
+
+
+def test_parameters_edited_by_hand_that_can_work_pass(kernel_without_engines, digits):
+    kernel = kernel_without_engines
+    sources = edited("10-train", data=repr(digits), seeds="list(range(3))", ranks="2", shrink='"smoke"')
+    assert kernel.run(*sources[1:3])
+    assert kernel.run(sources[2])  # again, as it is
+    assert kernel.ask("[ranks, list(seeds)]") == [2, [0, 1, 2]]
+
+
+def test_a_line_that_is_no_parameter_is_refused(kernel_without_engines):
+    assert not kernel_without_engines.run("seed: int = 0\nseeds = [3]", "notebooks.check_parameters()")
+    assert kernel_without_engines.error.shown == "a parameters cell holds only lines such as `seed: int = 0  # help`"
+
+
+RUN = dict(recipe='"collapsed_ensemble"', shrink='"smoke"', size="24", ranks="2", live="False")  # some seconds of 77 steps
+
+
+def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_continues(kernel, digits, tmp_path):
+    sources = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)
+    *before, training = sources[:5]
+    assert kernel.run(*before)
+    pids = kernel.ask("engine.pids")
+    kernel.begin(training)
+    kernel.follow(until="epoch   2.")
+    began = time.monotonic()
+    kernel.manager.interrupt_kernel()
+    assert not kernel.follow(timeout=SOON)
+    assert time.monotonic() - began < SOON
+    stopped = re.fullmatch(r"stopped at epoch (\d\.\d) of 8\.\d+, saved; run this cell again to continue", kernel.error.shown)
+    assert stopped and kernel.error.kind == "Stopped"
+    (folder,) = tmp_path.glob("collapsed_ensemble-*")
+    assert list((folder / "checkpoints").glob("*.json"))
+    with open(folder / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if somebody trains it
+        fcntl.flock(lock, fcntl.LOCK_UN)
+
+    assert kernel.run(*before) and kernel.ask("engine.pids") == pids
+    assert kernel.run(training)
+    assert kernel.output.startswith(f"continuing at epoch {stopped[1]} of 8.")
+    assert kernel.output.count("epoch   1.") == 0  # which the first attempt has shown
+    assert kernel.running("repro.engines") == sorted(pids) and len(kernel.running("repro.guard")) == 1
+    assert kernel.run(training) and kernel.output == f"complete already: {folder.name}\n"
+
+    digest = kernel.ask("repr(records.read(folders[0])['weights_sha256'])")
+    assert kernel.run(f"shared['out'] = {str(tmp_path / 'whole')!r}", training)
+    assert "continuing" not in kernel.output
+    assert kernel.ask("repr(records.read(folders[0])['weights_sha256'])") == digest
+
+
+def test_a_second_interrupt_ends_engines_that_do_not_stop(kernel, digits, tmp_path):
+    *before, training = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)[:5]
+    assert kernel.run(*before)
+    pids = kernel.ask("engine.pids")
+    kernel.begin(training)
+    kernel.follow(until="epoch   1.")
+    os.kill(pids[1], signal.SIGSTOP)
+    kernel.manager.interrupt_kernel()
+    kernel.follow(until="stopping after this step; interrupt once more to end the engines at once", timeout=SOON)
+    assert kernel.running("repro.engines") == sorted(pids)
+    began = time.monotonic()
+    kernel.manager.interrupt_kernel()
+    assert not kernel.follow(timeout=SOON)
+    assert time.monotonic() - began < SOON
+    assert kernel.error.kind == "EnginesEnded" and "\n" not in kernel.error.shown
+    assert kernel.error.shown.startswith("interrupted twice: the engines were ended at once, epoch 0.0 of 8.")
+    assert kernel.running("repro.engines") == kernel.running("repro.guard") == []
+    assert kernel.run(*before) and len(kernel.running("repro.engines")) == 2
+
+
+def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_path):
+    sources = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)[:4]
+    assert not kernel.run(*sources, "1 / 0")
+    pids = kernel.running("repro.engines")
+    assert len(pids) == 2
+    assert not kernel.run(*sources, "engine.run('repro.train:plan', 'nope')")
+    assert kernel.error.shown.startswith("unknown recipe 'nope'. There are: ") and "\n" not in kernel.error.shown
+    assert kernel.run(*sources) and kernel.running("repro.engines") == pids
+    sources[1] = sources[1].replace("ranks: int = 2", "ranks: int = 1")
+    assert kernel.run(*sources)
+    assert len(kernel.running("repro.engines")) == len(kernel.running("repro.guard")) == 1
+    assert not set(pids) & set(kernel.running("repro.engines"))
+
+
+def test_the_bar_of_an_interrupted_run_is_closed(kernel, digits, tmp_path):
+    *before, training = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN | {"live": "True"})[:5]
+    assert kernel.run(*before)
+    kernel.begin(training)
+    kernel.follow(until="loss")
+    kernel.manager.interrupt_kernel()
+    assert not kernel.follow(timeout=SOON) and kernel.error.kind == "Stopped"
+    assert kernel.ask("len(__import__('tqdm').tqdm._instances)") == 0

@@ -16,6 +16,7 @@ from repro.data import Images
 from repro.model import build
 
 COUNT = 601  # three chunks, the last of them short
+ALONE = Alone()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def random_states(number, spread=1.0):
     return states
 
 
-def counts(digits, states, limit=COUNT, world=Alone(), **options):
+def counts(digits, states, limit=COUNT, world=ALONE, **options):
     model = build("resnet11", 10, 1)
     return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=limit), **options)
 

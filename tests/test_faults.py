@@ -66,7 +66,7 @@ def few(digits, tmp_path_factory) -> Path:
             "digits",
             split,
             whole.manifest["classes"],
-            lambda start: (packed.Item(*whole[index]) for index in range(start, count)),
+            lambda start, whole=whole, count=count: (packed.Item(*whole[index]) for index in range(start, count)),
         )
     return folder
 

@@ -60,7 +60,7 @@ def test_flipped_bits_in_images_labels_and_checksums_are_found(file):
         index, bit = generator.randrange(len(RECORDS)), generator.randrange(8)
         place = generator.randrange(-8, len(RECORDS[index][1]))  # eight bytes of label and checksum stand before
 
-        def flip(content):
+        def flip(content, index=index, place=place, bit=bit):
             start = content.find(RECORDS[index][1])
             while start >= 0:  # LMDB may have left an older copy of a page behind
                 content[start + place] ^= 1 << bit
@@ -80,7 +80,7 @@ def test_flipped_bits_in_the_manifest_are_found(file):
     for number in range(64):
         place, bit = start + generator.randrange(length), generator.randrange(8)
 
-        def flip(content):
+        def flip(content, place=place, bit=bit):
             content[place] ^= 1 << bit
 
         try:

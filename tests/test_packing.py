@@ -377,7 +377,7 @@ def test_the_estimate_of_the_size_is_near_and_not_too_small(tmp_path, images, mo
     size = (tmp_path / "set" / "train.lmdb").stat().st_size
     needed = {}
     for free in (size, 1.4 * size):
-        monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        monkeypatch.setattr(packing.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         try:
             pack(tmp_path / str(free) / "set", sources)
             needed[free] = True

@@ -342,7 +342,7 @@ def test_if_no_checkpoint_is_valid_nothing_starts_anew(tiny, interrupted, tmp_pa
 @pytest.mark.parametrize("steps", range(1, TINY.iterations))
 def test_a_run_stopped_after_so_many_steps_continues_to_the_same_bits(tiny, tmp_path, steps):
     expected = tiny()
-    done, starts = 0, []
+    done = 0
     while done + steps < TINY.iterations:
         done += steps
         with pytest.raises(

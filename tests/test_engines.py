@@ -207,7 +207,7 @@ def test_results_come_in_rank_order_from_one_world(cluster):
     assert [one["files"] for one in found] == [[], []]  # killed ranks would leave them behind
 
 
-@pytest.mark.figure("security")
+@pytest.mark.counts_for("security")
 def test_files_are_private(cluster):
     assert Path(cluster.connection_file).parents[1].stat().st_mode & 0o777 == 0o700
     assert Path(cluster.connection_file).stat().st_mode & 0o777 == 0o600
@@ -298,7 +298,7 @@ def close_pipe(guard, cluster):
     os.dup2(os.open(os.devnull, os.O_WRONLY), cluster._guard.stdin.fileno())
 
 
-@pytest.mark.figure("orphans")
+@pytest.mark.counts_for("orphans")
 @pytest.mark.parametrize(
     "end, ranks, reason",
     [
@@ -322,7 +322,7 @@ def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):
         traces.assert_gone(within=began + SOON - time.monotonic())
 
 
-@pytest.mark.figure("orphans")
+@pytest.mark.counts_for("orphans")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_an_owner_at_work(traces, number):
     with subprocess.Popen(
@@ -336,7 +336,7 @@ def test_nothing_outlives_an_owner_at_work(traces, number):
         os.kill(forked, signal.SIGKILL)
 
 
-@pytest.mark.figure("orphans")
+@pytest.mark.counts_for("orphans")
 def test_nothing_outlives_an_owner_that_dies_during_start(traces):
     with subprocess.Popen(command("own_engines", 1), env=environment()) as owner:
         deadline = time.monotonic() + 20

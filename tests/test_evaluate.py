@@ -122,7 +122,7 @@ def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
             assert sum(share["members"][member][kind] for share in shares) == one["members"][member][kind]
 
 
-@pytest.mark.figure("evaluation")
+@pytest.mark.counts_for("evaluation")
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_real_ranks_count_the_same(digits, on_ranks, ranks):
     assert on_ranks(ranks).counts == evaluated(Alone(), digits)

@@ -133,7 +133,7 @@ ODD = {  # encoded image, what it shows, the note
 }
 
 
-@pytest.mark.figure("images")
+@pytest.mark.counts_for("images")
 @pytest.mark.parametrize("case", ODD)
 @pytest.mark.parametrize("rule", [RULE, Rule(0)], ids=["short side 256", "any size"])
 def test_odd_images_become_jpegs_in_rgb_and_are_noted(case, rule):
@@ -232,7 +232,7 @@ BAD = {
 }
 
 
-@pytest.mark.figure("images")
+@pytest.mark.counts_for("images")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("case", BAD)
 def test_damaged_images_say_what_is_wrong(case):
@@ -241,7 +241,7 @@ def test_damaged_images_say_what_is_wrong(case):
         convert(content, "a.JPEG", RULE)
 
 
-@pytest.mark.figure("images")
+@pytest.mark.counts_for("images")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_before_it_is_decoded():
     tracemalloc.start()

@@ -6,11 +6,11 @@ Start reading in `train.py`: it is the algorithm, top to bottom. `schedule.py` a
 
 import difflib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 class ReproError(Exception):
-    """An error that the user can mend: its message says what was found and what to do next."""
+    """An error that the user can fix: its message says what was found and what to do next."""
 
 
 def choose(kind: str, value, choices):

@@ -134,11 +134,11 @@ WITH_MPI = $(if $(filter none,$(MPI)),$(EXTRAS),$(EXTRAS),$(MPI))
 BUILD    = $(if $(filter default,$(TORCH_BACKEND)),,--torch-backend $(TORCH_BACKEND) --no-verify-hashes)
 
 # The options are written last: a setup that was interrupted is done again.
-.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(TOLD),$(OPTIONS)),changed) | .venv/bin/uv
+.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(TOLD),$(OPTIONS)),FORCE) | .venv/bin/uv
 	@rm -f $@
 	@echo "setup: installing the pinned packages ($(OPTIONS): 3 GB to fetch where torch brings CUDA)"
 	@.venv/bin/uv pip install $$([ -t 2 ] || echo --quiet) --python .venv/bin/python --exact $(BUILD) \
 	  --constraints requirements.lock --build-constraints requirements.lock --editable '.[$(WITH_MPI)]'
 	@echo "$(OPTIONS)" >$@
 
-changed:
+FORCE:

@@ -268,6 +268,7 @@ def test_a_rank_that_fails_while_another_waits_for_it_ends_the_engines(traces):
             cluster.run(describe)
 
 
+@pytest.mark.slow
 def test_a_process_that_joined_ends_stuck_engines_too(traces):
     with engines.start(2) as cluster:
         in_another_process("join_and_fail", cluster.connection_file)
@@ -303,9 +304,9 @@ def close_pipe(guard, cluster):
     "end, ranks, reason",
     [
         (kill_engine, 2, "an engine, .* ended|mpiexec ended"),
-        (kill_mpiexec, 1, "mpiexec ended with status -9"),
-        (kill_controller, 1, "controller ended with status -9"),
-        (kill_guard, 1, "a process of them died"),
+        pytest.param(kill_mpiexec, 1, "mpiexec ended with status -9", marks=pytest.mark.slow),
+        pytest.param(kill_controller, 1, "controller ended with status -9", marks=pytest.mark.slow),
+        pytest.param(kill_guard, 1, "a process of them died", marks=pytest.mark.slow),
         (close_pipe, 1, "their owner ended them"),
     ],
 )
@@ -323,7 +324,9 @@ def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):
 
 
 @pytest.mark.counts_for("orphans")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))]
+)
 def test_nothing_outlives_an_owner_at_work(traces, number):
     with subprocess.Popen(
         command("own_engines", 1), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -123,7 +123,7 @@ def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
 
 
 @pytest.mark.counts_for("evaluation")
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_real_ranks_count_the_same(digits, on_ranks, ranks):
     assert on_ranks(ranks).counts == evaluated(Alone(), digits)
 

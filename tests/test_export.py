@@ -144,6 +144,7 @@ if comm.world().rank == 1:
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_count_the_same_and_fail_together(exported, digits):
     process = mpiexec(2, "-c", ON_RANKS, digits, *exported)
     assert process.returncode == 0, process.stderr

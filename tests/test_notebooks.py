@@ -114,10 +114,10 @@ def test_a_notebook_that_runs_through_passes(folder, tmp_path):
     [
         "raise ValueError('broken')",
         "import sys; sys.exit(0)",
-        "import sys; sys.exit(1)",
-        "import os; os._exit(0)",
+        pytest.param("import sys; sys.exit(1)", marks=pytest.mark.slow),
+        pytest.param("import os; os._exit(0)", marks=pytest.mark.slow),
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+        pytest.param("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", marks=pytest.mark.slow),
     ],
     ids=["raise", "exit0", "exit1", "kernel-exit", "kernel-killed", "kernel-terminated"],
 )

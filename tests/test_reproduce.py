@@ -15,6 +15,7 @@ from PIL import Image
 from repro import engines, records
 from repro.paths import ROOT
 
+pytestmark = pytest.mark.slow  # all notebooks, some twice
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 

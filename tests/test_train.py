@@ -195,7 +195,7 @@ def test_batch_norm_sees_one_workers_images_alone():
 
 
 @pytest.mark.counts_for("world-size")
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_any_number_of_ranks_computes_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["whole"]
     assert run_json(folder)["ranks"] == ranks
@@ -235,7 +235,7 @@ def test_the_same_command_continues_a_killed_run_to_the_same_bits(killed, whole,
 
 
 @pytest.mark.counts_for("five-kills")
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_other_ranks_continue_a_killed_run_to_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["killed"]
     assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
@@ -517,6 +517,7 @@ def test_what_is_no_number_or_no_option_ends_with_status_2_and_its_name(cli, arg
     assert (status, stdout) == (2, "") and arguments[0] in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.counts_for("parameters")
 def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
     said = mpiexec(

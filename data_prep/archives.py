@@ -1,6 +1,6 @@
 """Tar archives and folders as lists of members that are read in place: nothing is ever extracted.
 
-A member says where in which plain file its bytes lie. As the member of a tar can itself be indexed as a tar, an archive
+A member says where in which plain file its bytes are. As the member of a tar can itself be indexed as a tar, an archive
 of archives is read through its outer file. What is not a regular file with an expected, relative name is an error.
 """
 
@@ -194,9 +194,9 @@ def _scan(read_at: Callable[[int, int], bytes], size: int, place: str, pattern: 
     """Name, offset and size of each member of the tar in `size` bytes."""
     names, entries = set(), 0
     try:
-        with tarfile.TarFile(fileobj=_Headers(read_at)) as tar:
+        with tarfile.TarFile(fileobj=_Headers(read_at)) as tar:  # type: ignore[arg-type]  # it is only read
             while (entry := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 entries += 1
                 if entries > MOST_MEMBERS:
                     raise ArchiveError(f"{place} has more than {MOST_MEMBERS:,} members: {AGAIN}")

@@ -13,6 +13,7 @@ import io
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def prepare(source: Path, out: Path | None, validation_labels: Path | None, subs
 
 def training_images(path: Path) -> dict[str, list[Member]]:
     """Members by synset, of the archive of archives or of a folder of folders."""
+    places: list[Path] | list[Member]
+    members: Callable[..., list[Member]]
     if path.is_dir():
         places, suffix, members = archives.folders(path, SYNSET), "", archives.files
     else:

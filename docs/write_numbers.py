@@ -337,7 +337,7 @@ def scaling_checks() -> str:
 def faults() -> str:
     path = f"{REFERENCE}/faults.json"
     found, lines = read(path), []
-    for entry in found["figures"]:
+    for entry in found["claims"]:
         skipped = f", {len(entry['not_run'])} not run" if entry["not_run"] else ""
         lines.append([entry["what"], f"{entry['passed']}/{entry['of']}{skipped}", entry.get("longest_seconds", "")])
     return table("what was tried | passed | longest, s", lines) + (

@@ -7,7 +7,7 @@ Start reading in `train.py`: it is the algorithm, top to bottom. `schedule.py` a
 import difflib
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 class ReproError(Exception):

@@ -1,4 +1,4 @@
-"""`python -m repro doctor`: what this machine offers, a line each; what is broken comes with the command that mends it."""
+"""`python -m repro doctor`: what this machine offers, one line each; what is broken comes with the command that fixes it."""
 
 import fcntl
 import importlib
@@ -25,14 +25,14 @@ ASK_MPI = (
 
 def python() -> str:
     found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  run from a checkout, nothing has looked at the version yet
         raise ReproError(f"Python {found}, but 3.11 or newer is needed: make distclean; make setup PYTHON=python3.12")
     return f"{found}, {sys.executable}"
 
 
 def packages() -> str:
     """Every dependency is there, and those that are built for each other load together."""
-    names = [re.match(r"[\w.-]+", line)[0] for line in requires("scaleout-repro") or [] if "extra ==" not in line]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requires("scaleout-repro") or [] if "extra ==" not in line]
     missing = []
     for name in names:
         try:
@@ -40,9 +40,7 @@ def packages() -> str:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        raise ReproError(
-            f"not installed: {', '.join(missing)}: make setup (after rm .venv/installed-* if it says all is ready)"
-        )
+        raise ReproError(f"not installed: {', '.join(missing)}: make setup (after rm .venv/options if it says all is ready)")
     for name in ("torch", "torchvision", "cv2", "lmdb", "safetensors"):
         try:
             importlib.import_module(name)
@@ -62,7 +60,7 @@ def memory() -> str:
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(shared).free < LEAST_SHARED:
         raise ReproError(
-            f"{shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB free, MPI takes more: remove what lies "
+            f"{shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB free, MPI takes more: remove what is "
             f"there (ls -l {shared}); in a container, start it with --shm-size=1g"
         )
     free = psutil.virtual_memory().available
@@ -93,7 +91,8 @@ def mpi() -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         raise ReproError(f"{mpiexec} has not ended after a minute: {engines.MPI_HELP}") from None
-    # Two ranks that each take themselves for the only one may both speak, and mpiexec may put that on one line: the first counts.
+    # Two ranks that each take themselves for the only one may both print, and mpiexec may join that to one line: the first
+    # counts.
     found = [json.JSONDecoder().raw_decode(line)[0] for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode or not found:
         raise ReproError(
@@ -153,7 +152,7 @@ CHECKS = {
 
 
 def doctor() -> bool:
-    """Prints a line for each check; returns whether all are well."""
+    """Prints one line per check; returns whether all are well."""
     well = True
     for name, check in CHECKS.items():
         try:

@@ -149,7 +149,7 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
     plan = {}
     with watch.listening(signal.SIGINT):  # the first interrupt only sets `watch.asked`, the second one raises
         try:
-            plan = engine.run("repro.train:plan", recipe, **task)[0]
+            plan = engine.run("repro.train:describe", recipe, **task)[0]
             if plan["complete"]:
                 print(f"complete already: {Path(plan['folder']).name}")
             elif not watch.asked.is_set():
@@ -207,7 +207,7 @@ class Progress:
     """
 
     def __init__(self, plan: dict, live: bool, begun: float = 0.0):
-        """`plan` as `train.plan` gives it; `live` for JupyterLab, False for a log; `begun` at this epoch."""
+        """`plan` as `train.describe` gives it; `live` for JupyterLab, False for a log; `begun` at this epoch."""
         self.plan, self.live, self.begun, self.rows = plan, live, begun, []
         if live:
             from IPython.display import display

@@ -1,4 +1,4 @@
-"""Where things lie: the project's folders, and writing a file so that it is either whole or not there."""
+"""Where things are: the project's folders, and writing a file so that it is either whole or not there."""
 
 import errno
 import os
@@ -15,8 +15,7 @@ RUNS = RESULTS / "runs"
 PUBLISHED = RESULTS / "published"
 REFERENCE = RESULTS / "reference"
 
-
-MENDS = {
+FIXES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "your quota is used up: free some space",
     errno.EROFS: "the disk is read-only: choose another with --out, or mount it for writing",
@@ -30,8 +29,8 @@ def named(path: Path | str):
     try:
         yield
     except OSError as error:
-        mend = MENDS.get(error.errno, "look at that folder and its disk")
-        raise ReproError(f"{path} cannot be written ({error}): {mend}, then run the same command again") from error
+        fix = FIXES.get(error.errno or 0, "look at that folder and its disk")
+        raise ReproError(f"{path} cannot be written ({error}): {fix}, then run the same command again") from error
 
 
 @contextmanager

@@ -144,9 +144,8 @@ class Recipe:
         """The stage that computes this step, and the iteration within it."""
         if not 0 <= step < self.iterations:
             raise ReproError(f"step {step} is outside recipe {self.name}, which has steps 0 to {self.iterations - 1}")
-        for stage, start in zip(reversed(self.stages), reversed(self.starts[:-1])):
-            if step >= start:
-                return stage, step - start
+        index = sum(step >= start for start in self.starts) - 1
+        return self.stages[index], step - self.starts[index]
 
     def origin(self, stage: Stage) -> Stage | None:
         """The stage whose end this one starts from; None for the first, which starts from random weights."""

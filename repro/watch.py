@@ -5,7 +5,7 @@ noted, in `asked`: the run ends after the step with a checkpoint. A second one s
 
 A rank that is killed or that raises ends the others, but one that hangs leaves them waiting for ever. So each rank has a
 thread that writes a sign of life into a file and reads that of the next rank; the last one's next is the first. That is
-one small file a rank however many there are, and no message: MPI itself may be what hangs.
+one small file per rank however many there are, and no message: MPI itself may be what hangs.
 """
 
 import faulthandler
@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger("repro")
@@ -84,7 +84,8 @@ class Watchdog:
             self.thread.join()
 
     def _watch(self) -> None:
-        rank, number, before = (self.world.rank + 1) % self.world.size, 0, None
+        rank, number = (self.world.rank + 1) % self.world.size, 0
+        before: list[str] = []  # the next rank's last sign of life
         lived = progressed = time.monotonic()
         while not self.over.wait(self.tick):
             number += 1
@@ -98,9 +99,9 @@ class Watchdog:
             now, sign = time.monotonic(), self._read(str(rank)).split(" ", 5)
             if len(sign) < 6:  # not begun yet, or just being written
                 sign = before
-            if before is None or sign[0] != before[0]:
+            if not before or sign[0] != before[0]:
                 lived = now
-            if before is None or sign[1] != before[1] or sign[2] == "1":
+            if not before or sign[1] != before[1] or sign[2] == "1":
                 progressed = now
             before = sign
             if before and now - lived > self.patience:
@@ -125,17 +126,13 @@ class Watchdog:
         self.world.abort()
 
     def _write_stacks(self) -> None:
-        try:
-            with open(self.folder / f"{self.world.rank}.stack", "w") as file:
-                faulthandler.dump_traceback(file, all_threads=True)
-        except OSError:  # the verdict alone has to do
-            pass
+        # If they cannot be written, the verdict alone has to do.
+        with suppress(OSError), open(self.folder / f"{self.world.rank}.stack", "w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
 
     def _write(self, name: str, text: str) -> None:
-        try:
+        with suppress(OSError):  # a full disk, a vanished folder: the run itself finds it and says so
             (self.folder / name).write_text(text)
-        except OSError:  # a full disk, a vanished folder: the run itself finds it and says so
-            pass
 
     def _read(self, name: str) -> str:
         try:

@@ -1,6 +1,6 @@
-"""The figures of faults: what tests marked with one count for, and the file of counts. docs/write_numbers.py shows them.
+"""The claims of docs/faults.md: which tests count for each, and the file of counts. docs/write_numbers.py shows them.
 
-A test marked figure(name, cases=n) counts n cases, all of which it has to find good to pass. A test may hand over
+A test marked counts_for(claim, cases=n) counts n cases, and passes only if all of them do. A test may hand over
 `record_property("seconds", s)`; the table shows the largest.
 """
 
@@ -10,11 +10,11 @@ import platform
 import time
 from pathlib import Path
 
-FIGURES = {
-    "world-size": "the same bits on 1, 2, 3 and 4 ranks",
-    "other-mpi": "the same bits under other MPIs",
-    "resume": "the same bits after SIGKILL at 15 named points, on 1 and 2 ranks",
-    "five-kills": "the same bits after five kills in one run, and resumed on 2, 1 and 4 ranks",
+CLAIMS = {
+    "world-size": "bit-identical weights on 1, 2, 3 and 4 ranks",
+    "other-mpi": "bit-identical weights under other MPIs",
+    "resume": "bit-identical weights after SIGKILL at 15 named points, on 1 and 2 ranks",
+    "five-kills": "bit-identical weights after five kills in one run, and resumed on 2, 1 and 4 ranks",
     "control": "a restore that leaves out momentum, statistics or the step is found out",
     "killed-in-save": "a save killed at any point leaves a verified checkpoint",
     "damage": "flipped bits and truncations found, in checkpoints and packed data; never a fresh start",
@@ -42,20 +42,20 @@ _counts, _began = {}, time.monotonic()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults-json", metavar="FILE", help="write the counts of all figures there")
+    parser.addoption("--faults-json", metavar="FILE", help="write the counts of all claims there")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        for mark in item.iter_markers("figure"):
-            assert mark.args[0] in FIGURES, f"{item.nodeid}: no figure {mark.args[0]}"
+        for mark in item.iter_markers("counts_for"):
+            assert mark.args[0] in CLAIMS, f"{item.nodeid}: no claim {mark.args[0]}"
 
 
 def count(item, report) -> None:
     """Takes a test's report into account: called for each of its phases."""
     if report.when != "call" and report.passed:
         return
-    for mark in item.iter_markers("figure"):
+    for mark in item.iter_markers("counts_for"):
         entry = _counts.setdefault(mark.args[0], {"passed": 0, "of": 0, "not_run": []})
         cases = mark.kwargs.get("cases", 1)
         if report.skipped:
@@ -75,7 +75,7 @@ def pytest_sessionfinish(session):
     from repro import records
 
     found = {
-        "figures": [{"figure": name, "what": FIGURES[name], **_counts[name]} for name in FIGURES if name in _counts],
+        "claims": [{"claim": name, "what": CLAIMS[name], **_counts[name]} for name in CLAIMS if name in _counts],
         "seconds": round(time.monotonic() - _began),
         "cores": os.cpu_count(),
         "system": platform.platform(terse=True),

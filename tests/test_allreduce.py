@@ -153,7 +153,9 @@ def test_a_request_to_stop_is_in_the_vector_and_leaves_the_average_alone(reducti
         assert torch.allclose(mean.gradient, naive(vectors)[:SPLIT])
 
 
-@pytest.mark.parametrize("ranks, how", [(2, "blocking"), (3, "blocking"), (2, "overlapping")])
+@pytest.mark.parametrize(
+    "ranks, how", [(2, "blocking"), pytest.param(3, "blocking", marks=pytest.mark.slow), (2, "overlapping")]
+)
 def test_when_one_rank_fails_all_raise_at_that_step_and_name_the_cause(on_ranks, ranks, how):
     failure = on_ranks(ranks).failure if how == "blocking" else on_ranks(ranks).overlapped_failure
     *others, last = failure["raised"]
@@ -199,8 +201,9 @@ def test_only_the_last_workers_gradients_are_sent_during_backward_and_nothing_is
         assert 0 < started[0][1] < len(networks[1].parameters), "the first bucket left before backward had ended"
 
 
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reduction", allreduce.ARITHMETIC)
-def test_what_gpus_use_gives_the_same_average(on_ranks, reduction):
+def test_what_gpus_use_gives_the_same_average(on_ranks, reduction, ranks):
     """torch.distributed's group, here over gloo on CPUs: the verbs of nccl.Group, in both reductions and overlapping."""
-    found = on_ranks(3).group[reduction]
+    found = on_ranks(ranks).group[reduction]
     assert found["difference"] <= {"exact": 0.0}.get(reduction, 4 * 2**-24) and found["equal"]

@@ -123,7 +123,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 @pytest.mark.parametrize("case", HOSTILE)
 def test_malformed_archives_are_named(packed, tmp_path, case):
     content, message = HOSTILE[case]
@@ -134,7 +134,7 @@ def test_malformed_archives_are_named(packed, tmp_path, case):
     assert sorted(tmp_path.rglob("*")) == before and Path(member.file).read_bytes() == content
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 @pytest.mark.parametrize("case", HOSTILE)
 def test_malformed_archives_in_an_archive_are_named_with_their_member(packed, case):
     content, message = HOSTILE[case]
@@ -157,7 +157,7 @@ def test_a_member_too_large_for_an_image_is_not_read(tmp_path):
         Member.of(tmp_path / "huge.jpg").read()
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 def test_too_many_members_are_refused(packed, monkeypatch):
     monkeypatch.setattr(archives, "MOST_MEMBERS", 4)
     with pytest.raises(ArchiveError, match="a.tar has more than 4 members"):
@@ -172,7 +172,7 @@ def test_a_compressed_archive_gives_the_members_asked_for(packed):
     assert archives.unpacked(member.file, r"n[13]\.bin") == {name: CONTENTS[name] for name in ("n1.bin", "n3.bin")}
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -195,7 +195,7 @@ def test_malformed_compressed_archives_are_named(packed, content, message):
 # --- Folders ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 def test_what_is_not_expected_in_a_folder_is_named(tmp_path):
     (tmp_path / "n1.bin").mkdir()
     with pytest.raises(ArchiveError, match="n1.bin is a folder, where an image file is expected"):

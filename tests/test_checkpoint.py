@@ -47,7 +47,7 @@ def test_the_digest_is_of_names_shapes_and_bits():
     assert checkpoint.digest({"w": weights.t().contiguous().t()}) == checkpoint.digest({"w": weights})
 
 
-@pytest.mark.figure("damage", cases=64)
+@pytest.mark.counts_for("damage", cases=64)
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_each_flipped_bit_is_found(saved, suffix):
     path, generator, missed = (saved / "10").with_suffix(suffix), random.Random(0), []
@@ -63,7 +63,7 @@ def test_each_flipped_bit_is_found(saved, suffix):
     assert missed == []
 
 
-@pytest.mark.figure("damage", cases=8)
+@pytest.mark.counts_for("damage", cases=8)
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_each_truncation_is_found(saved, suffix):
     path = (saved / "10").with_suffix(suffix)
@@ -85,7 +85,7 @@ def test_the_newest_undamaged_generation_counts(saved):
     assert progress["step"] == 9 and tensors["weights"].eq(9).all()
 
 
-@pytest.mark.figure("damage")
+@pytest.mark.counts_for("damage")
 def test_when_all_are_damaged_the_error_names_them_and_what_to_do(saved):
     for step in (2, 9, 10):
         (saved / f"{step}.safetensors").write_bytes(b"")
@@ -101,7 +101,7 @@ def test_prune_keeps_the_three_newest(saved):
     ]
 
 
-@pytest.mark.figure("killed-in-save", cases=48)
+@pytest.mark.counts_for("killed-in-save", cases=48)
 def test_a_save_killed_at_any_point_leaves_a_checkpoint_to_continue_from(tmp_path):
     """SIGKILL at calls spread over a save of a new generation, and of one that is saved a second time."""
     code = """
@@ -152,7 +152,7 @@ print(total, sorted(outcomes))
         assert outcome in outcomes, "the places are not spread over the save"
 
 
-@pytest.mark.figure("security")
+@pytest.mark.counts_for("security")
 def test_nothing_that_is_read_from_a_file_is_run():
     """No pickle, no eval, no unsafe YAML, no unpacking of whole archives, anywhere."""
     banned = re.compile(

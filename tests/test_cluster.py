@@ -127,6 +127,7 @@ def test_a_job_trains_to_the_end_and_is_not_requeued(slurm, digits, tmp_path):
     assert record["parameters"]["seed"] == 5 and requeued(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_job_that_is_warned_stops_with_a_checkpoint_and_is_requeued(slurm, digits, tmp_path):
     """All of it, through srun's options, on two ranks."""
     process = slurm("train.sbatch", RECIPE=SMOKE["recipe"], SHRINK="laptop", DATA=digits, ARGS="--device cpu")
@@ -201,6 +202,7 @@ def alone(tmp_path) -> Path:
 
 
 @pytest.mark.skipif(not MPIEXEC, reason="no mpiexec beside this Python or on PATH, so engines have no MPI")
+@pytest.mark.slow
 def test_a_notebook_joins_the_engines_of_a_job(slurm, tmp_path):
     """The second form: a command in the job joins, in private and encrypted; nothing is left behind."""
     file = tmp_path / "engines" / "security" / "ipcontroller-client.json"

@@ -1,4 +1,4 @@
-"""`python -m repro doctor`: a line a check; what is broken is named with the command that mends it, and the status is 3."""
+"""`python -m repro doctor`: one line per check; what is broken is named with the command that fixes it, and the status is 3."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from repro import doctor, engines
 
 from conftest import python
 
-pytestmark = pytest.mark.figure("doctor")
+pytestmark = pytest.mark.counts_for("doctor")
 
 
 def lines(capsys) -> dict[str, str]:
@@ -78,7 +78,7 @@ def test_what_is_broken_ends_the_command_with_status_3(tmp_path):
     ],
     ids=str,
 )
-def test_each_check_names_what_is_broken_and_the_mend(only, capsys, monkeypatch, name, change, words):
+def test_each_check_names_what_is_broken_and_the_fix(only, capsys, monkeypatch, name, change, words):
     only(name)
     change(monkeypatch)
     line = lines(capsys)[name]

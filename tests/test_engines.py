@@ -227,7 +227,7 @@ def test_results_come_in_rank_order_from_one_world(cluster):
     assert [one["files"] for one in found] == [[], []]  # killed ranks would leave them behind
 
 
-@pytest.mark.figure("security")
+@pytest.mark.counts_for("security")
 def test_files_are_private(cluster):
     assert Path(cluster.connection_file).parents[1].stat().st_mode & 0o777 == 0o700
     assert Path(cluster.connection_file).stat().st_mode & 0o777 == 0o600
@@ -332,6 +332,7 @@ def test_a_rank_that_fails_while_another_waits_for_it_ends_the_engines(traces):
             cluster.run(describe)
 
 
+@pytest.mark.slow
 def test_a_process_that_joined_ends_stuck_engines_too(traces):
     with engines.start(2) as cluster:
         in_another_process("join_and_fail", cluster.connection_file)
@@ -362,14 +363,14 @@ def close_pipe(guard, cluster):
     os.dup2(os.open(os.devnull, os.O_WRONLY), cluster._guard.stdin.fileno())
 
 
-@pytest.mark.figure("orphans")
+@pytest.mark.counts_for("orphans")
 @pytest.mark.parametrize(
     "end, ranks, reason",
     [
         (kill_engine, 2, "an engine, .* ended|mpiexec ended"),
-        (kill_mpiexec, 1, "mpiexec ended with status -9"),
-        (kill_controller, 1, "controller ended with status -9"),
-        (kill_guard, 1, "a process of them died"),
+        pytest.param(kill_mpiexec, 1, "mpiexec ended with status -9", marks=pytest.mark.slow),
+        pytest.param(kill_controller, 1, "controller ended with status -9", marks=pytest.mark.slow),
+        pytest.param(kill_guard, 1, "a process of them died", marks=pytest.mark.slow),
         (close_pipe, 1, "their owner ended them"),
     ],
 )
@@ -386,8 +387,10 @@ def test_whatever_dies_ends_the_call_and_all_others(traces, end, ranks, reason):
         traces.assert_gone(within=began + SOON - time.monotonic())
 
 
-@pytest.mark.figure("orphans")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.counts_for("orphans")
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))]
+)
 def test_nothing_outlives_an_owner_at_work(traces, number):
     with subprocess.Popen(
         command("own_engines", 1), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -425,7 +428,7 @@ def interrupted_in(seconds):
         timer.cancel()
 
 
-@pytest.mark.figure("orphans")
+@pytest.mark.counts_for("orphans")
 def test_nothing_outlives_an_owner_that_dies_during_start(traces):
     with subprocess.Popen(command("own_engines", 1), env=environment()) as owner:
         deadline = time.monotonic() + 20

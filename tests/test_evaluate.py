@@ -16,6 +16,7 @@ from repro.data import Images
 from repro.model import build
 
 COUNT = 601  # three chunks, the last of them short
+ALONE = Alone()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def random_states(number, spread=1.0):
     return states
 
 
-def counts(digits, states, limit=COUNT, world=Alone(), **options):
+def counts(digits, states, limit=COUNT, world=ALONE, **options):
     model = build("resnet11", 10, 1)
     return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=limit), **options)
 
@@ -121,8 +122,8 @@ def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
             assert sum(share["members"][member][kind] for share in shares) == one["members"][member][kind]
 
 
-@pytest.mark.figure("evaluation")
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.counts_for("evaluation")
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_real_ranks_count_the_same(digits, on_ranks, ranks):
     assert on_ranks(ranks).counts == evaluated(Alone(), digits)
 

@@ -145,6 +145,7 @@ if comm.world().rank == 1:
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_count_the_same_and_fail_together(exported, digits):
     process = mpiexec(2, "-c", ON_RANKS, digits, *exported)
     assert process.returncode == 0, process.stderr
@@ -239,7 +240,7 @@ def flip(content):
     return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 @pytest.mark.parametrize(
     "spoil, message",
     [
@@ -265,14 +266,14 @@ def test_a_file_without_its_card_and_a_card_without_its_file_are_refused(model, 
         evaluate([str(model)], digits)
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 def test_a_newer_format_is_refused(model, digits):
     recard(model, format="scaleout-repro exported model, version 3")
     with pytest.raises(ReproError, match="version 3.*this code reads .*version 2"):
         evaluate([str(model)], digits)
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "[" * 100_000, "\0"])
 def test_a_card_that_is_none_is_refused(model, digits, content):
     model.with_suffix(".json").write_text(content)
@@ -280,7 +281,7 @@ def test_a_card_that_is_none_is_refused(model, digits, content):
         evaluate([str(model)], digits)
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 @pytest.mark.parametrize(
     "key, value",
     [
@@ -311,7 +312,7 @@ class Hostile:
         return Path.touch, (self.canary,)
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("write", [lambda value, file: file.write_bytes(pickle.dumps(value)), torch.save])
 def test_a_hostile_pickle_is_refused_and_never_run(model, digits, tmp_path, write, sealed):
@@ -326,7 +327,7 @@ def test_a_hostile_pickle_is_refused_and_never_run(model, digits, tmp_path, writ
     assert canary.exists(), "this pickle does no harm: the test shows nothing"
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 def test_tensors_of_another_model_are_refused(model, digits):
     recard(model, model="resnet18")
     message = "does not hold a resnet18 of 10 classes: bn1.bias is .8., the model's is .64."
@@ -380,7 +381,7 @@ def other_digits(folder, classes) -> str:
 ONE_OTHER = [*map(str, range(9)), "x"]
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 @pytest.mark.parametrize(
     "classes, message",
     [
@@ -407,7 +408,7 @@ def test_equal_label_maps_have_no_difference():
 BACKGROUND = "index 0 is zero: a background class? The others are the same, shifted by one"
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 @pytest.mark.parametrize(
     "expected, found, message",
     [

@@ -1,7 +1,8 @@
 """Runs that are killed, stopped, frozen and damaged on purpose: nothing is lost, and the cause is named.
 
 tests/faulty.py brings a run to a named place; from there real signals come from this process. `make test` leaves out what
-is marked slow; `make test-faults` runs all that is marked with a figure, here and in other files, and writes the counts.
+is marked slow; `make test-faults` runs all that counts for a claim of docs/faults.md, here and in other files, and writes
+the counts.
 """
 
 import io
@@ -26,7 +27,7 @@ from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
 
 from conftest import ROOT, launch, run
 
-slow, figure = pytest.mark.slow, pytest.mark.figure
+slow, counts_for = pytest.mark.slow, pytest.mark.counts_for
 SOON = 5  # seconds within which a failure ends the command
 try:
     MPIEXEC = find_mpiexec()
@@ -64,7 +65,7 @@ def few(digits, tmp_path_factory) -> Path:
             "digits",
             split,
             whole.manifest["classes"],
-            lambda start: (packed.Item(*whole[index]) for index in range(start, count)),
+            lambda start, whole=whole, count=count: (packed.Item(*whole[index]) for index in range(start, count)),
             preprocessing=whole.preprocessing,
         )
     return folder
@@ -182,11 +183,11 @@ def undisturbed(tmp_path_factory, few) -> tuple:
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
 
 
-@figure("resume")
+@counts_for("resume")
 @pytest.mark.parametrize(
     "point, ranks",
     [
-        pytest.param(point, ranks, marks=() if (point, ranks) == ("in mid-save", 2) else slow)
+        pytest.param(point, ranks, marks=() if (point, ranks) == ("in mid-save", 1) else slow)
         for ranks in (1, 2)
         for point in POINTS
     ],
@@ -201,7 +202,7 @@ def test_a_run_killed_at_a_point_continues_to_the_same_bits(trial, undisturbed, 
 
 
 @slow
-@figure("five-kills", cases=5)
+@counts_for("five-kills", cases=5)
 def test_five_kills_in_one_run_do_not_matter(trial, undisturbed):
     for ranks, rank, place in (
         (1, 0, "step-6"),
@@ -216,7 +217,7 @@ def test_five_kills_in_one_run_do_not_matter(trial, undisturbed):
 
 
 @slow
-@figure("five-kills")
+@counts_for("five-kills")
 def test_a_run_goes_from_2_ranks_to_1_to_4(trial, undisturbed):
     trial.kill(2, 1, "step-21")
     trial.kill(1, 0, "step-47")
@@ -225,8 +226,9 @@ def test_a_run_goes_from_2_ranks_to_1_to_4(trial, undisturbed):
     assert [attempt["ranks"] for attempt in records.read(trial.folder)["attempts"]] == [2, 1]
 
 
-@figure("work-lost")
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=slow)])
+@slow
+@counts_for("work-lost")
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_where_epochs_take_long_a_checkpoint_comes_by_time(trial, undisturbed, ranks):
     """Checkpoints after any step that comes late enough, here after each, and none at rows: not one step is lost."""
     trial.kill(ranks, ranks - 1, "step-16", saves="1e9,0")
@@ -235,7 +237,7 @@ def test_where_epochs_take_long_a_checkpoint_comes_by_time(trial, undisturbed, r
 
 
 @slow
-@figure("work-lost")
+@counts_for("work-lost")
 def test_a_kill_costs_no_more_than_the_interval(trial, undisturbed, record_property):
     """Checkpoints every third of a second: when the kill comes, none is older than that and the step that it waited for."""
     process, pid = trial.pause(2, 1, "step-60", saves="1e9,0.3")
@@ -270,7 +272,7 @@ def failing_rank(place: str) -> int:
     return 0 if place.startswith(("snapshot", "saved")) else 1
 
 
-@figure("rank-fails")
+@counts_for("rank-fails")
 @pytest.mark.parametrize("place", [PLACES[1], *(pytest.param(place, marks=slow) for place in (PLACES[0], *PLACES[2:]))])
 def test_a_rank_that_raises_ends_the_command_with_its_own_traceback_first(trial, place, record_property):
     process = trial.start(2, f"raise@{failing_rank(place)}@{place}")
@@ -294,7 +296,7 @@ def test_a_rank_that_raises_ends_the_command_with_its_own_traceback_first(trial,
     assert record["status"] == "running" if place == "step-0" else "OSError: on purpose" in record["error"]
 
 
-@figure("rank-fails")
+@counts_for("rank-fails")
 @pytest.mark.parametrize("place", [PLACES[1], *(pytest.param(place, marks=slow) for place in (PLACES[0], *PLACES[2:]))])
 def test_a_rank_that_is_killed_ends_the_command_and_is_named(trial, place, record_property):
     process, pid = trial.pause(2, failing_rank(place), place)
@@ -327,7 +329,7 @@ def call(trial):
 
 
 @slow
-@figure("rank-fails", cases=5)
+@counts_for("rank-fails", cases=5)
 def test_a_rank_that_raises_ends_the_call_with_its_own_traceback_first(trial, undisturbed, call, record_property):
     """Where it tells the other through the averaged vector, the engines stay and go on; elsewhere they are ended."""
     for places in (["work-14", "work-30", "evaluation-53", "work-60"], ["step-70"]):
@@ -345,7 +347,7 @@ def test_a_rank_that_raises_ends_the_call_with_its_own_traceback_first(trial, un
 
 
 @slow
-@figure("rank-fails")
+@counts_for("rank-fails")
 @pytest.mark.parametrize("rank, place", [(1, "step-0"), (1, "work-14"), (0, "evaluation-23"), (0, "saving-34"), (0, "step-60")])
 def test_a_rank_that_is_killed_ends_the_call_and_is_named(trial, call, rank, place, record_property):
     with engines.start(2) as cluster:
@@ -360,7 +362,7 @@ def test_a_rank_that_is_killed_ends_the_call_and_is_named(trial, call, rank, pla
 
 
 @slow
-@figure("rank-freezes")
+@counts_for("rank-freezes")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_frozen_ends_the_call_and_is_named(trial, call, rank, record_property):
     with engines.start(2) as cluster:
@@ -391,7 +393,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-@figure("rank-freezes")
+@counts_for("rank-freezes")
 @pytest.mark.parametrize(
     "place, rank",
     [
@@ -419,7 +421,7 @@ def test_a_rank_that_is_frozen_is_named_with_a_stack_of_the_other(trial, place, 
 
 
 @slow
-@figure("rank-freezes")
+@counts_for("rank-freezes")
 def test_a_rank_that_hangs_is_named_with_where(trial):
     process = trial.start(2, "hang@1@step-14", options=["--patience", "3"])
     _, said = ended(process, 60)
@@ -428,16 +430,17 @@ def test_a_rank_that_hangs_is_named_with_where(trial):
     assert "faulty.py" in (trial.folder / "heartbeats" / "1.stack").read_text(), "its own stack tells where"
 
 
+@slow
 def test_a_rank_that_only_takes_long_is_let_be(trial):
     """It computes for longer than the others' patience, with beats in between: a step of many workers."""
     said = trial.finish(2, fault="slow@1@step-14", options=["--patience", "2"])
     assert "error" not in said
 
 
-@figure("not-finite")
+@counts_for("not-finite")
 @pytest.mark.parametrize(
     "kind, ranks",
-    [("nan", 2), pytest.param("inf", 2, marks=slow), pytest.param("nan", 1, marks=slow), pytest.param("inf", 1, marks=slow)],
+    [("nan", 1), *(pytest.param(kind, ranks, marks=slow) for kind, ranks in (("nan", 2), ("inf", 1), ("inf", 2)))],
 )
 def test_what_is_not_finite_stops_all_ranks_at_the_step_without_a_checkpoint_of_it(trial, undisturbed, kind, ranks):
     process = trial.start(ranks, f"{kind}@{ranks - 1}@work-14", saves="0,0")
@@ -452,7 +455,7 @@ def test_what_is_not_finite_stops_all_ranks_at_the_step_without_a_checkpoint_of_
 # --- Ranks that disagree ----------------------------------------------------------------------------------------------
 
 
-@figure("disagree")
+@counts_for("disagree")
 @pytest.mark.parametrize(
     "change, difference",
     [
@@ -498,7 +501,7 @@ def test_ranks_that_disagree_are_refused_before_the_first_step(trial, few, tmp_p
     assert not list(trial.out.glob("runs/*"))
 
 
-@figure("replicas")
+@counts_for("replicas")
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=slow)])
 def test_a_rank_whose_weights_change_is_found_before_the_next_checkpoint(trial, undisturbed, rank):
     process = trial.start(2, f"flip@{rank}@step-12")
@@ -512,7 +515,7 @@ def test_a_rank_whose_weights_change_is_found_before_the_next_checkpoint(trial, 
 # --- Requests to stop -------------------------------------------------------------------------------------------------
 
 
-@figure("stop")
+@counts_for("stop")
 @pytest.mark.parametrize(
     "number, ranks, to",
     [
@@ -547,7 +550,7 @@ def test_a_request_to_stop_loses_no_step(trial, undisturbed, number, ranks, to):
     assert trial.result() == undisturbed
 
 
-@figure("stop")
+@counts_for("stop")
 @pytest.mark.parametrize(
     "number, ranks",
     [(signal.SIGINT, 1), pytest.param(signal.SIGUSR1, 1, marks=slow), pytest.param(signal.SIGINT, 2, marks=slow)],
@@ -568,7 +571,7 @@ def test_a_second_request_stops_at_once(trial, undisturbed, number, ranks):
 # --- The disk ---------------------------------------------------------------------------------------------------------
 
 
-@figure("storage")
+@counts_for("storage")
 def test_two_processes_do_not_train_one_run(trial, undisturbed):
     first, pid = trial.pause(1, 0, "step-12")
     second = trial.start(1)
@@ -579,7 +582,7 @@ def test_two_processes_do_not_train_one_run(trial, undisturbed):
     assert first.returncode == 0 and trial.result() == undisturbed
 
 
-@figure("storage")
+@counts_for("storage")
 def test_a_folder_that_vanishes_is_named_and_not_made_again(trial):
     process, _ = trial.pause(1, 0, "step-12")
     folder = trial.folder
@@ -600,7 +603,7 @@ def in_a_small_disk(trial, mount: str, *command) -> subprocess.CompletedProcess:
     return run("unshare", "-rm", "sh", "-c", script, trial.out, *command, timeout=120, SAVES="0,600")
 
 
-@figure("storage")
+@counts_for("storage")
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=slow)])
 def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(trial, undisturbed, ranks):
     done = in_a_small_disk(trial, "size=900k", *trial.command(ranks))
@@ -614,7 +617,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(trial, undisturbed
     assert trial.result() == undisturbed
 
 
-@figure("storage")
+@counts_for("storage")
 def test_a_read_only_disk_is_named_before_anything_starts(trial):
     done = in_a_small_disk(trial, "ro", *trial.command(1))
     assert done.returncode == 2 and "error: cannot write to the folder " in done.stderr and "Read-only" in done.stderr
@@ -654,7 +657,7 @@ WHERE = {
 
 
 @slow
-@figure("orphans")
+@counts_for("orphans")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 @pytest.mark.parametrize("who", [*WHERE, "make"])
 def test_nothing_outlives_whoever_dies(tmp_path, who, number, record_property):
@@ -702,7 +705,7 @@ def test_nothing_outlives_whoever_dies(tmp_path, who, number, record_property):
 
 
 @slow
-@figure("stop")
+@counts_for("stop")
 def test_a_reproduction_stops_on_request_and_continues(tmp_path):
     """Its engines finish their step and save; the same command goes on from there."""
     command = [sys.executable, "-m", "repro", "reproduce", "--profile", "smoke", "--results", tmp_path]

@@ -38,7 +38,8 @@ def packed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "recipe, workers, images, iterations", [("resnet50_custom_lr", 128, 4096, 22610), ("resnet50_448nodes", 896, 14336, 8040)]
+    "recipe, workers, images, iterations",
+    [("resnet50_custom_lr", 128, 4096, 22610), pytest.param("resnet50_448nodes", 896, 14336, 8040, marks=pytest.mark.slow)],
 )
 def test_the_released_recipes_start_with_all_their_workers_and_say_how_long_the_rest_takes(
     packed, tmp_path, recipe, workers, images, iterations
@@ -77,6 +78,7 @@ def test_the_released_recipes_start_with_all_their_workers_and_say_how_long_the_
     assert record["recipe"]["workers"] * record["recipe"]["images_per_worker"] == images
 
 
+@pytest.mark.slow
 def test_the_notebook_goes_from_archives_to_an_ensemble(packed, tmp_path):
     """At 64 pixels, to be quick; the source is the archives, and what is packed already is left alone."""
     output = notebooks.execute(
@@ -155,6 +157,7 @@ def test_ranks_answer_a_roll_call():
     assert lines[2].startswith("all 2 ranks see each other")
 
 
+@pytest.mark.slow
 def test_train_and_test_of_different_label_maps_are_refused(packed, tmp_path):
     for split, seed in (("train", 0), ("test", 1)):
         stand_in.write(tmp_path / split, classes=3 + seed, images=12, validation=6)

@@ -191,7 +191,7 @@ def test_a_folder_without_images_names_what_was_looked_for(pack, tmp_path):
 FOURTH = "ILSVRC2012_val_00000004.JPEG"
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 @pytest.mark.parametrize(
     "name, change, message",
     [
@@ -214,7 +214,7 @@ def test_hostile_archives_write_nothing_elsewhere(layout, pack, contents, tmp_pa
     assert not Path("/escaped.JPEG").exists() and not (pack.out / "test.lmdb").exists()
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 @pytest.mark.parametrize(
     "name, change, message",
     [
@@ -234,7 +234,7 @@ def test_damaged_archives_are_named_before_anything_is_packed(layout, pack, name
     assert not pack.out.exists()
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 def test_a_training_archive_inside_that_is_cut_or_links_is_named(layout, pack, archives):
     tars = members((archives / TRAIN_TAR).read_bytes())
     first = f"{CLASSES[0]}.tar"
@@ -253,7 +253,7 @@ def test_an_image_in_another_classs_folder_is_named(layout, pack):
     assert f"{image.name} is not expected there" in refused(pack(source))
 
 
-@pytest.mark.figure("images")
+@pytest.mark.counts_for("images")
 def test_a_folder_in_place_of_an_image_is_named(layout, pack):
     source = layout("tree")
     image = next((source / "train" / CLASSES[0]).iterdir())
@@ -285,7 +285,7 @@ def test_a_part_does_not_pass_for_imagenet(layout, pack):
     assert not pack.out.exists()
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 def test_a_validation_set_that_is_not_50_a_class_is_named():
     counts = dict.fromkeys(map(str, range(1000)), 50)
     train = dict.fromkeys(counts, 1281) | {"0": 1281167 - 999 * 1281}
@@ -294,7 +294,7 @@ def test_a_validation_set_that_is_not_50_a_class_is_named():
         imagenet.check_counts(train, imagenet.Counter(counts | {"0": 51, "1": 49}), subset=False)
 
 
-@pytest.mark.figure("archives")
+@pytest.mark.counts_for("archives")
 @pytest.mark.parametrize(
     "case, message",
     [
@@ -418,7 +418,7 @@ WRONG = {  # lines of the list, and what is said of them
 }
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_label_lists_are_refused_with_the_reason(layout, pack, contents, tmp_path, case):
     *_, kit, truth = contents

@@ -41,7 +41,7 @@ def command(digits, out):
 
 
 @pytest.mark.slow
-@pytest.mark.figure("other-mpi")
+@pytest.mark.counts_for("other-mpi")
 def test_another_mpi_computes_the_same_bits(other, digits, whole, tmp_path):
     start, environment, name = other
     said = run(*start, "-m", "repro", "ranks", **environment)
@@ -53,7 +53,7 @@ def test_another_mpi_computes_the_same_bits(other, digits, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.figure("rank-fails")
+@pytest.mark.counts_for("rank-fails")
 def test_another_mpi_ends_the_command_when_a_rank_is_killed(other, digits, tmp_path, record_property):
     start, environment, _ = other
     process = launch(*start, *command(digits, tmp_path), **environment)

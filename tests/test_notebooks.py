@@ -73,13 +73,13 @@ def test_cells_are_short(path):
 KNOWN = {"seed": "int", "data": "str", "live": "bool", "rate": "float"}
 
 
-@pytest.mark.figure("parameters")
+@pytest.mark.counts_for("parameters")
 def test_a_misspelt_parameter_says_what_was_meant():
     with pytest.raises(ReproError, match="unknown parameter 'sed'. Did you mean seed?"):
         notebooks.check({"sed": 1}, KNOWN)
 
 
-@pytest.mark.figure("parameters")
+@pytest.mark.counts_for("parameters")
 @pytest.mark.parametrize("parameters", [{"seed": "1"}, {"seed": True}, {"seed": 1.5}, {"data": 3}, {"live": 1}])
 def test_a_mistyped_parameter_is_refused(parameters):
     with pytest.raises(ReproError, match="must be of type"):
@@ -157,16 +157,16 @@ def test_a_notebook_that_runs_through_passes(folder, tmp_path):
     assert not output.with_suffix(".failed.ipynb").exists()
 
 
-@pytest.mark.figure("green")
+@pytest.mark.counts_for("green")
 @pytest.mark.parametrize(
     "middle",
     [
         "raise ValueError('broken')",
         "import sys; sys.exit(0)",
-        "import sys; sys.exit(1)",
-        "import os; os._exit(0)",
+        pytest.param("import sys; sys.exit(1)", marks=pytest.mark.slow),
+        pytest.param("import os; os._exit(0)", marks=pytest.mark.slow),
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+        pytest.param("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", marks=pytest.mark.slow),
     ],
     ids=["raise", "exit0", "exit1", "kernel-exit", "kernel-killed", "kernel-terminated"],
 )
@@ -181,14 +181,14 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
     assert output.with_suffix(".failed.ipynb").exists()
 
 
-@pytest.mark.figure("green")
+@pytest.mark.counts_for("green")
 def test_a_cell_that_takes_too_long_fails(folder, tmp_path):
     folder("import time; time.sleep(60)")
     with pytest.raises(notebooks.NotebookError, match="trial failed: .*imeout"):
         notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb", timeout=2)
 
 
-@pytest.mark.figure("green")
+@pytest.mark.counts_for("green")
 def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
     """The disk is a small one of our own: its namespace, and all in it, ends with the shell."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
@@ -221,7 +221,7 @@ def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
     assert done.stdout.startswith("good notebook trial failed") and "No space left" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.figure("green", cases=2)
+@pytest.mark.counts_for("green", cases=2)
 def test_wrong_parameters_are_refused_before_the_first_cell(folder, tmp_path):
     folder("open('ran', 'w')")
     for parameters in ({"sed": 1}, {"seed": "1"}):
@@ -333,7 +333,7 @@ def edited(name: str, **values: str) -> list[str]:
     return [source for source in sources if "forecast" not in source]
 
 
-@pytest.mark.figure("parameters")
+@pytest.mark.counts_for("parameters")
 @pytest.mark.parametrize(
     "values, told",
     [

@@ -53,14 +53,14 @@ def test_the_digest_depends_on_the_records_and_their_order_alone(tmp_path):
     assert len({first, *digests}) == 5
 
 
-@pytest.mark.figure("damage", cases=64)
+@pytest.mark.counts_for("damage", cases=64)
 def test_flipped_bits_in_images_labels_and_checksums_are_found(file):
     generator = random.Random(0)
     for number in range(64):
         index, bit = generator.randrange(len(RECORDS)), generator.randrange(8)
         place = generator.randrange(-8, len(RECORDS[index][1]))  # eight bytes of label and checksum stand before
 
-        def flip(content):
+        def flip(content, index=index, place=place, bit=bit):
             start = content.find(RECORDS[index][1])
             while start >= 0:  # LMDB may have left an older copy of a page behind
                 content[start + place] ^= 1 << bit
@@ -72,7 +72,7 @@ def test_flipped_bits_in_images_labels_and_checksums_are_found(file):
             reader[index]
 
 
-@pytest.mark.figure("damage", cases=64)
+@pytest.mark.counts_for("damage", cases=64)
 def test_flipped_bits_in_the_manifest_are_found(file):
     start = file.read_bytes().rfind(b'{"format"')
     length = file.read_bytes()[start:].find(b"}") + 1
@@ -80,7 +80,7 @@ def test_flipped_bits_in_the_manifest_are_found(file):
     for number in range(64):
         place, bit = start + generator.randrange(length), generator.randrange(8)
 
-        def flip(content):
+        def flip(content, place=place, bit=bit):
             content[place] ^= 1 << bit
 
         try:
@@ -91,7 +91,7 @@ def test_flipped_bits_in_the_manifest_are_found(file):
     assert missed == []
 
 
-@pytest.mark.figure("damage")
+@pytest.mark.counts_for("damage")
 @pytest.mark.parametrize("part", [0, 1, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9])
 def test_a_truncated_file_is_named_instead_of_ending_the_process(file, part):
     """LMDB maps the file: reading beyond its end is a signal, so this runs in a process of its own."""
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_named_instead_of_ending_the_process(file, part):
     assert "PackedError" in said.stderr and "cut.lmdb" in said.stderr, f"ended with {said.returncode}: {said.stderr}"
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 @pytest.mark.parametrize("content", [b"", b"x", b"<html>" * 5000, bytes(100_000)], ids=["empty", "1 byte", "html", "zeros"])
 def test_what_is_not_packed_data_is_named(tmp_path, content):
     (tmp_path / "train.lmdb").write_bytes(content)
@@ -114,21 +114,21 @@ def test_what_is_not_packed_data_is_named(tmp_path, content):
         Packed(tmp_path / "train.lmdb", "digits", "train")
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 def test_missing_data_says_which_command_makes_it(tmp_path):
     for path in (tmp_path / "train.lmdb", tmp_path):  # a folder in place of the file
         with pytest.raises(PackedError, match="python data_prep/digits.py"):
             Packed(path, "digits", "train")
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 @pytest.mark.parametrize("dataset, split", [("cifar10", "train"), ("digits", "test")])
 def test_data_packed_for_something_else_is_refused(file, dataset, split):
     with pytest.raises(PackedError, match=f"packed as digits, train split, not as {dataset}, {split} split"):
         Packed(file, dataset, split)
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 def test_other_formats_and_counts_are_refused(file):
     def version(content):
         content[:] = content.replace(FORMAT.encode(), FORMAT.encode().replace(b"version 3", b"version 4"))
@@ -148,7 +148,7 @@ def test_a_file_packed_anew_is_read_anew(file):
     assert read_all(file) == RECORDS[:10]
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 def test_interrupted_packing_leaves_no_file_and_keeps_the_old_one(tmp_path, file):
     def items(start):
         yield from (Item(*record) for record in RECORDS)
@@ -181,7 +181,7 @@ write(sys.argv[1], "digits", "train", CLASSES, items, fingerprint="the same fing
 """
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 def test_killed_packing_continues_to_the_same_bytes(tmp_path):
     python("-c", PACKING, tmp_path / "whole.lmdb", -1)
     starts = []
@@ -211,7 +211,7 @@ def test_another_fingerprint_starts_again(tmp_path):
     assert asked == [0]
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 def test_a_partial_conversion_under_the_final_name_is_refused(tmp_path):
     python("-c", PACKING, tmp_path / "train.lmdb", CHUNK + 1)
     next(tmp_path.glob(".train.lmdb.*.partial")).rename(tmp_path / "train.lmdb")
@@ -219,7 +219,7 @@ def test_a_partial_conversion_under_the_final_name_is_refused(tmp_path):
         Packed(tmp_path / "train.lmdb", "digits", "train")
 
 
-@pytest.mark.figure("packed")
+@pytest.mark.counts_for("packed")
 def test_two_processes_do_not_pack_one_file(tmp_path):
     def items(start):
         with pytest.raises(PackedError, match="another process is packing"):

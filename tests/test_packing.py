@@ -133,7 +133,7 @@ ODD = {  # encoded image, what it shows, the note
 }
 
 
-@pytest.mark.figure("images")
+@pytest.mark.counts_for("images")
 @pytest.mark.parametrize("case", ODD)
 @pytest.mark.parametrize("rule", [RULE, Rule(0)], ids=["short side 256", "any size"])
 def test_odd_images_become_jpegs_in_rgb_and_are_noted(case, rule):
@@ -232,7 +232,7 @@ BAD = {
 }
 
 
-@pytest.mark.figure("images")
+@pytest.mark.counts_for("images")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("case", BAD)
 def test_damaged_images_say_what_is_wrong(case):
@@ -241,7 +241,7 @@ def test_damaged_images_say_what_is_wrong(case):
         convert(content, "a.JPEG", RULE)
 
 
-@pytest.mark.figure("images")
+@pytest.mark.counts_for("images")
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_before_it_is_decoded():
     tracemalloc.start()
@@ -377,7 +377,7 @@ def test_the_estimate_of_the_size_is_near_and_not_too_small(tmp_path, images, mo
     size = (tmp_path / "set" / "train.lmdb").stat().st_size
     needed = {}
     for free in (size, 1.4 * size):
-        monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        monkeypatch.setattr(packing.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         try:
             pack(tmp_path / str(free) / "set", sources)
             needed[free] = True

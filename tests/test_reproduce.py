@@ -16,6 +16,7 @@ from repro import engines, records
 from repro.paper import reproduce
 from repro.paths import ROOT
 
+pytestmark = pytest.mark.slow  # all notebooks, some twice
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 

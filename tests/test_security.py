@@ -23,7 +23,7 @@ from repro.paper import report
 
 from conftest import ROOT, launch
 
-pytestmark = pytest.mark.figure("security")
+pytestmark = pytest.mark.counts_for("security")
 SOURCES = [*ROOT.glob("repro/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("bench/*.py")]
 TRACKED = [*SOURCES, *ROOT.glob("tests/*.py"), *ROOT.glob("slurm/*"), *ROOT.glob("notebooks/*.ipynb"), ROOT / "Makefile"]
 

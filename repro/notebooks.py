@@ -7,15 +7,14 @@ or lines) and `complete` (the last cell). Outside: `execute` runs one by papermi
 import ast
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-from repro import ReproError, choose, recipes, records, watch
+from repro import ReproError, choose, own, recipes, records, watch, whole_number
 from repro.engines import AGAIN, Cluster, EnginesEnded, RankError
-from repro.packed import Packed
-from repro.paths import DATA, ROOT, writable_folder
+from repro.packed import Packed, data_folder, pack_embedded
+from repro.paths import ROOT, writable_folder
 from repro.schedule import Recipe
 
 FOLDER = ROOT / "notebooks"
@@ -68,48 +67,32 @@ def _declares(source: str) -> bool:
 
 # --- What cannot be trained, without torch and before any engine starts -----------------------------------------------
 
-DATA_SETS = "digits", "cifar10", "imagenet", "places365"  # that go by a name; others by their folders
 
-
-def check_run(names: list[str], data: str, shrink: str, seeds: list[int], ranks: int, **switches) -> int:
+def check_run(names: list[str], data: str, shrink: str, seeds: list[int], ranks: int, model: str = "", **switches) -> int:
     """Raises ReproError if these recipes cannot be trained like this; returns how many ranks to start (see `ranks_for`).
 
-    `names` and `switches` are as `recipes.find` takes them. `data` that the notebook has still to make is "".
+    `names` and `switches` are as `recipes.find` takes them, `shrink` and `model` as `train.train`. `data` that the notebook has
+    still to make is "". A model of the user's own is tried, which loads torch.
     """
     found = [recipes.find(name, **switches) for name in names]
+    shrinks = [recipes.shrink_for(recipe, shrink) for recipe in found]
     if not isinstance(seeds, list) or not seeds:
         raise NotebookError(f"seeds is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
     for seed in seeds:
-        _check_whole("seed", seed)
-    ranks = ranks_for([recipes.shrink(recipe, shrink) for recipe in found], ranks)
+        whole_number("seed", seed)
+    ranks = ranks_for([recipes.shrink(recipe, profile) for recipe, profile in zip(found, shrinks)], ranks)
     if data:
-        images = _images(data)
-        for recipe in found:
-            recipes.shrink(recipe, shrink, images)
+        pack_embedded(data)
+        folder = data_folder(data)
+        train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
+        for recipe, profile in zip(found, shrinks):
+            recipes.shrink(recipe, profile, len(train))
+            if own.is_own(model or recipe.model):
+                from repro.model import builder
+
+                seen = train.preprocessing
+                builder(model or recipe.model, len(train.manifest["classes"]), len(seen.mean), seen.size)
     return ranks
-
-
-def _check_whole(name: str, value) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise NotebookError(f"{name} is {value!r}: it must be a whole number, at least 0")
-
-
-def _images(data: str) -> int:
-    """How many images a packed data set has to train on; raises ReproError if it is not there."""
-    if not isinstance(data, str):
-        raise NotebookError(f"data is {data!r}: it must be of type str")
-    ensure_data(data)
-    folder = Path(data) if "/" in data else DATA / data
-    if "/" not in data and not folder.exists():  # a misspelt name, or one that is not packed yet
-        choose("data set", data, dict.fromkeys([*DATA_SETS, *sorted(path.parent.name for path in DATA.glob("*/train.lmdb"))]))
-    train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
-    return len(train)
-
-
-def ensure_data(data: str) -> None:
-    """Packs the embedded digits if they are asked for and not there yet."""
-    if data == "digits" and not all((DATA / "digits" / f"{split}.lmdb").exists() for split in ("train", "test")):
-        subprocess.run([sys.executable, str(ROOT / "data_prep" / "digits.py")], check=True)
 
 
 def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
@@ -118,7 +101,7 @@ def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
     Raises NotebookError if more are asked for than each recipe has workers, or than there are cores, where they would only
     wait for each other. Two can always be had, to try on any machine what several ranks do.
     """
-    _check_whole("ranks", asked)
+    whole_number("ranks", asked)
     for recipe in chosen:
         if asked > recipe.workers:
             raise NotebookError(f"ranks is {asked}: {recipe.name} has {recipe.workers} workers, and each rank needs one")

@@ -24,12 +24,13 @@ from pathlib import Path
 
 import lmdb
 
-from repro import ReproError
+from repro import ReproError, choose
 from repro.paths import DATA, ROOT, replacing
 
 FORMAT = "scaleout-repro packed images, version 3"
 HEADER = struct.Struct("<II")
 MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended whatever is there
+DATA_SETS = ("digits", "cifar10", "imagenet", "places365")  # that data_prep has a script of that name for
 CHUNK = 500  # inputs a transaction: what a kill can cost
 
 
@@ -255,6 +256,15 @@ class Packed:
 def _how_to_pack(dataset: str, folder: Path) -> str:
     script = dataset if (ROOT / "data_prep" / f"{dataset}.py").exists() else "folder"
     return f"make it with `python data_prep/{script}.py --out {folder}` (--help says what else it takes)"
+
+
+def data_folder(data: str) -> Path:
+    """Where the data set `data` is packed: a folder, if it has a slash, else data/NAME. A misspelt name is told what was meant."""
+    if "/" in data:
+        return Path(data)
+    if not (DATA / data).exists():
+        choose("data set", data, dict.fromkeys([*DATA_SETS, *sorted(path.parent.name for path in DATA.glob("*/train.lmdb"))]))
+    return DATA / data
 
 
 def pack_embedded(data: str) -> None:

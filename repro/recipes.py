@@ -273,6 +273,11 @@ SHRINKS = {
 }
 
 
+def shrink_for(recipe: Recipe, asked: str = "") -> str:
+    """The shrink that was asked for; else laptop for one of our recipes, and none for a user's own."""
+    return asked or ("laptop" if recipe.name in RECIPES else "none")
+
+
 def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recipe:
     """A small version of `recipe` for a data set of at most so many training images; its name says so.
 

@@ -129,7 +129,7 @@ class Task:
 def prepare(
     recipe: str | Recipe,
     data: str = "digits",
-    shrink: str | None = None,
+    shrink: str = "",
     model: str = "",
     out: str = str(RUNS),
     decoders: int = 2,
@@ -150,7 +150,7 @@ def prepare(
         )
     original = recipes.find(recipe, **{name: value for name, value in options.items() if name in SWITCHES})
     ours = original.name in recipes.RECIPES
-    shrink = shrink or ("laptop" if ours else "none")
+    shrink = recipes.shrink_for(original, shrink)
     asked = Settings(**{name: value for name, value in options.items() if name in known})
     for name, value, least in (("decoders", decoders, 0), ("steps", steps, 0), ("patience", patience, 1)):
         whole_number(name, value, least)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro import ReproError, choose, engines, notebooks, records, tidy, watch
+from repro.packed import pack_embedded
 from repro.paper import report, tables
 from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
@@ -53,7 +54,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     """
     chosen = PROFILES[choose("profile", profile, PROFILES)]
     began, runs, kept = time.monotonic(), str(results / "runs"), results / "notebooks"
-    notebooks.ensure_data(chosen.data)
+    pack_embedded(chosen.data)
     pairs = [(name, small) for small, names in chosen.recipes.items() for name in names]
     ranks = ranks or notebooks.ranks_for([shrink(find(name), small) for name, small in pairs])
     with engines.start(ranks) as cluster:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 from repro import ReproError, choose, own, recipes, records, watch, whole_number
@@ -16,6 +17,7 @@ from repro.engines import AGAIN, Cluster, EnginesEnded, RankError
 from repro.packed import Packed, data_folder, pack_embedded
 from repro.paths import ROOT, writable_folder
 from repro.schedule import Recipe
+from repro.settings import Settings
 
 FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
@@ -68,13 +70,25 @@ def _declares(source: str) -> bool:
 # --- What cannot be trained, without torch and before any engine starts -----------------------------------------------
 
 
-def check_run(names: list[str], data: str, shrink: str, seeds: list[int], ranks: int, model: str = "", **switches) -> int:
+def check_run(
+    names: list[str],
+    data: str,
+    shrink: str,
+    seeds: list[int],
+    ranks: int,
+    model: str = "",
+    settings: dict | None = None,
+    switches: dict | None = None,
+) -> int:
     """Raises ReproError if these recipes cannot be trained like this; returns how many ranks to start (see `ranks_for`).
 
-    `names` and `switches` are as `recipes.find` takes them, `shrink` and `model` as `train.train`. `data` that the notebook has
-    still to make is "". A model of the user's own is tried, which loads torch.
+    `names` and `switches` are as `recipes.find` takes them, `shrink`, `model` and `settings` as `train.train`. `data` that the
+    notebook has still to make is "". A model of the user's own is tried, which loads torch.
     """
-    found = [recipes.find(name, **switches) for name in names]
+    for name in settings or {}:
+        choose("setting", name, [each.name for each in fields(Settings)])
+    Settings(**(settings or {}))
+    found = [recipes.find(name, **(switches or {})) for name in names]
     shrinks = [recipes.shrink_for(recipe, shrink) for recipe in found]
     if not isinstance(seeds, list) or not seeds:
         raise NotebookError(f"seeds is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")

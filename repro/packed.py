@@ -259,7 +259,7 @@ def _how_to_pack(dataset: str, folder: Path) -> str:
 
 
 def data_folder(data: str) -> Path:
-    """Where the data set `data` is packed: a folder, if it has a slash, else data/NAME. A misspelt name is told what was meant."""
+    """Where the data set `data` is packed: the folder itself if it has a slash, else data/NAME; a misspelt NAME is an error."""
     if "/" in data:
         return Path(data)
     if not (DATA / data).exists():

@@ -439,7 +439,7 @@ def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_
     assert not kernel.run(*sources, "1 / 0")
     pids = kernel.running("repro.engines")
     assert len(pids) == 2
-    assert not kernel.run(*sources, "engine.run('repro.train:plan', 'nope')")
+    assert not kernel.run(*sources, "engine.run('repro.recipes:find', 'nope')")
     assert kernel.error.shown.startswith("unknown recipe 'nope'. There are: ") and "\n" not in kernel.error.shown
     assert kernel.run(*sources) and kernel.running("repro.engines") == pids
     sources[1] = sources[1].replace("ranks: int = 2", "ranks: int = 1")

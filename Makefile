@@ -70,9 +70,8 @@ lint: .venv/options  ## check style, format and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-coverage: .venv/options  ## run the tests and print which lines they have not run
+coverage: .venv/options  ## run the tests and print which lines their own process has not run
 	.venv/bin/coverage run -m pytest -q -rs $(ARGS)
-	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 
 data: .venv/options  ## pack the embedded digits

@@ -123,8 +123,8 @@ def test_a_job_trains_to_the_end_and_is_not_requeued(slurm, digits, tmp_path):
     stdout, stderr = finish(process)
     assert process.returncode == 0, stderr
     record = json.loads((Path(stdout.splitlines()[-1]) / "run.json").read_text())
-    assert record["status"] == "complete" and record["parameters"]["threads"] == 1  # of 3 CPUs, 2 decode
-    assert record["parameters"]["seed"] == 5 and requeued(tmp_path) == []
+    assert record["status"] == "complete" and record["settings"]["threads"] == 1  # of 3 CPUs, 2 decode
+    assert record["settings"]["seed"] == 5 and requeued(tmp_path) == []
 
 
 @pytest.mark.slow

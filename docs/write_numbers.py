@@ -212,7 +212,8 @@ def digits_accuracy() -> str:
     lines = [
         [
             f"`{row['recipe']}`",
-            row["model"] + (f" ({row['average']} mean)" if row["average"] else ""),
+            f"`{row['shrink']}`",
+            row["members"] + (f" ({row['average']} mean)" if row["average"] else ""),
             row["n"],
             *(f"{float(row[key]):.2f}" for key in ("top1", "sd")),
             f"{float(row['smallest']):.2f} to {float(row['largest']):.2f}",
@@ -220,7 +221,7 @@ def digits_accuracy() -> str:
         for row in rows_of(f"{REFERENCE}/tables/accuracy.csv")
         if row["data"] == "digits" and not row.get("variant")
     ]
-    return table("recipe | model | n | mean top-1, % | standard deviation | range", lines)
+    return table("recipe | shrink | members | n | mean top-1, % | standard deviation | range", lines)
 
 
 def digits_loss() -> str:

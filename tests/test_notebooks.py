@@ -456,3 +456,44 @@ def test_the_bar_of_an_interrupted_run_is_closed(kernel, digits, tmp_path):
     kernel.manager.interrupt_kernel()
     assert not kernel.follow(timeout=SOON) and kernel.error.kind == "Stopped"
     assert kernel.ask("len(__import__('tqdm').tqdm._instances)") == 0
+
+
+class Engines:
+    """Stands for engines whose rank says this of a run; `during` is called while it is asked."""
+
+    def __init__(self, complete: bool, during):
+        self.complete, self.during, self.ended = complete, during, False
+
+    def run(self, function, recipe, **task):
+        self.during()
+        return [{"folder": "/runs/trial", "complete": self.complete, "epochs": 8.0, "iterations": 80}]
+
+    def end(self, reason):
+        self.ended = True
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("complete, done", [(False, "nothing was started"), (True, "this run is complete")])
+def test_an_interrupt_before_training_starts_nothing_and_ends_the_cell_too(complete, done):
+    engine = Engines(complete, interrupt)  # it cannot train: it has no `submit`
+    with pytest.raises(ReproError, match=f"^stopped: {done}; run this cell again to continue$"):
+        notebooks.train(engine, "trial", live=False)
+    assert not engine.ended
+    engine.during = lambda: None
+    engine.complete = True
+    assert notebooks.train(engine, "trial", live=False) == "/runs/trial"  # the earlier interrupt is forgotten
+
+
+def test_a_second_interrupt_ends_the_engines_wherever_it_comes():
+    def twice():
+        interrupt()
+        time.sleep(1.1)  # two within a second are one
+        interrupt()
+
+    engine = Engines(False, twice)
+    with pytest.raises(ReproError, match="^interrupted twice: the engines were ended at once"):
+        notebooks.train(engine, "trial", live=False)
+    assert engine.ended

@@ -1,4 +1,4 @@
-"""10-train from its first cell to its last, on two engines: what `make test` runs of what tests/test_reproduce.py runs all."""
+"""10-train from its first cell to its last, on two engines: the part of tests/test_reproduce.py that `make test` runs."""
 
 import nbformat
 
@@ -8,8 +8,8 @@ from conftest import SMOKE
 
 
 def test_a_notebook_trains_the_same_weights_as_one_process(whole, digits, tmp_path):
-    parameters = {key: value for key, value in SMOKE.items() if key != "seed"}
-    parameters |= {"seeds": [SMOKE["seed"]], "ranks": 2, "data": digits, "out": str(tmp_path / "runs"), "live": False}
+    parameters = {"recipe": SMOKE["recipe"], "shrink": SMOKE["shrink"], "seeds": [SMOKE["seed"]], "ranks": 2, "live": False}
+    parameters |= {"settings": {"device": SMOKE["device"]}, "data": digits, "out": str(tmp_path / "runs")}
     book = nbformat.read(notebooks.execute("10-train", parameters, tmp_path / "10.ipynb"), as_version=4)
     (folder,) = records.complete_runs(tmp_path / "runs")
     digest = records.read(folder)["weights_sha256"]

@@ -77,7 +77,7 @@ def _named(function: str) -> Callable:
 
 def show(result) -> None:
     """Text and paths as they are, a list of them a line each, anything else as JSON."""
-    if isinstance(result, list):
+    if isinstance(result, list) and all(isinstance(each, (str, Path)) for each in result):
         print("\n".join(map(str, result)))
     elif result is not None:
         print(result if isinstance(result, (str, Path)) else json.dumps(result))

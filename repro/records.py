@@ -352,7 +352,7 @@ def all_runs(out: Path | str) -> list[Path]:
         except OldRun:
             old.append(path.parent.name)
     if old:
-        log.warning("%s: %d runs of an earlier version are passed over, such as %s", out, len(old), old[0])
+        log.warning("passed over %d run folder(s) of an earlier version in %s, such as %s", len(old), out, old[0])
     return found
 
 

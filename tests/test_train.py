@@ -397,6 +397,27 @@ def test_run_json_says_all_about_a_run(whole, digits):
     assert not (whole / "checkpoints").exists()
 
 
+def test_a_run_of_an_earlier_version_is_refused_by_name_and_passed_over_in_lists(whole, tmp_path, caplog):
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    shutil.copytree(whole, tmp_path / whole.name)
+    record = run_json(old)
+    del record["format"]
+    (old / "run.json").write_text(json.dumps(record | {"version": "0.1.0"}))
+    with pytest.raises(records.OldRun, match=r"old was written by an earlier version .*0\.1\.0"):
+        records.read(old)
+    assert records.complete_runs(tmp_path) == [tmp_path / whole.name]
+    assert "passed over 1 run folder(s) of an earlier version" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '{"attempts": null}', '{"attempts": "x"}', "[" * 100_000])
+def test_a_run_json_that_is_no_run_is_named(whole, tmp_path, content):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(ReproError, match="run.json is damaged .* delete the folder to train again"):
+        records.read(tmp_path / "run")
+
+
 def test_run_json_is_there_before_the_first_step_and_tells_of_a_failure(tiny, tmp_path, monkeypatch):
     seen = []
 

@@ -15,6 +15,12 @@ def is_own(name) -> bool:
     return isinstance(name, str) and ":" in name
 
 
+def short(name: str) -> str:
+    """The name without the folder that its file is in; one of ours as it is."""
+    place, colon, wanted = name.rpartition(":")
+    return f"{Path(place).name}:{wanted}" if colon else name
+
+
 def load(name: str):
     """The object that `mine.py:object` (a path, from the working directory) or `module:object` names.
 

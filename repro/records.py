@@ -140,7 +140,7 @@ class Run:
         """
         numbers = {name: value for name, value in non_default(recipe).items() if name not in TEXTS}
         if own.is_own(recipe.model):  # its source says what it is, wherever the file is
-            numbers["model"] = recipe.model.rpartition(":")[2]
+            numbers["model"] = own.short(recipe.model)
         identity = {
             "recipe": numbers,
             "settings": non_default(settings),
@@ -150,7 +150,7 @@ class Run:
         }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
-        told = {"recipe": asdict(recipe), "settings": asdict(settings), "model": recipe.model}
+        told = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
         self.record = {"format": FORMAT, **origin, **identity, **told}
         self.lock = None
 

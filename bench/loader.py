@@ -99,7 +99,7 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
 
     All cores compute, and the batch that replaces the one taken is decoded during the step: so decoding is paid for.
     """
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(os.cpu_count() or 1)
     images = Images(data, "train")
     network = Network(build("resnet50", 1000))
     replica = Replica(Alone(), network, SGD(network.weights, 0.9), Average("exact", Alone(), 1, network), "fp32")
@@ -162,7 +162,7 @@ def measure(folder: Path) -> list[dict]:
     for name, short_side in STORED.items():
         out, seconds, copies = folder / str(short_side) / "photographs", [], []
         for number in range(ROUNDS):
-            seconds.append(photographs.pack(source, out, short_side, threads=os.cpu_count()))
+            seconds.append(photographs.pack(source, out, short_side, threads=os.cpu_count() or 1))
             start = time.perf_counter()
             shutil.copytree(source, folder / "copies" / str(number))
             os.sync()  # as packing does

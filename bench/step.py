@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
@@ -114,7 +115,7 @@ def _ours(variant: Variant, everyone):
     replica = Replica(world, network, SGD(network.weights, 0.9), average, _precision(variant))
     if variant.data:
         stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
-        batches = load_ahead(
+        batches: Iterator = load_ahead(
             stream,
             ((step, worker, "scale_aspect") for step in range(10**6) for worker in range(world.rank, workers, world.size)),
             threads=2,
@@ -355,9 +356,9 @@ def main() -> None:
             print(json.dumps(said))
         return
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "photographs"
-        photographs.pack(photographs.write(Path(folder) / "jpegs"), data, short_side=256, threads=os.cpu_count())
-        found = rounds(VARIANTS, data)
+        packed = Path(folder) / "photographs"
+        photographs.pack(photographs.write(Path(folder) / "jpegs"), packed, short_side=256, threads=os.cpu_count() or 1)
+        found = rounds(VARIANTS, packed)
     variants = {name: asdict(each) for name, each in VARIANTS.items()}
     facts = {"command": "make bench", "rounds": ROUNDS, "variants": variants, "measured": found}
     publish("bench", rows_of(found) + starting(), facts)

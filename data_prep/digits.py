@@ -62,14 +62,12 @@ def main() -> None:
             packed.Item(int(digits.target[i]), draw(digits.images[i], generator))
             for i in (chosen[n % len(chosen)] for n in range(count))
         ]
+
+        def rest(start: int, items: list[packed.Item] = items) -> list[packed.Item]:
+            return items[start:]
+
         manifest = packed.write(
-            out / f"{split}.lmdb",
-            "digits",
-            split,
-            [str(n) for n in range(10)],
-            lambda start, items=items: items[start:],
-            stored="PNG",
-            preprocessing=PREPROCESSING,
+            out / f"{split}.lmdb", "digits", split, [str(n) for n in range(10)], rest, stored="PNG", preprocessing=PREPROCESSING
         )
         print(f"{out / split}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
 

@@ -259,9 +259,9 @@ def _job(
         print(f"{path}: already packed from the same images with the same options (--overwrite packs it again)")
         return None
     partial = packed.partial_path(path, fingerprint)
-    for other in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
+    for begun in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
         print(
-            f"{other}: begun from other images or with other options ({_bytes(other.stat().st_size)}); delete it "
+            f"{begun}: begun from other images or with other options ({_bytes(begun.stat().st_size)}); delete it "
             f"unless that is to be continued"
         )
     inputs, left_out = packed.begun(partial)

@@ -1,11 +1,11 @@
 """Results in order, computed by threads ahead of whoever asks: what the loader and the packing scripts share."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 
-def ordered(function: Callable, arguments: Iterable[tuple], threads: int, ahead: int) -> Iterator:
+def ordered(function: Callable, arguments: Iterable[tuple], threads: int, ahead: int) -> Generator:
     """Yields `function(*a)` for each `a` of `arguments`, in their order; an error is raised in its result's place.
 
     At most `ahead` results beyond the one that is yielded are computed or waiting, so memory stays bounded. Threads

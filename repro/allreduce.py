@@ -74,7 +74,7 @@ class Fast:
         return sums.double().mul_(1.0 / self.workers)
 
 
-ARITHMETIC = {"exact": Exact, "fast": Fast}
+ARITHMETIC: dict[str, type[Exact | Fast]] = {"exact": Exact, "fast": Fast}
 
 
 # --- The average over all workers ---------------------------------------------------------------------------------------
@@ -95,6 +95,9 @@ class Mean:
 
 class Average:
     """The mean over all workers of a network's contribution: `add` each worker's, then `mean`."""
+
+    last: torch.Tensor | None
+    sent: int
 
     def __init__(self, reduction: str, world, workers: int, network):
         """`reduction` is exact or fast; the means are written into `network.contribution`. Collective on GPUs."""

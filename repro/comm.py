@@ -172,7 +172,7 @@ def roll_call() -> list[str]:
     )
     if int(total[0]) != me.size or len(lines) != me.size:
         raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")
-    library = "no MPI: one process alone" if type(me) is Alone else _library(me.mpi)
+    library = "no MPI: one process alone" if not isinstance(me, World) else _library(me.mpi)
     return [*lines, f"all {me.size} ranks see each other ({library})" if me.size > 1 else f"one rank ({library})"]
 
 

@@ -5,9 +5,10 @@ nothing random has to be saved, and it does not matter which rank asks. Random n
 Philox generator, a published counter-based function; only its bits are used, which NumPy keeps stable.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ DRAWS = 5 * ATTEMPTS + 6  # random numbers an image, a multiple of 4: (area, cha
 
 
 # torchvision's models expect RGB in [0, 1] less these means, divided by these standard deviations (its documentation).
-TORCHVISION = dict(
+TORCHVISION: dict[str, Any] = dict(
     mean=tuple(255 * mean for mean in (0.485, 0.456, 0.406)),
     scale=tuple(1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)),
     bgr=False,
@@ -89,8 +90,8 @@ class Images:
             pixels = pixels[..., ::-1]
         pixels = np.ascontiguousarray(pixels, np.float32)
         rows = pixels.reshape(len(views), seen.size, -1)  # whole rows at a time: three numbers a pixel would be slow
-        rows -= np.tile(np.float32(seen.mean), seen.size)
-        rows *= np.tile(np.float32(seen.scale), seen.size)
+        rows -= np.tile(np.float32(seen.mean), seen.size)  # type: ignore[arg-type]
+        rows *= np.tile(np.float32(seen.scale), seen.size)  # type: ignore[arg-type]
         pixels = pixels.reshape(len(views), seen.size, seen.size, self.channels)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)
 
@@ -132,7 +133,7 @@ def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarr
     return np.random.Philox(key=[seed, key], counter=[start // 4, 0, 0, purpose]).random_raw(count)
 
 
-def load_ahead(stream: Stream, requests: Iterable[tuple[int, int, str]], threads: int) -> Iterator:
+def load_ahead(stream: Stream, requests: Iterable[tuple[int, int, str]], threads: int) -> Generator:
     """Yields `stream.batch(*request)` for each (step, worker, augmentation), decoded by threads before it is asked for.
 
     Small images are kept decoded and threads would only take the interpreter from the training step: there it is none.

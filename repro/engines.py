@@ -23,6 +23,7 @@ from concurrent.futures import FIRST_EXCEPTION
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 from repro import ReproError, watch
 from repro.guard import POLL, PR_SET_PDEATHSIG, complete, connection_path, prctl
@@ -141,7 +142,9 @@ class Cluster:
         self._folder, self._guard = connection_file.parents[1], guard  # only the owner has a guard
         self.connection_file, self.log = str(connection_file), str(self._folder / "mpiexec.log")
         self.ranks, self.pids, self._hosts = 0, [], []
-        self._client, self._views, self._job, self._ended = None, [], None, ""
+        self._client: Any = None
+        self._job: Job | None = None
+        self._views, self._ended = [], ""
 
     def __enter__(self) -> "Cluster":
         return self
@@ -394,7 +397,7 @@ def _environment(folder: Path) -> dict:
     }  # what MPI and IPython leave behind goes with the folder
 
 
-def _told(error: Exception) -> dict:
+def _told(error) -> dict:
     """What a rank raised: `kind`, `line` and `traceback` as `_call` sent them; or the error that kept `_call` from running."""
     if error.ename == _Raised.__name__:
         return json.loads(error.evalue)
@@ -409,7 +412,7 @@ def _engine(folder: Path, arguments: list[str]) -> None:
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
     (folder / f"{os.getpid()}.engine").write_text(rank)
     watch.listen(signal.SIGUSR1)  # its default would end the engine; training looks at it
-    sys.modules["debugpy"] = None  # ipykernel does without; importing it takes half a second
+    sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel does without; importing it takes half a second
     from ipyparallel.engine.app import IPEngine
 
     class Engine(IPEngine):
@@ -431,14 +434,14 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
     try:
         if isinstance(function, str):
             module, name = function.split(":")
-            function = getattr(importlib.import_module(module), name)
+            function = cast(Callable, getattr(importlib.import_module(module), name))
         return function(*args, **kwargs)
     except BaseException as error:
         told = {"kind": type(error).__name__, "traceback": ""}
         if isinstance(error, ReproError):  # it says all that its user needs
             told["line"] = " ".join([str(error), *getattr(error, "__notes__", [])])
         else:
-            frames = error.__traceback__.tb_next  # without this one
+            frames = error.__traceback__ and error.__traceback__.tb_next  # without this one
             told["traceback"] = "".join(traceback.format_exception(type(error), error, frames))
             told["line"] = traceback.format_exception_only(error)[0].strip()
         raise _Raised(json.dumps(told)) from None

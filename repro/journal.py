@@ -114,7 +114,7 @@ class Journal:
         """Raises on every rank if weights, statistics and momentum are not rank 0's bits. Collective, one number per rank."""
         digest = 0
         for vector in (self.network.weights, self.network.statistics, self.optimizer.history):
-            digest = zlib.crc32(vector.cpu().numpy(), digest)
+            digest = zlib.crc32(vector.cpu().numpy(), digest)  # type: ignore[arg-type]
         with self.world.together():
             if digest != self.world.broadcast(digest):
                 raise ReproError(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,10 +30,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     `Network.update_statistics`, after the averages over all workers are known.
     """
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    batch_mean: torch.Tensor
+    batch_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
     @classmethod
     def adopt(cls, norm: nn.Module) -> "BatchNorm":
         """Turns one of torch's batch norms into one of ours, in place: whatever refers to it still does."""
         norm.__class__ = cls
+        assert isinstance(norm, cls)
         norm.register_buffer("batch_mean", torch.zeros_like(norm.running_mean), persistent=False)
         norm.register_buffer("batch_var", torch.ones_like(norm.running_var), persistent=False)
         return norm
@@ -75,7 +83,7 @@ def build(
                 nn.init.zeros_(module.bias)
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
-    zeroed = {
+    zeroed: dict[str, list] = {
         "last_of_stage": [stage[-1] for stage in model.stages],
         "all_blocks": [block for stage in model.stages for block in stage],
         "none": [],
@@ -221,7 +229,7 @@ class Network:
                     if name
                     else f"the model {RANDOM}: remove its dropout, or whatever else is random"
                 )
-        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        found: Any = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         classes = int(labels.max()) + 1  # at least
         if found[:1] != [len(labels)] or len(found) != 2 or found[1] < classes:
             raise ReproError(

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from repro import ReproError, choose, own, recipes, records, watch, whole_number
 from repro.engines import AGAIN, Cluster, EnginesEnded, RankError
@@ -29,14 +30,14 @@ class NotebookError(ReproError):
 
 # --- Parameters: `name: type = value  # help` -------------------------------------------------------------------------
 
-KINDS = {"str": (str, os.PathLike), "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
+KINDS: dict[str, Any] = {"str": (str, os.PathLike), "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
 
 def declared(source: str) -> dict[str, str]:
     """The parameters of a cell: {name: type}; raises NotebookError for any other line."""
     found = {}
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.AnnAssign):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             raise NotebookError("a parameters cell holds only lines such as `seed: int = 0  # help`")
         found[node.target.id] = ast.unparse(node.annotation)
     return found
@@ -52,11 +53,12 @@ def check(parameters: dict, known: dict[str, str]) -> None:
 
 def check_parameters() -> None:
     """In the cell after the parameters: checks what was edited by hand or injected by papermill, which does not itself."""
-    values = get_ipython().user_ns  # noqa: F821
+    values = get_ipython().user_ns  # type: ignore[name-defined]  # noqa: F821
     cells = [source for source in values["In"][:-1] if source.strip()]
     known = declared(next(filter(_declares, reversed(cells)), ""))
     injected = cells[-1] if cells and cells[-1].startswith("# Parameters\n") else ""  # the first line of papermill's cell
-    names = [*known, *(node.targets[0].id for node in ast.parse(injected).body)]
+    assigned: list[Any] = ast.parse(injected).body
+    names = [*known, *(node.targets[0].id for node in assigned)]
     check({name: values.get(name) for name in names}, known)
 
 

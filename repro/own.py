@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TypeGuard
 
 from repro import ReproError, choose
 
 
-def is_own(name) -> bool:
+def is_own(name) -> TypeGuard[str]:
     """Whether a name says where an object of the user's is, rather than being that of one of ours."""
     return isinstance(name, str) and ":" in name
 
@@ -81,6 +82,7 @@ def _from_file(path: Path):
     """The module of a file, run again whenever its source has changed."""
     text = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(f"{path.stem}_{text}", path)
+    assert spec is not None and spec.loader is not None  # for a name that ends in .py, there always is one
     if spec.name not in sys.modules:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # so that classes of the file know where they are from

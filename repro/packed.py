@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -121,7 +122,7 @@ def begun(partial: Path) -> tuple[int, int]:
             written = transaction.get(MANIFEST)
     except lmdb.Error:  # `write` says what is to be done about it
         return 0, 0
-    manifest = _unseal_manifest(partial, written) if written else {"inputs": 0, "left_out": []}
+    manifest: dict = _unseal_manifest(partial, written) if written else {"inputs": 0, "left_out": []}
     return manifest["inputs"], len(manifest["left_out"])
 
 
@@ -144,7 +145,9 @@ def _fill(path: Path, manifest: dict, items: Callable[[int], Iterable[Item]]) ->
         if (written := transaction.get(MANIFEST)) is not None:
             manifest = _unseal_manifest(path, written)
             for number in range(manifest["count"]):
-                digest.update(transaction.get(number.to_bytes(8, "big")))
+                record = transaction.get(number.to_bytes(8, "big"))
+                assert record is not None  # they were committed with the manifest that counts them
+                digest.update(record)
     inputs = iter(items(manifest["inputs"]))
     while not manifest["sha256"]:
         chunk = list(islice(inputs, CHUNK))
@@ -219,7 +222,7 @@ class Packed:
                 f"name the right data set with --data, or pack it again"
             )
         try:
-            given = {
+            given: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in self.manifest["preprocessing"].items()
             }

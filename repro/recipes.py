@@ -6,6 +6,7 @@ them. Accuracies are on ImageNet-1K, top-1 / top-5 in per cent.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from repro import ReproError, choose, own
 from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe, Stage
@@ -15,7 +16,7 @@ SKX = "nodes of 2 x Xeon Platinum 8160, Omni-Path, 2 processes a node (Stampede2
 
 # --- The 448-node run -------------------------------------------------------------------------------------------------
 
-WARMUP_448 = dict(warmup_iterations=446, warmup_start_rate=0.1)
+WARMUP_448: dict[str, Any] = dict(warmup_iterations=446, warmup_start_rate=0.1)
 COLLAPSE_448 = Stage("collapse", 402, base_rate=0.254, power=2, weight_decay=1e-4, augmentation="none", member=True)
 
 resnet50_448nodes = Recipe(
@@ -114,7 +115,7 @@ one_model = replace(
 
 def _intel(nodes: int, batch: int, iterations: int, rate: float, drops: tuple[int, ...], warmup: int) -> Recipe:
     # A process of 128 images with batch-norm statistics over 32 (`bn_stats_batch_size`) is four workers of 32.
-    start = dict(warmup_iterations=warmup, warmup_start_rate=0.1) if warmup else {}
+    start: dict[str, Any] = dict(warmup_iterations=warmup, warmup_start_rate=0.1) if warmup else {}
     return Recipe(
         name=f"default_resnet50_{nodes}nodes",
         stages=(Stage("main", iterations, base_rate=rate, drops=drops, weight_decay=1e-4, member=True, **start),),

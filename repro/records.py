@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 from repro import ReproError, __version__, own
 from repro.paths import ROOT, named, replacing, writable_folder
@@ -152,7 +153,7 @@ class Run:
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
         told = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
         self.record = {"format": FORMAT, **origin, **identity, **told}
-        self.lock = None
+        self.lock: IO[str] | None = None
 
     @property
     def complete(self) -> bool:

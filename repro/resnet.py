@@ -55,6 +55,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
+NETWORKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]]
 NETWORKS = {  # block, and number of blocks in each stage of the network: the paper's table 1, and one for small images
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -79,7 +80,7 @@ class ResNet(nn.Module):
         if name == "resnet11":
             width = 8
             self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
+            self.maxpool: nn.Module = nn.Identity()
         else:
             width = 64
             self.conv1 = nn.Conv2d(channels, width, 7, 2, padding=3, bias=released_stem)

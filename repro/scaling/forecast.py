@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -175,9 +176,10 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
 
 def occasions(recipe: Recipe) -> tuple[int, int]:
     """Metric rows, and evaluations among them: as the trainer has them, at stages' ends and after so many epochs."""
+    steps: Any = np.arange(recipe.iterations + 1)
 
     def complete(epochs: float) -> np.ndarray:
-        return np.diff(recipe.epochs(np.arange(recipe.iterations + 1)) // epochs) > 0
+        return np.diff(recipe.epochs(steps) // epochs) > 0
 
     evaluates = complete(recipe.evaluate_every)
     evaluates[np.array(recipe.starts[1:]) - 1] = True

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ class _Steps:
         return repeat((pixels, torch.randint(self.classes, (count,))))
 
     def loaded(self, world, count: int):
+        assert self.images is not None
         stream = Stream(self.images, seed=0, workers=world.size, images_per_worker=count)
         return load_ahead(stream, ((number, world.rank, "scale_aspect") for number in range(10**9)), self.decoders)
 
@@ -106,7 +108,7 @@ def probe(
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
         whole_number("decoders", decoders)
-        seen = dict(normalization=asked.normalization, size=asked.size)
+        seen: dict[str, Any] = dict(normalization=asked.normalization, size=asked.size)
         found = Images(data, "train", **seen) if data else None
         device = find_device(asked.device, world.node_rank)
         pixels = found.preprocessing.size if found else asked.size or PHOTOGRAPHS.size
@@ -254,3 +256,4 @@ def probe_into(out: str = "", **parameters) -> dict | None:
         return measured
     if comm.world().rank == 0:
         steptime.save(measured, Path(out))
+    return None

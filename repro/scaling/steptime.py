@@ -134,9 +134,12 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
     columns = [[1, row["workers"], row["workers"] * row["images"]] for row in compute]
     several = [len({row[key] for row in compute}) > 1 for key in ("workers", "images")]
     # What was not varied cannot be told apart: then it counts for the next finer part.
-    parts = _nonnegative(np.array(columns, float) * [*several, True], [median(row) for row in compute])
+    per_step, per_worker, per_image = _nonnegative(
+        np.array(columns, float) * [*several, True], [median(row) for row in compute]
+    )
     vector = measurements[0]["vector"]
-    return Fit(*parts, _loading(measurements, every), _link(measurements, every, vector), _spread(compute), ranks, vector)
+    loading, link = _loading(measurements, every), _link(measurements, every, vector)
+    return Fit(per_step, per_worker, per_image, loading, link, _spread(compute), ranks, vector)
 
 
 def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
@@ -156,8 +159,8 @@ def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
 
 
 def _nonnegative(columns: np.ndarray, seconds: list[float]) -> list[float]:
-    seconds = np.array(seconds)
-    return [float(value) for value in nnls(columns / seconds[:, None], np.ones(len(seconds)))[0]]
+    times = np.array(seconds)
+    return [float(value) for value in nnls(columns / times[:, None], np.ones(len(times)))[0]]
 
 
 def median(row: dict) -> float:

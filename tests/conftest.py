@@ -18,6 +18,10 @@ from faults_table import pytest_addoption, pytest_collection_modifyitems, pytest
 # The tensors here are small: threads would only wait for each other. Before torch is loaded, for all processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A shell's background has it ignored, and whatever these tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = {"recipe": "resnet50_448nodes", "shrink": "smoke", "seed": 5, "device": "cpu"}  # 14 workers, 24 steps
 

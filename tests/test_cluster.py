@@ -90,7 +90,7 @@ def pretend(tmp_path, train: str) -> str:
 echo "$OMP_NUM_THREADS $*" >>{tmp_path}/calls
 case $3 in
 ranks) echo "rank 0 of 1" ;;
-stage) echo "copying"; echo "$6/staged" ;;
+copy-data) echo "copying"; echo "$6/staged" ;;
 train) {train} ;;
 esac
 """)

@@ -459,7 +459,7 @@ def test_what_is_not_finite_stops_all_ranks_at_the_step_without_a_checkpoint_of_
 @pytest.mark.parametrize(
     "change, difference",
     [
-        (["--seed", "1"], "parameters.seed is 1 here and 0 there"),
+        (["--seed", "1"], "settings.seed is 1 here and 0 there"),
         pytest.param(["--bn-momentum", "0.1"], "recipe.bn_momentum is 0.4 here and 0.2 there", marks=slow),
         pytest.param(["--data", "other"], "data.train is ", marks=slow),
         pytest.param([], "packages.torch is '0.0' here", marks=slow),

@@ -120,7 +120,7 @@ def test_the_notebook_goes_from_archives_to_an_ensemble(packed, tmp_path):
 
 
 def test_staging_copies_once_a_node_and_finds_damage(packed, tmp_path):
-    done = mpiexec(2, "-m", "repro", "stage", packed, "--to", tmp_path / "disk")
+    done = mpiexec(2, "-m", "repro", "copy-data", packed, "--to", tmp_path / "disk")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "disk" / SUBSET
     assert done.stdout.split() == [str(folder)]
@@ -128,7 +128,7 @@ def test_staging_copies_once_a_node_and_finds_damage(packed, tmp_path):
     for split in ("train", "test"):
         assert (folder / f"{split}.lmdb").read_bytes() == (packed / f"{split}.lmdb").read_bytes()
         before[split] = (folder / f"{split}.lmdb").stat().st_ino
-    again = python("-m", "repro", "stage", packed, "--to", tmp_path / "disk")
+    again = python("-m", "repro", "copy-data", packed, "--to", tmp_path / "disk")
     assert again.returncode == 0 and {split: (folder / f"{split}.lmdb").stat().st_ino for split in before} == before
 
     content = bytearray((packed / "train.lmdb").read_bytes())
@@ -137,7 +137,7 @@ def test_staging_copies_once_a_node_and_finds_damage(packed, tmp_path):
     damaged = tmp_path / SUBSET
     damaged.mkdir()
     (damaged / "train.lmdb").write_bytes(content)
-    refused = mpiexec(2, "-m", "repro", "stage", damaged, "--to", tmp_path / "other")
+    refused = mpiexec(2, "-m", "repro", "copy-data", damaged, "--to", tmp_path / "other")
     assert refused.returncode == 2 and "is damaged" in refused.stderr, refused.stderr
     assert not list((tmp_path / "other").rglob("*.lmdb")), "a damaged copy stands under its name"
 

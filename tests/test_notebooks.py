@@ -35,6 +35,8 @@ def test_all_are_there():
         "00-start-here",
         "01-recipes",
         "02-from-archives",
+        "03-your-own",
+        "04-by-hand",
         "10-train",
         "11-scaling",
         "12-collapsed-ensemble",

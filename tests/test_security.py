@@ -43,6 +43,7 @@ def test_files_that_are_read_later_are_written_by_one_function():
         ("packed", "open"),  # a conversion that is continued, under a name of its own until it is whole
         ("records", "open"),  # appended to: a last line cut short is left out; and the lock
         ("engines", "open"),
+        ("guard", "open"),
         ("engines", "write_text"),  # logs and marks of processes, gone with their folder
         ("watch", "open"),
         ("watch", "write_text"),  # signs of life and stacks, of no use after the run

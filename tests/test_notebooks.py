@@ -381,7 +381,7 @@ def test_a_line_that_is_no_parameter_is_refused(kernel_without_engines):
     assert kernel_without_engines.error.shown == "a parameters cell holds only lines such as `seed: int = 0  # help`"
 
 
-RUN = dict(recipe='"collapsed_ensemble"', shrink='"smoke"', size="24", ranks="2", live="False")  # some seconds of 77 steps
+RUN = dict(recipe='"collapsed_ensemble"', shrink='"smoke"', settings='{"size": 24}', ranks="2", live="False")  # some seconds of 77 steps
 
 
 def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_continues(kernel, digits, tmp_path):

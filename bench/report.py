@@ -1,4 +1,4 @@
-"""What the benchmarks report: rows of two numbers measured alternately in one run, their ratio, and its goal."""
+"""Reports of the benchmarks: rows of two numbers measured alternately in one run, their ratio, and its goal."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from repro.paper import figures
 from repro.paths import RESULTS, replacing, writable_folder
 from repro.records import code_version, now, package_versions, processor
 
-SECOND = "one second"  # in the place of a peer where a goal is in seconds; no ratio to draw
+SECOND = "one second"  # stands for the peer if a goal is in seconds; there is no ratio to draw
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a ratio shall be: at least (`sign` >=) or at most (<=) `bound`."""
+    """The goal of a ratio: at least (`sign` >=) or at most (<=) `bound`."""
 
     sign: str
     bound: float
@@ -27,7 +27,7 @@ class Goal:
 
 
 def row(name: str, ours: list[float], peer: list[float], peer_is: str, unit: str, goal: Goal | None = None) -> dict:
-    """Ours and a peer, measured alternately: medians, their ratio, whether it meets the goal, and each round's numbers."""
+    """A row for ours and a peer, measured alternately: medians, their ratio, whether it meets the goal, and every round."""
     ratio = median(ours) / median(peer)
     return {
         "name": name,
@@ -73,7 +73,7 @@ def publish(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -
 
 
 def ratios(rows: list[dict]) -> pd.DataFrame:
-    """What `figures.ratios` draws: the rows that have a goal and a peer, once per round."""
+    """The table that `figures.ratios` draws: the rows that have a goal and a peer, once per round."""
     drawn = []
     for each in rows:
         if not each["goal"] or each["peer_is"] == SECOND:

@@ -344,7 +344,8 @@ def _items(job: _Job, rule: Rule, threads: int, on_error: str, max_skipped: int)
                     left_out += 1
                     if left_out > max_skipped:
                         raise ImageError(
-                            f"{place} {item.note}: {left_out} images would be left out, but --max-skipped allows {max_skipped}"
+                            f"{place} {item.note}: with this image, {left_out} are left out, but "
+                            f"--max-skipped allows {max_skipped}"
                         )
                 yield item
                 bar.update()

@@ -11,8 +11,8 @@ ARGS    =
 MPI           = mpich
 TORCH_BACKEND = default
 EXTRAS        = test
-TOLD         := $(shell cat .venv/options 2>/dev/null)
-$(foreach option,$(TOLD),$(eval $(option)))
+SAVED        := $(shell cat .venv/options 2>/dev/null)
+$(foreach option,$(SAVED),$(eval $(option)))
 ifneq ($(filter dev lint coverage,$(MAKECMDGOALS)),)
 EXTRAS        = test,dev
 endif
@@ -133,7 +133,7 @@ WITH_MPI = $(if $(filter none,$(MPI)),$(EXTRAS),$(EXTRAS),$(MPI))
 BUILD    = $(if $(filter default,$(TORCH_BACKEND)),,--torch-backend $(TORCH_BACKEND) --no-verify-hashes)
 
 # The options are written last, so an interrupted setup is repeated.
-.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(TOLD),$(OPTIONS)),FORCE) | .venv/bin/uv
+.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(SAVED),$(OPTIONS)),FORCE) | .venv/bin/uv
 	@rm -f $@
 	@echo "setup: installing the pinned packages ($(OPTIONS): 3 GB to download if torch includes CUDA)"
 	@.venv/bin/uv pip install $$([ -t 2 ] || echo --quiet) --python .venv/bin/python --exact $(BUILD) \

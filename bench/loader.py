@@ -26,10 +26,7 @@ from repro.replica import Replica
 from repro.train import step
 
 BATCH, ROUNDS = 16, 5
-STORED = {
-    "full size": 0,
-    "short side 256": 256,
-}  # short side as packed: 0 keeps the original bytes, 256 is the default
+STORED = {"full size": 0, "short side 256": 256}  # short side as packed: 0 keeps the original bytes, 256 is the default
 
 
 # --- Decode and augment, on one core ----------------------------------------------------------------------------------

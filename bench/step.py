@@ -192,11 +192,11 @@ def profile(steps: int = 3) -> list[dict]:
                 step()
     rows = [
         {
-            "operation": each.key.removeprefix("aten::"),
-            "ms": each.self_cpu_time_total / 1000 / steps,
-            "calls": each.count / steps,
+            "operation": event.key.removeprefix("aten::"),
+            "ms": event.self_cpu_time_total / 1000 / steps,
+            "calls": event.count / steps,
         }
-        for each in profiler.key_averages()
+        for event in profiler.key_averages()
     ]
     total = sum(row["ms"] for row in rows)
     return sorted((row | {"share": row["ms"] / total} for row in rows), key=lambda row: -row["ms"])
@@ -249,14 +249,14 @@ def rows_of(measured: dict[str, list[dict]]) -> list[dict]:
     """The rows of the report: each number beside its peer, from the same rounds."""
 
     def seconds(name):
-        return [each["seconds"] for each in measured[name]]
+        return [entry["seconds"] for entry in measured[name]]
 
     def images(name):
         variant = VARIANTS[name]
-        return [variant.ranks * variant.workers * variant.images / each for each in seconds(name)]
+        return [variant.ranks * variant.workers * variant.images / duration for duration in seconds(name)]
 
     def peak(name):
-        return [each["peak"] for each in measured[name]]
+        return [entry["peak"] for entry in measured[name]]
 
     against = {
         "DDP as torchvision trains": Goal(">=", 4.0),
@@ -269,8 +269,8 @@ def rows_of(measured: dict[str, list[dict]]) -> list[dict]:
     rows += [
         row(
             "training, data and averaging included",
-            [each * work / 1e9 for each in images(loaded)],
-            [each["product"] / 1e9 for each in measured[loaded]],
+            [rate * work / 1e9 for rate in images(loaded)],
+            [entry["product"] / 1e9 for entry in measured[loaded]],
             "matrix product of 2048 x 2048 on both ranks, same precision",
             f"GFLOP/s, at {work / 1e9:.1f} GFLOP per image",
             Goal(">=", 0.75),
@@ -278,7 +278,7 @@ def rows_of(measured: dict[str, list[dict]]) -> list[dict]:
         row(
             "weak scaling, 1 to 2 ranks",
             images("ours"),
-            [2 * each for each in images("ours, 1 rank")],
+            [2 * rate for rate in images("ours, 1 rank")],
             "twice one rank alone",
             unit,
             Goal(">=", 0.96),
@@ -307,8 +307,8 @@ def rows_of(measured: dict[str, list[dict]]) -> list[dict]:
         ),
         row(
             "digits network",
-            [1 / each for each in seconds("digits")],
-            [1 / each for each in seconds("digits, DDP")],
+            [1 / duration for duration in seconds("digits")],
+            [1 / duration for duration in seconds("digits, DDP")],
             "DDP (gloo), fp32",
             "steps/s, 2 ranks x 32 images",
             Goal(">=", 1.5),
@@ -343,8 +343,8 @@ def starting() -> list[dict]:
 def main() -> None:
     if sys.argv[1:] == ["profile"]:
         rows = profile()
-        for each in rows[:12]:
-            print(f"{each['operation']:45} {each['ms']:8.1f} ms {100 * each['share']:5.1f}% {each['calls']:6.0f} calls")
+        for entry in rows[:12]:
+            print(f"{entry['operation']:45} {entry['ms']:8.1f} ms {100 * entry['share']:5.1f}% {entry['calls']:6.0f} calls")
         save("profile", rows, {"command": "python -m bench.step profile", "variant": asdict(VARIANTS["ours, 1 rank"])})
         return
     if len(sys.argv) > 1:

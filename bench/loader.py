@@ -1,6 +1,6 @@
-"""What `make bench-data` measures: the loader against torchvision's, its share of a training step, packing, memory.
+"""Benchmarks of `make bench-data`: the loader against torchvision's, its share of a training step, packing, memory.
 
-Each number is the ratio of two things that are measured in one run, on the same images, alternately; medians of the rounds.
+Each number is the ratio of two medians over rounds, measured alternately in one run on the same images.
 Writes results/bench/data.json and prints it as a table.
 """
 
@@ -26,7 +26,7 @@ from repro.replica import Replica
 from repro.train import step
 
 BATCH, ROUNDS = 16, 5
-STORED = {"full size": 0, "short side 256": 256}  # as packed: untouched bytes, or as the default
+STORED = {"full size": 0, "short side 256": 256}  # short side as packed: 0 keeps the original bytes, 256 is the default
 
 
 # --- Decode and augment, on one core ----------------------------------------------------------------------------------
@@ -40,14 +40,14 @@ def ours(data: str) -> float:
 
 
 def torchvision_pil(folder: str) -> float:
-    """The same of torchvision's transforms on Pillow images, as its reference trains by default, one worker process."""
+    """The same for torchvision's transforms on Pillow images, the default of its reference training; one worker process."""
     from torchvision.transforms import v2
 
     return _rate(_loader(folder, [v2.PILToTensor()], at_end=True))
 
 
 def torchvision_tensor(folder: str) -> float:
-    """The same of its transforms on tensors, decoded by torchvision itself."""
+    """The same for its transforms on tensors, decoded by torchvision itself."""
     from torchvision.io import ImageReadMode, decode_image, read_file
 
     return _rate(_loader(folder, [], loader=lambda path: decode_image(read_file(path), ImageReadMode.RGB)))
@@ -74,7 +74,7 @@ def _rate(batches) -> float:
 
 
 def on_one_core(function, argument: str) -> float:
-    """The function's result in a process that may use one core only, with its children."""
+    """The function's result in a process that, with its children, may use only one core."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_pinned, args=(sender, function.__name__, argument))
@@ -95,9 +95,9 @@ def _pinned(sender, name: str, argument: str) -> None:
 
 
 def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of ResNet-50 steps with images that are loaded ahead, and with images at hand, alternately.
+    """Seconds of ResNet-50 steps with images loaded ahead and with images at hand, measured alternately.
 
-    All cores compute, and the batch that replaces the one taken is decoded during the step: so decoding is paid for.
+    All cores compute, and the next batch is decoded during the step, so the step includes the cost of decoding.
     """
     torch.set_num_threads(os.cpu_count() or 1)
     images = Images(data, "train")
@@ -110,7 +110,7 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
     for number in range(2 * (rounds + 1)):
         start = time.perf_counter()
         step(replica, repeat(at_hand) if number % 2 else batches, rate=0.0, weight_decay=5e-5, bn_momentum=0.05)
-        if number > 1:  # the first of each warms up
+        if number > 1:  # the first step of each kind warms up
             seconds[number % 2].append(time.perf_counter() - start)
     batches.close()
     return seconds
@@ -120,7 +120,7 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
 
 
 def memory(data: str) -> list[float]:
-    """MB of this process's own memory, at each tenth of an epoch of loading."""
+    """MB of this process's own memory at the start of each of ten epochs of loading."""
     images = Images(data, "train")
     stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
     batches = load_ahead(stream, ((step, 0, "scale_aspect") for step in range(10 * len(images) // BATCH)), threads=2)
@@ -142,8 +142,8 @@ def loading(name: str, folder: Path, data: Path) -> list[dict]:
     }
     rates = {function: [] for function in (ours, *peers.values())}
     for _ in range(ROUNDS):
-        for function, found in rates.items():
-            found.append(on_one_core(function, str(data if function is ours else folder)))
+        for function, measured in rates.items():
+            measured.append(on_one_core(function, str(data if function is ours else folder)))
     return [
         row(
             f"decode and augment, {name}",
@@ -165,19 +165,19 @@ def measure(folder: Path) -> list[dict]:
             seconds.append(photographs.pack(source, out, short_side, threads=os.cpu_count() or 1))
             start = time.perf_counter()
             shutil.copytree(source, folder / "copies" / str(number))
-            os.sync()  # as packing does
+            os.sync()  # as in packing
             copies.append(time.perf_counter() - start)
             shutil.rmtree(folder / "copies")
         rows.append(
             row(
                 f"packing, {name}",
-                [photographs.IMAGES / each for each in seconds],
-                [photographs.IMAGES / each for each in copies],
+                [photographs.IMAGES / second for second in seconds],
+                [photographs.IMAGES / second for second in copies],
                 "plain copy of the files",
                 f"images/s, {os.cpu_count()} threads",
             )
         )
-        # The peer reads the same JPEGs: those of the packed records, as files.
+        # The peer reads the same JPEGs as files: those of the packed records.
         files, images = folder / f"files{short_side}", Images(str(out), "train")
         for index in range(len(images)):
             label, encoded = images.packed[index]

@@ -1,4 +1,4 @@
-"""The images that the benchmarks load: JPEGs of the usual size of a photograph, as files and packed."""
+"""The images that the benchmarks load: JPEGs of a photograph's usual size, as files and packed."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ IMAGES = 512
 
 
 def write(folder: Path) -> Path:
-    """Writes the JPEGs in class folders: parts of scikit-learn's two photographs, hardly scaled. Returns `folder`."""
+    """Writes the JPEGs into class folders: crops of scikit-learn's two photographs, almost unscaled. Returns `folder`."""
     from sklearn.datasets import load_sample_images
 
     generator = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def write(folder: Path) -> Path:
 
 
 def pack(source: Path, out: Path, short_side: int, threads: int) -> float:
-    """Packs the folders of `source`; returns the seconds."""
+    """Packs the folders of `source`; returns the seconds that it took."""
     classes = [folder.name for folder in archives.folders(source)]
     images = [
         packing.Source(member.name, label, member)

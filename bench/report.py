@@ -1,4 +1,4 @@
-"""What the benchmarks report: rows of two numbers measured alternately in one run, their ratio, and its goal."""
+"""Reports of the benchmarks: rows of two numbers measured alternately in one run, their ratio, and its goal."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from repro.paper import figures
 from repro.paths import RESULTS, replacing, writable_folder
 from repro.records import code_version, now, package_versions, processor
 
-SECOND = "one second"  # in the place of a peer where a goal is in seconds; no ratio to draw
+SECOND = "one second"  # stands for the peer if a goal is in seconds; there is no ratio to draw
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a ratio shall be: at least (`sign` >=) or at most (<=) `bound`."""
+    """The goal of a ratio: at least (`sign` >=) or at most (<=) `bound`."""
 
     sign: str
     bound: float
@@ -27,7 +27,7 @@ class Goal:
 
 
 def row(name: str, ours: list[float], peer: list[float], peer_is: str, unit: str, goal: Goal | None = None) -> dict:
-    """Ours and a peer, measured alternately: medians, their ratio, whether it meets the goal, and each round's numbers."""
+    """A row for ours and a peer, measured alternately: medians, their ratio, whether it meets the goal, and every round."""
     ratio = median(ours) / median(peer)
     return {
         "name": name,
@@ -63,27 +63,27 @@ def publish(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -
     table = ratios(rows)
     figures.save(figures.ratios(table), table, results, f"bench-{name}")
     print(f"{'':40} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
-    for each in rows:
-        goal = f"{each['goal']['sign']} {each['goal']['bound']:g}" if each["goal"] else "-"
-        met = {True: "met", False: "missed", None: ""}[each["met"]]
+    for entry in rows:
+        goal = f"{entry['goal']['sign']} {entry['goal']['bound']:g}" if entry["goal"] else "-"
+        met = {True: "met", False: "missed", None: ""}[entry["met"]]
         print(
-            f"{each['name']:40} {each['ours']:9.4g} {each['peer']:9.4g} {each['ratio']:6.3g}  {goal:8} {met:7}"
-            f"{each['unit']}; against {each['peer_is']}"
+            f"{entry['name']:40} {entry['ours']:9.4g} {entry['peer']:9.4g} {entry['ratio']:6.3g}  {goal:8} {met:7}"
+            f"{entry['unit']}; against {entry['peer_is']}"
         )
 
 
 def ratios(rows: list[dict]) -> pd.DataFrame:
-    """What `figures.ratios` draws: the rows that have a goal and a peer, once per round."""
+    """The table that `figures.ratios` draws: the rows that have a goal and a peer, once per round."""
     drawn = []
-    for each in rows:
-        if not each["goal"] or each["peer_is"] == SECOND:
+    for entry in rows:
+        if not entry["goal"] or entry["peer_is"] == SECOND:
             continue
         shared = {
-            "label": f"{each['name']} / {each['peer_is']}",
-            "of_medians": each["ratio"],
-            **each["goal"],
-            "met": each["met"],
+            "label": f"{entry['name']} / {entry['peer_is']}",
+            "of_medians": entry["ratio"],
+            **entry["goal"],
+            "met": entry["met"],
         }
-        for number, (ours, peer) in enumerate(zip(each["rounds"]["ours"], each["rounds"]["peer"])):
+        for number, (ours, peer) in enumerate(zip(entry["rounds"]["ours"], entry["rounds"]["peer"])):
             drawn.append(shared | {"round": number, "ratio": ours / peer})
     return pd.DataFrame(drawn)

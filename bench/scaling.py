@@ -1,4 +1,4 @@
-"""What `make bench-scaling` does: probes on 1 and 2 ranks and over TCP, and how well the model predicts what it has not seen.
+"""Benchmarks of `make bench-scaling`: probes on 1 and 2 ranks and over TCP, and how well the model predicts held-back data.
 
 Writes results/bench/scaling.json (probes and checks) and prints the checks as a table.
 """
@@ -19,18 +19,18 @@ from repro.records import now
 from repro.scaling import steptime
 
 PATH = RESULTS / "bench" / "scaling.json"
-SUBJECTS = (  # small enough for many rounds; between them computing and communicating have very different shares
+SUBJECTS = (  # small enough for many rounds; the shares of computation and communication differ widely
     {"model": "resnet18", "size": 64, "images": [4, 12, 32], "precision": "fp32"},
     {"model": "resnet50", "size": 64, "images": [4, 8, 16], "precision": "fp32"},
     {"model": "resnet50", "size": 128, "images": [2, 4, 8], "reduction": "fast", "precision": "bf16"},
 )
 REAL = {"model": "resnet50", "images": [2, 4, 8], "reduction": "fast", "precision": "bf16"}  # at 224 pixels, with the loader
-MEGABITS = 500, 2000  # a second, on the wire between two namespaces
-SECONDS = 60.0  # a probe
+MEGABITS = 500, 2000  # per second, on the wire between two namespaces
+SECONDS = 60.0  # per probe
 
 
 def probed(parameters: dict, places: list[list[str]]) -> dict:
-    """A probe in processes of its own, one rank in each of `places` (a command that runs another; [] is here)."""
+    """Runs a probe in its own processes, one rank in each of `places` (a command that runs another one; []: this machine)."""
     flags = ["--seconds", str(SECONDS)]
     for name, value in parameters.items():
         flags += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
@@ -47,12 +47,12 @@ def probed(parameters: dict, places: list[list[str]]) -> dict:
         )
         if done.returncode:
             raise ReproError(f"a probe failed with status {done.returncode}: {done.stderr.strip()[-800:]}")
-        told = " ".join(Path(flag).name if "/" in flag else flag for flag in flags)  # without this machine's folders
-        return json.loads(out.read_text()) | {"command": f"mpiexec -n {len(places)} python -m repro probe {told}"}
+        shown = " ".join(Path(flag).name if "/" in flag else flag for flag in flags)  # without this machine's folders
+        return json.loads(out.read_text()) | {"command": f"mpiexec -n {len(places)} python -m repro probe {shown}"}
 
 
 def stand_in(folder: Path) -> str:
-    """Photographs in ImageNet's layout, packed; returns where."""
+    """Packs photographs in ImageNet's layout; returns the folder."""
     packed = folder / "imagenet-subset"
     for command in (
         [str(ROOT / "data_prep" / "stand_in.py"), "--out", str(folder / "archives")],
@@ -63,10 +63,10 @@ def stand_in(folder: Path) -> str:
 
 
 def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
-    """Predictions of steps and of the whole vector's allreduce that no fit has seen; probes of one network on two ranks.
+    """Checks predictions of steps and of the whole vector's allreduce, which no fit has used, for one network on two ranks.
 
-    `tcp` has those over a wire, by its rate. No fit sees a step, nor the allreduce of a step's vector; the checks whose names
-    say so leave out more.
+    `two` is the probe on this machine, `tcp` has those over a wire by its rate. No fit uses a step or the allreduce of a step's
+    vector; some checks, as their names say, leave out more.
     """
     subject = {"model": f"{two['model']}, {two['size']} px, {two['reduction']}, {two['precision']}"}
     counts = {row["images"] for row in two["rows"] if row["kind"] == "step"}
@@ -79,19 +79,19 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
     alone = replace(steptime.fit(known, ranks=1), spread=here.spread)
     rows += steptime.held_back(two["rows"], alone, "2 ranks, from computing on 1 rank alone")
     rows += _whole_vector(two, here, "allreduce of the step's vector, from smaller messages")
-    for megabits, there in tcp.items():
-        wire = steptime.fit(_without_vector(there))
+    for megabits, probe in tcp.items():
+        wire = steptime.fit(_without_vector(probe))
         rows += steptime.held_back(
-            there["rows"], wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart", there["buckets"]
+            probe["rows"], wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart", probe["buckets"]
         )
-        rows += _whole_vector(there, wire, f"allreduce by TCP at {megabits} Mbit/s, from smaller messages")
+        rows += _whole_vector(probe, wire, f"allreduce by TCP at {megabits} Mbit/s, from smaller messages")
         for other in set(tcp) - {megabits}:
-            link = steptime.fit(_without_vector(tcp[other])).link  # less that wire's share of it, and this one's instead
+            link = steptime.fit(_without_vector(tcp[other])).link  # with this wire's share in place of that wire's
             moved = replace(wire, link=replace(link, byte=link.byte + 8e-6 / megabits - 8e-6 / other))
             rows += steptime.held_back(
-                there["rows"], moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}", there["buckets"]
+                probe["rows"], moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}", probe["buckets"]
             )
-            rows += _whole_vector(there, moved, f"allreduce by TCP at {megabits} Mbit/s, link from {other}")
+            rows += _whole_vector(probe, moved, f"allreduce by TCP at {megabits} Mbit/s, link from {other}")
     return [subject | row for row in rows]
 
 
@@ -127,9 +127,9 @@ def main() -> None:
                 notes.append(f"no check by TCP at {megabits} Mbit/s: {error}")
                 print(notes[-1])
         probes += [two, *tcp.values()]
-        found = checks(two, tcp)
-        show(found)
-        rows += found
+        checked = checks(two, tcp)
+        show(checked)
+        rows += checked
     with tempfile.TemporaryDirectory() as folder:
         real = REAL | {"data": stand_in(Path(folder))}
         probes += [probed(real, [[]]), probed(real, [[], []])]

@@ -1,7 +1,7 @@
-"""What `make bench` measures: the training step against PyTorch's own data parallelism and against the machine.
+"""Benchmarks of `make bench`: the training step against PyTorch's own data parallelism and against the machine.
 
-Every variant runs in processes of its own, a few steps at a time and all alternately, for several rounds; a number is the ratio
-of two medians of one run. Writes results/bench/bench.json. For `make bench`, or one variant, or what takes a step's time, by
+Every variant runs in its own processes, a few steps at a time and all alternately, for several rounds; a number is the ratio
+of two medians of one run. Writes results/bench/bench.json. To measure one variant, or to profile a step:
 
     mpiexec -n 2 python -m bench.step ours
     python -m bench.step profile
@@ -37,26 +37,26 @@ from repro.overlap import average_for
 from repro.replica import Replica
 
 ROUNDS = 5
-RATE, WEIGHT_DECAY = 0.0, 5e-5  # the same few images for ever: at rate 0 the weights stay finite, and the work is the same
+RATE, WEIGHT_DECAY = 0.0, 5e-5  # the images are always the same: at rate 0 the weights stay finite, and the work is the same
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train, a few steps of it on some ranks of one thread each."""
+    """One way to train: a few steps on `ranks` ranks with one thread each."""
 
-    kind: str = "ours"  # ours; alone: as many processes that do not communicate; ddp: PyTorch's
+    kind: str = "ours"  # ours; alone: the same processes without communication; ddp: PyTorch's
     ranks: int = 2
     model: str = "resnet50"
     size: int = 224  # pixels per side
     images: int = 32  # per worker
     workers: int = 1  # per rank
-    steps: int = 2  # measured, after one that is not
+    steps: int = 2  # measured, after one warm-up step
     reduction: str = "exact"
     precision: str = "auto"
-    channels_last: bool = True  # of ddp; ours always
-    keep: bool = True  # freed memory is kept
+    channels_last: bool = True  # for ddp; always true for ours
+    keep: bool = True  # keep freed memory
     data: str = ""  # a packed data set, decoded ahead of the step; "": images at hand
-    megabits: int = 0  # per second, by TCP between two network namespaces, one rank in each; 0: both here
+    megabits: int = 0  # per second, over TCP between two network namespaces, one rank in each; 0: both here
 
 
 STEP = {
@@ -81,7 +81,7 @@ VARIANTS = MEMORY | DIGITS | STEP | WIRE
 
 
 def measure(variant: Variant) -> dict:
-    """Median seconds of a step, peak memory in MB and the floating-point operations per second of a large matrix product."""
+    """Median seconds per step, peak memory in MB, and FLOP/s of a large matrix product."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if variant.keep:
@@ -131,12 +131,12 @@ def _ours(variant: Variant, everyone):
 
 
 def _ddp(variant: Variant, world):
-    """As torchvision's reference trains: cross-entropy, SGD with momentum, DistributedDataParallel (here over gloo)."""
+    """As in torchvision's reference training: cross-entropy, SGD with momentum, DistributedDataParallel (here over gloo)."""
     from torch import distributed
     from torchvision.models import resnet50
 
     host = f"{two_nodes.NETWORK}.1" if variant.megabits else "127.0.0.1"
-    with socket.create_server(("", 0)) as free:  # this port is free a moment later, too
+    with socket.create_server(("", 0)) as free:  # this port is still free a moment later
         port = world.broadcast(free.getsockname()[1])
     distributed.init_process_group("gloo", init_method=f"tcp://{host}:{port}", rank=world.rank, world_size=world.size)
     small = variant.model == "resnet11"
@@ -177,27 +177,27 @@ def _product(everyone, variant: Variant, side: int = 2048) -> float:
     return sum(everyone.gather(2 * side**3 / median(seconds[1:])))
 
 
-# --- What takes a step's time ------------------------------------------------------------------------------------------------
+# --- Profile of a step --------------------------------------------------------------------------------------------------------
 
 
 def profile(steps: int = 3) -> list[dict]:
-    """Milliseconds and share of each kind of operation in a step of one rank alone, by torch's profiler; largest first."""
+    """Milliseconds and share of each operation in a step of one rank alone, from torch's profiler; largest first."""
     torch.set_num_threads(1)
     keep_freed()
     step = _ours(VARIANTS["ours, 1 rank"], comm.Alone())
     kinds = [torch.profiler.ProfilerActivity.CPU]
-    for _ in range(2):  # what the profiler itself needs is taken from the system in the first
+    for _ in range(2):  # in the first the profiler allocates its own memory
         step()
         with torch.profiler.profile(activities=kinds) as profiler:
             for _ in range(steps):
                 step()
     rows = [
         {
-            "operation": each.key.removeprefix("aten::"),
-            "ms": each.self_cpu_time_total / 1000 / steps,
-            "calls": each.count / steps,
+            "operation": event.key.removeprefix("aten::"),
+            "ms": event.self_cpu_time_total / 1000 / steps,
+            "calls": event.count / steps,
         }
-        for each in profiler.key_averages()
+        for event in profiler.key_averages()
     ]
     total = sum(row["ms"] for row in rows)
     return sorted((row | {"share": row["ms"] / total} for row in rows), key=lambda row: -row["ms"])
@@ -207,7 +207,7 @@ def profile(steps: int = 3) -> list[dict]:
 
 
 def run(name: str, data: Path) -> dict:
-    """What a variant measures, in processes of its own."""
+    """Runs a variant in its own processes and returns its measurements."""
     variant = VARIANTS[name]
     here, environment = [sys.executable, "-m", "bench.step", name, str(data)], dict(os.environ)
     with ExitStack() as stack:
@@ -216,48 +216,48 @@ def run(name: str, data: Path) -> dict:
             first, second = stack.enter_context(two_nodes.connected(variant.megabits))
             command = [engines.find_mpiexec(), "-n", "1", *first, *here, ":", "-n", "1", *second, *here]
             environment |= two_nodes.MPICH_BY_TCP | {"GLOO_SOCKET_IFNAME": two_nodes.DEVICE}
-        said = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
-    if said.returncode:
-        raise ReproError(f"{' '.join(command)} failed: {said.stderr.strip()}")
-    return json.loads(said.stdout.splitlines()[-1])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
+    if done.returncode:
+        raise ReproError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def rounds(names, data: Path) -> dict[str, list[dict]]:
-    """What each variant measures in every round; those over a wire only where this machine has one."""
-    found = {name: [] for name in names}
+    """The measurements of each variant in every round; those over a wire only if this machine supports it."""
+    measured = {name: [] for name in names}
     for number in range(ROUNDS):
-        for name in list(found):
-            if number and name in MEMORY:  # memory does not vary
+        for name in list(measured):
+            if number and name in MEMORY:  # memory does not vary between rounds
                 continue
             print(f"round {number + 1} of {ROUNDS}: {name}", flush=True)
             try:
-                found[name].append(run(name, data))
+                measured[name].append(run(name, data))
             except two_nodes.NoNamespaces as error:
                 print(f"not measured: {error}")
-                del found[name]
-    return found
+                del measured[name]
+    return measured
 
 
 def operations(model: str = "resnet50", size: int = 224) -> int:
-    """Floating-point operations of training on one image: convolutions and the classifier, forward and backward."""
+    """Floating-point operations to train on one image: convolutions and the classifier, forward and backward."""
     network = build(model, 1000)
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, size, size)).sum().backward()
     return counter.get_total_flops() // 2
 
 
-def rows_of(found: dict[str, list[dict]]) -> list[dict]:
-    """The rows: each number beside its peer, from the same rounds."""
+def rows_of(measured: dict[str, list[dict]]) -> list[dict]:
+    """The rows of the report: each number beside its peer, from the same rounds."""
 
     def seconds(name):
-        return [each["seconds"] for each in found[name]]
+        return [entry["seconds"] for entry in measured[name]]
 
     def images(name):
         variant = VARIANTS[name]
-        return [variant.ranks * variant.workers * variant.images / each for each in seconds(name)]
+        return [variant.ranks * variant.workers * variant.images / duration for duration in seconds(name)]
 
     def peak(name):
-        return [each["peak"] for each in found[name]]
+        return [entry["peak"] for entry in measured[name]]
 
     against = {
         "DDP as torchvision trains": Goal(">=", 4.0),
@@ -270,8 +270,8 @@ def rows_of(found: dict[str, list[dict]]) -> list[dict]:
     rows += [
         row(
             "training, data and averaging included",
-            [each * work / 1e9 for each in images(loaded)],
-            [each["product"] / 1e9 for each in found[loaded]],
+            [rate * work / 1e9 for rate in images(loaded)],
+            [entry["product"] / 1e9 for entry in measured[loaded]],
             "matrix product of 2048 x 2048 on both ranks, same precision",
             f"GFLOP/s, at {work / 1e9:.1f} GFLOP per image",
             Goal(">=", 0.75),
@@ -279,7 +279,7 @@ def rows_of(found: dict[str, list[dict]]) -> list[dict]:
         row(
             "weak scaling, 1 to 2 ranks",
             images("ours"),
-            [2 * each for each in images("ours, 1 rank")],
+            [2 * rate for rate in images("ours, 1 rank")],
             "twice one rank alone",
             unit,
             Goal(">=", 0.96),
@@ -308,14 +308,14 @@ def rows_of(found: dict[str, list[dict]]) -> list[dict]:
         ),
         row(
             "digits network",
-            [1 / each for each in seconds("digits")],
-            [1 / each for each in seconds("digits, DDP")],
+            [1 / duration for duration in seconds("digits")],
+            [1 / duration for duration in seconds("digits, DDP")],
             "DDP (gloo), fp32",
             "steps/s, 2 ranks x 32 images",
             Goal(">=", 1.5),
         ),
     ]
-    if found.keys() >= WIRE.keys():
+    if measured.keys() >= WIRE.keys():
         wire, peer = "step between two nodes, TCP at 0.5 Gbit/s", "DDP, bf16, channels_last and memory kept"
         for reduction in ("exact", "fast"):
             rows.append(row(f"{wire}, {reduction}", seconds(f"{reduction} by TCP"), seconds("DDP by TCP"), peer, "s"))
@@ -323,7 +323,7 @@ def rows_of(found: dict[str, list[dict]]) -> list[dict]:
 
 
 def starting() -> list[dict]:
-    """Seconds until `import repro` is done, and until two engines are ready: no peer, the goal is in seconds."""
+    """Seconds for `import repro`, and until two engines are ready: there is no peer, the goal is in seconds."""
     code = "import time; start = time.perf_counter(); import repro; print(time.perf_counter() - start)"
     imports = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -344,24 +344,24 @@ def starting() -> list[dict]:
 def main() -> None:
     if sys.argv[1:] == ["profile"]:
         rows = profile()
-        for each in rows[:12]:
-            print(f"{each['operation']:45} {each['ms']:8.1f} ms {100 * each['share']:5.1f}% {each['calls']:6.0f} calls")
+        for entry in rows[:12]:
+            print(f"{entry['operation']:45} {entry['ms']:8.1f} ms {100 * entry['share']:5.1f}% {entry['calls']:6.0f} calls")
         save("profile", rows, {"command": "python -m bench.step profile", "variant": asdict(VARIANTS["ours, 1 rank"])})
         return
     if len(sys.argv) > 1:
         name, data = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else ""
         variant = VARIANTS[choose("variant", name, VARIANTS)]
-        said = measure(replace(variant, data=data if variant.data else ""))
+        result = measure(replace(variant, data=data if variant.data else ""))
         if comm.world().rank == 0:
-            print(json.dumps(said))
+            print(json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "photographs"
         photographs.pack(photographs.write(Path(folder) / "jpegs"), packed, short_side=256, threads=os.cpu_count() or 1)
-        found = rounds(VARIANTS, packed)
+        measured = rounds(VARIANTS, packed)
     variants = {name: asdict(each) for name, each in VARIANTS.items()}
-    facts = {"command": "make bench", "rounds": ROUNDS, "variants": variants, "measured": found}
-    publish("bench", rows_of(found) + starting(), facts)
+    facts = {"command": "make bench", "rounds": ROUNDS, "variants": variants, "measured": measured}
+    publish("bench", rows_of(measured) + starting(), facts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Two network namespaces on one Linux machine with a wire of a known rate between them: to MPI, two nodes. Needs root.
+"""Two network namespaces on one Linux machine, joined by a wire with a known rate: two nodes to MPI. Needs root.
 
-Nothing but TCP leads from one to the other, so what MPI sends crosses the kernel's network stack and waits for the rate.
+TCP is the only way from one to the other, so MPI's messages cross the kernel's network stack and are limited to that rate.
 """
 
 import os
@@ -12,21 +12,21 @@ import psutil
 
 from repro import ReproError
 
-DEVICE = "repro0"  # the name of the wire's end, the same in both
-NETWORK = "10.77.0"  # the first has address 1, the other 2
-# MPICH 5: no shared memory between ranks; over libfabric's TCP, through that device.
+DEVICE = "repro0"  # the name of the wire's end, the same in both namespaces
+NETWORK = "10.77.0"  # the first namespace has address 1, the second 2
+# MPICH 5: no shared memory between ranks, only libfabric's TCP through that device.
 MPICH_BY_TCP = {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": DEVICE}
 
 
 class NoNamespaces(ReproError):
-    """This machine does not let us make network namespaces."""
+    """This machine does not allow network namespaces to be created."""
 
 
 @contextmanager
 def connected(megabits: int):
-    """Yields, for each of the two, the command that runs another one inside it; raises NoNamespaces. Removes both after.
+    """Yields, per namespace, the command that runs another one inside it; raises NoNamespaces. Removes both afterwards.
 
-    `megabits` a second go through the wire, each way (a token bucket; the kernels seen had no netem, so no added latency).
+    The wire's rate is `megabits` per second each way (a token bucket; the kernels tried had no netem, so no added latency).
     """
     names = [f"repro-{os.getpid()}-{end}" for end in "ab"]
     _remove_orphans()
@@ -64,7 +64,7 @@ def connected(megabits: int):
 
 
 def _remove_orphans() -> None:
-    """Removes what a process that was killed could not."""
+    """Removes namespaces left behind by killed processes."""
     for line in _ip("netns", "list").splitlines():
         name = line.split()[0]
         owner = name.removeprefix("repro-").removesuffix("-a").removesuffix("-b")

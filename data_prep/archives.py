@@ -1,7 +1,7 @@
 """Tar archives and folders as lists of members that are read in place: nothing is ever extracted.
 
-A member says where in which plain file its bytes are. As the member of a tar can itself be indexed as a tar, an archive
-of archives is read through its outer file. What is not a regular file with an expected, relative name is an error.
+A member records in which plain file its bytes are, and where. A member of a tar can itself be indexed as a tar, so an
+archive of archives is read through its outer file. Anything but a regular file with an expected, relative name is an error.
 """
 
 import gzip
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from repro import ReproError
 
-MOST_MEMBERS = 3_000_000  # of one archive; the largest known here, Places365, has 1.8 million
-LARGEST = 1 << 28  # bytes of a member that is read as a whole
+MOST_MEMBERS = 3_000_000  # of one archive; the largest supported one, Places365, has 1.8 million
+LARGEST = 1 << 28  # bytes of a member that is read at once
 LARGEST_UNPACKED = 1 << 26  # bytes of a compressed archive; ImageNet's development kit unpacks to a few million
 LONGEST_HEADER = 1 << 16
 AGAIN = "compare its size and checksum with its source's, and fetch it again"
@@ -26,7 +26,7 @@ WRONG = "this is not the archive that it should be, fetch it from its source"
 
 
 class ArchiveError(ReproError):
-    """An archive or folder is damaged, is something else, or holds what it should not."""
+    """An archive or folder is damaged, is something else, or contains something unexpected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,19 @@ class Member:
     def of(cls, path: Path | str) -> "Member":
         """A plain file; raises ArchiveError if there is none."""
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except OSError as error:
             raise ArchiveError(f"{path} cannot be read ({error.strerror})") from error
-        if not stat.S_ISREG(found.st_mode):
-            raise ArchiveError(f"{path} is {_kind(found.st_mode)}, where a plain file is expected")
-        return cls(os.path.basename(path), str(path), 0, found.st_size)
+        if not stat.S_ISREG(status.st_mode):
+            raise ArchiveError(f"{path} is {_kind(status.st_mode)}, where a plain file is expected")
+        return cls(os.path.basename(path), str(path), 0, status.st_size)
 
     @property
     def place(self) -> str:
         return f"{self.file}, member {self.name}" if self.offset else self.file
 
     def read(self) -> bytes:
-        """All bytes; raises ArchiveError if they are not there, or too many to be one image or one list."""
+        """All bytes; raises ArchiveError if some are missing, or if there are too many for one image or one list."""
         if self.size > LARGEST:
             raise ArchiveError(f"{self.place} has {self.size:,} bytes, more than {LARGEST:,}: {AGAIN}")
         with self.opened() as read_at:
@@ -65,9 +65,9 @@ class Member:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[int, int], bytes]]:
-        """Yields `read_at(offset, size)`, which gives at most the bytes of this member."""
+        """Yields `read_at(offset, size)`, which never reads beyond this member."""
         try:
-            # Without O_NONBLOCK, to open a pipe would wait for its writer.
+            # Without O_NONBLOCK, opening a pipe would wait for its writer.
             descriptor = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise ArchiveError(f"{self.place} cannot be read ({error.strerror})") from error
@@ -89,7 +89,7 @@ class Member:
 
 
 def find(folder: Path, *places: str) -> Path:
-    """The first of several archives or folders that is there; says which, as to index it can take minutes."""
+    """The first of several archives or folders that exists; prints which one, because indexing it can take minutes."""
     for place in places:
         if (folder / place).exists():
             print(f"reading {folder / place}", flush=True)
@@ -98,7 +98,7 @@ def find(folder: Path, *places: str) -> Path:
 
 
 def files(folder: Path | str, pattern: str = ".*") -> list[Member]:
-    """The files of a folder, sorted by name; hidden ones are ignored. All else than files that match is an error."""
+    """The files of a folder, sorted by name; hidden ones are ignored. Anything but files that match is an error."""
     return [
         Member(entry.name, entry.path, 0, _stat(entry).st_size)
         for entry in _entries(folder, stat.S_ISREG, "an image file", pattern)
@@ -106,7 +106,7 @@ def files(folder: Path | str, pattern: str = ".*") -> list[Member]:
 
 
 def folders(folder: Path | str, pattern: str = ".*") -> list[Path]:
-    """The folders in a folder, sorted by name; hidden ones are ignored. All else than these is an error."""
+    """The folders in a folder, sorted by name; hidden ones are ignored. Anything but folders that match is an error."""
     return [Path(entry.path) for entry in _entries(folder, stat.S_ISDIR, "a folder", pattern)]
 
 
@@ -133,17 +133,17 @@ def _stat(entry: os.DirEntry) -> os.stat_result:
 
 
 def _kind(mode: int) -> str:
-    return "a folder" if stat.S_ISDIR(mode) else "a plain file" if stat.S_ISREG(mode) else "no plain file"
+    return "a folder" if stat.S_ISDIR(mode) else "a plain file" if stat.S_ISREG(mode) else "not a plain file"
 
 
 # --- Archives --------------------------------------------------------------------------------------------------------
 
 
 def index(tar: Member, pattern: str) -> list[Member]:
-    """The members of a plain tar, in its order; folders in it are passed over.
+    """The members of a plain tar, in its order; folders in it are skipped.
 
-    Raises ArchiveError if any member's name does not match `pattern` or leaves the archive, if it is a link, a device
-    or there twice, or if the archive is cut short or no tar at all.
+    Raises ArchiveError if any member's name does not match `pattern` or leads out of the archive, if it is a link or a
+    device or appears twice, or if the archive is cut short or not a tar.
     """
     inside = f"{tar.name}/" if tar.offset else ""
     with tar.opened() as read_at:
@@ -169,7 +169,7 @@ def unpacked(file: Path | str, pattern: str) -> dict[str, bytes]:
 
 
 class _Headers:
-    """What tarfile needs of a file. It asks for headers only, so a long answer is one that a damaged size asks for."""
+    """The part of a file that tarfile needs. It reads only headers, so a long read means that a size is damaged."""
 
     def __init__(self, read_at: Callable[[int, int], bytes]):
         self.read_at, self.position = read_at, 0
@@ -210,11 +210,11 @@ def _scan(read_at: Callable[[int, int], bytes], size: int, place: str, pattern: 
                     raise ArchiveError(f"{place} has two members {name}: {AGAIN}")
                 names.add(name)
                 yield name, entry.offset_data, entry.size
-            # Where a header is damaged or the file ends, tarfile stops as if the archive did.
+            # At a damaged header or the end of the file, tarfile stops as at the end of the archive.
             end = read_at(tar.offset, tarfile.BLOCKSIZE)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         what = _looks_like(read_at(0, 512)) or error
-        raise ArchiveError(f"{place} is no whole tar archive ({what}): {AGAIN}") from error
+        raise ArchiveError(f"{place} is not a complete tar archive ({what}): {AGAIN}") from error
     if end != bytes(tarfile.BLOCKSIZE):
         raise ArchiveError(
             f"{place} is {'damaged' if len(end) == tarfile.BLOCKSIZE else 'cut short'} after {len(names):,} members: {AGAIN}"
@@ -235,7 +235,7 @@ def _checked(entry: tarfile.TarInfo, place: str, pattern: str) -> str:
             if entry.isdev()
             else f"of the unexpected type {entry.type!r}"
         )
-        raise ArchiveError(f"{place}: member {name} is {kind}, no plain file: {WRONG}")
+        raise ArchiveError(f"{place}: member {name} is {kind}, not a plain file: {WRONG}")
     if entry.size < 0:
         raise ArchiveError(f"{place}: member {name} has the size {entry.size}: {AGAIN}")
     if not re.fullmatch(pattern, name):
@@ -250,7 +250,7 @@ def _check_name(name: str, place: str) -> str:
 
 
 def _looks_like(start: bytes) -> str:
-    """What the first bytes of a file that is not what it should be tell about it."""
+    """What a file seems to be, from its first bytes; "" if they do not tell."""
     if not start:
         return "it is empty"
     if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):

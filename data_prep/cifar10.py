@@ -1,4 +1,4 @@
-"""Packs CIFAR-10 (50,000 training and 10,000 test images, 32 x 32), downloaded by torchvision; this needs a network.
+"""Packs CIFAR-10 (50,000 training and 10,000 test images, 32 x 32), downloaded by torchvision; needs a network connection.
 
 python data_prep/cifar10.py [--out data/cifar10] [--source FOLDER]
 """
@@ -15,7 +15,7 @@ PREPROCESSING = packed.Preprocessing(size=28, short_side=32, mean=(114, 123, 125
 
 
 def pack(dataset, out: Path, split: str) -> dict:
-    """Packs a torchvision data set of (Pillow image, label) with `classes` as PNG, which loses nothing."""
+    """Packs a torchvision data set of (Pillow image, label) with `classes` as PNG, which is lossless."""
 
     def items(start):
         for index in range(start, len(dataset)):
@@ -36,10 +36,10 @@ def main() -> int:
         "--source",
         type=Path,
         default=DATA / "downloads",
-        help="folder with cifar-10-python.tar.gz, or to download it to (default: %(default)s)",
+        help="folder that has cifar-10-python.tar.gz, or to download it into (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    from torchvision.datasets import CIFAR10  # seconds to import: not before the arguments are known to be good
+    from torchvision.datasets import CIFAR10  # takes seconds to import: only once the arguments are valid
 
     for split in ("train", "test"):
         try:

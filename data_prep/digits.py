@@ -1,9 +1,9 @@
 """Packs the default data set: scikit-learn's 1,797 real handwritten digits, made hard enough to tell models apart.
 
-As they come, 8 x 8 pixels, they are too easy: any network reads nearly all of them. Here each is drawn 10 x 10 with a
-small random scale, rotation and shift and Gaussian noise. Training images come from 900 originals (900 images), test
-images from the other 897 (4,000), so that no original is on both sides. The random numbers are fixed: every machine
-packs the same pixels.
+The originals, 8 x 8 pixels, are too easy: any network reads nearly all of them. Here each is drawn at 10 x 10 with a
+small random scale, rotation and shift, and Gaussian noise. The 900 training images come from 900 originals, the 4,000 test
+images from the other 897, so that no original is on both sides. The random numbers are fixed: every machine packs the
+same pixels.
 
     python data_prep/digits.py [--out data/digits]
 """
@@ -21,7 +21,7 @@ from repro.paths import DATA
 
 SIDE = 10  # stored; the network sees 8 x 8 of it
 PREPROCESSING = packed.Preprocessing(size=8, short_side=SIDE, mean=(86,), scale=(1 / 90,), mirror=False, smallest_area=0.95)
-NOISE = 0.3  # standard deviation, of a full scale of 1
+NOISE = 0.3  # standard deviation, on a scale from 0 to 1
 SPLITS = {"train": (slice(0, 900), 900), "test": (slice(900, None), 4000)}  # originals, images drawn
 
 
@@ -29,7 +29,7 @@ def draw(digit: np.ndarray, generator: np.random.Generator) -> bytes:
     """A PNG of one original (8 x 8, 0 to 16), distorted."""
     scale, angle = generator.uniform(0.85, 1.15), np.deg2rad(generator.uniform(-15, 15))
     shift = generator.uniform(-0.6, 0.6, size=2)
-    # The inverse map, from a stored pixel to a place in the original, both measured from their centres.
+    # The inverse map, from a stored pixel to a position in the original, both measured from their centres.
     zoom = 8 / SIDE / scale
     cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
     middle = SIDE / 2
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DATA / "digits", help="folder (default: %(default)s)")
     out = parser.parse_args().out
     digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))  # the file's order follows its writers
+    order = np.random.default_rng(0).permutation(len(digits.target))  # the file is ordered by the people who wrote the digits
     for split, (originals, count) in SPLITS.items():
         chosen = order[originals]
         generator = np.random.default_rng([1, len(chosen)])

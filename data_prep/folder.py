@@ -2,8 +2,8 @@
 
     python data_prep/folder.py --train FOLDER [--test FOLDER] --out data/NAME
 
-Without test images a share of the training images is set apart, chosen by a hash of class and file name: the same
-images on every machine, and none changes sides when others are added.
+Without test images, a share of the training images is set aside, chosen by a hash of class and file name: the same
+images on every machine, and no image changes sides when others are added.
 """
 
 import argparse
@@ -26,17 +26,17 @@ def prepare(train: Path, test: Path | None, test_share: float, out: Path | None,
     out = out or DATA / (train.parent.name if train.name == "train" else train.name)
     packing.check_name(out, "folder")
     if not 0 < test_share < 1:
-        raise ReproError(f"--test-share is {test_share}: it must be between 0 and 1, as 0.1")
+        raise ReproError(f"--test-share is {test_share}: it must be between 0 and 1, such as 0.1")
     classes = [folder.name for folder in archives.folders(train)]
     if len(classes) < 2:
-        raise ReproError(f"{train} has {len(classes)} class folders: it must have two at least")
+        raise ReproError(f"{train} has {len(classes)} class folders: it must have at least two")
     images = sources(train, classes)
     if test:
-        found = [folder.name for folder in archives.folders(test)]
-        if unknown := sorted(set(found) - set(classes)):
+        test_classes = [folder.name for folder in archives.folders(test)]
+        if unknown := sorted(set(test_classes) - set(classes)):
             raise ReproError(
-                f"{test} has the class {unknown[0]} ({len(unknown)} such), which {train} has not "
-                f"({compare_labels(classes, found)})"
+                f"{test} has the class {unknown[0]} ({len(unknown)} such), which {train} does not have "
+                f"({compare_labels(classes, test_classes)})"
             )
         splits = {"train": images, "test": sources(test, classes)}
     else:
@@ -59,19 +59,23 @@ def sources(folder: Path, classes: list[str]) -> list[Source]:
 
 
 def _hash(name: str) -> float:
-    """Evenly between 0 and 1."""
+    """A number between 0 and 1, evenly distributed over names."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--train", type=Path, required=True, metavar="FOLDER", help="training images, a folder a class")
-    parser.add_argument("--test", type=Path, metavar="FOLDER", help="test images, of these classes (default: a share)")
-    parser.add_argument("--test-share", type=float, default=0.1, help="without --test (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="its name is the data set's (default: data/ and the images' folder)")
+    parser.add_argument("--train", type=Path, required=True, metavar="FOLDER", help="training images, one folder per class")
+    parser.add_argument(
+        "--test", type=Path, metavar="FOLDER", help="test images of the same classes (default: a share of the training images)"
+    )
+    parser.add_argument("--test-share", type=float, default=0.1, help="share to test on without --test (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, help="folder, which names the data set (default: data/ and the name of the images' folder)"
+    )
     parser.add_argument("--size", type=int, default=224, help="pixels per side that a network sees (default: %(default)s)")
     parser.add_argument(
-        "--no-mirror", dest="mirror", action="store_false", help="a mirrored image is no example, as of letters"
+        "--no-mirror", dest="mirror", action="store_false", help="do not mirror images when training, for example letters"
     )
     packing.options(parser)
     return packing.run(prepare, parser, arguments)

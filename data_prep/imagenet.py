@@ -1,11 +1,12 @@
-"""Packs ImageNet-1K (ILSVRC2012) from its original archives, an extracted tree, or Kaggle's layout, extracting nothing.
+"""Packs ImageNet-1K (ILSVRC2012) from its original archives, an extracted tree, or Kaggle's layout; nothing is extracted.
 
     python data_prep/imagenet.py --source FOLDER [--out data/imagenet]
 
 FOLDER holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or train/SYNSET/*.JPEG and val/*.JPEG (or
 val/SYNSET/*.JPEG), or ILSVRC/Data/CLS-LOC/ with the same two folders. Classes are numbered in the order of their sorted
 synsets. The validation images' labels come from the development kit (ILSVRC2012_devkit_t12, archive or folder), from
-Kaggle's LOC_val_solution.csv, from the folders val/SYNSET, or from --validation-labels; what is there must agree.
+Kaggle's LOC_val_solution.csv, from the folders val/SYNSET, or from --validation-labels. If there are several sources,
+they must agree.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def prepare(source: Path, out: Path | None, validation_labels: Path | None, subs
 
 
 def training_images(path: Path) -> dict[str, list[Member]]:
-    """Members by synset, of the archive of archives or of a folder of folders."""
+    """Members by synset, from the archive of archives or a folder of folders."""
     places: list[Path] | list[Member]
     members: Callable[..., list[Member]]
     if path.is_dir():
@@ -77,7 +78,7 @@ def training_images(path: Path) -> dict[str, list[Member]]:
 
 
 def validation_images(path: Path) -> tuple[dict[str, Member], dict[str, str] | None]:
-    """Members by name, and the synsets of the folders that they are in, if they are."""
+    """Members by name, and the synsets of their folders, if they are in folders."""
     if not path.is_dir():
         return {_base(member): member for member in archives.index(Member.of(path), IMAGE)}, None
     if not any(entry.is_dir() and entry.name[0] != "." for entry in path.iterdir()):
@@ -86,7 +87,7 @@ def validation_images(path: Path) -> tuple[dict[str, Member], dict[str, str] | N
     for folder in archives.folders(path, SYNSET):
         for member in archives.files(folder, IMAGE):
             if member.name in images:
-                raise ReproError(f"{member.name} is there twice: {images[member.name].place} and {member.place}")
+                raise ReproError(f"{member.name} exists twice: {images[member.name].place} and {member.place}")
             images[member.name], synsets[member.name] = member, folder.name
     return images, synsets
 
@@ -100,15 +101,15 @@ def _base(member: Member) -> str:
 
 @dataclass(frozen=True)
 class Kit:
-    """What the development kit says. Its numbers (ILSVRC2012_ID, from 1) are in no order of the synsets."""
+    """The contents of the development kit. Its numbers (ILSVRC2012_ID, from 1) do not follow any order of the synsets."""
 
     synsets: dict[int, str]  # of the classes; meta.mat also has the nodes above them
     images: dict[str, int]  # training images of each class
-    truth: list[str]  # the file of the validation images' numbers, line by line
+    truth: list[str]  # the lines of the file with the validation images' class numbers
 
 
 def read_kit(source: Path) -> Kit | None:
-    """The development kit, if its archive or folder is there."""
+    """The development kit, or None if neither its archive nor its folder exists."""
     if (source / f"{KIT}.tar.gz").exists():
         place = source / f"{KIT}.tar.gz"
         contents = archives.unpacked(place, f"{re.escape(META)}|{re.escape(TRUTH)}")
@@ -127,7 +128,7 @@ def read_kit(source: Path) -> Kit | None:
             for row in rows
             if not row["num_children"].item()
         ]
-    except Exception as error:  # loadmat raises all kinds for damaged bytes
+    except Exception as error:  # loadmat raises all kinds of errors for damaged bytes
         raise ReproError(f"{place}: {META} cannot be read ({error}): {archives.AGAIN}") from error
     return Kit(
         {number: synset for number, synset, _ in classes},
@@ -142,26 +143,26 @@ def read_kit(source: Path) -> Kit | None:
 def validation_synsets(
     source: Path, names: list[str], folders: dict[str, str] | None, kit: Kit | None, file: Path | None, classes: list[str]
 ) -> dict[str, str]:
-    """The synset of each image, from all that is there, which must agree."""
-    found = {"the folders": folders} if folders else {}
+    """The synset of each image, from all available sources of labels, which must agree."""
+    labels = {"the folders": folders} if folders else {}
     if kit:
-        found["the development kit"] = _by_kit(kit, kit.truth, names, "the development kit's ground truth")
+        labels["the development kit"] = _by_kit(kit, kit.truth, names, "the development kit's ground truth")
     for path in filter(None, (file, source / "LOC_val_solution.csv")):
         if path == file or path.exists():
-            found[str(path)] = read_labels(path, names, kit, classes)
-    if not found:
+            labels[str(path)] = read_labels(path, names, kit, classes)
+    if not labels:
         raise ReproError(
-            f"nothing says what the validation images show: put {KIT}.tar.gz or LOC_val_solution.csv into "
-            f"{source}, or give --validation-labels"
+            f"there are no labels for the validation images: put {KIT}.tar.gz or LOC_val_solution.csv into "
+            f"{source}, or use --validation-labels"
         )
-    first, *others = found
+    first, *others = labels
     for other in others:
-        if difference := compare(found[first], found[other], classes):
+        if difference := compare(labels[first], labels[other], classes):
             raise ReproError(f"the labels of {other} are not those of {first}: {difference}. Remove the wrong one")
-    for name, synset in found[first].items():
+    for name, synset in labels[first].items():
         if synset not in classes:
-            raise ReproError(f"{name} is of class {synset} by {first}, but no training image is")
-    return found[first]
+            raise ReproError(f"{name} is of class {synset} according to {first}, but no training image is")
+    return labels[first]
 
 
 def compare(expected: dict[str, str], found: dict[str, str], classes: list[str]) -> str:
@@ -170,15 +171,15 @@ def compare(expected: dict[str, str], found: dict[str, str], classes: list[str])
     if not differing:
         return ""
     name = differing[0]
-    said = f"{len(differing):,} of {len(expected):,} differ, the first is {name} ({found[name]} instead of {expected[name]})"
+    summary = f"{len(differing):,} of {len(expected):,} differ, the first is {name} ({found[name]} instead of {expected[name]})"
     pairs = sorted({(expected[name], found[name]) for name in expected})
     if len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs}):
-        return f"{said}; {compare_labels([one for one, _ in pairs], [other for _, other in pairs])}"
-    return said
+        return f"{summary}; {compare_labels([one for one, _ in pairs], [other for _, other in pairs])}"
+    return summary
 
 
 def read_labels(path: Path, names: list[str], kit: Kit | None, classes: list[str]) -> dict[str, str]:
-    """Synsets from a list: file and synset, file and number, a synset a line in the files' order, or Kaggle's table."""
+    """Synsets from a list: file and synset, file and number, one synset per line in the order of files, or Kaggle's table."""
     lines = [line.replace(",", " ").split() for line in Member.of(path).read().decode(errors="replace").splitlines()]
     lines = [line for line in lines if line]
     if lines and lines[0][0] == "ImageId":  # Kaggle's: file, then synset and four corners for each object
@@ -187,8 +188,8 @@ def read_labels(path: Path, names: list[str], kit: Kit | None, classes: list[str
     wrong = next((line for line in lines if len(line) != width or width > 2), [])
     if wrong or not lines:
         raise ReproError(
-            f"{path} has the line {' '.join(wrong)[:80]!r}: expected are lines of "
-            f"file and synset, of file and number, or of one synset, or Kaggle's LOC_val_solution.csv"
+            f"{path} has the line {' '.join(wrong)[:80]!r}: the list must have lines of "
+            f"file and synset, of file and number, or of one synset, or be Kaggle's LOC_val_solution.csv"
         )
     values = [line[-1] for line in lines]
     if width == 1:
@@ -196,9 +197,9 @@ def read_labels(path: Path, names: list[str], kit: Kit | None, classes: list[str
             return _paired(names, values, str(path))
         if kit is None:
             raise ReproError(
-                f"{path} has numbers alone, as the development kit does. Those are in the kit's own order "
-                f"of classes, not in that of the sorted synsets: put {KIT}.tar.gz beside the images, "
-                f"which tells the two apart"
+                f"{path} has only numbers, as in the development kit. Those follow the kit's own order of "
+                f"classes, not that of the sorted synsets: put {KIT}.tar.gz beside the images, which maps one "
+                f"to the other"
             )
         return _by_kit(kit, values, names, str(path))
     files = [f"{Path(line[0]).name.removesuffix('.JPEG')}.JPEG" for line in lines]
@@ -223,39 +224,39 @@ def _paired(names: list[str], values: list[str], place: str) -> dict[str, str]:
     for number, name in enumerate(names, 1):
         if name != f"ILSVRC2012_val_{number:08d}.JPEG":
             raise ReproError(
-                f"validation image number {number} is missing, {name} comes next: {place} goes by the "
-                f"images' numbers, so complete them"
+                f"validation image number {number} is missing, {name} comes next: {place} relies on the "
+                f"images' numbers, so complete the images"
             )
     if len(values) != len(names):
         raise ReproError(
             f"{place} has {len(values):,} lines, but there are {len(names):,} validation images: they "
-            f"must be of the same set, and all there"
+            f"must be of the same set, and complete"
         )
     return dict(zip(names, values))
 
 
 def _by_kit(kit: Kit, numbers: list[str], names: list[str], place: str) -> dict[str, str]:
-    """From the kit's numbers of the images' classes."""
+    """The synset of each image, from the kit's class numbers."""
     synsets = {str(number): synset for number, synset in kit.synsets.items()}
     if wrong := next((number for number in numbers if number not in synsets), None):
         raise ReproError(
-            f"{place} has the class {wrong[:20]!r}, which the development kit's meta.mat does not know: "
-            f"its numbers are from 1 to {len(synsets)}"
+            f"{place} has the class {wrong[:20]!r}, which the development kit's meta.mat does not have: "
+            f"its numbers are 1 to {len(synsets)}"
         )
     return _paired(names, [synsets[number] for number in numbers], place)
 
 
 def _by_place(values: list[str], classes: list[str], path: Path) -> list[str]:
-    """From numbers that count the sorted synsets from 0, as in the val.txt of Caffe."""
+    """The synset of each image, from numbers that count the sorted synsets from 0, as in Caffe's val.txt."""
     numbers = [int(value) for value in values]
     if max(numbers) < len(classes):
         return [classes[number] for number in numbers]
     why = (
-        "classes are counted from 1, off by one, where the sorted synsets are from 0: subtract one"
+        "its classes count from 1, but the sorted synsets count from 0, so it is off by one: subtract one"
         if max(numbers) == len(classes) and min(numbers) == 1
         else "number 0 is a background class: leave it out and subtract one"
         if max(numbers) == len(classes)
-        else "it is a list of other classes"
+        else "it lists other classes"
     )
     raise ReproError(
         f"{path} has numbers from {min(numbers)} to {max(numbers)}, but there are {len(classes):,} "
@@ -267,7 +268,7 @@ def _by_place(values: list[str], classes: list[str], path: Path) -> list[str]:
 
 
 def check_counts(train: dict[str, int], validation: Counter, subset: bool) -> None:
-    """Raises ReproError if this is not all of ImageNet-1K, unless a part is asked for."""
+    """Raises ReproError if this is not all of ImageNet-1K, unless `subset` is true."""
     differing = [
         f"{found:,} {what} instead of {expected:,}"
         for what, found, expected in (
@@ -285,13 +286,13 @@ def check_counts(train: dict[str, int], validation: Counter, subset: bool) -> No
         ][:3]
     if differing and not subset:
         raise ReproError(
-            f"this is not all of ImageNet-1K: {', '.join(differing)}. Complete it, or pack what is there, "
-            f"under another name, with --subset"
+            f"this is not all of ImageNet-1K: {', '.join(differing)}. Complete it, or pack a part "
+            f"under another name with --subset"
         )
 
 
 def check_classes(train: dict[str, list[Member]], kit: Kit | None, mapping: Path, subset: bool) -> None:
-    """Raises ReproError if the classes are not those of the kit, with as many images, or of Kaggle's list."""
+    """Raises ReproError if the classes are not those of Kaggle's list or of the kit, with the same numbers of images."""
     if mapping.exists():
         lines = Member.of(mapping).read().decode(errors="replace").splitlines()
         listed = {line.split()[0] for line in lines if line.strip()}
@@ -305,7 +306,9 @@ def check_classes(train: dict[str, list[Member]], kit: Kit | None, mapping: Path
         if len(train[synset]) != expected
     ]
     if differing:
-        raise ReproError(f"by the development kit {', '.join(differing[:3])} ({len(differing)} such classes): complete them")
+        raise ReproError(
+            f"according to the development kit {', '.join(differing[:3])} ({len(differing)} such classes): complete them"
+        )
 
 
 def _same_classes(found: set[str], expected: set[str], place: str) -> None:

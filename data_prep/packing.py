@@ -1,11 +1,11 @@
-"""From source images to packed splits: each image is checked and brought into its stored form, then they are packed.
+"""From source images to packed splits: each image is checked and converted to its stored form, then packed.
 
     convert   one image
-    pack      all splits of a data set: plan and estimate first, then threads, a progress bar, and one file a split
-    options   what the scripts under data_prep/ have in common on their command lines
+    pack      all splits of a data set: estimate first, then threads, a progress bar, and one file per split
+    options   the command-line options that the scripts under data_prep/ share
 
-How an image is stored follows from its content, never from its file's name or place: so archives, extracted trees and
-copies of them give the same bytes.
+The stored form of an image depends only on its content, never on its file's name or location, so archives, extracted
+trees and copies of them give the same bytes.
 """
 
 import argparse
@@ -42,15 +42,15 @@ SUFFIXES = {
     ".ppm": "PPM",
 }
 FORMATS = tuple(set(SUFFIXES.values()))  # not all of Pillow's: some start other programs
-MOST_PIXELS = 89_000_000  # just below what Pillow warns of
+MOST_PIXELS = 89_000_000  # just below the size that Pillow warns about
 SAMPLE = 32  # images of a split that the estimates are made from
-SHOWN = 30  # converted or left out images that are printed; the manifest lists all
+SHOWN = 30  # images that were converted or left out and are printed; the manifest lists all
 RANGES = (("short_side", 0, 65500), ("quality", 1, 100), ("threads", 1, 1024), ("max_skipped", 0, 10**9))
-PAGE = 4096  # LMDB stores large records in whole pages, of small ones as many as fit
+PAGE = 4096  # LMDB stores large records in whole pages, and as many small ones per page as fit
 
 
 class ImageError(ReproError):
-    """An image file is damaged or is none."""
+    """An image file is damaged or is not an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Source:
 class Rule:
     """How images are stored."""
 
-    short_side: int = 256  # larger ones are scaled down to it; 0: none is
+    short_side: int = 256  # larger ones are scaled down to it; 0: no scaling
     quality: int = 90  # of the JPEGs that are made
 
     def __str__(self) -> str:
@@ -78,11 +78,10 @@ class Rule:
 
 
 def convert(content: bytes, name: str, rule: Rule) -> tuple[bytes, str]:
-    """The stored form of one image file, and a note that says why, if the file is odd; raises ImageError.
+    """The stored form of one image file, and a note if the file is odd ("" otherwise); raises ImageError.
 
-    An ordinary JPEG (RGB or grey, 8 bits) that need not be scaled keeps its bytes. All else is made a baseline JPEG:
-    in RGB, unless it is a grey JPEG. EXIF is not looked at: the orientation that it gives is ignored, as in
-    torchvision's loaders, and so is its damage.
+    An ordinary JPEG (RGB or grey, 8 bits) that need not be scaled keeps its bytes. Everything else becomes a baseline JPEG
+    in RGB, unless it is a grey JPEG. EXIF is ignored: its orientation, as in torchvision's loaders, and any damage in it.
     """
     image, content, size, note = _decoded(content, rule.short_side)
     ordinary = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")  # an MPO's first image is such a JPEG
@@ -97,14 +96,14 @@ def convert(content: bytes, name: str, rule: Rule) -> tuple[bytes, str]:
             scale = rule.short_side / min(size)
             image = image.resize([round(side * scale) for side in size], Image.Resampling.BICUBIC)
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=rule.quality, comment=b"")  # else the original's comment would come along
+        image.save(file, "JPEG", quality=rule.quality, comment=b"")  # else the original's comment is copied
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot be made a JPEG in RGB ({error})") from error
     return file.getvalue(), note
 
 
 def _decoded(content: bytes, short_side: int) -> tuple[Image.Image, bytes, tuple[int, int], str]:
-    """The decoded image, its file's bytes (repaired, if the note says so) and its full size."""
+    """The decoded image, its file's bytes, its full size, and a note if the bytes were repaired."""
     if not content:
         raise ImageError("is empty")
     note = ""
@@ -112,27 +111,27 @@ def _decoded(content: bytes, short_side: int) -> tuple[Image.Image, bytes, tuple
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except Image.UnidentifiedImageError:
-            # Pillow looks into EXIF for the resolution, and some damage there stops it.
+            # Pillow reads the resolution from EXIF, and fails on some damage there.
             content, note = _without_exif(content), "damaged EXIF, removed"
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         size = image.size
         if size[0] * size[1] > MOST_PIXELS:
             raise Image.DecompressionBombError
         if short_side:
-            # JPEG's own scaled decoding, which is cheap, down to twice the size that is stored at the least.
+            # JPEG's own scaled decoding, which is cheap, to at least twice the stored size.
             image.draft(None, (2 * short_side, 2 * short_side))
         image.load()
     except Image.DecompressionBombError as error:
         raise ImageError(f"says that it has more than {MOST_PIXELS // 10**6} million pixels") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"is {_kind(content)}") from error
-    except Exception as error:  # decoders raise all kinds for damaged bytes
+    except Exception as error:  # decoders raise all kinds of errors for damaged bytes
         raise ImageError(f"is damaged or cut short ({error})") from error
     return image, content, size, note
 
 
 def _without_exif(jpeg: bytes) -> bytes:
-    """The JPEG without its segments of EXIF (APP1); anything else comes back as it is."""
+    """The JPEG without its EXIF segments (APP1); anything else is returned unchanged."""
     if jpeg[:2] != b"\xff\xd8":
         return jpeg
     kept, place = [jpeg[:2]], 2
@@ -182,8 +181,8 @@ class _Job:
     path: Path
     sources: list[Source]
     fingerprint: str
-    inputs: int  # of an earlier call that was broken off
-    left_out: int
+    inputs: int  # images already packed by an interrupted call
+    left_out: int  # of those
 
     @property
     def remaining(self) -> int:
@@ -202,12 +201,12 @@ def pack(
     overwrite: bool = False,
     preprocessing: packed.Preprocessing = packed.PHOTOGRAPHS,
 ) -> None:
-    """Packs each split's images into `out`/SPLIT.lmdb, as the data set that bears the folder's name.
+    """Packs each split's images into `out`/SPLIT.lmdb; the data set has the folder's name.
 
-    Images are sorted by (label, name). A file that is already there and made of the same images by the
-    same rule is left alone, any other is replaced only with `overwrite`. What was interrupted is continued. A damaged
-    image ends it (`on_error` "error") or is left out ("skip"), of at most `max_skipped` a split.
-    Raises ReproError, before anything is written where that can be known: disk too small, data there already.
+    Images are sorted by (label, name). An existing file made from the same images by the same rule is kept; any other is
+    replaced only with `overwrite`. An interrupted packing is continued. A damaged image stops the packing (`on_error`
+    "error") or is left out ("skip"), at most `max_skipped` per split.
+    Raises ReproError, if possible before anything is written: if the disk is too small, or other data exist already.
     """
     dataset = out.resolve().name
     rule = Rule(short_side, quality)
@@ -219,7 +218,7 @@ def pack(
         if (job := _job(out / f"{split}.lmdb", dataset, classes, sources, rule, overwrite, preprocessing))
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and transparency, which are of no concern here
+        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF and transparency, which do not matter here
         _estimate(out, classes, jobs, rule, threads)
         if jobs:
             writable_folder(out)
@@ -238,13 +237,13 @@ def _job(
     overwrite: bool,
     preprocessing: packed.Preprocessing,
 ) -> _Job | None:
-    """What is to be done for this split; None if it is done."""
+    """The work left for this split; None if there is none."""
     if not sources:
         raise ReproError(f"there are no images for {path}")
     sources = sorted(sources, key=lambda source: (source.label, source.name))
     for one, other in zip(sources, sources[1:]):
         if (one.label, one.name) == (other.label, other.name):
-            raise ReproError(f"{one.name} is there twice: {one.member.place} and {other.member.place}")
+            raise ReproError(f"{one.name} exists twice: {one.member.place} and {other.member.place}")
     fingerprint = _fingerprint(dataset, path.stem, classes, sources, rule, preprocessing)
     if path.exists() and not overwrite:
         try:
@@ -253,16 +252,16 @@ def _job(
             same = False
         if not same:
             raise ReproError(
-                f"{path} is there already, and not from the same images with the same options: to replace "
-                f"it give --overwrite, or choose another folder with --out"
+                f"{path} exists already, but not from the same images with the same options: replace it "
+                f"with --overwrite, or choose another folder with --out"
             )
         print(f"{path}: already packed from the same images with the same options (--overwrite packs it again)")
         return None
     partial = packed.partial_path(path, fingerprint)
     for begun in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
         print(
-            f"{begun}: begun from other images or with other options ({_bytes(begun.stat().st_size)}); delete it "
-            f"unless that is to be continued"
+            f"{begun}: started from other images or with other options ({_bytes(begun.stat().st_size)}); delete it "
+            f"unless you want to continue it"
         )
     inputs, left_out = packed.begun(partial)
     return _Job(path, sources, fingerprint, inputs, left_out)
@@ -271,7 +270,7 @@ def _job(
 def _fingerprint(
     dataset: str, split: str, classes: list[str], sources: list[Source], rule: Rule, preprocessing: packed.Preprocessing
 ) -> str:
-    """A digest of everything that determines the packed bytes; of the images, names, labels and sizes."""
+    """A digest of everything that determines the packed bytes; images count by their names, labels and sizes."""
     versions = Image.__version__, features.version("jpg"), features.version("libjpeg_turbo")
     digest = hashlib.sha256(repr((dataset, split, classes, str(rule), preprocessing, versions)).encode())
     for source in sources:
@@ -280,7 +279,7 @@ def _fingerprint(
 
 
 def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threads: int) -> None:
-    """Says what will be made, how large and how soon, by a sample of each split; raises if the disk is too small."""
+    """Prints number, size and time of each split, estimated from a sample; raises ReproError if the disk is too small."""
     needed = 0
     for job in jobs:
         count = min(SAMPLE, job.remaining)
@@ -299,10 +298,10 @@ def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threa
         )
     if jobs:
         print(f"stored images: {rule}", flush=True)
-    there = out.resolve()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    existing = out.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise ReproError(
             f"{out} needs about {_bytes(needed)}, but its file system has {_bytes(free)} free: free some "
@@ -316,7 +315,7 @@ def _on_disk(image: int) -> int:
 
 
 def _item(source: Source, rule: Rule) -> packed.Item:
-    # What cannot be read at all is an ArchiveError and passes: an image must not be left out for a fault of the disk.
+    # A file that cannot be read raises ArchiveError, which passes: no image may be left out because of a faulty disk.
     content = source.member.read()
     try:
         image, note = convert(content, source.name, rule)
@@ -345,8 +344,8 @@ def _items(job: _Job, rule: Rule, threads: int, on_error: str, max_skipped: int)
                     left_out += 1
                     if left_out > max_skipped:
                         raise ImageError(
-                            f"{place} {item.note}: this is number {left_out} of the images to be left "
-                            f"out, and --max-skipped allows {max_skipped}"
+                            f"{place} {item.note}: with this image, {left_out} are left out, but "
+                            f"--max-skipped allows {max_skipped}"
                         )
                 yield item
                 bar.update()
@@ -382,29 +381,29 @@ def _time(seconds: float) -> str:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `pack` takes under the same names."""
+    """Adds the options that `pack` accepts under the same names."""
     parser.add_argument(
         "--short-side",
         type=int,
         default=256,
-        help="pixels; larger images are scaled down to it, 0: none is (default: %(default)s)",
+        help="in pixels; larger images are scaled down to it; 0: no scaling (default: %(default)s)",
     )
-    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs that are made (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: one a core, %(default)s)")
+    parser.add_argument("--quality", type=int, default=90, help="quality of the JPEGs that are made (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="number of threads (default: one per core, %(default)s)"
+    )
     parser.add_argument(
         "--on-error",
         choices=("error", "skip"),
         default="error",
-        help="end at a damaged image, or leave it out (default: %(default)s)",
+        help="stop at a damaged image, or leave it out (default: %(default)s)",
     )
-    parser.add_argument(
-        "--max-skipped", type=int, default=20, help="images of a split to be left out at most (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace packed files that are there already")
+    parser.add_argument("--max-skipped", type=int, default=20, help="most images per split to leave out (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing packed files")
 
 
 def run(prepare: Callable[..., None], parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
-    """Calls `prepare` with the command line's options; returns the exit status, and says in a line what went wrong."""
+    """Calls `prepare` with the command line's options; returns the exit status, and prints errors as one line."""
     chosen = vars(parser.parse_args(arguments))
     try:
         for name, least, most in RANGES:
@@ -421,7 +420,7 @@ def run(prepare: Callable[..., None], parser: argparse.ArgumentParser, arguments
 
 
 def check_name(out: Path, script: str, part: bool = False) -> None:
-    """Raises ReproError if a folder has the name of a data set that another script, or only all of it, makes."""
+    """Raises ReproError if the folder's name belongs to another script's data set, or to all of it and this is a part."""
     name = out.resolve().name
     own = name == script
     if (ROOT / "data_prep" / f"{name}.py").exists() and (part or not own):

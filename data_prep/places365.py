@@ -59,7 +59,7 @@ def prepare(source: Path, out: Path, subset: bool, **options) -> None:
                 for category, members in train.items()
                 for member in members
             ],
-            # Of a part's validation images, those of other classes stay out.
+            # With --subset, validation images of other classes are left out.
             "test": [
                 Source(name, number[labels[name]], member) for name, member in validation.items() if labels[name] in number
             ],
@@ -73,7 +73,7 @@ def _base(member: Member) -> str:
 
 
 def training_images(path: Path) -> dict[str, list[Member]]:
-    """Members by category ("/a/airfield"), of the archive or of a tree of folders."""
+    """Members by category ("/a/airfield"), from the archive or a tree of folders."""
     images = {}
     if not path.is_dir():
         for member in archives.index(Member.of(path), rf"(?:data_(?:256|large)(?:_standard)?/)?{CATEGORY}/\d+\.jpg"):
@@ -82,7 +82,7 @@ def training_images(path: Path) -> dict[str, list[Member]]:
             images.setdefault("/" + "/".join(folders[start:]), []).append(member)
         return images
     for folder in (folder for letter in archives.folders(path, "[a-z]") for folder in archives.folders(letter)):
-        # A category has images, or folders for its kinds: /a/apartment_building/outdoor.
+        # A category has images, or folders for its kinds, such as /a/apartment_building/outdoor.
         has_images = any(entry.is_file() and entry.name[0] != "." for entry in folder.iterdir())
         for kind in [folder] if has_images else archives.folders(folder):
             images["/" + kind.relative_to(path).as_posix()] = archives.files(kind, r"\d+\.jpg")
@@ -99,14 +99,14 @@ def validation_images(path: Path) -> dict[str, Member]:
 
 
 def read_lists(source: Path) -> dict[str, list[list[str]]]:
-    """The lines of each list that is there, split into words."""
+    """The lines of each list that exists, split into words."""
     if (source / KIT).exists():
         members = {_base(member): member for member in archives.index(Member.of(source / KIT), ".*")}
     else:
         members = {name: Member.of(source / name) for name in LISTS if (source / name).exists()}
     for name in (CATEGORIES, VALIDATION):
         if name not in members:
-            raise ReproError(f"{source} holds neither {KIT} nor {name}, which say what the images show: put one there")
+            raise ReproError(f"{source} has neither {KIT} nor {name}, which label the images: put one of them there")
     lists = {}
     for name in set(LISTS) & set(members):
         lines = members[name].read().decode(errors="replace").splitlines()
@@ -134,7 +134,7 @@ def validation_categories(lines: list[list[str]], names: dict[str, str], images:
     if missing := sorted(images - set(listed)):
         raise ReproError(
             f"{VALIDATION} lacks {len(missing):,} of {len(images):,} validation images, the first is "
-            f"{missing[0]}: they must be of the same release"
+            f"{missing[0]}: they must be of the same version"
         )
     if unknown := sorted(set(listed) - images):
         raise ReproError(
@@ -144,7 +144,7 @@ def validation_categories(lines: list[list[str]], names: dict[str, str], images:
     if wrong := next((name for name in listed if listed[name] not in names), None):
         raise ReproError(
             f"{VALIDATION} has the category number {listed[wrong]} for {wrong}, which {CATEGORIES} does "
-            f"not have: they must be of the same release"
+            f"not have: they must be of the same version"
         )
     return {name: names[number] for name, number in listed.items()}
 
@@ -157,12 +157,12 @@ def check_classes(found: list[str], expected: list[str], subset: bool) -> None:
     if missing := sorted(set(expected) - set(found)):
         raise ReproError(
             f"category {missing[0]} ({len(missing)} such) of {CATEGORIES} has no training images: "
-            f"complete them, or pack what is there, under another name, with --subset"
+            f"complete them, or pack a part under another name with --subset"
         )
     if len(found) != CLASSES:
         raise ReproError(
             f"this is not Places365: {len(found)} categories instead of {CLASSES}. Complete it, or pack "
-            f"what is there, under another name, with --subset"
+            f"a part under another name with --subset"
         )
 
 
@@ -176,8 +176,8 @@ def check_counts(train: dict[str, list[Member]], lines: list[list[str]]) -> None
     ]
     if differing:
         raise ReproError(
-            f"by {TRAIN} {', '.join(differing[:3])} ({len(differing)} such categories): complete them, or "
-            f"pack what is there, under another name, with --subset"
+            f"according to {TRAIN} {', '.join(differing[:3])} ({len(differing)} such categories): complete them, "
+            f"or pack a part under another name with --subset"
         )
 
 

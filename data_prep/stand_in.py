@@ -1,8 +1,8 @@
-"""A small stand-in for ImageNet-1K's original archives, so that all of the ImageNet path can be run without ImageNet.
+"""Makes a small stand-in for ImageNet-1K's original archives, to run the whole ImageNet path without ImageNet.
 
-Names, nesting, devkit and file formats are those of ILSVRC2012, its odd files among them; the pixels come from three
-photographs that scikit-learn and matplotlib carry. A class is a region of one photograph, turned and tinted in its own
-way; an image is a random cut of its class's region. The synsets are made up.
+Names, nesting, devkit and file formats are those of ILSVRC2012, including its odd files; the pixels come from three
+photographs that scikit-learn and matplotlib contain. A class is a region of one photograph, rotated and tinted in its own
+way; an image is a random crop of its class's region. The synsets are made up.
 
     python data_prep/stand_in.py --out data/stand-in
 """
@@ -27,11 +27,11 @@ from repro import ReproError
 from repro.paths import replacing, writable_folder
 
 KIT = "ILSVRC2012_devkit_t12"
-SIDE = 280  # pixels of a photograph that a class's region is wide and high
-TINT = 0.45  # how far a class's tint moves the three channels apart
-SIZES = {0: (1600, 1200), 1: (133, 100)}  # of the first images of each split; the others' are drawn
+SIDE = 280  # width and height of a class's region in a photograph, in pixels
+TINT = 0.45  # how far a class's tint separates the three channels
+SIZES = {0: (1600, 1200), 1: (133, 100)}  # of the first images of each split; those of the others are random
 ODD = ("CMYK", "PNG", "greyscale", "EXIF")  # one training image each, as ILSVRC2012 has some
-# A TIFF directory of two entries, cut off behind them: orientation 6 (turned), and a camera maker that is not there.
+# A TIFF directory that ends after two entries: orientation 6 (rotated), and a camera maker whose text is missing.
 EXIF = b"Exif\0\0" + struct.pack(">2sHIHHHIIHHIHH", b"MM", 42, 8, 2, 0x010F, 2, 64, 9999, 0x0112, 3, 1, 6, 0)
 README = """No part of ImageNet, but a stand-in in the layout of the ILSVRC2012 development kit, to test software with.
 data/meta.mat lists the synsets.
@@ -42,9 +42,9 @@ data/ILSVRC2012_validation_ground_truth.txt has the ILSVRC2012_ID of each valida
 def write(out: Path | str, classes: int = 10, images: int = 200, validation: int = 50, seed: int = 0) -> list[Path]:
     """Writes the training, validation and devkit archives into the folder `out`; returns their three paths.
 
-    `images` and `validation` count training and validation images over all `classes` (2 to 1000; at least one image a
-    class in each split). Same arguments, same bytes (with the same versions of Pillow and zlib); another `seed` draws
-    other images of the same classes. Raises ReproError for numbers that cannot be.
+    `images` and `validation` count training and validation images over all `classes` (2 to 1000; at least one image per
+    class in each split). The same arguments give the same bytes (with the same versions of Pillow and zlib); another `seed`
+    draws other images of the same classes. Raises ReproError for numbers out of range.
     """
     for name, value, least in (
         ("classes", classes, 2),
@@ -56,7 +56,7 @@ def write(out: Path | str, classes: int = 10, images: int = 200, validation: int
             why = ", one for each class" if name in ("images", "validation") else ""
             raise ReproError(f"{name} is {value}: it must be at least {least}{why}")
     if classes > 1000:
-        raise ReproError(f"classes is {classes}: ILSVRC2012 has 1000, ask for no more")
+        raise ReproError(f"classes is {classes}: ILSVRC2012 has 1000, so use at most 1000")
     out = writable_folder(out)
     paths = [out / "ILSVRC2012_img_train.tar", out / "ILSVRC2012_img_val.tar", out / f"{KIT}.tar.gz"]
     counts = [images // classes + (label < images % classes) for label in range(classes)]
@@ -68,12 +68,12 @@ def write(out: Path | str, classes: int = 10, images: int = 200, validation: int
 
 
 def synset(label: int) -> str:
-    """The made-up name of a class; names rise with the label, in steps of varied length."""
+    """The made-up name of a class; names increase with the label, in steps of varying size."""
     return f"n{99_000_100 + 113 * label + label * label % 113}"
 
 
 def devkit_id(label: int, classes: int) -> int:
-    """From 1 on, and for no class its place among the sorted names: the real kit's ids follow another order, too."""
+    """The class's id, from 1; never its position among the sorted names: the real kit's ids have another order, too."""
     return 1 + (label + 1) % classes
 
 
@@ -87,7 +87,7 @@ def _write_train(path: Path, counts: list[int], seed: int) -> None:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as inner:
                     for place in range(count):
                         image = _image(label, number, np.random.default_rng([seed, 0, number]), odd.get(number))
-                        # The originals' numbers have gaps, too, and are not padded.
+                        # The originals' numbers also have gaps and no padding.
                         _add(inner, f"{synset(label)}_{5 + 7 * place}.JPEG", io.BytesIO(image))
                         number += 1
                 _add(outer, f"{synset(label)}.tar", file)
@@ -118,7 +118,7 @@ def _write_devkit(path: Path, counts: list[int], labels: np.ndarray) -> None:
 
 
 def _add(archive: tarfile.TarFile, name: str, file) -> None:
-    """Adds all of a file; owner, mode and time stay tarfile's constants (0, 0644, 1970)."""
+    """Adds a whole file; owner, mode and time keep tarfile's defaults (0, 0644, 1970)."""
     entry = tarfile.TarInfo(name)
     entry.size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -126,7 +126,7 @@ def _add(archive: tarfile.TarFile, name: str, file) -> None:
 
 
 def _meta(counts: list[int]) -> bytes:
-    """meta.mat: the classes in the order of their ids, then a root and, under it, a node that holds half of them."""
+    """meta.mat: the classes in the order of their ids, then a root and, below it, a node with half of them."""
     classes = len(counts)
     leaves = [
         (
@@ -148,7 +148,7 @@ def _meta(counts: list[int]) -> bytes:
     ]
     fields = "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images"
     synsets = np.empty((classes + len(inner), 1), [(field, object) for field in fields.split()])
-    for row, values in enumerate(sorted(leaves) + inner):  # numbers as Matlab has them, double
+    for row, values in enumerate(sorted(leaves) + inner):  # numbers are doubles, as in Matlab
         synsets[row, 0] = tuple(value if isinstance(value, str) else np.array(value, float) for value in values)
     file = io.BytesIO()
     savemat(file, {"synsets": synsets})
@@ -162,17 +162,17 @@ def _photographs() -> list[Image.Image]:
 
 
 def _region(label: int) -> Image.Image:
-    """What all images of a class are cut from, SIDE pixels a side."""
+    """The region from which all images of a class are cropped, SIDE pixels per side."""
     photograph = _photographs()[label % 3]
     x, y = np.random.default_rng([3, label]).integers(0, np.array(photograph.size) - SIDE).tolist()
     turned = photograph.crop((x, y, x + SIDE, y + SIDE)).rotate(90 * (label // 3 % 4))
-    hue = 2 * np.pi * (0.618 * label + np.arange(3) / 3)  # golden-ratio steps keep any number of hues apart
+    hue = 2 * np.pi * (0.618 * label + np.arange(3) / 3)  # golden-ratio steps keep any number of hues distinct
     curves = np.outer(1 + TINT * np.cos(hue), np.arange(256)).clip(0, 255)
     return turned.point(curves.astype(int).ravel().tolist())
 
 
 def _image(label: int, number: int, generator: np.random.Generator, odd: str | None = None) -> bytes:
-    """One encoded image: a random cut of its class's region, maybe mirrored, in a size and quality of its own."""
+    """One encoded image: a random crop of its class's region, mirrored or not, of random size and quality."""
     width, height = SIZES.get(number) or _size(generator)
     zoom = SIDE * generator.uniform(0.6, 1) / max(width, height)
     cut = np.array([width, height]) * zoom
@@ -195,7 +195,7 @@ def _image(label: int, number: int, generator: np.random.Generator, odd: str | N
 
 
 def _size(generator: np.random.Generator) -> tuple[int, int]:
-    """Width and height, most of them ILSVRC2012's most frequent 500 x 375, one in four upright."""
+    """Width and height: mostly ILSVRC2012's most frequent, 500 x 375, and one in four upright."""
     longer = 500 if generator.random() < 0.7 else int(generator.integers(150, 640))
     shorter = round(longer * (0.75 if generator.random() < 0.6 else generator.uniform(0.65, 1)))
     return (shorter, longer) if generator.random() < 0.25 else (longer, shorter)
@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=10, help="2 to 1000 (default: %(default)s)")
     parser.add_argument("--images", type=int, default=200, help="training images in all (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=50, help="validation images in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another draws other images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     try:
         for path in write(**vars(parser.parse_args())):

@@ -105,20 +105,20 @@ HOSTILE = {
     "cut between members": (WHOLE[:512], "is cut short after 1 members"),
     "a damaged header": (WHOLE[:600] + b"junk" + WHOLE[604:], "is damaged after 1 members"),
     "a size beyond the end": (changed(WHOLE, 124, b"77777777777\0"), "is cut short in its member n0.bin"),
-    "a negative size": (changed(WHOLE, 124, b"\xff" * 12), "has the size -1|is no whole tar"),
+    "a negative size": (changed(WHOLE, 124, b"\xff" * 12), "has the size -1|is not a complete tar"),
     "a long name of 8 GB": (
         changed(changed(WHOLE, 156, b"L"), 124, b"77777777777\0"),
-        "is no whole tar archive .header of 8,589,934,592 bytes",
+        "is not a complete tar archive .header of 8,589,934,592 bytes",
     ),
     "many headers of headers": (
         tar({}, entries=[("x", {"type": b"x", "size": 0})] * 3000),
-        "is no whole tar|is cut short|is damaged",
+        "is not a complete tar|is cut short|is damaged",
     ),
-    "a web page": (b"<!DOCTYPE html><html>" + b"x" * 5000, "is no whole tar archive .it is a web page"),
+    "a web page": (b"<!DOCTYPE html><html>" + b"x" * 5000, "is not a complete tar archive .it is a web page"),
     "a compressed archive": (gzip.compress(WHOLE), "it is compressed"),
-    "random bytes": (bytes(range(256)) * 40, "is no whole tar archive"),
+    "random bytes": (bytes(range(256)) * 40, "is not a complete tar archive"),
     "an empty file": (b"", "it is empty"),
-    "one byte": (b"x", "is no whole tar archive"),
+    "one byte": (b"x", "is not a complete tar archive"),
     "zeros": (bytes(10240), "has no members"),
 }
 
@@ -178,10 +178,10 @@ def test_a_compressed_archive_gives_the_members_asked_for(packed):
     [
         (gzip.compress(bytes(archives.LARGEST_UNPACKED + 1), 1), "unpacks to more than 67,108,864 bytes"),
         (gzip.compress(WHOLE)[:-20], "cannot be unpacked"),
-        (gzip.compress(WHOLE[:2500]), "cut short|no whole tar"),
+        (gzip.compress(WHOLE[:2500]), "cut short|not a complete tar"),
         (WHOLE, "cannot be unpacked"),
         (b"<html>", "it is a web page"),
-        (b"", "no whole tar archive .it is empty"),
+        (b"", "not a complete tar archive .it is empty"),
         (gzip.compress(HOSTILE["a symbolic link"][0]), "n9.bin is a symbolic link"),
         (gzip.compress(HOSTILE["a name that leads upwards"][0]), "points out of the archive"),
     ],
@@ -206,7 +206,7 @@ def test_what_is_not_expected_in_a_folder_is_named(tmp_path):
         Member.of(tmp_path / "n1.bin")
     (tmp_path / "n1.bin").rmdir()
     os.mkfifo(tmp_path / "n1.bin")
-    with pytest.raises(ArchiveError, match="n1.bin is no plain file"):
+    with pytest.raises(ArchiveError, match="n1.bin is not a plain file"):
         archives.files(tmp_path)
     (tmp_path / "n1.bin").unlink()
     (tmp_path / "n1.bin").symlink_to(tmp_path / "nowhere")

@@ -219,9 +219,9 @@ def test_hostile_archives_write_nothing_elsewhere(layout, pack, contents, tmp_pa
     "name, change, message",
     [
         (TRAIN_TAR, lambda content: content[: len(content) // 2], "img_train.tar"),
-        (TRAIN_TAR, lambda content: b"<html>" + content, "img_train.tar is no whole tar archive (it is a web page)"),
+        (TRAIN_TAR, lambda content: b"<html>" + content, "img_train.tar is not a complete tar archive (it is a web page)"),
         (VAL_TAR, lambda content: content[: len(content) // 2], "img_val.tar is cut short"),
-        (VAL_TAR, lambda content: b"", "img_val.tar is no whole tar archive (it is empty)"),
+        (VAL_TAR, lambda content: b"", "img_val.tar is not a complete tar archive (it is empty)"),
         (KIT_TAR, lambda content: content[: len(content) // 2], "devkit_t12.tar.gz cannot be unpacked"),
         (KIT_TAR, lambda content: b"<html>", "devkit_t12.tar.gz cannot be unpacked (it is a web page)"),
     ],
@@ -300,8 +300,8 @@ def test_a_validation_set_that_is_not_50_a_class_is_named():
     [
         ("extra", "class n98000000 (1 such) is not among the classes of the development kit"),
         ("missing", f"class {CLASSES[2]} (1 such) of the development kit is missing among the training images"),
-        ("few", f"by the development kit {CLASSES[2]} has 2 training images instead of 3 (1 such classes)"),
-        ("empty", f"by the development kit {CLASSES[2]} has 0 training images instead of 3 (1 such classes)"),
+        ("few", f"according to the development kit {CLASSES[2]} has 2 training images instead of 3 (1 such classes)"),
+        ("empty", f"according to the development kit {CLASSES[2]} has 0 training images instead of 3 (1 such classes)"),
         ("stray", "train/readme.txt is a plain file, where a folder is expected"),
     ],
 )
@@ -378,12 +378,12 @@ def changed(truth, **changes):
 WRONG = {  # lines of the list, and what is said of them
     "numbers of the kit": (
         lambda truth, kit: kit[imagenet.TRUTH].decode().split(),
-        "has numbers alone, as the development kit does. Those are in the kit's own order of "
-        "classes, not in that of the sorted synsets",
+        "has only numbers, as in the development kit. Those follow the kit's own order of "
+        "classes, not that of the sorted synsets",
     ),
     "off by one": (
         lambda truth, kit: [f"{name} {CLASSES.index(synset) + 1}" for name, synset in truth.items()],
-        "has numbers from 1 to 4, but there are 4 classes, 0 to 3. It seems that classes are counted from 1, off by one",
+        "has numbers from 1 to 4, but there are 4 classes, 0 to 3. It seems that its classes count from 1",
     ),
     "background class": (
         lambda truth, kit: [
@@ -393,7 +393,7 @@ WRONG = {  # lines of the list, and what is said of them
     ),
     "other classes": (
         lambda truth, kit: [f"{name} {place * 9}" for place, name in enumerate(truth)],
-        "has numbers from 0 to 63, but there are 4 classes, 0 to 3. It seems that it is a list of other classes",
+        "has numbers from 0 to 63, but there are 4 classes, 0 to 3. It seems that it lists other classes",
     ),
     "an unknown file": (
         lambda truth, kit: [*LISTS["synset"](truth), f"ILSVRC2012_val_00000099.JPEG {CLASSES[0]}"],
@@ -409,7 +409,7 @@ WRONG = {  # lines of the list, and what is said of them
     ),
     "an unknown synset": (
         lambda truth, kit: LISTS["synset"](changed(truth, ILSVRC2012_val_00000003="n00000001")),
-        "ILSVRC2012_val_00000003.JPEG is of class n00000001 by",
+        "ILSVRC2012_val_00000003.JPEG is of class n00000001 according to",
     ),
     "too few synsets": (lambda truth, kit: LISTS["lines"](truth)[:-1], "has 7 lines, but there are 8 validation images"),
     "mixed lines": (lambda truth, kit: [*LISTS["synset"](truth), "x"], "has the line 'x'"),
@@ -484,7 +484,7 @@ def test_a_kit_with_another_classs_number_is_named(layout, pack):
     source = layout("tree")
     truth = source / imagenet.TRUTH
     truth.write_text(truth.read_text().replace("1\n", "6\n"))  # the stand-in's nodes above the classes are 5 and 6
-    assert "has the class '6', which the development kit's meta.mat does not know" in refused(pack(source))
+    assert "has the class '6', which the development kit's meta.mat does not have" in refused(pack(source))
 
 
 def test_a_damaged_meta_mat_is_named(layout, pack):
@@ -574,7 +574,7 @@ def test_a_part_of_places365_is_one(places, tmp_path, capsys):
         ("absent", "1 of the validation images that places365_val.txt lists are missing"),
         ("number", "has the category number 9 for Places365_val_00000001.jpg"),
         ("line", "has the line '<html>', where a name and a number are expected"),
-        ("no lists", "holds neither filelist_places365-standard.tar nor categories_places365.txt"),
+        ("no lists", "has neither filelist_places365-standard.tar nor categories_places365.txt"),
         ("no images", "holds none of train_256_places365standard.tar"),
     ],
 )

@@ -325,7 +325,7 @@ def test_a_damaged_image_in_an_archive_is_named_with_its_member(tmp_path):
 
 def test_damaged_images_can_be_left_out_up_to_a_limit(tmp_path, images, capsys):
     sources = images(30, bad1=b"", bad2=JPEG[:5000], bad3=b"<html>")
-    with pytest.raises(ImageError, match=r"is number 3 of the images to be left out, and --max-skipped allows 2"):
+    with pytest.raises(ImageError, match=r"with this image, 3 are left out, but --max-skipped allows 2"):
         pack(tmp_path / "set", sources, on_error="skip", max_skipped=2)
     manifest, records = pack(tmp_path / "set", sources, on_error="skip", max_skipped=3)
     assert len(records) == 30 and [name for name, _ in manifest["left_out"]] == ["bad1.jpg", "bad2.jpg", "bad3.jpg"]
@@ -338,7 +338,7 @@ def test_what_was_left_out_before_a_kill_counts(tmp_path, images):
     sources = [Source(source.name, 0, source.member) for source in sources]
     early = [Source("00000a.jpg" if source.name == "aaa.jpg" else source.name, 0, source.member) for source in sources]
     for _ in range(2):  # the second call starts behind the first chunk
-        with pytest.raises(ImageError, match=r"zzz\.jpg is empty: this is number 2"):
+        with pytest.raises(ImageError, match=r"zzz\.jpg is empty: with this image, 2"):
             packing.pack(tmp_path / "set", ["a"], {"train": early}, on_error="skip", max_skipped=1)
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_cannot_be_read_is_never_left_out(tmp_path, images):
 
 def test_the_same_image_twice_is_refused(tmp_path, images):
     sources = images(5)
-    with pytest.raises(ReproError, match="00000.jpg is there twice"):
+    with pytest.raises(ReproError, match="00000.jpg exists twice"):
         pack(tmp_path / "set", [*sources, sources[0]])
 
 
@@ -412,7 +412,7 @@ def test_another_plan_replaces_only_when_it_is_told_to(tmp_path, images, change)
     if change == "damage":
         os.truncate(file, 5000)
     before = file.read_bytes()
-    with pytest.raises(ReproError, match="train.lmdb is there already, .* give --overwrite"):
+    with pytest.raises(ReproError, match="train.lmdb exists already, .* with --overwrite"):
         pack(tmp_path / "set", sources, **options)
     assert file.read_bytes() == before
     pack(tmp_path / "set", sources, overwrite=True, **options)
@@ -464,7 +464,7 @@ def test_what_another_plan_has_begun_is_mentioned(tmp_path, images, capsys):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / ".train.lmdb.0123456789abcdef.partial").write_bytes(bytes(5000))
     pack(tmp_path / "set", sources)
-    assert "0123456789abcdef.partial: begun from other images or with other options" in capsys.readouterr().out
+    assert "0123456789abcdef.partial: started from other images or with other options" in capsys.readouterr().out
 
 
 def test_an_interrupt_says_that_the_same_command_continues(tmp_path, images, capsys):

@@ -1,1 +1,1 @@
-"""What belongs to this paper alone: its runs, its tables and figures, its report."""
+"""Everything specific to this paper: its runs, its tables and figures, its report."""

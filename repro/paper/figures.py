@@ -29,21 +29,21 @@ def save(figure: plt.Figure, table: pd.DataFrame, results: Path | str, name: str
 
 
 def image_grid(rows: dict[str, list]) -> plt.Figure:
-    """Images, each (H, W, 3) in RGB or (H, W): a named row of them for each entry."""
+    """A grid of images, each (H, W, 3) in RGB or (H, W), with one named row per entry."""
     columns = max(map(len, rows.values()))
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.5 * len(rows)), squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
-    for line, (name, images) in zip(axes, rows.items()):
-        line[0].set_ylabel(name)
-        for axis, image in zip(line, images):
+    for row, (name, images) in zip(axes, rows.items()):
+        row[0].set_ylabel(name)
+        for axis, image in zip(row, images):
             axis.imshow(image, cmap="gray")
     figure.tight_layout()
     return figure
 
 
 def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
-    """The learning rate of every recipe over epochs, as released and as designed. Takes `tables.rates`."""
+    """The learning rate of every recipe over epochs, as released and as designed. Expects `tables.rates`."""
     grid = sns.relplot(
         rates,
         x="epoch",
@@ -67,8 +67,8 @@ def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
 def training_curves(curves: pd.DataFrame) -> plt.Figure:
     """Test accuracy and training loss over epochs: mean over seeds, band of one standard deviation.
 
-    Takes `tables.curves` of one data set and one shrink. A line's label is the recipe, with the model if there are several, and
-    with the variant if it is not the default.
+    Expects `tables.curves` of one data set and one shrink. A line is labelled with its recipe, with the model if there are
+    several, and with the variant if it is not the default.
     """
     label = curves.recipe + (", " + curves.model if curves.model.nunique() > 1 else "")
     curves = curves.assign(label=label.where(curves.variant == "", label + ", " + curves.variant))
@@ -84,7 +84,7 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
     )
     sns.lineplot(tested, y="top1", ax=top, markers=True, markersize=5, **shared)
     sns.lineplot(curves.assign(epoch=curves.epoch.round()), y="train_loss", ax=bottom, legend=False, **shared)
-    # The first epochs are far below: the interesting part would be a thin strip at the top.
+    # The first epochs are so far below that the interesting part would be a thin strip at the top.
     low = tested[tested.epoch > tested.epoch.max() / 5].top1.min()
     top.set(ylabel="test top-1, %", ylim=(low - 2, tested.top1.max() + 1))
     bottom.set(xlabel="epoch (images seen / training images)", ylabel="training loss")
@@ -102,7 +102,7 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
 def ensemble(shown: pd.DataFrame) -> plt.Figure:
     """Top-1 of one model, of each member and of the ensembles: one point per seed, the mean as a bar.
 
-    Takes columns label, top1, seed, group, in the order in which labels are drawn.
+    Expects columns label, top1, seed and group, with rows in the order in which labels are drawn.
     """
     figure, axes = plt.subplots(figsize=(9, 0.45 * shown.label.nunique() + 1.3))
     sns.stripplot(shown, x="top1", y="label", hue="group", ax=axes, alpha=0.6, jitter=0.15)
@@ -125,14 +125,14 @@ def ensemble(shown: pd.DataFrame) -> plt.Figure:
 
 
 def effects(table: pd.DataFrame) -> plt.Figure:
-    """Paired differences with their 95% intervals. Takes `tables.effects`."""
+    """Paired differences with their 95% intervals. Expects `tables.effects`."""
     colours = {"supported": "C2", "contradicted": "C3"}
     table = table[table.n > 0].iloc[::-1]
     figure, axes = plt.subplots(figsize=(9, 0.6 * len(table) + 1.2))
-    for place, row in enumerate(table.itertuples()):
-        axes.plot([row.low, row.high], [place, place], color=colours.get(row.verdict, "0.5"), linewidth=2)
-        axes.plot(row.difference, place, "o", color=colours.get(row.verdict, "0.5"))
-        axes.annotate(f" {row.verdict}, n = {row.n}", (max(row.difference, row.high), place), va="center", fontsize=9)
+    for position, row in enumerate(table.itertuples()):
+        axes.plot([row.low, row.high], [position, position], color=colours.get(row.verdict, "0.5"), linewidth=2)
+        axes.plot(row.difference, position, "o", color=colours.get(row.verdict, "0.5"))
+        axes.annotate(f" {row.verdict}, n = {row.n}", (max(row.difference, row.high), position), va="center", fontsize=9)
     axes.axvline(0, color="0.3", linewidth=1)
     runs = [", ".join(filter(None, (row.data, row.shrink, row.model, row.variant))) for row in table.itertuples()]
     labels = ["\n".join(wrap(f"{claim} ({which})", 48)) for claim, which in zip(table.claim, runs)]
@@ -144,16 +144,16 @@ def effects(table: pd.DataFrame) -> plt.Figure:
 
 
 def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
-    """Published time to train against published top-1, this paper's releases among their peers. No number is ours."""
+    """Published time to train against published top-1: this paper's releases among their peers. No number is ours."""
     peers = peers[~peers.work.str.contains("release")].rename(columns={"work": "label"})
     released = released.assign(label=released.id + " " + released.recipe)
     shown = pd.concat([peers.assign(group="peers"), released.assign(group="this paper's releases")])
     shown = shown.assign(top1=pd.to_numeric(shown.top1, errors="coerce")).dropna(subset=["minutes", "top1"])
     figure, axes = plt.subplots(figsize=(9, 4.5))
     sns.scatterplot(shown, x="minutes", y="top1", hue="group", style="group", s=70, ax=axes)
-    for place, row in enumerate(shown.sort_values(["top1", "minutes"]).itertuples()):
+    for number, row in enumerate(shown.sort_values(["top1", "minutes"]).itertuples()):
         axes.annotate(
-            row.label, (row.minutes, row.top1), (6, 4 if place % 2 else -9), textcoords="offset points", fontsize=8
+            row.label, (row.minutes, row.top1), (6, 4 if number % 2 else -9), textcoords="offset points", fontsize=8
         )  # alternately above and below: some points coincide
     axes.set(xscale="log", xlabel="minutes to train (published)", ylabel="top-1 on ImageNet-1K, % (published)")
     axes.margins(x=0.25)
@@ -163,20 +163,20 @@ def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
 
 
 def ratios(rows: pd.DataFrame) -> plt.Figure:
-    """What `make bench` measured beside its goal: ours / peer, one point per round, the medians' ratio as a bar.
+    """The ratios ours / peer of `make bench` beside their goals: one point per round, a bar for the ratio of the medians.
 
-    Takes columns label, round, ratio (of that round), of_medians, sign (">=" or "<=") and bound of the goal, met (bool).
+    Expects columns label, round, ratio (of that round), of_medians, sign (">=" or "<=") and bound of the goal, met (bool).
     """
     labels = list(dict.fromkeys(rows.label))
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(labels) + 1.2))
-    for place, label in enumerate(reversed(labels)):
+    for position, label in enumerate(reversed(labels)):
         shown = rows[rows.label == label]
         colour = "C2" if shown.met.iloc[0] else "C3"
-        axes.plot(shown.ratio, [place] * len(shown), ".", color="0.6")
-        axes.plot(shown.of_medians.iloc[0], place, "|", color=colour, markersize=18, markeredgewidth=3)
-        axes.plot(shown.bound.iloc[0], place, shown.sign.iloc[0][0], color="0.3", markersize=7)  # the marker > or <
+        axes.plot(shown.ratio, [position] * len(shown), ".", color="0.6")
+        axes.plot(shown.of_medians.iloc[0], position, "|", color=colour, markersize=18, markeredgewidth=3)
+        axes.plot(shown.bound.iloc[0], position, shown.sign.iloc[0][0], color="0.3", markersize=7)  # the marker > or <
         axes.annotate(
-            f"{shown.of_medians.iloc[0]:.3g}", (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9
+            f"{shown.of_medians.iloc[0]:.3g}", (1.01, position), xycoords=("axes fraction", "data"), va="center", fontsize=9
         )
     axes.set_yticks(range(len(labels)), ["\n".join(wrap(label, 60)) for label in reversed(labels)], fontsize=9)
     axes.set(xscale="log", xlabel="ours / peer  (points: rounds; bar: medians, green where the goal is met; triangle: goal)")
@@ -188,9 +188,9 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
 
 
 def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame) -> plt.Figure:
-    """Steps as measured beside the model; efficiency, minutes and minutes to an accuracy over nodes, with 5 to 95% bands.
+    """Measured steps beside the model; efficiency, minutes and minutes to an accuracy over nodes, with 5 to 95% bands.
 
-    Takes `tables.measured_throughput`, `tables.extrapolated` and `tables.published_points`, which were on other nodes.
+    Expects `tables.measured_throughput`, `tables.extrapolated` and `tables.published_points`, which ran on other nodes.
     """
     figure, axes = plt.subplots(2, 2, figsize=(11, 8))
     steps, efficiency, minutes, accuracy = axes.flat
@@ -232,9 +232,13 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     minutes.plot(
         published.nodes, published.minutes, "D", color="0.2", markersize=5, zorder=3, label="published, on other nodes"
     )
-    for place, row in enumerate(published.itertuples()):
+    for number, row in enumerate(published.itertuples()):
         minutes.annotate(
-            row.run.split(",")[0], (row.nodes, row.minutes), (6, -9 if place % 2 else 4), textcoords="offset points", fontsize=8
+            row.run.split(",")[0],
+            (row.nodes, row.minutes),
+            (6, -9 if number % 2 else 4),
+            textcoords="offset points",
+            fontsize=8,
         )
     for axis in (minutes, accuracy):
         axis.axhline(28, color="0.3", linewidth=1, linestyle=":")
@@ -250,15 +254,15 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
         axis.set_xticks([1, 8, 64, 448, 1536, 4096], ["1", "8", "64", "448", "1536", "4096"], fontsize=9)
     steps.legend(fontsize=9)
     efficiency.legend(fontsize=9, loc="lower left")
-    minutes.legend(*(each[-1:] for each in minutes.get_legend_handles_labels()), fontsize=9)
+    minutes.legend(*(entries[-1:] for entries in minutes.get_legend_handles_labels()), fontsize=9)
     figure.tight_layout()
     return figure
 
 
 def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
-    """The Collapsed Ensemble at a glance: its learning rate with the collapses in colour, and what comes of it.
+    """The Collapsed Ensemble at a glance: its learning rate with the collapses in colour, and its result.
 
-    Takes `tables.rates` of collapsed_ensemble by one formula, and the `tables.ensemble_points` of one data set.
+    Expects `tables.rates` of collapsed_ensemble with one formula, and `tables.ensemble_points` of one data set.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=(1.6, 1))
     trunk, member = "0.3", "C3"
@@ -275,20 +279,20 @@ def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
     left.text(31, 1.6, "A collapse takes the rate to zero\nand leaves a member.", color=member, va="top", fontsize=10)
     left.text(31, 1.27, "The next cycle starts from before it.", color=trunk, va="top", fontsize=10)
     left.set_title("The Collapsed Ensemble's learning rate\nas for ImageNet, over epochs", loc="left", fontsize=11)
-    left.set(xlabel="epochs, those of the collapses included", ylim=(-0.25, 1.7), xlim=(-2, 93), yticks=(0, 0.5, 1, 1.5))
+    left.set(xlabel="epochs, including those of the collapses", ylim=(-0.25, 1.7), xlim=(-2, 93), yticks=(0, 0.5, 1, 1.5))
 
     rows = {f"collapsed member {n}": (f"member {n}", member) for n in (1, 2, 3)}
     rows |= {"Collapsed Ensemble": ("the ensemble", "C0"), "one model, collapsed": ("one model,\nas many images", "C2")}
-    for place, (label, (_, colour)) in enumerate(rows.items()):
+    for position, (label, (_, colour)) in enumerate(rows.items()):
         top1 = points[points.label == label].top1
-        right.plot(top1, [place] * len(top1), "o", color=colour, alpha=0.5)
-        right.plot(top1.mean(), place, "|", color="0.2", markersize=20, markeredgewidth=2)
-        right.annotate(f"{top1.mean():.1f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=10)
+        right.plot(top1, [position] * len(top1), "o", color=colour, alpha=0.5)
+        right.plot(top1.mean(), position, "|", color="0.2", markersize=20, markeredgewidth=2)
+        right.annotate(f"{top1.mean():.1f}", (1.02, position), xycoords=("axes fraction", "data"), va="center", fontsize=10)
     right.set_yticks(range(len(rows)), [shown for shown, _ in rows.values()])
     data = points.data.iloc[0]
-    views = "\nthe views differ: no test of the claim" if data == "digits" else ""
+    views = "\nthe views differ: not a test of the claim" if data == "digits" else ""
     right.set_title(f"Its result on {data}, n = {points.seed.nunique()}{views}", loc="left", x=-0.52, fontsize=11)
-    right.set(xlabel="test top-1, %  (a point per seed, a bar: mean)", ylim=(len(rows) - 0.5, -0.5))
+    right.set(xlabel="test top-1, %  (one point per seed; bar: mean)", ylim=(len(rows) - 0.5, -0.5))
     for axis in (left, right):
         axis.tick_params(labelsize=10)
         axis.xaxis.label.set_fontsize(10)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens without a server, tables and figures inside it."""
+"""The report: one HTML file with all tables and figures inside, which opens without a server."""
 
 import base64
 import html
@@ -32,11 +32,11 @@ def write(results: Path | str) -> Path:
         f"<p>Codreanu, Podareanu and Saletore (2017) train ResNet-50 on ImageNet-1K by synchronous SGD on up to 104K "
         f"cores and average the collapsed end points of one training run's cycles. This report was made on "
         f"{date.today()} from {len(runs)} complete runs. Published numbers are on sand, our own on blue; the two "
-        f"are of different data sets and are never put in one table. What a model extrapolates is on violet.</p>",
+        f"come from different data sets and are never put in one table. Numbers extrapolated by a model are on violet.</p>",
         _findings(effects),
         '<section class="published"><h2>Published</h2>',
-        "<p>From the paper's abstract and the scripts, READMEs and logs that its authors released; its full text could "
-        "not be read for this project.</p>",
+        "<p>From the paper's abstract and the scripts, READMEs and logs that its authors released; its full text was not "
+        "available to this project.</p>",
         "<h3>The abstract's claims</h3>",
         _html(_table(results, "published_claims")),
         "<h3>The released runs, on ImageNet-1K</h3>",
@@ -57,13 +57,13 @@ def write(results: Path | str) -> Path:
         "<h3>The Collapsed Ensemble against one model of the same number of images seen</h3>",
         _html(_table(results, "ensemble")),
         _image(results, "ensemble", "Top-1 of one model, members and ensembles."),
-        "<h3>What the method does</h3>",
+        "<h3>Effects of the method</h3>",
         _image(results, "effects", "Paired differences with 95% intervals."),
         _html(effects),
         "<h3>Every model</h3>",
         _html(_table(results, "accuracy")),
         "<h3>Predicted and measured time</h3>",
-        "<p>Minutes of training by a probe before it, and as they were; error in per cent.</p>",
+        "<p>Minutes of training as predicted by a probe beforehand, and as measured; error in per cent.</p>",
         _html(_table(results, "predictions")),
         "</section>",
         *_scaling(results),
@@ -105,7 +105,7 @@ def _scaling(results: Path) -> list[str]:
 def _table(results: Path, name: str) -> pd.DataFrame:
     table = pd.read_csv(results / "tables" / f"{name}.csv")
     texts = table.columns.intersection(["data", "shrink", "model", "variant"])
-    return table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # what is empty is text, too
+    return table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # an empty cell is text, too
 
 
 def _html(table: pd.DataFrame) -> str:
@@ -125,12 +125,12 @@ def _findings(effects: pd.DataFrame) -> str:
     for row in effects.itertuples():
         runs = ", ".join(filter(None, (row.data, row.shrink, row.model, row.variant)))
         interval = f"95% interval {row.low:+.2f} to {row.high:+.2f}, " if row.n >= 3 else ""
-        found = f" ({runs}: {row.difference:+.2f} percentage points of top-1, {interval}n = {row.n})" if row.n else ""
-        items.append(f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim + found)}</li>")
+        result = f" ({runs}: {row.difference:+.2f} percentage points of top-1, {interval}n = {row.n})" if row.n else ""
+        items.append(f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim + result)}</li>")
     return (
         f"<p>What small runs show, paired over seeds:</p><ul>{''.join(items)}</ul><p>These are findings "
-        "on a small data set; they are no measurement of the paper's claims on ImageNet. With shrink smoke they are "
-        "none at all: it only shows that everything runs.</p>"
+        "on a small data set; they do not measure the paper's claims on ImageNet. With shrink smoke they are "
+        "not findings at all: it only shows that everything runs.</p>"
     )
 
 
@@ -143,6 +143,6 @@ def _provenance(runs: pd.DataFrame) -> str:
     return (
         f"<p class='small'>{len(runs)} runs, {runs.seconds.sum() / 60:.1f} minutes of training on {named('ranks')} ranks, "
         f"{named('cores')} cores ({named('processor')}); torch {named('torch')}; training code {named('code')}. "
-        f"Each run's folder has its settings, its metrics and the digest of its weights; tables/runs.csv and "
-        f"tables/evaluations.csv have those of all of them.</p>"
+        f"Each run folder holds its settings, its metrics and the digest of its weights; tables/runs.csv and "
+        f"tables/evaluations.csv combine those of all runs.</p>"
     )

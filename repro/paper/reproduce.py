@@ -1,4 +1,4 @@
-"""`make reproduce`: one profile's runs, tables, figures and report, through the notebooks, on one set of engines."""
+"""`make reproduce`: the runs, tables, figures and report of one profile, made by the notebooks on one set of engines."""
 
 import shutil
 import time
@@ -15,7 +15,7 @@ from repro.recipes import find, shrink
 
 @dataclass(frozen=True)
 class Profile:
-    """Which runs make one reproduction: recipes by their shrink, each over all seeds."""
+    """The runs of one reproduction: recipes by their shrink, each over all seeds."""
 
     data: str
     recipes: dict[str, tuple[str, ...]]
@@ -28,7 +28,7 @@ WARMUP = "resnet50_448nodes", "resnet50_448nodes_no_warmup"
 COLLAPSE = "resnet50_448nodes", "resnet50_448nodes_uncollapsed"
 ENSEMBLE = "collapsed_ensemble", "one_model"
 PROFILES = {
-    # Each question in the regime where a small data set can answer it; the docs/digits.md says how these were chosen.
+    # Each question is asked in the regime where a small data set can answer it; docs/digits.md explains the choice.
     "laptop": Profile(
         "digits",
         {"laptop-edge": WARMUP, "laptop": COLLAPSE, "laptop-few": ENSEMBLE},
@@ -44,13 +44,13 @@ PROFILES = {
         scaling={"model": "resnet18", "size": 32, "seconds": 4.0},
     ),
 }
-DRAWING = 600  # seconds that a cell may take in a notebook that only reads and draws
+DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
 
 
 def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
-    """Runs what is missing of a profile and makes its tables, figures and report; returns the report's path.
+    """Trains the missing runs of a profile and makes its tables, figures and report; returns the report's path.
 
-    Raises ReproError at the first thing that fails, records.Stopped on a request; a later call goes on from there.
+    Raises ReproError at the first failure and records.Stopped on a request; a later call continues from there.
     """
     chosen = PROFILES[choose("profile", profile, PROFILES)]
     began, runs, kept = time.monotonic(), str(results / "runs"), results / "notebooks"
@@ -118,39 +118,39 @@ def _announce(profile, chosen, cluster, plans) -> None:
 def _run(name: str, parameters: dict, output: Path, cluster: engines.Cluster | None = None) -> None:
     print(f"\n== {name} -> {output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}", flush=True)
     timeout = None if cluster else DRAWING
-    # In a thread, as papermill takes signals to itself where it can, and the first one is only a request.
+    # In a thread, because papermill handles signals itself where it can, but the first one is only a request to stop.
     with ThreadPoolExecutor(1) as pool:
         notebook = pool.submit(notebooks.execute, name, parameters, output, log=name.startswith("1"), timeout=timeout)
-        told = False
+        asked = False
         try:
             while wait([notebook], timeout=engines.POLL).not_done:
-                if watch.asked.is_set() and cluster and not told:
+                if watch.asked.is_set() and cluster and not asked:
                     cluster.ask_to_stop()
-                    told = True
-        except BaseException:  # a second request: without its kernel the notebook ends
+                    asked = True
+        except BaseException:  # on a second request; the notebook ends when its kernel does
             notebooks.end_kernels()
             raise
     if watch.asked.is_set():
-        raise records.Stopped("stopped on request, what is trained so far is kept. The same command continues.")
+        raise records.Stopped("stopped on request; what was trained so far is kept. The same command continues.")
     notebook.result()
 
 
 def _summarise(wall: float, plans: dict, page: Path) -> None:
     trained = sum(records.read(plan["folder"])["seconds"] for plan in plans.values() if not plan["complete"])
     predicted = sum(plan["seconds"] for plan in plans.values() if not plan["complete"])
-    told = f" (predicted: {predicted / 60:.1f}, error {100 * (predicted / trained - 1):+.0f}%)" if trained else ""
-    print(f"\ndone in {wall / 60:.1f} minutes, {trained / 60:.1f} of them training{told}\nreport: {page}")
+    comparison = f" (predicted: {predicted / 60:.1f}, error {100 * (predicted / trained - 1):+.0f}%)" if trained else ""
+    print(f"\ndone in {wall / 60:.1f} minutes, {trained / 60:.1f} of them training{comparison}\nreport: {page}")
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
-    """Copies what is small of a finished reproduction to results/reference, for committing.
+    """Copies the small files of a finished reproduction to results/reference, to be committed.
 
-    Left out are models, notebooks, incomplete runs, and evaluations.csv, which `repro.runs` makes of the runs' metrics.
+    Leaves out models, notebooks, incomplete runs, and evaluations.csv, which `repro.runs` computes from the runs' metrics.
     """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
     for path in reference.glob("*"):
-        if path.name != "faults.json":  # which `make test-faults` makes
+        if path.name != "faults.json":  # which `make test-faults` writes
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for pattern in (
         "tables/*.csv",

@@ -34,7 +34,7 @@ def save(table: pd.DataFrame, results: Path | str, name: str) -> None:
 
 
 def runs_or_reference(runs: str = "") -> Path:
-    """The folder to read runs from: the one asked for; else results/runs; else, if that has none, the reference."""
+    """The folder to read runs from: `runs` if given, else results/runs, else, if that has none, the reference."""
     for folder in [Path(runs)] if runs else [RUNS, REFERENCE / "runs"]:
         if records.complete_runs(folder):
             return folder
@@ -66,7 +66,7 @@ def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
     """Learning rates over epochs for both formulas: recipe, formula, stage, step, epoch, rate."""
     rows = []
     for recipe in chosen:
-        # Evenly spaced, and both sides of every joint: where stages meet and where warm-up ends.
+        # Evenly spaced steps, and both sides of every joint, where stages meet or warm-up ends.
         steps = set(range(0, recipe.iterations, max(1, recipe.iterations // points)))
         for stage, start in zip(recipe.stages, recipe.starts):
             for joint in (start, start + stage.warmup_iterations, *(start + drop for drop in stage.drops)):
@@ -90,8 +90,8 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
     """One row per trained model and per ensemble of the complete runs in `out`: the end of each stage, then the ensembles.
 
     Columns: folder, recipe, shrink, model, variant, data, seed, members (the stage, or the stages whose predictions are
-    averaged), average ("", softmax or logit), epochs (of all training that it took), top1, top5 (per cent), test_images. Of
-    runs with equal keys the newest counts; `folders` are the names of those to choose from, by default all.
+    averaged), average ("", softmax or logit), epochs (of all training up to there), top1, top5 (per cent), test_images. Of
+    runs with equal keys the newest counts; `folders` are the names of the run folders to choose from, by default all.
     """
     ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1)
     ends = ends.assign(members=ends.stage, average="", epochs=ends.epoch)
@@ -132,17 +132,17 @@ def only(table: pd.DataFrame, **values) -> pd.DataFrame:
     for column, value in values.items():
         table = table[table[column] == value]
     if table.empty:
-        asked = ", ".join(f"{column} {value or 'default'}" for column, value in values.items())
+        wanted = ", ".join(f"{column} {value or 'default'}" for column, value in values.items())
         raise ReproError(
-            f"there are no complete runs of {asked}: `make reproduce` makes those of its profile, notebook 10-train any other"
+            f"there are no complete runs of {wanted}: `make reproduce` trains those of its profile, notebook 10-train others"
         )
     return table
 
 
 def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
-    """What `figures.ensemble` draws: one model, the members, the ensembles; one row per seed.
+    """The points that `figures.ensemble` draws: one model, the members, the ensembles; one row per seed.
 
-    Takes `models` of one data set, shrink, model and variant. Columns: label, group, data, seed, top1, epochs.
+    Expects `models` of one data set, shrink, model and variant. Columns: label, group, data, seed, top1, epochs.
     """
     labels = {
         ("one_model", "collapse", ""): ("one model, collapsed", "one model, same images seen"),
@@ -165,7 +165,7 @@ def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
 def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     """Top-1 of every model over the seeds, in per cent: n, mean, standard deviation, smallest and largest; mean top-5.
 
-    One row for each recipe, shrink, model, variant, data, members and average.
+    One row per recipe, shrink, model, variant, data, members and average.
     """
     grouped = models.groupby([*GROUP, "members", "average"], sort=False)
     table = grouped.agg(
@@ -181,10 +181,10 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
 
 
 def predictions(out: Path | str) -> pd.DataFrame:
-    """Predicted beside measured minutes of the complete runs that were planned on as many ranks, in the order of recipes.
+    """Predicted and measured minutes of the complete runs that have a forecast for the same number of ranks, in recipe order.
 
-    Columns: recipe, shrink, model, variant, data, n (runs), predicted, measured (sums over the runs), error (per cent); then
-    all of them together.
+    Columns: recipe, shrink, model, variant, data, n (runs), predicted, measured (sums over the runs), error (per cent). The
+    last row is all of them together.
     """
     runs, _ = tidy.runs(out)
     recorded = records.predictions(out)
@@ -202,15 +202,15 @@ def predictions(out: Path | str) -> pd.DataFrame:
     return table.assign(error=100 * (table.predicted / table.measured - 1))
 
 
-# --- Scaling: what was measured, and what the model makes of it -------------------------------------------------------
+# --- Scaling: measurements and the model ------------------------------------------------------------------------------
 NODES = 1, 2, 4, 8, 16, 32, 64, 128, 256, 448, 512, 1024, 1536, 2048, 4096  # 64, 448: released runs; 1536: 104,448 / 68 cores
 
 
 def measured_throughput(probe: dict) -> pd.DataFrame:
-    """Steps of a probe on this machine, and the model's at the same place: ranks, images, images/s, efficiency; all seconds.
+    """Measured steps of a probe beside the model's: ranks, images, images/s, efficiency. All times are in seconds.
 
-    One rank is compared by its computing alone, several by whole steps. Efficiency is images/s per rank over that of one rank
-    alone with as many images; n is the number of steps, low and high their 5 and 95% points.
+    One rank is compared by its computation alone, several by whole steps. Efficiency is images/s per rank over that of one rank
+    alone with as many images; n is the number of steps, low and high are their 5 and 95% points.
     """
     fitted, rows = steptime.fit(probe["rows"]), []
     for row in probe["rows"]:
@@ -249,9 +249,9 @@ def extrapolated(
 ) -> pd.DataFrame:
     """MODEL: `steptime.extrapolate` of a probe's machine to many nodes, weak and strong, with nothing hidden and overlapped.
 
-    Weak: `images` per worker, one worker per rank. Strong: a global batch of `batch` in workers of `images`. With the minutes
-    of `epochs` epochs of ImageNet-1K, and of as many epochs as the published runs of that batch took to 75.9% (by LARS; not
-    ours).
+    Weak: `images` per worker, one worker per rank. Strong: a global batch of `batch` in workers of `images`. Includes the
+    minutes for `epochs` epochs of ImageNet-1K, and for as many epochs as the published runs with that batch needed to reach
+    75.9% (by LARS; not ours).
     """
     points = list(published("epochs_by_batch")[["global_batch", "mean_epochs_to_75.9"]].itertuples(index=False, name=None))
     rows = []
@@ -260,8 +260,8 @@ def extrapolated(
             layout = steptime.Layout(per_node=probe["ranks"], buckets=buckets)
             rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between, draws)
     table = pd.DataFrame(rows)
-    epochs_to_accuracy = table.global_batch.map(lambda each: steptime.epochs_to(points, each))
-    # The highest rate takes the least time.
+    epochs_to_accuracy = table.global_batch.map(lambda size: steptime.epochs_to(points, size))
+    # The highest throughput takes the least time.
     for point, rate in (("", "images_per_s"), ("_low", "images_per_s_high"), ("_high", "images_per_s_low")):
         minutes_per_epoch = IMAGENET_IMAGES / table[rate] / 60
         table[f"minutes{point}"] = epochs * minutes_per_epoch
@@ -282,8 +282,8 @@ NINETY = 90 * IMAGENET_IMAGES / 60  # 90 epochs: images/s times minutes
 def published_runs() -> list[steptime.Published]:
     """R3, R1, the abstract's 28 minutes, You et al.: published runs on many nodes of x86 cores; none is ours.
 
-    Throughputs of R1, of You et al. and of the abstract's 28 minutes are arithmetic: 90 epochs over the minutes. That the last
-    had 90 epochs, and 16 images per node as You et al., is assumed.
+    The throughputs of R1, of You et al. and of the abstract's 28 minutes are computed: 90 epochs over the minutes. It is
+    assumed that the last ran 90 epochs with 16 images per node, as You et al. did.
     """
     released, peers = published("released_runs").set_index("id"), published("peers")
 
@@ -302,7 +302,7 @@ def published_runs() -> list[steptime.Published]:
 
 
 def published_points() -> pd.DataFrame:
-    """Nodes, images/s and minutes for 90 epochs of `published_runs`."""
+    """Nodes, images/s and minutes for 90 epochs of each of `published_runs`."""
     return pd.DataFrame(
         [
             {
@@ -318,27 +318,27 @@ def published_points() -> pd.DataFrame:
 
 
 def published_checks() -> pd.DataFrame:
-    """MODEL: the model fitted to one of `published_runs`, predicting another of the same hardware."""
+    """MODEL: the model fitted to one of `published_runs`, predicting another one on the same hardware."""
     r3, r1, paper, you = published_runs()
     return pd.DataFrame([*steptime.infer(r3, [r1]), *steptime.infer(r1, [r3]), *steptime.infer(you, [paper])])
 
 
-# --- What the paper's method does, on the runs at hand ----------------------------------------------------------------
+# --- Effects of the paper's method, on the runs at hand ---------------------------------------------------------------
 ENSEMBLE = "collapse1 + collapse2 + collapse3"
 SNAPSHOTS = "cyc1 + cyc2 + cyc3"
-# On these data sets the main stages see the whole picture scaled down, the collapse and the test an unscaled crop. A model that
-# was trained last, or longer, in the crop is then ahead in it whatever the method does: such a comparison tests the views.
+# On these data sets the main stages see the whole image scaled down, the collapse and the test an unscaled crop. A model that
+# was trained last, or longer, on the crop is then ahead on it whatever the method does: such a comparison tests the views.
 VIEWS_DIFFER_IN_SCALE = {"digits"}
 VIEWS_DIFFER = "not a test of the claim: the views differ in scale"
 
 
 class Claim(NamedTuple):
-    """What is claimed, the better by the claim, what it is compared with: each a (recipe, members, average)."""
+    """A claim: its text, the side that it says is better, and the other; each side is a (recipe, members, average)."""
 
     text: str
     better: tuple[str, str, str]
     other: tuple[str, str, str]
-    of_the_collapse: bool = True  # its two sides saw different amounts of the collapse's view
+    of_the_collapse: bool = True  # the two sides saw different amounts of the collapse's view
 
 
 CLAIMS = (
@@ -385,17 +385,17 @@ CLAIMS = (
 def effects(models: pd.DataFrame) -> pd.DataFrame:
     """Paired differences in top-1 over the seeds, with a paired t-test, for each data set, shrink, model and variant at hand.
 
-    Only runs that have all four in common are compared. A difference is `supported` or `contradicted` if its 95% confidence
-    interval (Student's t over seeds) leaves out zero, and `not resolved` otherwise, which includes n < 3; a claim that no runs
-    speak of is `not run`. On digits the rows about the collapse and the ensemble have no such verdict (`VIEWS_DIFFER`). Rows
-    are not corrected for being several.
+    Only runs that agree in all four are compared. A difference is `supported` or `contradicted` if its 95% confidence
+    interval (Student's t over seeds) excludes zero, and `not resolved` otherwise, which includes n < 3; a claim without runs
+    is `not run`. On digits the rows about the collapse and the ensemble have no such verdict (`VIEWS_DIFFER`). There is no
+    correction for multiple comparisons.
     """
     alike = ["data", "shrink", "model", "variant"]
     groups = list(models.groupby(alike, sort=False))
     groups.sort(key=lambda group: group[0][-1] != "")  # default settings first
     rows = []
     for claim in CLAIMS:
-        found = []
+        compared_rows = []
         for values, group in groups:
             pair = [_of(group, *which).set_index("seed").top1 for which in (claim.better, claim.other)]
             paired = pd.concat(pair, axis=1, join="inner").dropna()
@@ -403,9 +403,9 @@ def effects(models: pd.DataFrame) -> pd.DataFrame:
                 compared = compare(paired.iloc[:, 0], paired.iloc[:, 1])
                 if values[0] in VIEWS_DIFFER_IN_SCALE and claim.of_the_collapse:
                     compared["verdict"] = VIEWS_DIFFER
-                found.append({"claim": claim.text, **dict(zip(alike, values)), **compared})
+                compared_rows.append({"claim": claim.text, **dict(zip(alike, values)), **compared})
         nothing = pd.Series(dtype=float)
-        rows += found or [{"claim": claim.text, **dict.fromkeys(alike, ""), **compare(nothing, nothing)}]
+        rows += compared_rows or [{"claim": claim.text, **dict.fromkeys(alike, ""), **compare(nothing, nothing)}]
     return pd.DataFrame(rows)
 
 
@@ -420,7 +420,7 @@ def compare(better: pd.Series, other: pd.Series) -> dict:
     low = high = p = float("nan")
     verdict = "not run" if n == 0 else "not resolved"
     if n >= 3:
-        if difference.std() == 0:  # the t distribution of no spread is a point
+        if difference.std() == 0:  # without spread the interval is a point
             low = high = mean
             p = 1.0 if mean == 0 else 0.0
         else:

@@ -1,7 +1,8 @@
-"""What a run will take, before anything long starts: hours, node-hours, disk and memory, from a probe of a minute.
+"""Forecasts what a run will take before anything long starts: hours, node-hours, disk and memory, from a probe of a minute.
 
-For the ranks at hand it is measured pace times what is to do; for other ranks or nodes it is the scaling model's, labelled
-MODEL. Predictions for the ranks at hand are kept (`records.predict`), and the report shows them beside the measured times.
+For the ranks at hand a forecast is the measured pace times the work to do; for other ranks or nodes it comes from the scaling
+model and is labelled MODEL. Forecasts for the ranks at hand are recorded (`records.predict`), and the report shows them beside
+the measured times.
 """
 
 import os
@@ -24,13 +25,13 @@ from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe
 from repro.train import Task
 
-MOST_KEPT = 3  # checkpoints on disk at once: the two newest, and the one being written
+MOST_KEPT = 3  # checkpoints on disk at once: the two newest and the one being written
 
 
 def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
-    """`train.describe` of each task, with its forecast where it is not complete: the recorded one, else a new one. Collective.
+    """`train.describe` of each task and, unless it is complete, its forecast: the recorded one, else a new one. Collective.
 
-    A recorded forecast counts if it is for as many ranks. All `tasks` have the same `out`.
+    A recorded forecast counts if it is for the same number of ranks. All `tasks` have the same `out`.
     """
     world = comm.world()
     with world.together():
@@ -38,22 +39,22 @@ def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
         known = records.predictions(Path(plans[0]["folder"]).parent)
         missing = [
             task
-            for task, each in zip(tasks, plans)
-            if not each["complete"] and known.get(Path(each["folder"]).name, {}).get("ranks") != world.size
+            for task, plan in zip(tasks, plans)
+            if not plan["complete"] and known.get(Path(plan["folder"]).name, {}).get("ranks") != world.size
         ]
-    for found in forecast(world.broadcast(missing), seconds) if world.broadcast(missing) else []:
-        known[Path(found["folder"]).name] = found
-    return [known.get(Path(each["folder"]).name, {}) | each for each in plans]
+    for new in forecast(world.broadcast(missing), seconds) if world.broadcast(missing) else []:
+        known[Path(new["folder"]).name] = new
+    return [known.get(Path(plan["folder"]).name, {}) | plan for plan in plans]
 
 
 def forecast(
     tasks: list[dict], seconds: float = 60.0, nodes: int = 0, ranks_per_node: int = 0, network: str = "omni-path"
 ) -> list[dict]:
-    """What each of `tasks` (parameters as `train.prepare` takes them) will take, in about `seconds`. Collective.
+    """Forecasts each of `tasks` (parameters of `train.prepare`), measuring for about `seconds`. Collective.
 
-    Tasks whose steps are alike share a probe. `nodes` and `ranks_per_node` (0: as at hand) say where it shall run, `network`
-    what is between nodes if there is only one at hand. Returns a dictionary a task, see `estimate`; those for the
-    ranks at hand are recorded.
+    Tasks with equal steps share a probe. `nodes` and `ranks_per_node` (0: as at hand) are those that the run will use, and
+    `network` is the network between nodes if only one node is at hand. Returns one dictionary per task, see `estimate`;
+    forecasts for the ranks at hand are recorded.
     """
     world = comm.world()
     with world.together():
@@ -71,11 +72,11 @@ def forecast(
             if layout.ranks > task.recipe.workers:
                 raise ReproError(
                     f"{task.recipe.name} has {task.recipe.workers} workers, which {layout.ranks} ranks cannot "
-                    f"share: plan for fewer nodes or ranks a node"
+                    f"share: plan for fewer nodes or ranks per node"
                 )
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
-    found = [
+    forecasts = [
         {"folder": str(task.run.folder), "complete": task.run.complete, "shrink": task.run.record["shrink"]}
         | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
         | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": records.now()}
@@ -83,14 +84,14 @@ def forecast(
     ]
     with world.together():
         if world.rank == 0:
-            for task, each in zip(prepared, found):
-                if each["label"] != MODEL and not each["complete"]:
-                    records.predict(task.run.folder.parent, {task.run.folder.name: each})
-    return found
+            for task, result in zip(prepared, forecasts):
+                if result["label"] != MODEL and not result["complete"]:
+                    records.predict(task.run.folder.parent, {task.run.folder.name: result})
+    return forecasts
 
 
 def _subject(task: Task, values: dict) -> tuple:
-    """What a step's time depends on, beside the number of workers."""
+    """Everything that a step's time depends on, except the number of workers."""
     timed = {key: value for key, value in asdict(task.settings).items() if key != "seed"}
     return (
         task.recipe.model,
@@ -103,9 +104,9 @@ def _subject(task: Task, values: dict) -> tuple:
 
 
 def _probe(task: Task, values: dict, seconds: float) -> dict:
-    """A probe of the task's own step, and the seconds that one snapshot of its network takes to write."""
+    """A probe of the task's own step, and the seconds to write one snapshot of its network."""
     parameters = {key: value for key, value in asdict(task.settings).items() if key != "seed"}
-    found = probe(
+    probed = probe(
         task.recipe.model,
         [task.recipe.images_per_worker],
         values.get("data", "digits"),
@@ -116,25 +117,25 @@ def _probe(task: Task, values: dict, seconds: float) -> dict:
     )
     with tempfile.TemporaryDirectory(dir=task.run.folder.parent) as folder:
         start = time.perf_counter()
-        checkpoint.save(Path(folder) / "trial", {"weights": torch.zeros(found["state_bytes"] // 4)}, {})
-        return found | {"save_seconds": max(comm.world().gather(time.perf_counter() - start))}
+        checkpoint.save(Path(folder) / "trial", {"weights": torch.zeros(probed["state_bytes"] // 4)}, {})
+        return probed | {"save_seconds": max(comm.world().gather(time.perf_counter() - start))}
 
 
 def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, network: str = "omni-path") -> dict:
-    """The arithmetic: from a probe of one step to the whole recipe's `seconds` (with a 5 to 95% band), hours, bytes.
+    """Computes the whole recipe's `seconds` (with a 5 to 95% band), hours and bytes from a probe of one step.
 
-    seconds = iterations x step + evaluations x test images / (images/s of evaluation) + saves x seconds of one; memory is the
-    probe's measured peak a rank. The label is MODEL unless `layout` is what the probe ran on.
+    seconds = iterations x step + evaluations x test images / (images/s of evaluation) + saves x seconds per save; memory is
+    the probe's measured peak per rank. The label is MODEL unless the probe ran on `layout`.
     """
     at_hand = (layout.nodes, layout.nodes * layout.per_node) == (probed["nodes"], probed["ranks"])
     workers = -(-recipe.workers // layout.ranks)
 
     def step_seconds(fitted: steptime.Fit) -> float:
-        if probed["nodes"] > 1:  # the fitted link is that between nodes: every rank counts as one
-            there, link = Layout(layout.ranks, buckets=probed["buckets"]), fitted.link
+        if probed["nodes"] > 1:  # the fitted link is the one between nodes: every rank counts as a node
+            target, link = Layout(layout.ranks, buckets=probed["buckets"]), fitted.link
         else:
-            there, link = layout, INTERCONNECTS[network].link()
-        return steptime.step(fitted, there, recipe.images_per_worker, workers, link, loaded=True)["total"]
+            target, link = layout, INTERCONNECTS[network].link()
+        return steptime.step(fitted, target, recipe.images_per_worker, workers, link, loaded=True)["total"]
 
     steps = steptime.band(map(step_seconds, steptime.resampled(probed["rows"], draws=100)))
     timed = min(len(row["seconds"][0]) for row in probed["rows"] if row["kind"] == "compute")
@@ -143,11 +144,11 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     seconds = {}
     for point, step in steps.items():
         running = recipe.iterations * step + evaluations * evaluation
-        saves = 2 * len(recipe.stages)  # a stage's end: snapshot and checkpoint
+        saves = 2 * len(recipe.stages)  # snapshot and checkpoint at each stage's end
         saves += max(min(rows, running / CHECKPOINT_SECONDS), running / LONGEST_SECONDS)
         seconds[point] = running + saves * probed["save_seconds"]
     state, momentum = probed["state_bytes"], 4 * probed["parameters"]
-    if timed < 3:  # too few to say how much they differ
+    if timed < 3:  # too few to estimate their spread
         seconds["low"] = seconds["high"] = None
     return {
         "label": "measured pace" if at_hand else MODEL,
@@ -175,7 +176,7 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
 
 
 def occasions(recipe: Recipe) -> tuple[int, int]:
-    """Metric rows, and evaluations among them: as the trainer has them, at stages' ends and after so many epochs."""
+    """Number of metric rows, and of evaluations among them: as in the trainer, at stages' ends and every few epochs."""
     steps: Any = np.arange(recipe.iterations + 1)
 
     def complete(epochs: float) -> np.ndarray:
@@ -195,7 +196,7 @@ def plan(
     network: str = "omni-path",
     **parameters,
 ) -> dict:
-    """A forecast of one run, and, for a limit of `hours`, of the recipe in all its sizes: which is the largest within it?
+    """Forecasts one run and, given a limit of `hours`, the recipe in all its sizes, to find the largest within the limit.
 
     Returns {"asked": forecast, "others": forecasts, "largest": shrink or "", "memory": bytes of this machine}. Collective.
     """
@@ -213,35 +214,36 @@ def plan(
                 other = asked | {"shrink": shrink}
                 if shrink != asked_shrink and train.prepare(**other).recipe.workers >= ranks:
                     tasks.append(other)
-            except ReproError:  # it needs more images than there are
+            except ReproError:  # this size needs more images than there are
                 continue
-    found = forecast(tasks, seconds, nodes, ranks_per_node, network)
-    feasible = [each for each in found if hours and each["hours"] <= hours]
-    largest = max(feasible, key=lambda each: each["images"])["shrink"] if feasible else ""
-    return {"asked": found[0], "others": found[1:], "hours": hours, "largest": largest, "memory": psutil.virtual_memory().total}
+    forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)
+    feasible = [result for result in forecasts if hours and result["hours"] <= hours]
+    largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""
+    memory = psutil.virtual_memory().total
+    return {"asked": forecasts[0], "others": forecasts[1:], "hours": hours, "largest": largest, "memory": memory}
 
 
 def describe(planned: dict) -> str:
     """A plan in a few lines."""
     asked, lines = planned["asked"], []
-    for each in [asked, *planned["others"]]:
+    for result in [asked, *planned["others"]]:
         spread = (
-            f"{each['seconds_low'] / 3600:.3g} to {each['seconds_high'] / 3600:.3g}"
-            if each["seconds_low"]
-            else f"{each['timed_steps']} steps timed: no band"
+            f"{result['seconds_low'] / 3600:.3g} to {result['seconds_high'] / 3600:.3g}"
+            if result["seconds_low"]
+            else f"{result['timed_steps']} steps timed: no band"
         )
         lines.append(
-            f"{each['label']:13} {each['recipe']:42} {each['nodes']} x {each['ranks'] // each['nodes']} ranks: "
-            f"{each['hours']:.3g} hours ({spread}), {each['node_hours']:.3g} node-hours"
+            f"{result['label']:13} {result['recipe']:42} {result['nodes']} x {result['ranks'] // result['nodes']} ranks: "
+            f"{result['hours']:.3g} hours ({spread}), {result['node_hours']:.3g} node-hours"
         )
     lines.append(
         f"a step of {asked['global_batch']} images: {asked['step_seconds']:.3g} s, {asked['images_per_s']:.4g} "
         f"images/s; {asked['iterations']} steps, {asked['evaluations']} evaluations"
     )
     lines.append(
-        f"disk: run folder {asked['run_bytes'] / 1e6:,.0f} MB, packed data {asked['data_bytes'] / 1e6:,.0f} MB a "
-        f"copy; memory: {asked['rank_bytes'] / 1e9:.2f} GB a rank (measured peak), {asked['node_bytes'] / 1e9:.2f} "
-        f"GB a node (this machine has {planned['memory'] / 1e9:.0f})"
+        f"disk: run folder {asked['run_bytes'] / 1e6:,.0f} MB, packed data {asked['data_bytes'] / 1e6:,.0f} MB per "
+        f"copy; memory: {asked['rank_bytes'] / 1e9:.2f} GB per rank (measured peak), {asked['node_bytes'] / 1e9:.2f} "
+        f"GB per node (this machine has {planned['memory'] / 1e9:.0f})"
     )
     if asked["complete"]:
         lines.append(f"already complete: {asked['folder']}")
@@ -251,7 +253,7 @@ def describe(planned: dict) -> str:
             + (
                 f"--shrink {planned['largest']} is the largest"
                 if planned["largest"]
-                else "none of the sizes; more nodes, or --steps for a part"
+                else "none of the sizes; use more nodes, or train a part with --steps"
             )
         )
     return "\n".join(lines)

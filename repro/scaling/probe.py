@@ -1,6 +1,7 @@
-"""Measures what the model of a step's time (`scaling`) is fitted to, on the ranks at hand, by the trainer's own code.
+"""Measures the times that the model of a step (`steptime`) is fitted to, on the ranks at hand, with the trainer's own code.
 
-Rounds in turns over all settings, so what drifts touches all alike, until the time is over. The result is plain JSON.
+All settings are measured alternately, round by round, until the time is over, so that drift affects all of them equally. The
+result is plain JSON.
 """
 
 import os
@@ -29,14 +30,14 @@ from repro.scaling import steptime
 from repro.settings import Settings
 from repro.train import step
 
-CLASSES, CHANNELS = 1000, 3  # of the network, where no data set says otherwise
-BURST, MOST = 0.3, 40  # steps are timed in bursts of so many seconds, of at most so many steps: a short one in a hot cache
+CLASSES, CHANNELS = 1000, 3  # of the network, unless a data set determines them
+BURST, MOST = 0.3, 40  # seconds and steps of a burst at most: short steps are timed in a hot cache
 ROUNDS = 40
-SIZES = tuple(4**power for power in range(6, 14))  # bytes of an allreduce: 4 KB to 64 MB; and the step's own vector
+SIZES = tuple(4**power for power in range(6, 14))  # bytes per allreduce, 4 KB to 64 MB; the step's own vector is added
 
 
 class _Steps:
-    """Training steps of one network whose images are at hand or come from the loader."""
+    """Training steps of one network, with images at hand or from the loader."""
 
     def __init__(self, world, model: str, stride: str, images: Images | None, size: int, settings: Settings, decoders: int):
         classes, channels = (len(images.classes), images.channels) if images else (CLASSES, CHANNELS)
@@ -62,21 +63,21 @@ class _Steps:
         return load_ahead(stream, ((number, world.rank, "scale_aspect") for number in range(10**9)), self.decoders)
 
     def apart(self, batches, workers: int, steps: int) -> list[float]:
-        """Seconds of each of so many steps of this rank alone, with so many workers."""
+        """Seconds of each of `steps` steps of this rank alone, with `workers` workers."""
         average = Average(self.settings.reduction, Alone(), workers, self.network)
         return _burst(self._replica(Alone(), self.network, average), batches, steps)
 
     def averaged(self, batches, steps: int) -> list[float]:
-        """Seconds of each of so many steps of all ranks, with one worker per rank."""
+        """Seconds of each of `steps` steps of all ranks, with one worker per rank."""
         return _burst(self.shared, batches, steps)
 
 
 def _burst(replica: Replica, batches, steps: int) -> list[float]:
     seconds, start = [], time.perf_counter()
     for _ in range(steps):
-        # At rate 0 the weights stay finite however long this goes on.
+        # At rate 0 the weights stay finite however long this runs.
         mean = step(replica, batches, rate=0.0, weight_decay=5e-5, bn_momentum=0.05)
-        float(mean.loss)  # as the trainer does: on a GPU it waits for the step
+        float(mean.loss)  # as in the trainer; on a GPU this waits for the step
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
     return seconds
@@ -91,12 +92,12 @@ def probe(
     seconds: float = 60.0,
     **settings,
 ) -> dict:
-    """Measures for about `seconds`; returns the same on every rank. Collective.
+    """Measures for about `seconds`; returns the same result on every rank. Collective.
 
-    For each number of `images` a worker: steps of one worker a rank on the first 1, 2, 4, ... ranks without communication
-    (`compute`) and on all with it (`step`); at the smallest number, two workers a rank too. Allreduces of several sizes; with
-    `data`, steps with the loader, the decoding rate and the evaluation's. Rows as `steptime.fit` takes them. `settings`
-    are fields of `Settings`. Raises ReproError for a parameter that does not fit.
+    For each number of `images` per worker, times steps with one worker per rank: on the first 1, 2, 4, ... ranks without
+    communication (`compute`), and on all ranks with it (`step`); for the smallest number, also with two workers per rank. Also
+    times allreduces of several sizes and, with `data`, steps with the loader, decoding and evaluation. The rows are those that
+    `steptime.fit` expects. `settings` are fields of `Settings`. Raises ReproError for an invalid parameter.
     """
     world = comm.world()
     images = list(images)
@@ -108,20 +109,21 @@ def probe(
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
         whole_number("decoders", decoders)
-        seen: dict[str, Any] = dict(normalization=asked.normalization, size=asked.size)
-        found = Images(data, "train", **seen) if data else None
+        view: dict[str, Any] = dict(normalization=asked.normalization, size=asked.size)
+        train_images = Images(data, "train", **view) if data else None
         device = find_device(asked.device, world.node_rank)
-        pixels = found.preprocessing.size if found else asked.size or PHOTOGRAPHS.size
-        asked = replace(asked, device=device, precision=find_precision(asked.precision, device, bool(found and found.small)))
+        pixels = train_images.preprocessing.size if train_images else asked.size or PHOTOGRAPHS.size
+        small = bool(train_images and train_images.small)
+        asked = replace(asked, device=device, precision=find_precision(asked.precision, device, small))
         torch.manual_seed(0)
-        steps = _Steps(world, model, stride, found, pixels, asked, decoders)
+        steps = _Steps(world, model, stride, train_images, pixels, asked, decoders)
     began, load = time.monotonic(), os.getloadavg()[0]
     keep_freed()
     torch.set_num_threads(asked.threads)
     rows = _measure(world, steps, images, began + seconds)
     facts = {
         "model": model,
-        "data": found.name if found else "",
+        "data": train_images.name if train_images else "",
         "size": pixels,
         "stride": stride,
         "normalization": asked.normalization,
@@ -135,8 +137,8 @@ def probe(
         "nodes": world.nodes,
         "state_bytes": 4 * (len(steps.network.weights) + len(steps.network.statistics)),
     }
-    if found:
-        facts |= _rates(world, steps, Images(data, "test", **seen), min(images))
+    if train_images:
+        facts |= _rates(world, steps, Images(data, "test", **view), min(images))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KB
     return facts | {
         "ranks": world.size,
@@ -151,11 +153,11 @@ def probe(
 
 
 def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[dict]:
-    """The rows; at least one time of each kind, however soon the deadline."""
+    """The rows, with at least one time of each kind even if the deadline has passed."""
     kind = np.int64 if steps.settings.reduction == "exact" else np.float32
     vector = steps.average.bytes
     groups = [1 << power for power in range(world.size.bit_length()) if 1 << power < world.size]
-    # (kind, images or bytes, workers a rank, ranks): what has to be there first, for the case that time is short
+    # (kind, images or bytes, workers per rank, ranks): the indispensable ones first, in case time is short
     settings = [("compute", count, 1, world.size) for count in images]
     if world.size > 1:
         settings += [("step", count, 1, world.size) for count in images]
@@ -182,13 +184,13 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[d
     first, times = {}, {}
     for setting in settings:
         if not over() or setting[0] not in {name for name, *_ in first}:
-            first[setting], times[setting] = burst(setting, 1), []  # warms up, and says how many steps make a burst
+            first[setting], times[setting] = burst(setting, 1), []  # warms up, and determines how many steps make a burst
     lengths = {setting: int(min(MOST, max(1, BURST / max(world.gather(one[0]))))) for setting, one in first.items()}
     for setting in (setting for _ in range(ROUNDS) for setting in first):
         if over():
             break
         seconds = burst(setting, lengths[setting])
-        times[setting] += seconds[1:] if len(seconds) > 3 else seconds  # the first finds cold caches
+        times[setting] += seconds[1:] if len(seconds) > 3 else seconds  # the first has cold caches
     for loader in loaders.values():
         loader.close()
     rows = []
@@ -201,7 +203,7 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[d
                 "ranks": ranks,
                 **what,
                 "vector": vector,
-                "seconds": world.gather([round(each, 7) for each in times[setting] or first[setting]])[:ranks],
+                "seconds": world.gather([round(second, 7) for second in times[setting] or first[setting]])[:ranks],
             }
         )
     return rows
@@ -218,7 +220,7 @@ def _allreduces(world, array, length: int) -> list[float]:
 
 
 def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> dict:
-    """Images a second that a rank's decoders give without a training step beside them, and that evaluation takes in."""
+    """Images per second: of a rank's decoders without a training step beside them, and of evaluation."""
     batches, start, decoded = steps.loaded(world, count), time.perf_counter(), 0
     next(batches)
     while time.perf_counter() - start < 1.0:
@@ -240,7 +242,7 @@ def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> 
 
 
 def machine() -> dict:
-    """What a measurement belongs to: training code, versions, processor, cores."""
+    """The facts that identify what was measured: training code, versions, processor, cores."""
     return {
         "code": records.code_digest(),
         "packages": records.package_versions(),
@@ -250,7 +252,7 @@ def machine() -> dict:
 
 
 def probe_into(out: str = "", **parameters) -> dict | None:
-    """What `probe` measures: written into the file `out` by rank 0, or returned if there is none. Collective."""
+    """Calls `probe`; rank 0 writes the result into the file `out`, or it is returned if `out` is empty. Collective."""
     measured = probe(**parameters)
     if not out:
         return measured

@@ -1,16 +1,17 @@
 """A model of one training step's time, fitted to measurements and extrapolated with bands. No torch, no MPI.
 
-    step = compute(images per rank) x slowest of all ranks + what the allreduce adds + what loading adds
+    step = compute(images per rank) x slowest of all ranks + exposed allreduce + loading
 
-    compute   per_step + workers (per_worker + per_image images): the workers of a rank are computed one after the other
+    compute   per_step + workers (per_worker + per_image images): a rank computes its workers one after the other
     slowest   expected maximum of the ranks' times, which differ by a measured spread (`slowest`)
-    allreduce Hockney's model: a message of n bytes takes latency + n seconds_per_byte, so an algorithm is known by its
-              rounds and bytes (`rabenseifner`); with several buckets a part hides behind the backward pass (`exposed`)
+    allreduce Hockney's model: a message of n bytes takes latency + n seconds_per_byte, so the rounds and bytes of an
+              algorithm determine its cost (`rabenseifner`); with several buckets a part of it is hidden behind the
+              backward pass (`exposed`)
 
-The cost of adding up is within seconds_per_byte: for each byte sent in a reduce-scatter one is added, so
-2 (p - 1)/p n beta + (p - 1)/p n gamma = 2 (p - 1)/p n (beta + gamma/2), also off powers of two.
+The cost of the additions is included in seconds_per_byte: for each byte sent in a reduce-scatter one is added, so
+2 (p - 1)/p n beta + (p - 1)/p n gamma = 2 (p - 1)/p n (beta + gamma/2), also for numbers that are not powers of two.
 
-Whatever comes out of the model has the label MODEL.
+Everything that the model computes has the label MODEL.
 
 Sources: R. Hockney, The communication challenge for MPP, Parallel Computing 20 (1994) 389-398; R. Thakur, R. Rabenseifner and
 W. Gropp, Optimization of collective communication operations in MPICH, IJHPCA 19 (2005) 49-66.
@@ -31,7 +32,7 @@ from repro import ReproError, choose
 from repro.paths import replacing, writable_folder
 
 MODEL, MEASURED = "MODEL", "measured"  # the label of each number; nothing that this module computes is `measured`
-BACKWARD = 2 / 3  # share of a step's compute in which gradients come out: backward takes about two forward passes
+BACKWARD = 2 / 3  # share of a step's compute that produces gradients: backward takes about two forward passes
 
 
 # --- Allreduce --------------------------------------------------------------------------------------------------------
@@ -48,8 +49,9 @@ class Link:
 def rabenseifner(link: Link, ranks: int, size: float) -> float:
     """Seconds to allreduce `size` bytes by recursive halving, then recursive doubling, as MPICH does for long vectors.
 
-    2 log2 p latency + 2 (p - 1)/p n byte. Off powers of two MPICH first lets the ranks beyond the largest power p hand their
-    whole vector to a neighbour and get the sum back at the end: 2 rounds and 2 n bytes more, about twice the bytes.
+    2 log2 p latency + 2 (p - 1)/p n byte. If the number of ranks is not a power of two, the ranks beyond the largest power p
+    first send their whole vector to a neighbour and receive the sum at the end: 2 more rounds and 2 n more bytes, about
+    twice the bytes.
     """
     power = 1 << (ranks.bit_length() - 1)
     rounds, sent = 2 * (power.bit_length() - 1), 2 * (power - 1) / power
@@ -59,10 +61,10 @@ def rabenseifner(link: Link, ranks: int, size: float) -> float:
 
 
 def allreduce(link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
-    """Seconds to allreduce `size` bytes over `nodes` nodes of `per_node` ranks; no time at all for one rank.
+    """Seconds to allreduce `size` bytes over `nodes` nodes of `per_node` ranks; zero for one rank.
 
-    Hierarchical, as MPICH does it: reduced within each node, then over one rank of each, and handed on within each node, so
-    Rabenseifner's two halves within are around the whole of it between.
+    Hierarchical, as in MPICH: reduced within each node, then over one rank per node, then distributed within each node. So
+    the two halves of Rabenseifner's algorithm within nodes enclose the whole algorithm between nodes.
     """
     return rabenseifner(within, per_node, size) + rabenseifner(link, nodes, size)
 
@@ -70,16 +72,17 @@ def allreduce(link: Link, nodes: int, size: float, within: Link, per_node: int) 
 def exposed(communication: Callable[[float], float], size: float, buckets: int, backward: float) -> float:
     """Seconds by which the allreduce of `size` bytes outlasts a backward pass of `backward` seconds.
 
-    One bucket is an allreduce after the backward pass. Of several, of equal size, each is ready as soon as its share of the
-    backward pass is done, and they follow one another: with c seconds each, either the last one alone stays
-    (communication is fast) or the first one's wait and all of them (it is slow): max(c, backward/buckets + buckets c -
-    backward).
-    This holds if communication needs no core that computes, as with the release's communication servers, and goes on by itself.
+    One bucket is an allreduce after the backward pass. Several buckets have equal size, each is ready as soon as its share of
+    the backward pass is done, and they follow one another. With c seconds per bucket, what remains is either the last bucket
+    alone (if communication is fast), or the wait for the first one and all of them (if it is slow):
+    max(c, backward/buckets + buckets c - backward).
+    This holds if communication needs no core that computes, as with the release's communication servers, and progresses by
+    itself.
     """
     if buckets == 1:
         return communication(size)
-    each = communication(size / buckets)
-    return max(each, backward / buckets + buckets * each - backward)
+    bucket = communication(size / buckets)
+    return max(bucket, backward / buckets + buckets * bucket - backward)
 
 
 # --- The slowest rank -------------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ def exposed(communication: Callable[[float], float], size: float, buckets: int, 
 def slowest(ranks: int, spread: float) -> float:
     """Expected time of the slowest of `ranks`, as a multiple of the median rank's.
 
-    Times are taken as log-normal with a standard deviation of `spread` (of the logarithm) and independent between ranks:
+    Times are assumed log-normal with a standard deviation of `spread` (of the logarithm) and independent between ranks:
     the mean over u in (0, 1) of exp(spread * z(u ** (1/ranks))) with z the normal quantile, the maximum's own quantile.
     """
     points = (np.arange(4000) + 0.5) / 4000
@@ -101,7 +104,7 @@ def slowest(ranks: int, spread: float) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """What the measurements on one node say. Seconds, unless it says otherwise."""
+    """The model fitted to the measurements on one node. In seconds unless noted otherwise."""
 
     per_step: float
     per_worker: float
@@ -109,43 +112,43 @@ class Fit:
     loading: float  # per image, on top of the step with its images at hand
     link: Link  # between the ranks of the node
     spread: float  # between ranks, see `slowest`
-    ranks: int  # that computed at the same time
-    size: int  # bytes that are allreduced at each step
+    ranks: int  # number of ranks that computed at the same time
+    size: int  # bytes allreduced at each step
 
     def compute(self, images: float, workers: int = 1) -> float:
-        """Median seconds of one rank's step of so many images per worker, without communication."""
+        """Median seconds of one rank's step with `images` images per worker, without communication."""
         return self.per_step + workers * (self.per_worker + self.per_image * images)
 
 
 def fit(measurements: list[dict], ranks: int = 0) -> Fit:
-    """Fits the model to the rows of a probe, with as many ranks at work as it had, or `ranks`.
+    """Fits the model to the rows of a probe, with all its ranks computing at once, or only `ranks` of them.
 
     A row is {"kind", "ranks", "vector": bytes of a step's allreduce, ..., "seconds": a list of times for each rank}. Kinds:
-    compute (images per worker, workers per rank: so many ranks at once, without communication), allreduce (bytes), loading (as
+    compute (images per worker, workers per rank: `ranks` at once, without communication), allreduce (bytes), loading (as
     compute, by all ranks with communication and the loader), step (the same with images at hand; only loading is compared
-    with it, so it is held back from all else). Relative least squares over medians, no coefficient negative. Raises ReproError
-    if there are no rows to fit.
+    with it, so it is held back from everything else). The fit is relative least squares over medians, without negative
+    coefficients. Raises ReproError if there are no rows to fit.
     """
-    every = max((row["ranks"] for row in measurements), default=1)
-    ranks = ranks or every
+    all_ranks = max((row["ranks"] for row in measurements), default=1)
+    ranks = ranks or all_ranks
     compute = [row for row in measurements if row["kind"] == "compute" and row["ranks"] == ranks]
     if not compute:
         raise ReproError(f"there are no compute rows of {ranks} ranks to fit: run `mpiexec -n {ranks} python -m repro probe`")
     columns = [[1, row["workers"], row["workers"] * row["images"]] for row in compute]
     several = [len({row[key] for row in compute}) > 1 for key in ("workers", "images")]
-    # What was not varied cannot be told apart: then it counts for the next finer part.
+    # Parts that were not varied cannot be separated: they count towards the next finer part.
     per_step, per_worker, per_image = _nonnegative(
         np.array(columns, float) * [*several, True], [median(row) for row in compute]
     )
     vector = measurements[0]["vector"]
-    loading, link = _loading(measurements, every), _link(measurements, every, vector)
+    loading, link = _loading(measurements, all_ranks), _link(measurements, all_ranks, vector)
     return Fit(per_step, per_worker, per_image, loading, link, _spread(compute), ranks, vector)
 
 
 def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
-    """Latency by the messages up to 64 KB, a line through which has its own slope; seconds per byte by those from vector/8 on.
+    """Latency from messages up to 64 KB, fitted by a line with its own slope; seconds per byte from those of vector/8 and more.
 
-    One line does not fit all sizes: what the caches hold goes up to three times as fast.
+    One line does not fit all sizes: messages that fit into the caches are up to three times as fast.
     """
     rows = sorted((row["bytes"], median(row)) for row in measurements if row["kind"] == "allreduce" and row["ranks"] == ranks)
     if not rows:
@@ -164,7 +167,7 @@ def _nonnegative(columns: np.ndarray, seconds: list[float]) -> list[float]:
 
 
 def median(row: dict) -> float:
-    """Of all ranks' times; of what ends with a collective, of the slowest rank each time, since all wait for it."""
+    """Median over all ranks' times; if a step ends with a collective, over the slowest rank's, since all wait for it."""
     times = np.array(row["seconds"])
     return float(np.median(times if row["kind"] == "compute" else times.max(0)))
 
@@ -172,8 +175,8 @@ def median(row: dict) -> float:
 def _spread(rows: list[dict]) -> float:
     """Standard deviation of the logarithm of a rank's time about the other ranks' at the same moment.
 
-    What slows all ranks alike makes nobody wait, so it is left out. One rank has nobody to compare with: then it is the
-    deviation about its own median, which counts slow drifts too.
+    What slows all ranks equally makes none of them wait, so it does not count. A single rank has no others to compare with:
+    then it is the deviation about its own median, which includes slow drifts.
     """
     squares = []
     for row in rows:
@@ -186,7 +189,7 @@ def _spread(rows: list[dict]) -> float:
 
 
 def _loading(measurements: list[dict], ranks: int) -> float:
-    """Seconds per image that the loader adds to a step whose images are at hand; nothing where it was not measured."""
+    """Seconds per image that the loader adds to a step with images at hand; zero if it was not measured."""
 
     def of(kind):
         return {
@@ -196,7 +199,7 @@ def _loading(measurements: list[dict], ranks: int) -> float:
         }
 
     loaded, at_hand = of("loading"), of("step" if ranks > 1 else "compute")
-    extra = [(loaded[each] - at_hand[each]) / (each[0] * each[1]) for each in loaded if each in at_hand]
+    extra = [(loaded[key] - at_hand[key]) / (key[0] * key[1]) for key in loaded if key in at_hand]
     return max(0.0, float(np.mean(extra))) if extra else 0.0
 
 
@@ -210,13 +213,13 @@ def save(measured: dict, path: Path) -> None:
 
 
 def saved(folder: Path, facts: dict) -> dict:
-    """A probe in scaling.json or probe.json of `folder` of which all these facts hold; empty if there is none."""
+    """A probe in scaling.json or probe.json of `folder` that has all these facts; empty if there is none."""
     for path in (folder / "scaling.json", folder / "probe.json"):
         if path.exists():
             content = json.loads(path.read_text())
-            for each in content.get("probes", [content]):
-                if all(each.get(key) == value for key, value in facts.items()):
-                    return each
+            for measured in content.get("probes", [content]):
+                if all(measured.get(key) == value for key, value in facts.items()):
+                    return measured
     return {}
 
 
@@ -225,15 +228,15 @@ def saved(folder: Path, facts: dict) -> dict:
 
 @dataclass(frozen=True)
 class Interconnect:
-    """An assumption about what is between the nodes: ranges, for it was not measured here, and why these."""
+    """An assumption about the network between nodes: ranges, because it was not measured here, and the reason for them."""
 
     name: str
     latency: tuple[float, float]  # seconds
-    rate: tuple[float, float]  # bytes per second that a long message reaches, its addition included
+    rate: tuple[float, float]  # bytes per second of a long message, including its addition
     reason: str
 
     def link(self, place: float = 0.5) -> Link:
-        """The link at a place within both ranges: 0 the slowest, 1 the fastest."""
+        """The link at a position within both ranges, from 0 (slowest) to 1 (fastest)."""
         fast, slow = self.latency
         return Link(slow + place * (fast - slow), 1 / (self.rate[0] + place * (self.rate[1] - self.rate[0])))
 
@@ -256,11 +259,11 @@ INTERCONNECTS = {"omni-path": OMNI_PATH, "ethernet": ETHERNET}
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the ranks are and how they average."""
+    """Number of nodes and ranks, and how they average."""
 
     nodes: int = 1
     per_node: int = 1
-    buckets: int = 1  # see `exposed`; on one node there is nothing to hide behind, the cores that copy are those that compute
+    buckets: int = 1  # see `exposed`; nothing is hidden on one node, where the cores that copy also compute
 
     @property
     def ranks(self) -> int:
@@ -297,7 +300,7 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
 
 
 def resampled(measurements: list[dict], draws: int = 200, seed: int = 0, ranks: int = 0) -> list[Fit]:
-    """Fits to bootstrap samples: each row's times drawn again with replacement, all ranks' of one moment together."""
+    """Fits to bootstrap samples: each row's times drawn with replacement, those of all ranks at one moment together."""
     generator, fits = np.random.default_rng(seed), []
     for _ in range(draws):
         rows = []
@@ -316,7 +319,7 @@ def band(values: Iterable[float]) -> dict:
 
 @dataclass(frozen=True)
 class Load:
-    """What is kept while nodes are added: `weak`, the images per worker; `strong`, the global batch too."""
+    """What stays constant while nodes are added: `weak`, the images per worker; `strong`, also the global batch."""
 
     scaling: str
     images: int  # per worker
@@ -325,7 +328,7 @@ class Load:
     def on(self, ranks: int) -> tuple[float, int, float]:
         """Images per worker, workers per rank, and the global batch.
 
-        Strong: a rank carries its share of the recipe's workers; more ranks than workers divide these.
+        Strong: a rank has its share of the recipe's workers; if there are more ranks than workers, they divide the workers.
         """
         if choose("scaling", self.scaling, ("weak", "strong")) == "weak":
             return self.images, 1, self.images * ranks
@@ -343,10 +346,10 @@ def extrapolate(
     seed: int = 0,
     loaded: bool = False,
 ) -> list[dict]:
-    """A step's seconds, images/s and efficiency over nodes, each with a 5 to 95% band; `layout` says all but the nodes.
+    """A step's seconds, images/s and efficiency over nodes, each with a 5 to 95% band; `layout` gives everything but the nodes.
 
-    The bands hold the noise of the measurements (bootstrap) and the interconnect within its ranges; not whether the model has
-    the right form: for that see `held_back`. Of fewer than three timed steps (n) nobody can say how they differ: no band, NaN.
+    The bands cover the noise of the measurements (bootstrap) and the interconnect within its ranges, but not whether the model
+    has the right form: see `held_back`. Fewer than three timed steps (n) do not show how they differ: the band is NaN.
     Efficiency is throughput per node over that of one node, in per cent.
     """
     timed = min(len(row["seconds"][0]) for row in measurements if row["kind"] == "compute" and row["ranks"] == layout.per_node)
@@ -357,17 +360,17 @@ def extrapolate(
     ones = [batch / step(fitted, alone, images, workers, None, loaded)["total"] for fitted in fits]
     rows = []
     for count in nodes:
-        there = replace(layout, nodes=count)
-        images, workers, batch = load.on(there.ranks)
+        target = replace(layout, nodes=count)
+        images, workers, batch = load.on(target.ranks)
         if images < 1:  # more ranks than images
             continue
-        seconds = [step(fitted, there, images, workers, link, loaded)["total"] for fitted, link in zip(fits, links)]
-        rates = [batch / each for each in seconds]
+        seconds = [step(fitted, target, images, workers, link, loaded)["total"] for fitted, link in zip(fits, links)]
+        rates = [batch / second for second in seconds]
         row = {
             "label": MODEL,
             "scaling": load.scaling,
             "nodes": count,
-            "ranks": there.ranks,
+            "ranks": target.ranks,
             "global_batch": round(batch),
             "images_per_rank": images * workers,
             "buckets": layout.buckets,
@@ -386,7 +389,7 @@ def extrapolate(
 
 
 def epochs_to(accuracy_points: list[tuple[float, float]], batch: float) -> float:
-    """Epochs to a fixed accuracy at a global batch, between published (batch, epochs) points; NaN outside them."""
+    """Epochs to a fixed accuracy at a global batch, interpolated between published (batch, epochs) points; NaN outside them."""
     batches, epochs = zip(*sorted(accuracy_points))
     if not batches[0] <= batch <= batches[-1]:
         return float("nan")
@@ -397,9 +400,9 @@ def epochs_to(accuracy_points: list[tuple[float, float]], batch: float) -> float
 
 
 def held_back(steps: list[dict], fitted: Fit, check: str, buckets: int = 0) -> list[dict]:
-    """Predicts the `step` rows, which no fit has seen: predicted and measured seconds, n, and the error in per cent.
+    """Predicts the `step` rows, which no fit has used: predicted and measured seconds, n, and the error in per cent.
 
-    `buckets` is for ranks that are nodes each, linked as those of the fit; 0: all ranks are on one node.
+    `buckets` is for ranks on a node each, with the link of the fit; 0: all ranks are on one node.
     """
     rows = []
     for row in steps:
@@ -433,20 +436,20 @@ class Published:
 
 @dataclass(frozen=True)
 class Assumed:
-    """What published numbers do not say, as ranges. Each is a guess with a reason, none a measurement."""
+    """Quantities that were not published, as ranges. Each is a guess with a reason; none is a measurement."""
 
     between: Interconnect = OMNI_PATH
-    within_rate: tuple[float, float] = (3e9, 10e9)  # bytes/s between two processes: memory is read and written a few times
+    within_rate: tuple[float, float] = (3e9, 10e9)  # bytes/s between two processes: memory is read and written several times
     size: int = 4 * 25_557_096  # bytes: float32 gradients of the released network's parameters
-    buckets: tuple[int, ...] = (1, 53)  # nothing hidden, or a bucket for each of its convolutions, by servers on own cores
+    buckets: tuple[int, ...] = (1, 53)  # nothing hidden, or one bucket per convolution, by servers on their own cores
     fixed: tuple[float, float] = (0.0, 0.2)  # share of a step of 32 images that does not shrink with the images
-    spread: tuple[float, float] = (0.0, 0.05)  # between ranks; none is published
+    spread: tuple[float, float] = (0.0, 0.05)  # between ranks; none was published
 
 
 def _as_known(known: Published, others: list[Published], machine: Fit, link: Link, buckets: int) -> dict[str, float]:
-    """Images/s of the others on such a machine, its time per image scaled so that the known run has its own.
+    """Images/s of `others` on such a machine, with its time per image scaled so that the known run has its published rate.
 
-    Empty if communication alone would take longer than was published.
+    Empty if communication alone would take longer than the published step.
     """
 
     def seconds(run: Published, scale: float) -> float:
@@ -456,14 +459,14 @@ def _as_known(known: Published, others: list[Published], machine: Fit, link: Lin
     target = known.nodes * known.per_node * known.images / known.images_per_s
     if seconds(known, 0.0) >= target:
         return {}
-    scale = brentq(lambda each: seconds(known, each) - target, 0.0, target)
+    scale = brentq(lambda factor: seconds(known, factor) - target, 0.0, target)
     return {other.name: other.nodes * other.per_node * other.images / seconds(other, scale) for other in others}
 
 
 def infer(
     known: Published, others: list[Published], assumed: Assumed = Assumed(), draws: int = 500, seed: int = 0
 ) -> list[dict]:
-    """Fits the time per image to one published throughput and predicts others, drawing all assumptions from their ranges.
+    """Fits the time per image to one published throughput and predicts others, with all assumptions drawn from their ranges.
 
     Rows: label, known, predicted (its name), images_per_s with its 5 to 95% band, published, error in per cent.
     """

@@ -376,7 +376,7 @@ def test_parameters_edited_by_hand_that_can_work_pass(kernel_without_engines, di
 
 def test_a_line_that_is_no_parameter_is_refused(kernel_without_engines):
     assert not kernel_without_engines.run("seed: int = 0\nseeds = [3]", "notebooks.check_parameters()")
-    assert kernel_without_engines.error.shown == "a parameters cell holds only lines such as `seed: int = 0  # help`"
+    assert kernel_without_engines.error.shown == "a parameters cell has only lines such as `seed: int = 0  # help`"
 
 
 RUN = dict(recipe='"collapsed_ensemble"', shrink='"smoke"', size="24", ranks="2", live="False")  # some seconds of 77 steps

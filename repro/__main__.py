@@ -1,4 +1,4 @@
-"""`python -m repro COMMAND`; for all ranks of a batch system, `mpiexec -n R python -m repro train ...`."""
+"""`python -m repro COMMAND`; on several ranks, `mpiexec -n R python -m repro train ...`."""
 
 import argparse
 import dataclasses
@@ -18,18 +18,18 @@ from repro.records import Stopped
 from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
 from repro.settings import Settings
 
-STATUS_BROKEN = 3  # what `doctor` found is broken
-STATUS_STOPPED = 75  # exit status of a run that was stopped on request: the same command continues it (EX_TEMPFAIL)
-STATUS_INTERRUPTED = 130  # of one that was stopped at once, by a second request: it continues from its last checkpoint
+STATUS_BROKEN = 3  # `doctor` found something broken
+STATUS_STOPPED = 75  # the run was stopped on request: the same command continues it (EX_TEMPFAIL)
+STATUS_INTERRUPTED = 130  # the run was stopped at once, by a second request: it continues from its last checkpoint
 
 
 # --- Running a command ------------------------------------------------------------------------------------------------
 
 
 def on_all_ranks(function: str, text: str = "") -> Callable[[dict], None]:
-    """A handler that calls `module:function` on all ranks and shows what it returns, by rank 0; `text` makes it readable.
+    """Return a handler that calls `module:function` on all ranks; rank 0 prints the result, formatted by `text` if given.
 
-    The ranks end together, and the one that failed says why.
+    The ranks end together, and the one that failed prints the reason.
     """
 
     def handler(arguments: dict) -> None:
@@ -65,26 +65,26 @@ def on_all_ranks(function: str, text: str = "") -> Callable[[dict], None]:
 
 
 def here(function: str) -> Callable[[dict], None]:
-    """A handler that calls `module:function` in this process and shows what it returns."""
+    """Return a handler that calls `module:function` in this process and prints the result."""
     return lambda arguments: show(_named(function)(**arguments))
 
 
 def _named(function: str) -> Callable:
-    """Imported only when it is called: `recipes` and `lr` do not wait for torch."""
+    """Import a function only when it is needed, so that `recipes` and `lr` do not wait for torch."""
     module, name = function.split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def show(result) -> None:
-    """Text and paths as they are, a list of them a line each, anything else as JSON."""
-    if isinstance(result, list) and all(isinstance(each, (str, Path)) for each in result):
+    """Print text and paths as they are, a list with one item per line, anything else as JSON."""
+    if isinstance(result, list) and all(isinstance(item, (str, Path)) for item in result):
         print("\n".join(map(str, result)))
     elif result is not None:
         print(result if isinstance(result, (str, Path)) else json.dumps(result))
 
 
 def explain(error: BaseException) -> None:
-    """One line for what the user can fix, the whole traceback for a defect of ours."""
+    """Print one line for an error that the user can fix, the whole traceback for a bug in this package."""
     if isinstance(error, ReproError):
         print("error:", error, *getattr(error, "__notes__", []), file=sys.stderr)
     else:
@@ -123,12 +123,12 @@ def lr(arguments: dict) -> None:
     try:
         steps = [int(step) for step in arguments["steps"].split(",")]
     except ValueError:
-        raise ReproError(f"--steps {arguments['steps']}: give whole numbers with commas between them") from None
+        raise ReproError(f"--steps {arguments['steps']}: give whole numbers separated by commas") from None
     for step in steps:
         print(f"{step},{learning_rate(recipe, step, arguments['formula'])!r}")
 
 
-# --- What can be asked for ------------------------------------------------------------------------------------------------
+# --- Commands and their options --------------------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,9 +137,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, handler: Callable[[dict], None], help: str, description: str = "") -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=description or help[0].upper() + help[1:] + ".")
-        made.set_defaults(handler=handler)
-        return made
+        subparser = commands.add_parser(name, help=help, description=description or help[0].upper() + help[1:] + ".")
+        subparser.set_defaults(handler=handler)
+        return subparser
 
     train = command(
         "train",
@@ -151,50 +151,54 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_run(train)
     train.add_argument(
-        "--steps", type=int, default=0, help="stop after so many steps, with a checkpoint, and say how long the rest would take"
+        "--steps",
+        type=int,
+        default=0,
+        help="stop after this many steps, with a checkpoint, and say how long the rest would take",
     )
     train.add_argument(
         "--patience",
         type=int,
         default=600,
-        help="seconds that a rank may give no sign of life before all are ended (default: 600)",
+        help="seconds without a sign of life from a rank before all ranks are ended (default: 600)",
     )
 
     plan = command(
         "plan",
         on_all_ranks("repro.scaling.forecast:plan", text="repro.scaling.forecast:describe"),
-        "forecast what a run will take, after a probe of a minute on all ranks",
+        "forecast how long a run will take, after a one-minute probe on all ranks",
     )
     _add_run(plan)
     plan.add_argument(
-        "--nodes", type=int, default=0, help="nodes that it will run on (default: those at hand; others by the model)"
+        "--nodes",
+        type=int,
+        default=0,
+        help="nodes that it will run on (default: the current ones; others use the scaling model)",
     )
-    plan.add_argument("--ranks-per-node", type=int, default=0, help="ranks on each (default: as at hand)")
-    plan.add_argument("--network", default="omni-path", help="assumed between nodes: omni-path (default), ethernet")
-    plan.add_argument("--hours", type=float, default=0.0, help="time limit: which shrink is the largest within it?")
-    plan.add_argument("--seconds", type=float, default=60.0, help="of the probe (default: 60)")
+    plan.add_argument("--ranks-per-node", type=int, default=0, help="ranks on each node (default: as now)")
+    plan.add_argument("--network", default="omni-path", help="assumed network between nodes: omni-path (default) or ethernet")
+    plan.add_argument("--hours", type=float, default=0.0, help="time limit: report the largest shrink that fits")
+    plan.add_argument("--seconds", type=float, default=60.0, help="duration of the probe (default: 60)")
 
     ensemble = command("ensemble", on_all_ranks("repro.evaluate:ensemble"), "evaluate the ensemble of a complete run's members")
     ensemble.add_argument("folder", help="the run's folder")
     ensemble.add_argument(
-        "--members", type=_names, metavar="STAGE,STAGE", help="stages whose ends are averaged (default: the recipe's members)"
+        "--members", type=_names, metavar="STAGE,STAGE", help="stages whose models are averaged (default: the recipe's members)"
     )
     _add_evaluation(ensemble)
 
-    export = command("export", here("repro.export:export"), "write a run's models with their cards, for use elsewhere")
+    export = command("export", here("repro.export:export"), "write a run's models and their model cards, for use elsewhere")
     export.add_argument("folder", help="the folder of a complete run")
     export.add_argument(
-        "--stages", type=_names, metavar="STAGE,STAGE", help="stages whose ends are written (default: the recipe's members)"
+        "--stages", type=_names, metavar="STAGE,STAGE", help="stages whose models are written (default: the recipe's members)"
     )
     export.add_argument("--out", help="folder (default: models/ in the run's folder)")
     export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
 
-    evaluate = command(
-        "evaluate", on_all_ranks("repro.export:evaluate"), "count what exported models, and their ensemble, get right"
-    )
-    evaluate.add_argument("files", nargs="+", metavar="FILE", help="what `python -m repro export` wrote")
+    evaluate = command("evaluate", on_all_ranks("repro.export:evaluate"), "evaluate exported models and their ensemble")
+    evaluate.add_argument("files", nargs="+", metavar="FILE", help="a file that `python -m repro export` wrote")
     evaluate.add_argument(
-        "--model", default="", help="source of a model of your own, mine.py:my_net: a card never says what to run"
+        "--model", default="", help="source of your own model, mine.py:my_net (a model card never specifies code to run)"
     )
     _add_evaluation(evaluate, required=True)
 
@@ -204,9 +208,9 @@ def parser() -> argparse.ArgumentParser:
         "copy packed data to each node's own disk, and check the copies",
     )
     copy.add_argument("data", help="data set, or the folder it is packed in")
-    copy.add_argument("--to", required=True, metavar="FOLDER", help="a folder on a disk of each node")
+    copy.add_argument("--to", required=True, metavar="FOLDER", help="a folder on a local disk of each node")
 
-    command("ranks", on_all_ranks("repro.comm:roll_call"), "say which ranks there are, where, and whether all see each other")
+    command("ranks", on_all_ranks("repro.comm:roll_call"), "list the ranks and their hosts, and check that all see each other")
 
     measure = command(
         "probe",
@@ -215,17 +219,17 @@ def parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--model", default="resnet50", help="resnet18, -34, -50 (default), -101, -152, resnet11")
     measure.add_argument("--images", type=_numbers, default=[2, 4, 8], help="images per worker (default: 2,4,8)")
-    measure.add_argument("--data", default="", help="data set for steps with the loader (default: random images at hand)")
-    measure.add_argument("--seconds", type=float, default=60.0, help="about how long (default: 60)")
+    measure.add_argument("--data", default="", help="data set for steps with the loader (default: random images in memory)")
+    measure.add_argument("--seconds", type=float, default=60.0, help="approximate duration (default: 60)")
     measure.add_argument("--out", help="file to write (default: standard output)")
     _add_settings(measure, without="seed")
 
-    whole = command("reproduce", reproduce, "a profile's runs, tables, figures and report")
+    whole = command("reproduce", reproduce, "make a profile's runs, tables, figures and report")
     whole.add_argument("--profile", default="laptop", help="laptop (default) or smoke")
     whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
 
-    command("keep", here("repro.paper.reproduce:keep"), "copy the results, less the models, to results/reference")
+    command("keep", here("repro.paper.reproduce:keep"), "copy the results, without the models, to results/reference")
     command("doctor", doctor, "check MPI, engines, disk, packages and data; exit status 3 if something is broken")
 
     listing = command("recipes", recipes, "list the recipes")
@@ -239,22 +243,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    """What says which run: all that `train.prepare` takes."""
-    command.add_argument(
-        "recipe", help="a name that `python -m repro recipes` lists, or a Recipe of your own: mine.py:my_recipe"
-    )
+    """Options that identify a run: everything that `train.prepare` accepts."""
+    command.add_argument("recipe", help="a name that `python -m repro recipes` lists, or your own Recipe: mine.py:my_recipe")
     command.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
     command.add_argument(
-        "--shrink", help=f"{', '.join(SHRINKS)}; or none: as it is (default: laptop, or none for a recipe of your own)"
+        "--shrink", help=f"{', '.join(SHRINKS)}; or none: unchanged (default: laptop, or none for your own recipe)"
     )
     command.add_argument(
         "--model",
         default="",
-        help="another than the recipe's or shrink's: resnet18, -34, -50, -101, -152, resnet11, or your own: mine.py:my_net",
+        help="instead of the recipe's or shrink's: resnet18, -34, -50, -101, -152, resnet11, or your own: mine.py:my_net",
     )
     command.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
     command.add_argument(
-        "--decoders", type=int, default=2, help="threads per rank that decode images, ahead of the step (default: 2)"
+        "--decoders", type=int, default=2, help="threads per rank that decode images ahead of the step (default: 2)"
     )
     _add_settings(command)
     for switch, values in SWITCHES.items():
@@ -267,10 +269,10 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(command: argparse.ArgumentParser, without: str = "") -> None:
-    for each in dataclasses.fields(Settings):
-        if each.name != without:
-            help = f"{each.metadata['help']} (default: {each.default})"
-            command.add_argument(f"--{each.name}", type=type(each.default), default=each.default, help=help)
+    for field in dataclasses.fields(Settings):
+        if field.name != without:
+            help = f"{field.metadata['help']} (default: {field.default})"
+            command.add_argument(f"--{field.name}", type=type(field.default), default=field.default, help=help)
 
 
 def _add_evaluation(command: argparse.ArgumentParser, required: bool = False) -> None:

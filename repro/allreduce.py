@@ -1,19 +1,20 @@
-"""Averages one vector over all workers, whichever ranks carry them: `exact` or `fast`.
+"""Averages one vector over all workers, however they are distributed over ranks: `exact` or `fast`.
 
-A rank adds the vectors of its workers one at a time, so its memory does not grow with their number; an allreduce then
-sums over the ranks.
+Each rank adds the vectors of its workers one at a time, so its memory use does not grow with their number; an allreduce
+then sums over the ranks.
 
-In float32 (`fast`) the result depends on the order of summation, hence on the number of ranks. `exact` sums integers instead,
-whose order cannot matter: every value is rounded once to a fixed binary scale and added to an int64, and the average is
-bit-identical on any number of ranks.
+In float32 (`fast`) the result depends on the order of summation, and hence on the number of ranks. `exact` sums integers,
+for which the order does not matter: every value is rounded once to a fixed binary scale and added to an int64, and the
+average is bit-identical on any number of ranks.
 
-The scales need no agreement between ranks, so no second collective. Gradients: 2**-40. An error of half a unit in a
+The scales are fixed, so ranks need not agree on them in a second collective. Gradients: 2**-40. An error of half a unit in a
 gradient moves a weight, at the highest released rate and momentum, by 4.8 / (1 - 0.9) * 2**-41 = 2e-11: less than
 the float32 rounding of any weight above 4e-4. Batch statistics, losses and counts: 2**-24, less than batch norm's
-epsilon of 1e-5 by a factor of 100. Values that do not fit (gradients of 4096 and more with 896 workers) are an error, as NaN
-is: by then the run has diverged.
+epsilon of 1e-5 by a factor of 100. Values that do not fit (gradients of 4096 and more with 896 workers) are an error, like
+NaN: by then the run has diverged.
 
-On GPUs the vectors stay there, and NCCL sums them (`nccl`). Between nodes the sum overlaps with the backward pass (`overlap`).
+On GPUs the vectors stay in GPU memory and are summed by NCCL (`nccl`). Between nodes the sum overlaps with the backward
+pass (`overlap`).
 """
 
 from dataclasses import dataclass
@@ -24,27 +25,27 @@ from repro import ReproError, choose, nccl
 from repro.comm import MESSAGE
 
 GRADIENT_BITS, STATISTIC_BITS = 40, 24
-PIECE = 1 << 16  # elements converted at a time on a CPU: their copies stay in the cache
+PIECE = 1 << 16  # elements converted at a time on a CPU, so that their copies stay in the cache
 
 
 class NotFinite(ReproError):
     """A worker's gradient or statistic is NaN, infinite or out of range: the run has diverged."""
 
 
-# --- Arithmetic: what is added up, and how it becomes a mean -----------------------------------------------------------
+# --- Arithmetic: how values are summed and turned into a mean -----------------------------------------------------------
 
 
 class Exact:
-    """Integers on a scale of 2**-bits: their sum does not depend on its order."""
+    """Integers in units of 2**-bits: the sum does not depend on the order."""
 
     dtype = torch.int64
 
     def __init__(self, workers: int):
         self.workers = workers
-        self.headroom = 62 - (workers - 1).bit_length()  # an int64 less the sign and the sum over workers
+        self.headroom = 62 - (workers - 1).bit_length()  # bits of an int64, less the sign and the sum over workers
 
     def limit(self, bits: int) -> float:
-        """Values of this magnitude and more do not fit."""
+        """Values of this magnitude or more do not fit."""
         return 2.0 ** (self.headroom - bits)
 
     def scaled(self, values: torch.Tensor, bits: int) -> torch.Tensor:
@@ -52,7 +53,7 @@ class Exact:
         return (values * 2.0**bits).round_()
 
     def mean(self, sums: torch.Tensor, bits: int) -> torch.Tensor:
-        """In float64, since an int64 has more bits than a float32: it is rounded only once, by whoever stores it."""
+        """In float64, since an int64 has more bits than a float32: the mean is rounded only once, when it is stored."""
         return sums.double().mul_(2.0**-bits / self.workers)
 
 
@@ -82,19 +83,19 @@ ARITHMETIC: dict[str, type[Exact | Fast]] = {"exact": Exact, "fast": Fast}
 
 @dataclass(frozen=True)
 class Mean:
-    """What was averaged over all workers at one step: views of the network's contribution, until its next one."""
+    """The averages over all workers at one step: views of the network's contribution, valid until the next one."""
 
     gradient: torch.Tensor  # (P,)
     statistics: torch.Tensor  # (S,) batch means and variances
     loss: torch.Tensor  # mean over all images
     correct: torch.Tensor  # correct predictions per worker
-    failed: bool  # a rank called `fail`: the rest is worthless
+    failed: bool  # a rank called `fail`: the other fields are meaningless
     save: bool  # a rank wants a checkpoint after this step
     stop: bool  # a rank was asked to stop after this step
 
 
 class Average:
-    """The mean over all workers of a network's contribution: `add` each worker's, then `mean`."""
+    """The mean over all workers of a network's contribution: call `add` for each worker, then `mean`."""
 
     last: torch.Tensor | None
     sent: int
@@ -107,7 +108,7 @@ class Average:
         if device.type == "cuda":
             self.world = nccl.collectives(world)
             device = "cpu" if self.world is world and world.size > 1 else device  # MPI sums in the host's memory
-        # Three elements more than the vector, so that all ranks learn of it in the same step: how many want a checkpoint,
+        # Three more elements than the vector, which all ranks learn in the same step: how many ranks want a checkpoint,
         # how many were asked to stop, and how many failed.
         self.total = torch.zeros(len(self.result) + 3, dtype=self.arithmetic.dtype, device=device)
         self.piece, self.message = (len(self.total),) * 2 if self.total.is_cuda else (PIECE, MESSAGE)
@@ -116,13 +117,14 @@ class Average:
 
     @property
     def bytes(self) -> int:
-        """Of the vector that the ranks sum at each step."""
+        """Size of the vector that the ranks sum at each step."""
         return self.total.numel() * self.total.element_size()
 
     def add(self, vector: torch.Tensor) -> None:
-        """Adds one worker's contribution; raises NotFinite if it holds what cannot be averaged.
+        """Adds one worker's contribution; raises NotFinite if it cannot be averaged.
 
-        That of this rank's last worker is only checked: `mean` takes it through the cache together with its sum.
+        The contribution of this rank's last worker is only checked here: `mean` adds it piece by piece, while the sums
+        are in the cache.
         """
         self._check(vector, self.sent, len(vector))
         if self.added + 1 < self.mine:
@@ -153,11 +155,11 @@ class Average:
 
     def _start_again(self) -> None:
         self.total[-3:] = 0
-        self.added, self.last = 0, None  # workers of this rank in the sums; and its last one, which is not yet
-        self.sent = 0  # elements that are on their way to the other ranks already
+        self.added, self.last = 0, None  # number of this rank's workers in the sums; the last one's vector, not in them yet
+        self.sent = 0  # elements that are already on their way to the other ranks
 
     def _sum_over_ranks(self) -> None:
-        """Message by message: adds the last worker's part, sums over the ranks, divides, while it is in the cache."""
+        """Per message: adds the last worker's part, sums over the ranks and divides, while the data is in the cache."""
         for start in range(0, len(self.total), self.message):
             stop = min(start + self.message, len(self.total))
             if self.last is not None:
@@ -173,7 +175,7 @@ class Average:
                 raise NotFinite(f"a gradient or batch statistic is {largest:g}: the run has diverged")
 
     def _add(self, vector: torch.Tensor, start: int, stop: int) -> None:
-        """Adds a part of a worker's vector; the first worker's replaces the last step's sums."""
+        """Adds a part of a worker's vector; the first worker's part replaces the previous step's sums."""
         for part, total, bits in self._parts(vector, start, stop):
             for piece, sums in zip(part.split(self.piece), total.split(self.piece)):
                 scaled = self.arithmetic.scaled(piece, bits)
@@ -189,7 +191,7 @@ class Average:
                 piece.copy_(self.arithmetic.mean(sums, bits))
 
     def _parts(self, vector: torch.Tensor, start: int, stop: int):
-        """Views of the elements from `start` to `stop`, of gradients and of the rest, with the bits of their scale."""
+        """Views of the elements from `start` to `stop`: gradients, then the rest, each with the bits of its scale."""
         for low, high, bits in ((0, self.split, GRADIENT_BITS), (self.split, len(vector), STATISTIC_BITS)):
             low, high = max(start, low), min(stop, high)
             if low < high:
@@ -197,5 +199,5 @@ class Average:
 
 
 def as_array(tensor: torch.Tensor):
-    """What collectives take: NumPy's view of a tensor in the host's memory; a GPU's as it is."""
+    """A tensor as collectives accept it: a NumPy view if it is in host memory; unchanged if it is on a GPU."""
     return tensor if tensor.is_cuda else tensor.numpy()

@@ -20,9 +20,9 @@ class CheckpointError(ReproError):
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
-    """Writes `path`.safetensors and then `path`.json, which makes it count: without it the snapshot is not there."""
+    """Writes `path`.safetensors and then `path`.json, which makes it valid: without that there is no snapshot."""
     with named(path):
-        path.parent.mkdir(exist_ok=True)  # but not the run's own folder, should that have vanished
+        path.parent.mkdir(exist_ok=True)  # but not the run's own folder, in case that was deleted
     content = serialize({name: tensor.contiguous() for name, tensor in tensors.items()})
     with replacing(path.with_suffix(".safetensors")) as temporary:
         temporary.write_bytes(content)
@@ -34,7 +34,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors and progress of a snapshot; raises CheckpointError if it is missing, cut short or changed."""
+    """Returns tensors and progress of a snapshot; raises CheckpointError if it is missing, truncated or modified."""
     try:
         sealed = json.loads(path.with_suffix(".json").read_text())
         if sealed["format"] != FORMAT:
@@ -54,13 +54,13 @@ def _seal(content: bytes, progress: dict) -> str:
 
 
 def generations(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, whose names are steps, the newest first."""
+    """The checkpoints in a folder, which are named after steps, newest first."""
     steps = [path.with_suffix("") for path in folder.glob("*.json") if path.stem.isdecimal()]
     return sorted(steps, key=lambda path: -int(path.name))
 
 
 def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """The newest undamaged checkpoint; raises CheckpointError if there are some and all are damaged."""
+    """Returns the newest undamaged checkpoint; raises CheckpointError if all of them are damaged."""
     damage = []
     for path in generations(folder):
         try:
@@ -78,7 +78,7 @@ def prune(folder: Path, keep: int = 3) -> None:
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes and bits, in the order of the names."""
+    """SHA-256 over names, shapes and bytes, ordered by name."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(f"{name} {tuple(tensors[name].shape)}".encode())

@@ -1,6 +1,6 @@
-"""Ranks and a handful of collective verbs over MPI; one process alone is a world of size 1. The one importer of mpi4py.
+"""Ranks and a few collective operations over MPI; a single process is a world of size 1. Only this module imports mpi4py.
 
-Collectives work in place on contiguous NumPy arrays; the caller hands out views of its tensors.
+Collectives work in place on contiguous NumPy arrays; the caller passes views of its tensors.
 """
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 
 from repro import ReproError
 
-MESSAGE = 1 << 18  # elements: an allreduce of 100 MB goes through the cache piece by piece, in half the time (MPICH, one node)
+MESSAGE = 1 << 18  # elements: an allreduce of 100 MB passes through the cache in pieces, in half the time (MPICH, one node)
 
 
 class PeerError(ReproError):
@@ -21,47 +21,47 @@ class PeerError(ReproError):
 
 
 class Alone:
-    """The world of one process: every collective is already done."""
+    """The world of a single process, where collectives have nothing to do."""
 
     rank, size = 0, 1
     node_rank = 0  # among the ranks on this machine
     nodes = 1  # machines that the ranks run on
-    leaving = False  # all ranks know of an error and leave by themselves
-    beats = 0  # signs of progress, which the watchdog looks for
-    waits = False  # for the other ranks, in a collective
+    leaving = False  # all ranks know of an error and end by themselves
+    beats = 0  # signs of progress, counted for the watchdog
+    waits = False  # whether it waits for the other ranks, in a collective
     at = "the start"  # where this rank is, in words for messages
 
     def beat(self) -> None:
-        """A sign of progress: after each part of the work that takes its time."""
+        """Signals progress; called after each part of the work that takes long."""
         self.beats += 1
 
     @contextmanager
     def waiting(self):
-        """Around what waits for the other ranks."""
+        """Context for code that waits for the other ranks."""
         yield
 
     def sum(self, array) -> None:
         """Adds up `array` (n,) over all ranks, in place, on every rank."""
 
     def start_sum(self, array):
-        """`sum` in the background: a request for `progress` and `finish`. All ranks start them in one order."""
+        """Starts `sum` in the background; returns a request for `progress` and `finish`. All ranks use the same order."""
 
     def progress(self, request) -> None:
-        """Moves something that was started along, which MPI does only while it is called."""
+        """Advances a request: MPI makes progress only while it is called."""
 
     def finish(self, requests: list) -> None:
-        """Waits for what was started."""
+        """Waits until all requests are complete."""
 
     def gather(self, value) -> list:
-        """Every rank's `value` in rank order, on every rank (pickled: for small things)."""
+        """Returns every rank's `value` in rank order, on every rank (pickled, so for small objects)."""
         return [value]
 
     def broadcast(self, value):
-        """Rank 0's `value` on every rank."""
+        """Returns rank 0's `value` on every rank."""
         return value
 
     def check(self, error: Exception | None) -> None:
-        """Raises on every rank if any rank brings an error: its own where it is news, a PeerError elsewhere."""
+        """Raises on every rank if any rank passes an error: its own if it differs from the first rank's, else a PeerError."""
         failures = self.gather(error and f"{type(error).__name__}: {error}")
         first = next((rank for rank, failure in enumerate(failures) if failure), None)
         if first is None:
@@ -73,7 +73,7 @@ class Alone:
 
     @contextmanager
     def together(self):
-        """Around what can fail on one rank alone: if it fails on any, all raise, instead of waiting for each other."""
+        """Context for code that can fail on one rank only: if it fails on any, all raise instead of waiting for each other."""
         error = None
         try:
             yield
@@ -82,7 +82,7 @@ class Alone:
         self.check(error)
 
     def abort(self) -> None:
-        """Ends all ranks at once, also those that wait in a collective, unless they are leaving anyway."""
+        """Ends all ranks at once, including those that wait in a collective, unless they are already ending."""
 
 
 class World(Alone):
@@ -134,26 +134,26 @@ class World(Alone):
 
 
 def launched() -> int:
-    """How many ranks the launcher says that it started: from the variables of MPICH and Intel MPI, then Open MPI."""
+    """Number of ranks that the launcher reports, from the variables of MPICH and Intel MPI, then of Open MPI."""
     return int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
 
 
 @cache
 def world() -> Alone:
-    """The ranks this process belongs to, once for all; raises ReproError if its MPI is not the one that launched it."""
+    """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         if launched() > 1:
             raise ReproError(
                 f"{launched()} ranks were started, but mpi4py cannot load an MPI library ({error}). "
-                "Install the one that belongs to this mpiexec (`make setup` brings MPICH's), or load its "
+                "Install the one that belongs to this mpiexec (`make setup` installs MPICH's), or load its "
                 "module."
             ) from error
         return Alone()
     if MPI.COMM_WORLD.Get_size() == 1 and launched() > 1:
         raise ReproError(
-            f"{launched()} ranks were started on {socket.gethostname()}, but each sees itself alone: mpiexec belongs "
+            f"{launched()} ranks were started on {socket.gethostname()}, but each sees only itself: mpiexec belongs "
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}."
         )
@@ -161,7 +161,7 @@ def world() -> Alone:
 
 
 def roll_call() -> list[str]:
-    """A line for each rank, in order, and one that says whether all see each other; raises if not. Collective."""
+    """Returns a line per rank, in order, and one that all ranks see each other; raises if they do not. Collective."""
     me, total = world(), np.ones(1, np.int64)
     me.sum(total)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -172,12 +172,12 @@ def roll_call() -> list[str]:
     )
     if int(total[0]) != me.size or len(lines) != me.size:
         raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")
-    library = "no MPI: one process alone" if not isinstance(me, World) else _library(me.mpi)
+    library = "no MPI: a single process" if not isinstance(me, World) else _library(me.mpi)
     return [*lines, f"all {me.size} ranks see each other ({library})" if me.size > 1 else f"one rank ({library})"]
 
 
 def introduce() -> tuple[int, int, int, str]:
-    """What an engine says of itself when it has started: rank, size of its world, process id, MPI library."""
+    """What an engine reports when it has started: rank, size of its world, process id, MPI library."""
     from mpi4py import MPI
 
     MPI.COMM_WORLD.Barrier()

@@ -1,4 +1,4 @@
-"""Packed data on each node's own disk, as the paper's authors copied theirs: one rank a node copies, and checks."""
+"""Copies packed data to each node's own disk, as the paper's authors did: one rank per node copies it and checks the copy."""
 
 import shutil
 from pathlib import Path
@@ -13,8 +13,8 @@ SPLITS = ("train", "test")
 def copy_to_nodes(data: str, to: str) -> str:
     """Copies both splits of `data` (a name or a folder) into the folder `to` of each node. Collective.
 
-    Returns the folder to name by --data. A copy that is there already is kept if it is of the same records. Raises
-    ReproError on every rank if a node has too little room or if a copy's records are not those of its manifest.
+    Returns the folder to pass as --data. An existing copy is kept if it has the same records. Raises ReproError on every
+    rank if a node has too little free space or if a copy's records do not match its manifest.
     """
     world = comm.world()
     source = data_folder(data)
@@ -31,13 +31,13 @@ def _copy(packed: Packed, path: Path) -> None:
     try:
         if Packed(path, packed.manifest["dataset"], packed.manifest["split"]).manifest["sha256"] == digest:
             return
-    except PackedError:  # not there, or not whole
+    except PackedError:  # missing or incomplete
         pass
     size, free = packed.path.stat().st_size, shutil.disk_usage(path.parent).free
     if size > free:
         raise ReproError(
             f"{packed.path} takes {size / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB free: "
-            f"copy to another disk, or train from where the data lies"
+            f"copy to another disk, or train from where the data is"
         )
     with replacing(path) as temporary:
         shutil.copyfile(packed.path, temporary)

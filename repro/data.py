@@ -1,8 +1,8 @@
 """The sample stream, the views (train, collapse, test), and the data sets.
 
-Which image a worker sees at a step, and how it is augmented, is a pure function of (seed, step, place in the batch):
-nothing random has to be saved, and it does not matter which rank asks. Random numbers are raw outputs of NumPy's
-Philox generator, a published counter-based function; only its bits are used, which NumPy keeps stable.
+Which image a worker sees at a step, and how it is augmented, is a pure function of (seed, step, position in the batch):
+no random state has to be saved, and any rank gets the same result. Random numbers are the raw outputs of NumPy's
+Philox generator, a published counter-based function; only these raw bits are used, which NumPy keeps stable.
 """
 
 from collections.abc import Generator, Iterable
@@ -17,14 +17,14 @@ import torch
 from repro import ReproError, ahead
 from repro.packed import Packed, Preprocessing, data_folder
 
-cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`): each needs no threads of its own
+cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`), which need no further threads each
 
-ATTEMPTS = 10  # at an area and aspect that fit, before the fallback
-DRAWS = 5 * ATTEMPTS + 6  # random numbers an image, a multiple of 4: (area, change, swap, x, y) an attempt, ...,
+ATTEMPTS = 10  # to find an area and aspect ratio that fit, before the fallback
+DRAWS = 5 * ATTEMPTS + 6  # random numbers per image, a multiple of 4: (area, change, swap, x, y) per attempt, ...,
 #                           and the last three are (mirror, x, y) of the square views
 
 
-# torchvision's models expect RGB in [0, 1] less these means, divided by these standard deviations (its documentation).
+# torchvision's models expect RGB in [0, 1] minus these means, divided by these standard deviations (its documentation).
 TORCHVISION: dict[str, Any] = dict(
     mean=tuple(255 * mean for mean in (0.485, 0.456, 0.406)),
     scale=tuple(1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)),
@@ -33,7 +33,7 @@ TORCHVISION: dict[str, Any] = dict(
 
 
 def adapted(stored: Preprocessing, name: str, normalization: str = "release", size: int = 0) -> Preprocessing:
-    """The preprocessing of the data set `name`, with torchvision's normalization or another `size` where asked for."""
+    """The preprocessing of the data set `name`, with torchvision's normalization or another `size` if requested."""
     if normalization == "torchvision":
         if len(stored.mean) != 3:
             raise ReproError(
@@ -47,7 +47,7 @@ class Images:
     """One split of a packed data set; `images.load(i)` -> (label, pixels as (H, W, 3) BGR or (H, W) grey, uint8)."""
 
     def __init__(self, data: str, split: str, limit: int | None = None, normalization: str = "release", size: int = 0):
-        """`data` is a data set's name (packed under data/) or the path of a folder that bears it; `limit` images."""
+        """`data` is a data set's name (packed under data/) or the path of its folder; at most `limit` images."""
         folder = data_folder(data)
         self.name = folder.name
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
@@ -56,7 +56,7 @@ class Images:
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
         self.small = self.preprocessing.short_side <= 64
-        # A set of small images is decoded once; ImageNet would not fit.
+        # Small images are decoded once and kept; ImageNet would not fit in memory.
         self.load = lru_cache(maxsize=None)(self._decode) if self.small else self._decode
 
     def __len__(self) -> int:
@@ -68,11 +68,11 @@ class Images:
 
     def _decode(self, index: int) -> tuple[int, np.ndarray]:
         label, encoded = self.packed[index]
-        # The release's OpenCV did not turn images by their EXIF orientation, nor does torchvision.
+        # The release's OpenCV did not rotate images by their EXIF orientation; neither does torchvision.
         colour = cv2.IMREAD_GRAYSCALE if self.channels == 1 else cv2.IMREAD_COLOR
         try:
             pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:  # of an empty record
+        except cv2.error:  # an empty record
             pixels = None
         if pixels is None:
             raise ReproError(f"{self.packed.path}: record {index} is not an image: pack the data set again")
@@ -89,7 +89,7 @@ class Images:
         if self.channels == 3 and not seen.bgr:
             pixels = pixels[..., ::-1]
         pixels = np.ascontiguousarray(pixels, np.float32)
-        rows = pixels.reshape(len(views), seen.size, -1)  # whole rows at a time: three numbers a pixel would be slow
+        rows = pixels.reshape(len(views), seen.size, -1)  # whole rows at a time: single pixels of three numbers would be slow
         rows -= np.tile(np.float32(seen.mean), seen.size)  # type: ignore[arg-type]
         rows *= np.tile(np.float32(seen.scale), seen.size)  # type: ignore[arg-type]
         pixels = pixels.reshape(len(views), seen.size, seen.size, self.channels)
@@ -99,8 +99,8 @@ class Images:
 class Stream:
     """The training images of each worker at each step.
 
-    As in the release, all workers share one shuffled list, shuffled again at its end, and take turns: of a step's images
-    worker w gets the w-th, the (w + workers)-th, and so on.
+    As in the release, all workers share one shuffled list, which is shuffled again at its end, and take images from it
+    alternately: of a step's images, worker w gets the w-th, the (w + workers)-th, and so on.
     """
 
     def __init__(self, images: Images, seed: int, workers: int, images_per_worker: int):
@@ -111,10 +111,10 @@ class Stream:
         return np.argsort(_bits(self.seed, epoch, purpose=0, start=0, count=len(self.images)), kind="stable")
 
     def samples(self, step: int, worker: int) -> list[int]:
-        """The records that this worker sees at this step."""
+        """The record numbers that this worker sees at this step."""
         first = step * self.workers * self.images_per_worker + worker
-        places = range(first, first + self.workers * self.images_per_worker, self.workers)
-        return [int(self.order(place // len(self.images))[place % len(self.images)]) for place in places]
+        positions = range(first, first + self.workers * self.images_per_worker, self.workers)
+        return [int(self.order(position // len(self.images))[position % len(self.images)]) for position in positions]
 
     def batch(self, step: int, worker: int, augmentation: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented images (N, C, size, size) and labels (N,) of one worker at one step."""
@@ -134,16 +134,16 @@ def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarr
 
 
 def load_ahead(stream: Stream, requests: Iterable[tuple[int, int, str]], threads: int) -> Generator:
-    """Yields `stream.batch(*request)` for each (step, worker, augmentation), decoded by threads before it is asked for.
+    """Yields `stream.batch(*request)` for each (step, worker, augmentation), decoded by threads before it is requested.
 
-    Small images are kept decoded and threads would only take the interpreter from the training step: there it is none.
+    Small images are kept decoded, and threads would only take the interpreter from the training step, so none are used.
     """
     threads = 0 if stream.images.small else threads
     return ahead.ordered(stream.batch, requests, threads, ahead=2 * threads)
 
 
 # --- Views: from a stored image to the square that the network sees --------------------------------------------------
-# Cubic is OpenCV's INTER_CUBIC, the released operation: it does not widen where it shrinks, as Pillow's filter does.
+# Cubic is OpenCV's INTER_CUBIC, as in the release: unlike Pillow's filter, it does not widen its support when shrinking.
 
 
 def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -155,7 +155,7 @@ def _short_side(image: np.ndarray, side: int) -> np.ndarray:
     """The image scaled so that its short side is `side`."""
     height, width = image.shape[:2]
     short = min(height, width)
-    longest = 16 * short  # the middle of a sliver stands for it: scaled, one of 1 x 5000 pixels would fill the memory
+    longest = 16 * short  # of a very long image only the middle is used: scaled up, 1 x 5000 pixels would fill the memory
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
     image = image[top : top + longest, left : left + longest]
     height, width = image.shape[:2]
@@ -171,7 +171,7 @@ def _cut(image: np.ndarray, x: int, y: int, width: int, height: int, size: int) 
 
 
 def _random_square(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
-    """A square of the network's size at a random place, not scaled, mirrored half the time."""
+    """A square of the network's input size at a random position, not scaled, mirrored half the time."""
     mirror, x, y = numbers
     height, width = image.shape[:2]
     corner = int(x * (width - seen.size + 1)), int(y * (height - seen.size + 1))
@@ -179,9 +179,9 @@ def _random_square(image: np.ndarray, seen: Preprocessing, numbers: list[float])
 
 
 def scale_aspect_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
-    """The released training view: a random part of the area, its sides changed by one factor, scaled to the square.
+    """The released training view: a random share of the area with a random aspect ratio, scaled to the square.
 
-    The factor multiplies one side and divides the other, so the aspect ratio spans [0.5625, 1.7778].
+    One random factor multiplies one side and divides the other, so the aspect ratio is in [0.5625, 1.7778].
     """
     full_height, full_width = image.shape[:2]
     for attempt in range(ATTEMPTS):
@@ -198,7 +198,7 @@ def scale_aspect_view(image: np.ndarray, seen: Preprocessing, numbers: list[floa
 
 
 def scale_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
-    """Scale alone: the short side to 256 to 480 (for 224 seen), then a random square."""
+    """Scale only: the short side to between 256 and 480 (for an input of 224), then a random square."""
     short = round(seen.size / 224 * (256 + numbers[0] * (480 - 256)))
     return _random_square(_short_side(image, short), seen, numbers[-3:])
 
@@ -211,7 +211,7 @@ def crop_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> n
 
 
 def test_view(image: np.ndarray, seen: Preprocessing) -> np.ndarray:
-    """The short side scaled to `short_side`, the centre cut out: one look, no mirror."""
+    """The short side scaled to `short_side`, the centre cut out: one view, not mirrored."""
     image = _short_side(image, seen.short_side)
     height, width = image.shape[:2]
     return _cut(image, (width - seen.size) // 2, (height - seen.size) // 2, seen.size, seen.size, seen.size)

@@ -1,4 +1,4 @@
-"""`python -m repro doctor`: what this machine offers, one line each; what is broken comes with the command that fixes it."""
+"""`python -m repro doctor`: checks this machine, one line per check; a failed check names the command that fixes it."""
 
 import fcntl
 import importlib
@@ -15,7 +15,7 @@ from repro import ReproError, engines
 from repro.packed import Packed
 from repro.paths import DATA, RESULTS, replacing, writable_folder
 
-LEAST_DISK, LEAST_SHARED = 1e9, 64e6  # bytes: runs and packed digits take less; MPICH and the engines share memory
+LEAST_DISK, LEAST_SHARED = 1e9, 64e6  # bytes: runs and the packed digits need less; MPICH and the engines use shared memory
 ASK_MPI = (
     "import json\nfrom mpi4py import MPI\nw, levels = MPI.COMM_WORLD, ('single', 'funneled', 'serialized', 'multiple')\n"
     "found = [w.allreduce(1), levels[MPI.Query_thread()], MPI.Get_library_version()]\n"
@@ -25,13 +25,13 @@ ASK_MPI = (
 
 def python() -> str:
     found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):  # noqa: UP036  run from a checkout, nothing has looked at the version yet
+    if sys.version_info < (3, 11):  # noqa: UP036  in a checkout nothing has checked the version before
         raise ReproError(f"Python {found}, but 3.11 or newer is needed: make distclean; make setup PYTHON=python3.12")
     return f"{found}, {sys.executable}"
 
 
 def packages() -> str:
-    """Every dependency is there, and those that are built for each other load together."""
+    """All dependencies are installed, and those that are built for each other load together."""
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requires("scaleout-repro") or [] if "extra ==" not in line]
     missing = []
     for name in names:
@@ -44,7 +44,7 @@ def packages() -> str:
     for name in ("torch", "torchvision", "cv2", "lmdb", "safetensors"):
         try:
             importlib.import_module(name)
-        except Exception as error:  # a library of another build raises whatever it likes
+        except Exception as error:  # an incompatible build can raise anything
             raise ReproError(f"{name} cannot be loaded ({type(error).__name__}: {error}): make distclean; make setup") from None
     return f"all {len(names)}; torch {version('torch')}, torchvision {version('torchvision')}"
 
@@ -60,7 +60,7 @@ def memory() -> str:
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(shared).free < LEAST_SHARED:
         raise ReproError(
-            f"{shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB free, MPI takes more: remove what is "
+            f"{shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB free, MPI needs more: remove files "
             f"there (ls -l {shared}); in a container, start it with --shm-size=1g"
         )
     free = psutil.virtual_memory().available
@@ -68,7 +68,7 @@ def memory() -> str:
 
 
 def disk() -> str:
-    """The folder of results can be written, renamed in and locked."""
+    """Files in the results folder can be written, renamed and locked."""
     folder = writable_folder(RESULTS)
     free = shutil.disk_usage(folder).free
     if free < LEAST_DISK:
@@ -84,15 +84,15 @@ def disk() -> str:
 
 
 def mpi() -> str:
-    """Two ranks of the mpiexec here see each other."""
+    """Two ranks that mpiexec starts here see each other."""
     mpiexec = engines.find_mpiexec()
     command = [mpiexec, *engines.mpiexec_options(mpiexec), "-n", "2", sys.executable, "-c", ASK_MPI]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         raise ReproError(f"{mpiexec} has not ended after a minute: {engines.MPI_HELP}") from None
-    # Two ranks that each take themselves for the only one may both print, and mpiexec may join that to one line: the first
-    # counts.
+    # Two ranks that each think they are the only one may both print, and mpiexec may join their output in one line: the
+    # first is used.
     found = [json.JSONDecoder().raw_decode(line)[0] for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode or not found:
         raise ReproError(
@@ -102,7 +102,7 @@ def mpi() -> str:
     library = " ".join(library.replace("\t", " ").split("\n")[0].strip("\0 ").split())
     if size != 2:
         raise ReproError(
-            f"2 ranks were started, but each sees itself alone: {mpiexec} belongs to another MPI than the library "
+            f"2 ranks were started, but each sees only itself: {mpiexec} belongs to another MPI than the library "
             f"that mpi4py loads ({library}): {engines.MPI_HELP}"
         )
     return f"{library}, {size} ranks see each other, threads {threads}, {mpiexec}"
@@ -120,7 +120,7 @@ def kernel() -> str:
     try:
         started = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
-        raise ReproError(f"Jupyter knows no kernel python3: {sys.executable} -m ipykernel install --sys-prefix") from None
+        raise ReproError(f"Jupyter has no kernel python3: {sys.executable} -m ipykernel install --sys-prefix") from None
     if started not in ("python", "python3") and Path(started).parent.resolve() != Path(sys.executable).parent.resolve():
         raise ReproError(
             f"Jupyter's kernel python3 is {started}, not this Python: {sys.executable} -m ipykernel install --sys-prefix"
@@ -129,13 +129,13 @@ def kernel() -> str:
 
 
 def data() -> str:
-    """What is packed under data/ is whole; whether anything is there is the user's matter."""
+    """Packed data under data/ is complete; having none is not an error."""
     found = []
     for path in sorted(DATA.glob("*/*.lmdb")):
         packed = Packed(path, path.parent.name, path.stem)
         packed[0]
         found.append(f"{path.parent.name} {path.stem} ({len(packed)})")
-    return ", ".join(found) or "nothing is packed yet (make data packs the digits; the notebooks do so by themselves)"
+    return ", ".join(found) or "nothing is packed yet (make data packs the digits; the notebooks do so automatically)"
 
 
 CHECKS = {
@@ -152,15 +152,15 @@ CHECKS = {
 
 
 def doctor() -> bool:
-    """Prints one line per check; returns whether all are well."""
-    well = True
+    """Prints one line per check; returns whether all checks passed."""
+    passed = True
     for name, check in CHECKS.items():
         try:
             state, found = "ok", check()
         except ReproError as error:
             state, found = "BROKEN", " ".join(str(error).split())
-        except Exception as error:  # a defect of a check must not hide the others
+        except Exception as error:  # a bug in one check must not hide the others
             state, found = "BROKEN", f"{type(error).__name__}: {' '.join(str(error).split())}: make distclean; make setup"
-        well = well and state == "ok"
+        passed = passed and state == "ok"
         print(f"{state:6}  {name:9} {found}", flush=True)
-    return well
+    return passed

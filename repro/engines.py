@@ -1,10 +1,10 @@
 """MPI engines for notebooks: start them or join running ones, call a function on all ranks, leave nothing behind.
 
-A small guard process (`guard`) owns the controller and mpiexec, not the process that called `start`: whichever way the
-owner ends, the guard sees it and ends everything. The connection file stands for the cluster: it is there as long as the
-engines are, and whoever deletes it ends them. All of it stays on this machine, on the loopback interface.
+A small guard process (`guard`), not the process that called `start`, owns the controller and mpiexec: however the owner
+ends, the guard notices and ends everything. The connection file represents the cluster: it exists as long as the engines
+do, and deleting it ends them. Everything stays on this machine, on the loopback interface.
 
-The one importer of ipyparallel. Importing this module loads neither that nor MPI.
+Only this module imports ipyparallel. Importing it loads neither ipyparallel nor MPI.
 """
 
 import importlib
@@ -28,8 +28,8 @@ from typing import Any, cast
 from repro import ReproError, watch
 from repro.guard import POLL, PR_SET_PDEATHSIG, complete, connection_path, prctl
 
-GRACE = 1.0  # seconds that the other ranks have, after one has failed, to finish by themselves
-PATIENCE = 10.0  # seconds for the guard to end all; it needs less than one
+GRACE = 1.0  # seconds that the other ranks have to finish by themselves after one has failed
+PATIENCE = 10.0  # seconds for the guard to end everything; it needs less than one
 MPI_HELP = "`make setup` installs MPICH's; on a cluster, load its MPI module."
 AGAIN = "Start them again (in a notebook: run it from the top)."
 
@@ -43,7 +43,7 @@ class NoMpiexec(EnginesError):
 
 
 class MixedMPI(EnginesError):
-    """mpiexec and mpi4py belong to different MPIs, so that each engine is a world of its own."""
+    """mpiexec and mpi4py belong to different MPIs, so each engine is in a separate world of one rank."""
 
 
 class StartTimeout(EnginesError):
@@ -51,14 +51,14 @@ class StartTimeout(EnginesError):
 
 
 class EnginesEnded(EnginesError):
-    """The engines are gone, because one of the processes died or somebody ended them."""
+    """The engines are gone, because one of their processes died or they were ended."""
 
 
 class RankError(EnginesError):
     """The function raised on `rank`.
 
-    The message is that of the ReproError that it raised there; for any other error, which it names first, it has that
-    rank's traceback. `kind` is the name of the error's class.
+    If the function raised a ReproError, the message is the same. For any other error, the message starts with the error and
+    includes that rank's traceback. `kind` is the name of the error's class.
     """
 
     def __init__(self, message: str, rank: int, kind: str):
@@ -77,7 +77,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Job:
-    """One call on all ranks, on its way or done."""
+    """One call on all ranks, running or done."""
 
     def __init__(self, cluster: "Cluster", calls: list):
         self._cluster, self._calls = cluster, calls  # ipyparallel's futures, in rank order
@@ -97,9 +97,9 @@ class Job:
         """Waits; returns what the ranks returned, in rank order.
 
         Raises RankError if the function raised on a rank, EnginesEnded if a process died. A rank that waits for a
-        failed one in a collective can only be killed: if such a rank is left after a second, the engines are ended.
-        An interrupt (KeyboardInterrupt) ends them too, also if another process owns them: nothing computes unseen. It is
-        raised again as Interrupted.
+        failed one in a collective can only be killed: if there is one after a second, the engines are ended. An interrupt
+        (KeyboardInterrupt) ends them too, even if another process owns them, so that nothing keeps running unnoticed. It
+        is raised again as Interrupted.
         """
         try:
             self.wait()
@@ -118,11 +118,11 @@ class Job:
         return {rank: call.exception() for rank, call in enumerate(self._calls) if call.done() and call.exception()}
 
     def _error(self) -> RankError:
-        told = {rank: _told(error) for rank, error in self._failed().items()}
-        first = min(told, key=lambda rank: (told[rank]["kind"] == "PeerError", rank))  # which repeats another's
-        kind, line, frames = (told[first][key] for key in ("kind", "line", "traceback"))
+        errors = {rank: _details(error) for rank, error in self._failed().items()}
+        first = min(errors, key=lambda rank: (errors[rank]["kind"] == "PeerError", rank))  # a PeerError repeats another's
+        kind, line, frames = (errors[first][key] for key in ("kind", "line", "traceback"))
         lines = [f"rank {first} failed: {line}", frames.rstrip()] if frames else [line]
-        others = {rank: one["line"] for rank, one in told.items() if one["kind"] != "PeerError" and one["line"] != line}
+        others = {rank: one["line"] for rank, one in errors.items() if one["kind"] != "PeerError" and one["line"] != line}
         lines += [f"rank {rank} failed too: {other}" for rank, other in others.items()]
         stuck = [str(rank) for rank, call in enumerate(self._calls) if not call.done()]
         if stuck:
@@ -134,8 +134,8 @@ class Job:
 class Cluster:
     """Engines that form one MPI world, as `start` and `join` return them; leaving a `with` block closes it.
 
-    `ranks` is their number, `pids` are their process ids in rank order, `connection_file` is what `join` takes. What
-    the ranks print goes to the file `log`, which is there as long as the engines are.
+    `ranks` is their number, `pids` are their process ids in rank order, `connection_file` is the argument of `join`. The
+    output of the ranks goes to the file `log`, which exists as long as the engines do.
     """
 
     def __init__(self, connection_file: Path, guard: subprocess.Popen | None = None):
@@ -154,14 +154,14 @@ class Cluster:
 
     @property
     def idle(self) -> bool:
-        """Whether no job of this object is under way."""
+        """Whether no job of this object is running."""
         return not self._job or self._job.done()
 
     @property
     def alive(self) -> bool:
         """Whether the engines can be used."""
-        there = self._guard.poll() is None if self._guard else os.path.exists(self.connection_file)
-        return there and not self._ended
+        running = self._guard.poll() is None if self._guard else os.path.exists(self.connection_file)
+        return running and not self._ended
 
     def run(self, function: Callable | str, /, *args, **kwargs) -> list:
         """Calls `function` on all ranks and waits: `submit(...).result()`."""
@@ -171,21 +171,21 @@ class Cluster:
         """Starts `function(*args, **kwargs)` on all ranks and returns at once.
 
         `function` is one that engines can import, or its name "module:function", so that the caller need not import it
-        (one defined in a notebook has to bring its own imports). Raises EnginesError while an earlier job of this
-        object is under way, EnginesEnded if the engines are gone.
+        (a function defined in a notebook must contain its own imports). Raises EnginesError while an earlier job of this
+        object is running, EnginesEnded if the engines are gone.
         """
         if not self.alive:
             self.end()
             raise self._ended_error()
         if not self.idle:
             raise EnginesError(
-                "the engines are still at an earlier job: wait for its result(), or close() and start them again"
+                "the engines are still busy with an earlier job: wait for its result(), or close() and start them again"
             )
         self._job = Job(self, [view.apply_async(_call, function, args, kwargs) for view in self._views])
         return self._job
 
     def close(self) -> None:
-        """Ends the engines if this process started them; else only lets go of them."""
+        """Ends the engines if this process started them; otherwise only disconnects from them."""
         if self._guard:
             self.end("they were closed")
         self._ended = self._ended or "this connection to them was closed"
@@ -195,7 +195,7 @@ class Cluster:
     def ask_to_stop(self) -> bool:
         """Asks training on these engines to stop after its step, with a checkpoint: its job then raises records.Stopped.
 
-        One rank is enough, so those on this machine are asked; returns False if there are none.
+        One rank is enough, so only those on this machine are asked; returns False if there are none.
         """
         here = [pid for pid, host in zip(self.pids, self._hosts) if host == socket.gethostname()]
         for pid in here:
@@ -204,24 +204,24 @@ class Cluster:
         return bool(here)
 
     def forget_request(self) -> None:
-        """After `ask_to_stop` that came too late for its job: the next one shall not stop for it."""
+        """Drops a stop request that came too late for its job, so that the next job does not stop because of it."""
         self.run("repro.engines:_forget_request")
 
     def end(self, reason: str = "") -> str:
-        """Ends the engines, whoever owns them, and waits until they are gone; returns why, which the guard may know."""
+        """Ends the engines, whichever process owns them, and waits until they are gone; returns why, perhaps from the guard."""
         if self._ended:
             return self._ended
         self._ended = reason or "a process of them died, or another process ended them"
         if not self._guard:
-            Path(self.connection_file).unlink(missing_ok=True)  # the guard looks for it
+            Path(self.connection_file).unlink(missing_ok=True)  # the guard checks for it
         else:
-            self._guard.terminate()  # closing its stdin would not do if this process has forked
+            self._guard.terminate()  # closing its stdin would not be enough if this process has forked
             try:
-                told, _ = self._guard.communicate(timeout=PATIENCE)
-                self._ended = reason or told.strip() or self._ended
+                output, _ = self._guard.communicate(timeout=PATIENCE)
+                self._ended = reason or output.strip() or self._ended
             except subprocess.TimeoutExpired:
                 self._guard.kill()
-            if self._guard.wait() < 0:  # it was killed, and mpiexec with it; Open MPI's leaves its ranks behind
+            if self._guard.wait() < 0:  # it was killed, and mpiexec with it; Open MPI's mpiexec leaves its ranks behind
                 for pid in self.pids:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -249,7 +249,7 @@ class Cluster:
         views = [self._client[engine] for engine in self._client.ids]  # an engine's id need not be its rank
         job = Job(self, [view.apply_async(_call, "repro.comm:introduce", (), {}) for view in views])
         if not job.wait(deadline - time.monotonic()):
-            raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are at work")
+            raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are busy")
         answers = sorted(zip(job.result(), views), key=lambda pair: pair[0])
         self._views = [view for _, view in answers]
         self.ranks, self.pids = len(answers), [pid for (_, _, pid, _), _ in answers]
@@ -262,14 +262,14 @@ class Cluster:
             self.end()
             raise self._ended_error()
         if time.monotonic() > deadline:
-            raise StartTimeout("the engines were not ready in time; give `start` a longer timeout on a busy machine")
+            raise StartTimeout("the engines were not ready in time; pass `start` a longer timeout on a busy machine")
 
     def _ended_error(self) -> EnginesEnded:
         return EnginesEnded(f"the engines have ended: {self._ended}\n{AGAIN}")
 
 
 def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
-    """Starts `ranks` MPI engines on this machine; they end with this process, or by `close`.
+    """Starts `ranks` MPI engines on this machine; they end with this process, or on `close`.
 
     They run in this process's working directory, import what it can import, and compute with one OpenMP thread unless
     OMP_NUM_THREADS says otherwise. Raises NoMpiexec, MixedMPI, StartTimeout after `timeout` seconds, or EnginesEnded
@@ -279,7 +279,7 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
         raise EnginesError(f"{ranks} engines cannot be started: ask for 1 or more")
     mpiexec = find_mpiexec()
     launch = [mpiexec, *mpiexec_options(mpiexec), "-n", str(ranks)]
-    folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user may enter
+    folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user can enter it
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
         [sys.executable, "-m", "repro.guard", str(folder), str(os.getpid()), *launch],
         env=_environment(folder),
@@ -299,13 +299,13 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
                 f"mpiexec: {MPI_HELP}"
             )
     except BaseException as error:
-        told = cluster.end()
+        reason = cluster.end()
         cluster.close()
         if isinstance(error, StartTimeout):
-            raise StartTimeout(f"{error}\n{told}") from None
+            raise StartTimeout(f"{error}\n{reason}") from None
         if isinstance(error, EnginesEnded):
             raise EnginesEnded(
-                f"the engines ended while they started: {told}\n{mpiexec} started them; it has to "
+                f"the engines ended while they started: {reason}\n{mpiexec} started them; it must "
                 f"belong to the same MPI as the library that mpi4py loads: {MPI_HELP}"
             ) from None
         if isinstance(error, RankError):
@@ -320,7 +320,7 @@ def join(connection_file: str, timeout: float = 60.0) -> Cluster:
     """Uses engines that another process started; its `close` leaves them running.
 
     Raises EnginesEnded if there are none, StartTimeout if they do not answer within `timeout` seconds. Jobs of several
-    processes should not overlap: ranks could take them in different order and wait for each other for ever.
+    processes should not overlap: ranks could run them in different orders and wait for each other forever.
     """
     if not Path(connection_file).is_file():
         raise EnginesEnded(f"there are no engines behind {connection_file}: the process that started them has ended")
@@ -333,15 +333,15 @@ def join(connection_file: str, timeout: float = 60.0) -> Cluster:
     return cluster
 
 
-_started: Cluster | None = None  # by `start_or_join`, last
+_started: Cluster | None = None  # most recently, by `start_or_join`
 
 
 def start_or_join(connection_file: str, ranks: int) -> Cluster:
-    """Joins the engines of `connection_file`, however many they are; if it is "", returns `ranks` engines of this process.
+    """Joins the engines of `connection_file`, whatever their number; if it is "", returns `ranks` engines of this process.
 
-    A process has one such set: those that an earlier call started are returned again if they are still there, as many and
-    at no job; else they are closed before others are started. So a notebook that runs again, after it failed or was
-    interrupted, has no second set beside the first.
+    A process has one such set: the engines of an earlier call are returned again if they are alive, idle and of the same
+    number; otherwise they are closed before new ones are started. So a notebook that runs again, after it failed or was
+    interrupted, does not start a second set.
     """
     global _started
     if connection_file:
@@ -354,7 +354,7 @@ def start_or_join(connection_file: str, ranks: int) -> Cluster:
 
 
 def find_mpiexec() -> str:
-    """The mpiexec beside this Python (a virtual environment need not be activated), else the one on PATH.
+    """The mpiexec beside this Python (a virtual environment need not be activated), otherwise the one on PATH.
 
     Raises NoMpiexec.
     """
@@ -366,7 +366,7 @@ def find_mpiexec() -> str:
 
 
 def mpiexec_options(mpiexec: str) -> list[str]:
-    """What this kind of mpiexec needs to start any number of ranks here, each free to use all cores."""
+    """Options that this kind of mpiexec needs to start any number of ranks here, each free to use all cores."""
     version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
     if "Open MPI" in version or "OpenRTE" in version:
         return ["--bind-to", "none", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
@@ -376,13 +376,13 @@ def mpiexec_options(mpiexec: str) -> list[str]:
 
 
 def end_with_make() -> None:
-    """Has make's end, even by SIGKILL, end this process, if make started it; else it would go on unseen."""
+    """Ends this process when make ends, even by SIGKILL, if make started it; otherwise it would keep running unnoticed."""
     if "MAKELEVEL" in os.environ:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _environment(folder: Path) -> dict:
-    """The owner's environment, less what would lead engines to another controller; they import what the owner can."""
+    """The owner's environment, without variables that would lead engines to another controller, and with its import path."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
     paths = [str(Path(__file__).resolve().parents[1]), *(path or os.getcwd() for path in sys.path)]
     # All ranks are on this machine, so MPICH's networks (UCX, libfabric) need not listen beyond it.
@@ -394,11 +394,11 @@ def _environment(folder: Path) -> dict:
         "PYTHONPATH": os.pathsep.join(paths),
         "IPYTHONDIR": str(folder),
         "TMPDIR": str(folder),
-    }  # what MPI and IPython leave behind goes with the folder
+    }  # files that MPI and IPython leave behind are removed with the folder
 
 
-def _told(error) -> dict:
-    """What a rank raised: `kind`, `line` and `traceback` as `_call` sent them; or the error that kept `_call` from running."""
+def _details(error) -> dict:
+    """A rank's error: `kind`, `line` and `traceback` as `_call` sent them; or the error that kept `_call` from running."""
     if error.ename == _Raised.__name__:
         return json.loads(error.evalue)
     return {"kind": error.ename, "line": f"{error.ename}: {error.evalue}", "traceback": ""}
@@ -411,23 +411,23 @@ def _engine(folder: Path, arguments: list[str]) -> None:
     """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
     (folder / f"{os.getpid()}.engine").write_text(rank)
-    watch.listen(signal.SIGUSR1)  # its default would end the engine; training looks at it
-    sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel does without; importing it takes half a second
+    watch.listen(signal.SIGUSR1)  # the default action would end the engine; training checks for the request
+    sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel works without it; importing it takes half a second
     from ipyparallel.engine.app import IPEngine
 
     class Engine(IPEngine):
         def init_signal(self):
             super().init_signal()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # theirs lets a call go on to its end
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ipykernel's handler lets a call run to its end
 
         def redirect_output(self, iopub_socket):
-            """What a rank prints goes to mpiexec's log, where it outlives the rank, and not to the clients."""
+            """Does nothing: output goes to mpiexec's log, where it outlives the rank, and not to the clients."""
 
     Engine.launch_instance(arguments)
 
 
 class _Raised(Exception):
-    """Carries an error as text, in JSON: ipyparallel's own traceback has colours and half a page for each frame."""
+    """Carries an error as text, in JSON: ipyparallel's own traceback has colours and half a page per frame."""
 
 
 def _call(function: Callable | str, args: tuple, kwargs: dict):
@@ -437,14 +437,14 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
             function = cast(Callable, getattr(importlib.import_module(module), name))
         return function(*args, **kwargs)
     except BaseException as error:
-        told = {"kind": type(error).__name__, "traceback": ""}
-        if isinstance(error, ReproError):  # it says all that its user needs
-            told["line"] = " ".join([str(error), *getattr(error, "__notes__", [])])
+        details = {"kind": type(error).__name__, "traceback": ""}
+        if isinstance(error, ReproError):  # its message is all that the user needs
+            details["line"] = " ".join([str(error), *getattr(error, "__notes__", [])])
         else:
-            frames = error.__traceback__ and error.__traceback__.tb_next  # without this one
-            told["traceback"] = "".join(traceback.format_exception(type(error), error, frames))
-            told["line"] = traceback.format_exception_only(error)[0].strip()
-        raise _Raised(json.dumps(told)) from None
+            frames = error.__traceback__ and error.__traceback__.tb_next  # without this frame
+            details["traceback"] = "".join(traceback.format_exception(type(error), error, frames))
+            details["line"] = traceback.format_exception_only(error)[0].strip()
+        raise _Raised(json.dumps(details)) from None
 
 
 def _forget_request() -> None:

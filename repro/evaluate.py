@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5 counts, for models alone and for the average of their predictions."""
+"""Exact top-1 and top-5 counts, for single models and for the average of their predictions."""
 
 from pathlib import Path
 
@@ -24,18 +24,18 @@ def counts(
 ) -> dict:
     """Evaluates each member, a (model, state) pair, and, if there are several, their ensemble. Collective.
 
-    Returns, the same on every rank, {"images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}: counts of
-    correct images (top-5 counts a label among the five most probable; loss is the mean cross-entropy). `average` says
-    whether the ensemble takes the mean of the members' softmax or of their logits. The models' parameters are
-    overwritten; one model may serve several states. `threads` decode images ahead.
+    Returns, on every rank, {"images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}: numbers of
+    correct predictions (for top-5, the label is among the five most probable classes); loss is the mean cross-entropy.
+    `average` is softmax or logit: the ensemble averages the members' softmax or their logits. The models' parameters are
+    overwritten; one model may be used for several states. `threads` threads decode images ahead.
     """
     choose("average", average, AVERAGES)
-    # A chunk, one forward pass, is one rank's, so every image meets the same batch on any number of ranks.
+    # A chunk is one forward pass, on one rank, so every image is in the same batch on any number of ranks.
     size = 250 if images.small else 50
     chunks = range(world.rank * size, len(images), world.size * size)
     rows = len(members) + 1  # members, then the ensemble
     correct = torch.zeros(rows, 2, dtype=torch.int64)
-    losses = torch.zeros(rows, -(-len(images) // size), dtype=torch.float64)  # one a chunk: summed in one order
+    losses = torch.zeros(rows, -(-len(images) // size), dtype=torch.float64)  # one per chunk, summed in a fixed order
     votes, labels = {}, {}
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     with world.together(), torch.inference_mode(), autocast:
@@ -71,10 +71,10 @@ def _tally(scores, labels, correct, losses, chunk):
 
 
 def open_run(folder: str | Path, stages: list[str] | None = None, data: str = "") -> tuple[dict, list[str], Images]:
-    """A complete run's record, the stages asked for (by default the recipe's members) and its test set.
+    """Returns a complete run's record, the requested stages (by default the recipe's members) and its test set.
 
-    `data` is the data set's folder, if it is not where its name says. Raises ReproError if the run is incomplete, a stage
-    unknown, or the test set another than the run's.
+    `data` is the data set's folder, if it is not under data/. Raises ReproError if the run is incomplete, a stage is
+    unknown, or the test set is not the run's.
     """
     run = records.read(folder)
     if run.get("status") != "complete":
@@ -86,26 +86,26 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
     images = Images(data or run["data"]["name"], "test", normalization=settings["normalization"], size=settings["size"])
     if images.digest != run["data"]["test"]:
         raise ReproError(
-            f"{images.packed.path} is not the test set of {Path(folder).name}: name that one's folder, or train again"
+            f"{images.packed.path} is not the test set of {Path(folder).name}: name the folder of that one, or train again"
         )
     return run, chosen, images
 
 
 def build_again(run: dict, images: Images) -> nn.Module:
-    """The model of a run's record, for the images of its data set. Raises ReproError if its source is no longer the run's."""
+    """Builds the model of a run's record, for the images of its data set. Raises ReproError if its source has changed."""
     recipe = run["recipe"]
     if run["model_source"] and own.source_digest(recipe["model"]) != run["model_source"]:
-        raise ReproError(f"{recipe['model']} is no longer what it was when the run was trained: bring the former source back")
+        raise ReproError(f"{recipe['model']} is no longer what it was when the run was trained: restore the former source")
     return builder(recipe["model"], len(images.classes), images.channels, images.preprocessing.size, recipe["stride"])()
 
 
 def ensemble(
     folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "", device: str = "auto"
 ) -> dict:
-    """Evaluates the ensemble of a complete run's stage ends, on all ranks, and records it in the run's folder.
+    """Evaluates an ensemble of models at the ends of a complete run's stages, on all ranks, and records it in the run's folder.
 
-    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as `open_run` takes
-    it. Returns {"members", "average", "images", "top1", "top5", "loss"}.
+    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as for `open_run`.
+    Returns {"members", "average", "images", "top1", "top5", "loss"}.
     """
     world = comm.world()
     with world.together():
@@ -116,7 +116,7 @@ def ensemble(
     torch.set_num_threads(run["settings"]["threads"])
     counted = counts(world, pairs, images, average, device, precision=run["settings"]["precision"])
     entry = {"members": members, "average": average, "images": counted["images"], **counted["ensemble"]}
-    with world.together():  # so no rank returns before it is on disk
+    with world.together():  # so that no rank returns before the result is on disk
         if world.rank == 0:
             records.add_ensemble(folder, entry)
     return entry

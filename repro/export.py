@@ -1,9 +1,9 @@
-"""Exported models: a file of tensors, and beside it a model card that says what it is, how to use it, how good it is.
+"""Exported models: a file of tensors and a model card that says what the model is, how to use it, and how good it is.
 
     <name>.safetensors  parameters and running statistics, float32, under torchvision's names
-    <name>.json         the card: everything that `evaluate` needs, and where the model comes from
+    <name>.json         the card: everything that `evaluate` needs, and the model's origin
 
-A card names the SHA-256 of its tensors. Both are data: nothing in either is ever executed.
+A card contains the SHA-256 of its tensors. Both files are data: nothing in them is ever executed.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from repro.schedule import STRIDES
 from repro.settings import Settings
 
 FORMAT = "scaleout-repro exported model, version 2"
-TRAINING_ONLY = ("mirror", "smallest_area")  # of a data set's `Preprocessing`: the test view does without them
-# What `evaluate` needs in a card, with what lies in its preprocessing and its parameters.
+TRAINING_ONLY = ("mirror", "smallest_area")  # fields of a data set's `Preprocessing` that the test view does not use
+# Keys that `evaluate` needs in a card, including those inside its preprocessing and settings.
 KEYS = {
     "model": str,
     "model_source": str,
@@ -48,15 +48,15 @@ VIEW = "the short side scaled to short_side (cubic), the centre of size x size c
 
 
 class ExportError(ReproError):
-    """An exported model is missing, damaged, or not made for what is asked of it."""
+    """An exported model is missing, damaged, or does not fit the request."""
 
 
 def export(folder: str | Path, stages: list[str] | None = None, out: str | Path = "", data: str = "") -> list[Path]:
     """Writes the models at the ends of a complete run's stages, each with its card; returns the files of tensors.
 
     `stages` default to the recipe's members, `out` to the run's folder/models. `data` is the data set's folder, if it
-    does not lie where its name says: the label map is read there. Not collective. Raises ReproError if the run is
-    incomplete, a stage unknown, a snapshot damaged, or the data another than the run's.
+    is not under data/: the label map is read from it. Not collective. Raises ReproError if the run is incomplete, a
+    stage is unknown, a snapshot is damaged, or the data is not the run's.
     """
     run, stages, images = open_run(folder, stages, data)
     folder, recipe, settings = Path(folder).resolve(), run["recipe"], run["settings"]
@@ -88,13 +88,13 @@ def export(folder: str | Path, stages: list[str] | None = None, out: str | Path 
 
 
 def _view(images: Images) -> dict:
-    """The numbers of the test view, as JSON gives them back."""
+    """The numbers of the test view, as they come back from JSON."""
     numbers = {key: value for key, value in asdict(images.preprocessing).items() if key not in TRAINING_ONLY}
     return json.loads(json.dumps(numbers))
 
 
 def _write(path: Path, values: dict[str, torch.Tensor], card: dict) -> Path:
-    """Writes `path`.safetensors, then the card that makes it count."""
+    """Writes `path`.safetensors, then the card that makes it valid."""
     tensors, described = Path(f"{path}.safetensors"), Path(f"{path}.json")
     with replacing(tensors) as temporary:
         save_file(values, temporary)
@@ -107,14 +107,12 @@ def _write(path: Path, values: dict[str, torch.Tensor], card: dict) -> Path:
 
 
 def _model(path: Path, card: dict, model: str) -> torch.nn.Module:
-    """The card's model. A card is data: it never says what to run, so a model of somebody's own has to be named."""
+    """The card's model. A card is data and never says what to run, so the source of a user's own model has to be named."""
     classes, channels, size = len(card["classes"]), card["channels"], card["preprocessing"]["view"]["size"]
     if not own.is_own(card["model"]):
         return build(card["model"], classes, channels, card["stride"])
     if not model:
-        raise ExportError(
-            f"{path.name} is of a model of somebody's own, {card['model']}: name its source with --model mine.py:my_net"
-        )
+        raise ExportError(f"{path.name} has a user's own model, {card['model']}: name its source with --model mine.py:my_net")
     if own.source_digest(model) != card["model_source"]:
         raise ExportError(f"{model} is not the source that {path.name} was trained from: its digest is not the card's")
     return builder(model, classes, channels, size)()
@@ -123,19 +121,19 @@ def _model(path: Path, card: dict, model: str) -> torch.nn.Module:
 def evaluate(
     files: list[str], data: str, average: str = "softmax", split: str = "test", device: str = "auto", model: str = ""
 ) -> dict:
-    """Evaluates exported models, each alone and their ensemble, on all ranks. Collective; the same on every rank.
+    """Evaluates exported models, each alone and their ensemble, on all ranks. Collective; returns the same on every rank.
 
-    `files` are paths of tensors or of their cards; `data` is a data set's name or its folder; `model` (`mine.py:my_net`) the
-    source of a model that is none of ours. Returns {"files": names,
-    "average", "images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}, counts as
-    `repro.evaluate.counts` takes them. Raises ReproError on every rank if a model is damaged or does not fit the data.
+    `files` are paths of tensors or of their cards; `data` is a data set's name or its folder; `model` (`mine.py:my_net`) is
+    the source of a user's own model. Returns {"files": names, "average", "images": n,
+    "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}, counted as by `repro.evaluate.counts`. Raises ReproError
+    on every rank if a model is damaged or does not fit the data.
     """
     world = comm.world()
     with world.together():
         choose("average", average, AVERAGES)
         choose("split", split, ("test", "train"))
         if not files:
-            raise ReproError("no file was named: give the .safetensors files that were exported")
+            raise ReproError("no file was named: pass the exported .safetensors files")
         paths = [Path(str(file).removesuffix(".json").removesuffix(".safetensors")) for file in files]
         cards = [_card(path) for path in paths]
         seen, precision, threads = _shared(paths, cards)
@@ -143,22 +141,22 @@ def evaluate(
         for path, card in zip(paths, cards):
             _check_fits(path, card, images)
         device = find_device(device, world.node_rank)
-        found = [_member(path, card, model) for path, card in zip(paths, cards)]
-        members = [(network.to(device), state) for network, state in found]
-    torch.set_num_threads(threads)  # as the run did: the bits depend on it
+        pairs = [_member(path, card, model) for path, card in zip(paths, cards)]
+        members = [(network.to(device), state) for network, state in pairs]
+    torch.set_num_threads(threads)  # as in the run: the results depend on it
     counted = counts(world, members, images, average, device, precision)
     return {"files": [f"{path.name}.safetensors" for path in paths], "average": average, **counted}
 
 
 def _card(path: Path) -> dict:
-    """The model card; raises ExportError if it is missing, of another format, or not whole."""
+    """The model card; raises ExportError if it is missing, in another format, or incomplete."""
     described = Path(f"{path}.json")
     try:
         card = json.loads(described.read_text())
         if card["format"] != FORMAT:
             raise ExportError(
                 f"{described} is in the format {card['format']!r}, and this code reads {FORMAT!r}: use "
-                f"the code that wrote it, or export it again"
+                f"the code that wrote it, or export the model again"
             )
         given = {**card["settings"], **card["preprocessing"], **card}
         wrong = [key for key, kind in KEYS.items() if not isinstance(given[key], kind)]
@@ -170,7 +168,7 @@ def _card(path: Path) -> dict:
         whole_number("size of the view", card["preprocessing"]["view"]["size"], 1, 1 << 14)
         return card
     except FileNotFoundError as error:
-        raise ExportError(f"no model card {described}: a model is a .safetensors and a .json, get both") from error
+        raise ExportError(f"no model card {described}: a model is a .safetensors and a .json file, get both") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ReproError) as error:
         if isinstance(error, ExportError):
             raise
@@ -180,7 +178,7 @@ def _card(path: Path) -> dict:
 
 
 def _shared(paths: list[Path], cards: list[dict]) -> tuple[dict, str, int]:
-    """Preprocessing, precision and threads of all members; raises ExportError if the first two are not one."""
+    """Preprocessing, precision and threads of all members; raises ExportError if members differ in the first two."""
     settings = [(card["preprocessing"], card["settings"]["precision"]) for card in cards]
     for path, setting in zip(paths, settings):
         for name, value, first in zip(("preprocessing", "precision"), setting, settings[0]):
@@ -196,18 +194,18 @@ def _check_fits(path: Path, card: dict, images: Images) -> None:
     difference = compare_labels(card["classes"], images.classes)
     if difference:
         raise ExportError(
-            f"{path.name} was trained with another label map than that of the data set {images.name}: "
+            f"{path.name} was trained with another label map than the data set {images.name} has: "
             f"in the data, {difference}. Pack the data with the model's label map, which is in its card"
         )
     if card["preprocessing"]["view"] != _view(images):
         raise ExportError(
-            f"{path.name} needs other preprocessing than the data set {images.name} has here: "
+            f"{path.name} needs other preprocessing than the data set {images.name} has: "
             f"{card['preprocessing']['view']}, not {_view(images)}"
         )
 
 
 def _member(path: Path, card: dict, model: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """The model and its tensors, which are parsed only if size and digest are the card's."""
+    """The model and its tensors, which are parsed only if their size and digest match the card."""
     file = Path(f"{path}.safetensors")
     try:
         if (size := file.stat().st_size) != card["bytes"]:
@@ -216,7 +214,7 @@ def _member(path: Path, card: dict, model: str) -> tuple[torch.nn.Module, dict[s
             )
         content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != card["sha256"]:
-            raise ExportError(f"{file} is damaged, or another file: its SHA-256 is not its card's. Get both again")
+            raise ExportError(f"{file} is damaged, or another file: its SHA-256 is not the card's. Get both again")
         state = parse(content)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ExportError(f"{file} cannot be read: {error}") from error

@@ -1,7 +1,7 @@
-"""The guard of a set of engines, a process of its own: `python -m repro.guard FOLDER OWNER LAUNCH...` (`engines.start`).
+"""The guard of a set of engines, a separate process: `python -m repro.guard FOLDER OWNER LAUNCH...` (`engines.start`).
 
 It owns the controller and mpiexec. When one of them, an engine, the owner or the connection file is gone, it ends all
-others, says why on its standard output, and removes the folder.
+others, prints the reason on its standard output, and removes the folder.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-POLL = 0.2  # seconds between two looks at whether everybody is still alive
+POLL = 0.2  # seconds between two checks that all processes are alive
 
-# Heartbeats serve only to register engines soon: whether a process lives is the guard's to see, however busy it is.
+# Heartbeats only serve to register engines quickly: the guard checks whether a process is alive, however busy it is.
 CONTROLLER = [
     "-m",
     "ipyparallel.controller",
@@ -55,25 +55,25 @@ def guard(folder: Path, owner: int, launch: list[str]) -> None:
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        client_file.unlink(missing_ok=True)  # first: all who wait see that it is over
+        client_file.unlink(missing_ok=True)  # first, so that waiting processes see that the engines are gone
         _kill_descendants()
         quoted = "controller" if reason.startswith("controller") or "mpiexec" not in children else "mpiexec"
         last_words = (reason or "they were ended") + _tail(folder / f"{quoted}.log")
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # nobody listens
+        with suppress(OSError):  # nobody reads it
             os.write(1, last_words.encode())
 
 
 def _ending(folder: Path, children: dict[str, subprocess.Popen], owner: int) -> str:
-    """Waits a moment; says what has ended, "" if nothing has."""
-    closed, _, _ = select.select([0], [], [], POLL)  # nobody writes there: readable means closed at the owner's end
+    """Waits a moment; returns what has ended, "" if nothing has."""
+    closed, _, _ = select.select([0], [], [], POLL)  # nobody writes to it: readable means closed at the owner's end
     if closed or os.getppid() != owner:  # a process that the owner forked may hold that end open
         return "their owner ended them"
     gone = {name: child.returncode for name, child in children.items() if child.poll() is not None}
     ended = [file for file in folder.glob("*.engine") if not _runs(int(file.stem))]
-    # When a rank dies, mpiexec soon ends the others and then itself. It says which one it was, in its last lines.
-    said = (folder / "mpiexec.log").read_text(errors="replace") if ended and "mpiexec" in children else ""
-    first = [file for file in ended if f"PID {file.stem} " in said]
+    # When a rank dies, mpiexec soon ends the others and then itself. Its last lines say which rank it was.
+    output = (folder / "mpiexec.log").read_text(errors="replace") if ended and "mpiexec" in children else ""
+    first = [file for file in ended if f"PID {file.stem} " in output]
     if gone and not (first and gone.get("mpiexec", 0) > 0):
         return ", ".join(f"{name} ended with status {status}" for name, status in gone.items())
     names = sorted(f"rank {file.read_text()} (process {file.stem})" for file in first or ended)
@@ -106,11 +106,11 @@ def prctl(option: int, value: int) -> None:
 
 
 def _kill_descendants() -> None:
-    """Leaves first: when its ranks are gone, mpiexec removes its own files and ends."""
+    """Kills leaves first: when its ranks are gone, mpiexec removes its own files and ends."""
     import psutil
 
     while True:
-        with suppress(psutil.NoSuchProcess):  # one ended while we looked: look again
+        with suppress(psutil.NoSuchProcess):  # one ended while we were looking: look again
             family = psutil.Process().children(recursive=True)
             running = [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
             if not running:
@@ -123,20 +123,20 @@ def _kill_descendants() -> None:
 
 
 def _tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log, less mpiexec's frames, with its name above; "" if there are none."""
+    """The last lines of a log, without mpiexec's frames, under its name; "" if there are none."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8000))  # the owner need not read while we write: a pipe holds 64 KB
-        said = [line for line in file.read().decode(errors="replace").splitlines() if line.strip(" =")]
-    return "\n".join([f"\nlast lines of {log.name}:", *said[-lines:]]) if said else ""
+        last = [line for line in file.read().decode(errors="replace").splitlines() if line.strip(" =")]
+    return "\n".join([f"\nlast lines of {log.name}:", *last[-lines:]]) if last else ""
 
 
 def connection_path(folder: Path, kind: str) -> Path:
-    """Where the controller writes it, for a "client" or an "engine"."""
+    """Where the controller writes the connection file for a "client" or an "engine"."""
     return folder / "security" / f"ipcontroller-{kind}.json"
 
 
 def complete(file: Path) -> bool:
-    """Whether a connection file has been written to its end."""
+    """Whether a connection file has been written completely."""
     try:
         return bool(json.loads(file.read_text()))
     except (FileNotFoundError, ValueError):

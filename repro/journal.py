@@ -1,6 +1,6 @@
-"""What a run leaves behind while it trains, and where it continues: metric rows, evaluations, snapshots, checkpoints.
+"""What a run writes while it trains, and how it continues: metric rows, evaluations, snapshots, checkpoints.
 
-All ranks keep a `Journal` and call it after the same steps, since evaluating is collective; rank 0 writes.
+All ranks have a `Journal` and call it after the same steps, since evaluation is collective; rank 0 writes.
 """
 
 import logging
@@ -15,18 +15,18 @@ from repro.schedule import Recipe
 
 log = logging.getLogger("repro")
 
-CHECKPOINT_SECONDS = 30  # at epoch ends, no more often than this
-LONGEST_SECONDS = 600  # after any step that comes so long after the last checkpoint: what a kill can cost
+CHECKPOINT_SECONDS = 30  # at the ends of epochs, no more often than this
+LONGEST_SECONDS = 600  # after any step this long after the last checkpoint: the most that a kill can cost
 
 
 class Journal:
-    """Of one run: `step` steps are done, those of earlier attempts included."""
+    """The journal of one run: `step` is the number of steps done, including those of earlier attempts."""
 
     def __init__(self, task, replica: Replica):
-        """Takes network and optimizer to where the newest checkpoint was written, if there is one. Collective."""
+        """Restores network and optimizer from the newest checkpoint, if there is one. Collective."""
         self.task, self.run, self.world = task, task.run, (world := replica.world)
         self.network, self.optimizer, self.average = replica.network, replica.optimizer, replica.average
-        self.step, self.seconds, self.losses, self.corrects = 0, 0.0, [], []  # the last two: since the last metric row
+        self.step, self.seconds, self.losses, self.corrects = 0, 0.0, [], []  # losses and corrects since the last metric row
         with world.together():
             if self.run.checkpoints:
                 self._resume()
@@ -38,14 +38,14 @@ class Journal:
         self.began = self.saved = time.monotonic()
 
     def ask(self) -> None:
-        """Has this step's average tell all ranks if this one wants it to be the last, or a checkpoint after it."""
+        """Tells all ranks, through this step's average, if this one wants to stop or to save a checkpoint after it."""
         if watch.asked.is_set() or self.step + 1 == self.first + self.task.steps:
             self.average.stop()
         if self.world.rank == 0 and time.monotonic() - self.saved > LONGEST_SECONDS:
             self.average.save()
 
     def enter(self, rate: float, mean: Mean) -> None:
-        """Takes down the step that was just done; evaluates and saves if it is time to. Collective.
+        """Records the step that was just done; evaluates and saves if it is time to. Collective.
 
         Raises records.Stopped on every rank, after a checkpoint, if a rank was asked to stop.
         """
@@ -79,7 +79,7 @@ class Journal:
             raise Stopped(self._outlook())
 
     def facts(self) -> dict:
-        """What a complete run's record says of its end; nothing off rank 0."""
+        """The final entries of a complete run's record; empty on ranks other than 0."""
         if self.world.rank != 0:
             return {}
         ends = {stage.name: checkpoint.load(self.run.snapshot(stage.name))[1] for stage in self.task.recipe.stages}
@@ -111,7 +111,7 @@ class Journal:
         return {"images": counted["images"], **counted["members"][0]}
 
     def _check_replicas(self) -> None:
-        """Raises on every rank if weights, statistics and momentum are not rank 0's bits. Collective, one number per rank."""
+        """Raises on every rank unless weights, statistics and momentum are bit-identical. Collective, one number per rank."""
         digest = 0
         for vector in (self.network.weights, self.network.statistics, self.optimizer.history):
             digest = zlib.crc32(vector.cpu().numpy(), digest)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ class Journal:
             if digest != self.world.broadcast(digest):
                 raise ReproError(
                     f"the weights, statistics or momentum of rank {self.world.rank} are no longer those of rank 0: faulty "
-                    f"memory, or an MPI that does not give all ranks the same sum. The last checkpoint is from "
+                    f"memory, or an MPI that does not return the same sum on all ranks. The last checkpoint is from "
                     f"before; the same command continues from it."
                 )
 
@@ -138,7 +138,7 @@ class Journal:
         state, progress = checkpoint.newest(folder)
         if progress.get("run") != self.run.folder.name:
             raise checkpoint.CheckpointError(
-                f"the checkpoint in {folder} is of the run {progress.get('run')}: it does not belong there"
+                f"the checkpoint in {folder} is of the run {progress.get('run')}: it does not belong in this folder"
             )
         try:
             self.optimizer.history.copy_(state.pop("momentum"))

@@ -1,10 +1,10 @@
-"""Whether two label maps are the same, and in plain words how they differ if they are not. No torch, no NumPy."""
+"""Compares two label maps, and describes in plain words how they differ. No torch, no NumPy."""
 
 
 def compare_labels(expected: list[str], found: list[str]) -> str:
-    """How the label map `found` (class names in the order of their numbers) differs from `expected`; "" if it does not.
+    """Describes how the label map `found` (class names in the order of their numbers) differs from `expected`; "" if equal.
 
-    A wrong map gives no error by itself, only an accuracy near chance: so the frequent mistakes are told apart.
+    A wrong map causes no error by itself, only an accuracy near chance, so the common mistakes are distinguished.
     """
     if found == expected:
         return ""

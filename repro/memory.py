@@ -1,8 +1,8 @@
-"""Keeps the memory that a training step frees, so that the next one need not fetch it from the system again.
+"""Keeps the memory that a training step frees, so that the next one need not request it from the system again.
 
-glibc maps every large tensor afresh and gives it back when it is freed, and the system hands out cleared pages of 4 KiB at
-their first touch: a quarter of a ResNet-50 step on a CPU. Here the heap grows instead, in huge pages where the system allows
-them (transparent_hugepage set to madvise or always), and keeps what is freed. Its size is the most that was ever in use.
+By default glibc maps memory for every large tensor and unmaps it when the tensor is freed, and the system clears each page
+of 4 KiB on first touch, which takes a quarter of a ResNet-50 step on a CPU. Here the heap grows instead, in huge pages where
+the system allows them (transparent_hugepage set to madvise or always), and keeps freed memory. Its size is the peak usage.
 """
 
 import ctypes
@@ -16,9 +16,9 @@ HUGE = 2 << 20  # bytes of a huge page on x86-64 and most others
 
 @cache
 def keep_freed(room: int = 8 << 30) -> bool:
-    """Sets the allocator of this process so, once for all; returns whether it could: only glibc knows these settings.
+    """Configures the allocator of this process, once; returns whether it succeeded: only glibc has these settings.
 
-    `room` is how many bytes of addresses are advised to be huge pages: no memory is taken before it is touched.
+    `room` is the size in bytes of the address range advised to use huge pages: no memory is used before it is touched.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -28,7 +28,7 @@ def keep_freed(room: int = 8 << 30) -> bool:
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     # -1 becomes the largest size_t: never trimmed.
     kept = all(libc.mallopt(option, value) for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20)))
-    # A block that is asked for and freed at once lets the heap grow by its size; nothing in it has been touched yet.
+    # Allocating a block and freeing it at once makes the heap grow by its size; none of it has been touched yet.
     block = libc.malloc(room)
     if kept and block:
         start = -(-block // HUGE) * HUGE

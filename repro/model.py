@@ -1,8 +1,8 @@
-"""Models: those of the release with their initialisation, and any `nn.Module` as flat vectors, batch statistics as values.
+"""Models: the release's with its initialisation, and any `nn.Module` as flat vectors, with batch statistics as values.
 
-`Network` keeps parameters and running statistics as views of two flat vectors, and what one worker adds to the average
-(gradients, batch statistics, loss, correct count) as views of a third. The optimizer and the averaging then work on
-whole vectors and know nothing of layers.
+`Network` keeps parameters and running statistics as views of two flat vectors, and one worker's contribution to the average
+(gradients, batch statistics, loss, number of correct predictions) as views of a third. The optimizer and the averaging
+then work on whole vectors and know nothing about layers.
 """
 
 import math
@@ -24,9 +24,9 @@ RANDOM = "draws random numbers from torch's generator in its forward pass, so th
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over one worker's images, which hands out their mean and variance instead of folding them in.
+    """Batch norm over one worker's images, which returns their mean and variance as buffers instead of accumulating them.
 
-    In training, `batch_mean` and `batch_var` (unbiased) are written; the running statistics move only through
+    In training, `batch_mean` and `batch_var` (unbiased) are written; the running statistics change only through
     `Network.update_statistics`, after the averages over all workers are known.
     """
 
@@ -38,7 +38,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @classmethod
     def adopt(cls, norm: nn.Module) -> "BatchNorm":
-        """Turns one of torch's batch norms into one of ours, in place: whatever refers to it still does."""
+        """Turns one of torch's batch norms into one of ours, in place, so that references to it stay valid."""
         norm.__class__ = cls
         assert isinstance(norm, cls)
         norm.register_buffer("batch_mean", torch.zeros_like(norm.running_mean), persistent=False)
@@ -46,7 +46,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return norm
 
     def forward(self, x):
-        if self.training:  # momentum 1: "running" means this batch's alone
+        if self.training:  # with momentum 1 the "running" statistics are this batch's alone
             return F.batch_norm(x, self.batch_mean, self.batch_var, self.weight, self.bias, True, 1.0, self.eps)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
@@ -62,13 +62,13 @@ def build(
     zero_gamma: str = "last_of_stage",
     released_stem: bool = True,
 ) -> nn.Module:
-    """The model, for images of any size, initialised from torch's global generator as the net files say.
+    """The model, for images of any size, initialised from torch's global generator as in the net files.
 
     MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
     in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
-    The released stem has a bias and pools without padding, in Caffe's ceiling mode (both give 56 x 56 of 224 x 224);
-    `released_stem=False` is torchvision's. `stride` says where a bottleneck has it: in the first 1x1 (v1) or the 3x3
-    (v1.5). The basic blocks of ResNet-18 and -34 have only one place for it, so there both are the same network.
+    The released stem has a bias and pools without padding, in Caffe's ceiling mode; `released_stem=False` is torchvision's
+    (both turn 224 x 224 into 56 x 56). `stride` is the position of a bottleneck's stride: the first 1x1 (v1) or the 3x3
+    convolution (v1.5). The basic blocks of ResNet-18 and -34 have only one position for it, so both are the same there.
     """
     choose("model", name, MODELS)
     choose("stride", stride, ("v1.5", "v1"))
@@ -96,16 +96,16 @@ def build(
 def builder(
     name: str, classes: int, channels: int, size: int, stride: str = "v1.5", zero_gamma: str = "last_of_stage"
 ) -> Callable[[], nn.Module]:
-    """What builds a model: one of ours, or the user's `mine.py:my_net`, called as my_net(classes=..., channels=...).
+    """Returns a function that builds a model: ours, or a user's `mine.py:my_net`, called as my_net(classes=, channels=).
 
-    A model of the user's own is tried once, on two random images of `size` pixels: raises ReproError if it cannot be trained.
+    A user's own model is tried once, on two random images of `size` pixels: raises ReproError if it cannot be trained.
     """
     if not own.is_own(name):
         choose("model", name, MODELS)
         return partial(build, name, classes, channels, stride, zero_gamma)
     function = own.load(name)
     if not callable(function):
-        raise ReproError(f"{name} is no function: write `def my_net(classes, channels)` that returns a torch.nn.Module")
+        raise ReproError(f"{name} is no function: write a `def my_net(classes, channels)` that returns a torch.nn.Module")
     build_own = partial(function, classes=classes, channels=channels)
     with torch.random.fork_rng(devices=[]):
         _try(name, build_own, torch.randn(2, channels, size, size), classes)
@@ -113,41 +113,41 @@ def builder(
 
 
 def _try(name: str, build_own: Callable, images: torch.Tensor, classes: int) -> None:
-    """Builds a user's model and computes one contribution; raises ReproError, naming what failed."""
-    doing = "is built"
+    """Builds a user's model and computes one contribution; raises ReproError that names the failing part."""
+    action = "is built"
     try:
         model = build_own()
         if not isinstance(model, nn.Module):
             raise ReproError(f"it returned {type(model).__name__} and not a torch.nn.Module")
-        doing = f"is trained on {tuple(images.shape)} images"
+        action = f"is trained on {tuple(images.shape)} images"
         Network(model).contribute(images, torch.arange(len(images)) % classes)
         logits = tuple(model(images).shape)
         if logits != (len(images), classes):
-            raise ReproError(f"it returned {logits} for {len(images)} images: it must return {(len(images), classes)}, logits")
+            raise ReproError(f"it returned {logits} for {len(images)} images: it must return logits, {(len(images), classes)}")
     except ReproError as error:
         raise ReproError(f"{name}: {error}") from error
     except Exception as error:
-        raise ReproError(f"{name} fails when it {doing} ({type(error).__name__}: {error}): fix it") from error
+        raise ReproError(f"{name} fails when it {action} ({type(error).__name__}: {error}): fix it") from error
 
 
 def find_device(name: str, node_rank: int = 0) -> str:
-    """The device of that name; "auto" is a GPU where torch sees one, else the CPU.
+    """Returns the device of that name; "auto" is a GPU if torch sees one, otherwise the CPU.
 
-    "cuda" is from then on the GPU of this rank: the ranks of a node take its GPUs in turns.
+    From then on, "cuda" is the GPU of this rank: the ranks of a node are assigned to its GPUs alternately.
     """
     if choose("device", name, DEVICES) == "cpu" or name == "auto" and not torch.cuda.is_available():
         return "cpu"
     if not torch.cuda.is_available():
-        raise ReproError("device cuda was asked for, but this torch sees no GPU: use --device cpu")
+        raise ReproError("device cuda was requested, but this torch sees no GPU: use --device cpu")
     torch.cuda.set_device(node_rank % torch.cuda.device_count())
     return "cuda"
 
 
 def find_precision(name: str, device: str, small: bool) -> str:
-    """The precision of that name; "auto" is bf16 where the device multiplies it natively and images are not small."""
+    """Returns the precision of that name; "auto" is bf16 if the device multiplies it natively and images are not small."""
     if choose("precision", name, PRECISIONS) != "auto":
         return name
-    if small:  # a small network's time goes to starting operations, of which bf16 needs more
+    if small:  # a small network spends its time on starting operations, and bf16 needs more of them
         return "fp32"
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -158,14 +158,14 @@ def find_precision(name: str, device: str, small: bool) -> str:
 class Network:
     """A model whose parameters, statistics and gradients are views of flat vectors.
 
-    weights       (P,) parameters, in the order in which backward yields their gradients; those of batch norm last, from
-                  `undecayed` on
+    weights       (P,) parameters, in the order in which backward yields their gradients; those of batch norm come last, from
+                  index `undecayed` on
     statistics    (S,) running means and variances; S is 0 without batch norm
-    contribution  (P + S + 2,) what one worker adds to the average: gradients, batch means and variances, then the
+    contribution  (P + S + 2,) one worker's part of the average: gradients, batch means and variances, then the
                   mean loss of its images and their number of correct predictions
 
     The model, any that maps images (N, C, H, W) to logits (N, classes), is changed in place: torch's batch norms become
-    `BatchNorm`, whose momentum is the argument of `update_statistics`. Parameters that require no gradient stay as they are.
+    `BatchNorm`, whose momentum is the argument of `update_statistics`. Parameters that require no gradient stay unchanged.
     Raises ReproError for a model that flat vectors cannot hold, or whose weights would depend on the number of ranks.
     """
 
@@ -196,7 +196,7 @@ class Network:
     def contribute(self, images: torch.Tensor, labels: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Forward and backward of one worker's images (N, C, H, W) and labels (N,); returns `contribution`.
 
-        Raises ReproError, at the first call, if the model draws random numbers, changes buffers other than batch norm's, or
+        Raises ReproError in the first call if the model draws random numbers, changes buffers other than batch norm's, or
         does not return logits (N, classes).
         """
         images, labels = images.to(self.weights.device), labels.to(self.weights.device)
@@ -214,13 +214,13 @@ class Network:
         return self.contribution
 
     def _constants(self) -> dict[str, torch.Tensor]:
-        """Copies of what a forward pass must not change: buffers other than batch norm's, by name, and the generator, ""."""
+        """Copies of what a forward pass must not change: buffers other than batch norm's, by name, and the generator as ""."""
         norms = {id(buffer) for norm in self.norms for buffer in norm.buffers()}
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers() if id(buffer) not in norms}
         return {"": (torch.cuda if self.weights.is_cuda else torch).get_rng_state()} | buffers
 
     def _examine(self, before: dict[str, torch.Tensor], logits, labels) -> None:
-        """Raises ReproError if the first forward pass changed `_constants`, or did not give what a loss can be had of."""
+        """Raises ReproError if the first forward pass changed `_constants`, or did not return logits."""
         for name, now in self._constants().items():
             if not torch.equal(before[name], now):
                 raise ReproError(
@@ -230,7 +230,7 @@ class Network:
                     else f"the model {RANDOM}: remove its dropout, or whatever else is random"
                 )
         found: Any = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        classes = int(labels.max()) + 1  # at least
+        classes = int(labels.max()) + 1  # there may be more
         if found[:1] != [len(labels)] or len(found) != 2 or found[1] < classes:
             raise ReproError(
                 f"the model returned {found} for {len(labels)} images of {classes} or more classes: it must return logits, "
@@ -240,9 +240,9 @@ class Network:
 
     @torch.no_grad()
     def update_statistics(self, batch_statistics: torch.Tensor, momentum: float) -> None:
-        """Moves the running statistics by the averaged ones of this step: a bias-corrected moving average.
+        """Updates the running statistics with this step's averaged ones: a bias-corrected moving average.
 
-        Caffe keeps a decayed sum and a decayed count apart and divides them; the same average has a momentum of
+        Caffe keeps a decayed sum and a decayed count and divides them; the same average has a momentum of
         m / (1 - (1 - m)**t) at its t-th step, which is 1 at the first. Without batch norm there is nothing to do.
         """
         if not self.norms:
@@ -254,20 +254,20 @@ class Network:
         self.statistics.lerp_(batch_statistics, momentum / (1 - (1 - momentum) ** steps))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies of parameters and statistics (and of other buffers) under the model's names, for ours torchvision's."""
+        """Copies of parameters, statistics and other buffers under the model's names; for our models, torchvision's names."""
         return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes the values of `state`; raises RuntimeError if names or shapes differ."""
+        """Loads the values of `state`; raises RuntimeError if names or shapes differ."""
         self.model.load_state_dict(state)
 
 
 def _check(model: nn.Module) -> None:
     """Raises ReproError for a model that flat vectors cannot hold, or whose weights would depend on the number of ranks."""
-    spans = []  # of memory
+    spans = []  # memory ranges: (start, end, name)
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
-            raise ReproError(f"parameter {name} has no shape yet: use a layer that is given its number of inputs")
+            raise ReproError(f"parameter {name} has no shape yet: use a layer whose number of inputs is given")
         if parameter.dtype != torch.float32:
             raise ReproError(f"parameter {name} is {parameter.dtype}: make the model float32")
         spans.append((parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes, name))
@@ -286,16 +286,16 @@ def _check(model: nn.Module) -> None:
             continue
         if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
             raise ReproError(
-                f"{what} is another batch norm than torch's BatchNorm1d, BatchNorm2d and BatchNorm3d: use one of them"
+                f"{what} is another batch norm than torch's BatchNorm1d, BatchNorm2d or BatchNorm3d: use one of these"
             )
         if not module.affine or not module.track_running_stats:
             raise ReproError(f"{what} has no affine parameters or no running statistics: leave both at torch's default")
         if not module.training:
-            raise ReproError(f"{what} stays in evaluation mode in training: leave its mode as model.train() sets it")
+            raise ReproError(f"{what} stays in evaluation mode during training: leave its mode as model.train() sets it")
 
 
 def _views(tensors, flat):
-    """Views of `flat` in the tensors' shapes; convolution weights lie channels-last, which oneDNN runs faster."""
+    """Views of `flat` in the tensors' shapes; convolution weights are channels-last, which is faster in oneDNN."""
     for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors):
         if tensor.dim() == 4:
             outputs, inputs, height, width = tensor.shape

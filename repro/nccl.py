@@ -1,7 +1,7 @@
-"""Collectives of vectors that lie on GPUs: torch.distributed's, over NCCL, whose group is set up over MPI.
+"""Collectives on vectors in GPU memory: torch.distributed's, over NCCL, in a group that is set up over MPI.
 
-The group's ranks are MPI's. Its processes find each other at a port of rank 0's machine, which MPI tells them; as with
-any launcher of torch, that port and NCCL's own are open to the network between the nodes (see SECURITY.md).
+The group's ranks are MPI's. Its processes meet at a port of rank 0's machine, which they learn over MPI; as with
+any torch launcher, that port and NCCL's own are open to the network between the nodes (see SECURITY.md).
 """
 
 import atexit
@@ -14,19 +14,19 @@ from torch import distributed
 
 @cache
 def collectives(world):
-    """What has the verbs of `world` for vectors on each rank's GPU, once for all. Collective.
+    """Returns an object with the operations of `world` for vectors on each rank's GPU (cached). Collective.
 
-    That is `world` itself where there is one rank, or where ranks share a GPU, which NCCL refuses.
+    It is `world` itself if there is one rank, or if ranks share a GPU, which NCCL refuses.
     """
-    places = world.gather(f"{socket.gethostname()} {torch.cuda.current_device()}")
-    return Group(world, "nccl") if 1 < world.size == len(set(places)) else world
+    devices = world.gather(f"{socket.gethostname()} {torch.cuda.current_device()}")
+    return Group(world, "nccl") if 1 < world.size == len(set(devices)) else world
 
 
 class Group:
-    """The verbs of `comm.World` for large vectors, which may be tensors on a GPU; see there."""
+    """The operations of `comm.World` for large vectors, which may be tensors on a GPU; see there."""
 
     def __init__(self, world, backend: str):
-        """`backend` is torch.distributed's: nccl, or gloo, which does the same on CPUs."""
+        """`backend` is torch.distributed's: nccl, or gloo, its equivalent on CPUs."""
         self.world, self.rank, self.size = world, world.rank, world.size
         host = world.broadcast(socket.gethostname() if world.nodes > 1 else "127.0.0.1")
         store = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
@@ -42,11 +42,11 @@ class Group:
         return distributed.all_reduce(torch.as_tensor(vector), async_op=True)
 
     def progress(self, work) -> None:
-        """Nothing: it goes on by itself."""
+        """Does nothing: NCCL makes progress by itself."""
 
     def finish(self, works: list) -> None:
         with self.world.waiting():
             for work in works:
                 work.wait()
-            if torch.cuda.is_initialized():  # there, `wait` only holds back what the GPU does later
+            if torch.cuda.is_initialized():  # there, `wait` only delays later work on the GPU
                 torch.cuda.current_stream().synchronize()

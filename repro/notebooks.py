@@ -1,7 +1,7 @@
-"""Notebooks, strictly: parameters are checked before anything runs, and only a notebook whose last cell ran passes.
+"""Strict notebooks: parameters are checked before anything runs, and only a notebook whose last cell ran passes.
 
-Inside a notebook: `check_parameters` and `check_run` (in the cell after the parameters), `train` (with a bar and a curve,
-or lines) and `complete` (the last cell). Outside: `execute` runs one by papermill.
+Inside a notebook: `check_parameters` and `check_run` (in the cell after the parameters), `train` (with a bar and curves,
+or with lines of text) and `complete` (the last cell). Outside: `execute` runs a notebook with papermill.
 """
 
 import ast
@@ -34,17 +34,17 @@ KINDS: dict[str, Any] = {"str": (str, os.PathLike), "int": int, "float": (int, f
 
 
 def declared(source: str) -> dict[str, str]:
-    """The parameters of a cell: {name: type}; raises NotebookError for any other line."""
+    """The parameters of a cell: {name: type}; raises NotebookError if it has any other line."""
     found = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            raise NotebookError("a parameters cell holds only lines such as `seed: int = 0  # help`")
+            raise NotebookError("a parameters cell has only lines such as `seed: int = 0  # help`")
         found[node.target.id] = ast.unparse(node.annotation)
     return found
 
 
 def check(parameters: dict, known: dict[str, str]) -> None:
-    """Raises NotebookError if a parameter is unknown (saying what was meant) or of another type than was declared."""
+    """Raises NotebookError if a parameter is unknown (with a suggestion) or not of the declared type."""
     for name, value in parameters.items():
         kind = choose("type", known[choose("parameter", name, known)], KINDS)
         if not isinstance(value, KINDS[kind]) or isinstance(value, bool) and kind != "bool":
@@ -52,7 +52,7 @@ def check(parameters: dict, known: dict[str, str]) -> None:
 
 
 def check_parameters() -> None:
-    """In the cell after the parameters: checks what was edited by hand or injected by papermill, which does not itself."""
+    """In the cell after the parameters: checks values edited by hand or injected by papermill, which does not check them."""
     values = get_ipython().user_ns  # type: ignore[name-defined]  # noqa: F821
     cells = [source for source in values["In"][:-1] if source.strip()]
     known = declared(next(filter(_declares, reversed(cells)), ""))
@@ -65,11 +65,11 @@ def check_parameters() -> None:
 def _declares(source: str) -> bool:
     try:
         return any(isinstance(node, ast.AnnAssign) for node in ast.parse(source).body)
-    except SyntaxError:  # a magic, or a cell that failed
+    except SyntaxError:  # a magic command, or a cell that failed
         return False
 
 
-# --- What cannot be trained, without torch and before any engine starts -----------------------------------------------
+# --- Checks of a run, without torch and before any engine starts ------------------------------------------------------
 
 
 def check_run(
@@ -82,26 +82,26 @@ def check_run(
     settings: dict | None = None,
     switches: dict | None = None,
 ) -> int:
-    """Raises ReproError if these recipes cannot be trained like this; returns how many ranks to start (see `ranks_for`).
+    """Raises ReproError if recipes cannot be trained with these parameters; returns the ranks to start (see `ranks_for`).
 
-    `names` and `switches` are as `recipes.find` takes them, `shrink`, `model` and `settings` as `train.train`. `data` that the
-    notebook has still to make is "". A model of the user's own is tried, which loads torch.
+    `names` and `switches` are as for `recipes.find`, `shrink`, `model` and `settings` as for `train.train`. `data` is "" if the
+    notebook makes it later. A user's own model is tried, which loads torch.
     """
     for name in settings or {}:
-        choose("setting", name, [each.name for each in fields(Settings)])
+        choose("setting", name, [field.name for field in fields(Settings)])
     Settings(**(settings or {}))
-    found = [recipes.find(name, **(switches or {})) for name in names]
-    shrinks = [recipes.shrink_for(recipe, shrink) for recipe in found]
+    originals = [recipes.find(name, **(switches or {})) for name in names]
+    shrinks = [recipes.shrink_for(recipe, shrink) for recipe in originals]
     if not isinstance(seeds, list) or not seeds:
         raise NotebookError(f"seeds is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
     for seed in seeds:
         whole_number("seed", seed)
-    ranks = ranks_for([recipes.shrink(recipe, profile) for recipe, profile in zip(found, shrinks)], ranks)
+    ranks = ranks_for([recipes.shrink(recipe, profile) for recipe, profile in zip(originals, shrinks)], ranks)
     if data:
         pack_embedded(data)
         folder = data_folder(data)
         train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
-        for recipe, profile in zip(found, shrinks):
+        for recipe, profile in zip(originals, shrinks):
             recipes.shrink(recipe, profile, len(train))
             if own.is_own(model or recipe.model):
                 from repro.model import builder
@@ -112,10 +112,10 @@ def check_run(
 
 
 def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
-    """How many ranks to start for these recipes: as many as `asked`; 0: as many as there are cores and workers for.
+    """Returns the number of ranks to start for these recipes: `asked`, or, if that is 0, as many as cores and workers allow.
 
-    Raises NotebookError if more are asked for than each recipe has workers, or than there are cores, where they would only
-    wait for each other. Two can always be had, to try on any machine what several ranks do.
+    Raises NotebookError if more are requested than a recipe has workers, or than there are cores, where they would only
+    wait for each other. Two are always allowed, so that several ranks can be tried on any machine.
     """
     whole_number("ranks", asked)
     for recipe in chosen:
@@ -130,19 +130,19 @@ def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
 
 
 def cores() -> int:
-    """Of this machine."""
+    """The number of cores of this machine."""
     return os.cpu_count() or 1
 
 
-# --- While it runs ----------------------------------------------------------------------------------------------------
+# --- Training in a notebook -------------------------------------------------------------------------------------------
 
 
 def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
-    """Trains a recipe on the engines, shows how it gets on, and returns the run's folder.
+    """Trains a recipe on the engines, shows its progress, and returns the run's folder.
 
-    `task` has the other parameters of `repro.train.train`; `live` is as `Progress` takes it. A complete run is left as it
-    is, an incomplete one is continued. An interrupt has all ranks stop after their step, with a checkpoint: it raises
-    records.Stopped, which says how far they came, and the engines stay. A second interrupt ends the engines at once: it
+    `task` has the other parameters of `repro.train.train`; `live` is as for `Progress`. A complete run is left unchanged,
+    an incomplete one is continued. An interrupt makes all ranks stop after their step, with a checkpoint: it raises
+    records.Stopped, which says how far they got, and the engines stay. A second interrupt ends the engines at once: it
     raises EnginesEnded. Raises RankError if a rank fails.
     """
     plan = {}
@@ -150,7 +150,7 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
         try:
             plan = engine.run("repro.train:describe", recipe, **task)[0]
             if plan["complete"]:
-                print(f"complete already: {Path(plan['folder']).name}")
+                print(f"already complete: {Path(plan['folder']).name}")
             elif not watch.asked.is_set():
                 _train(engine, plan, live, recipe, task)
                 plan["complete"] = True
@@ -176,9 +176,9 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
             progress.show(row)
     asked = watch.asked.is_set() and not job.done()
     if asked:
-        how = "after this step" if engine.ask_to_stop() else "at the end, as none of the ranks is on this machine"
+        how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
         if not job.wait(1):
-            print(f"stopping {how}; interrupt once more to end the engines at once", flush=True)
+            print(f"stopping {how}; interrupt again to end the engines at once", flush=True)
     try:
         job.result()
     except RankError as error:
@@ -194,25 +194,25 @@ def _reached(plan: dict) -> str:
 
 
 def _saved_epoch(plan: dict) -> float:
-    """Where the newest checkpoint is; 0.0 if there is none."""
+    """The epoch of the newest checkpoint; 0.0 if there is none."""
     saved = [int(path.stem) for path in Path(plan["folder"], "checkpoints").glob("*.json") if path.stem.isdecimal()]
     return max(saved, default=0) * plan["epochs"] / plan["iterations"]
 
 
 class Progress:
-    """Shows a run's metric rows as they come: a curve and a bar that update in place, or one line an epoch.
+    """Shows a run's metric rows as they come: curves and a bar that update in place, or one line per epoch.
 
-    Leaving its block closes the bar; one that stays open would have the next one write every update on a new line.
+    Leaving the block closes the bar; if it stayed open, the next bar would write every update on a new line.
     """
 
     def __init__(self, plan: dict, live: bool, begun: float = 0.0):
-        """`plan` as `train.describe` gives it; `live` for JupyterLab, False for a log; `begun` at this epoch."""
+        """`plan` as returned by `train.describe`; `live` True for JupyterLab, False for a log; `begun` is the first epoch."""
         self.plan, self.live, self.begun, self.rows = plan, live, begun, []
         if live:
             from IPython.display import display
             from tqdm import tqdm
 
-            # The figure comes first, and the bar below it: text around a figure would be cut into two outputs.
+            # The figure comes first and the bar below it: text around a figure would be split into two outputs.
             self.handle = display(self._figure(), display_id=True)
             epochs = dict(total=round(plan["epochs"]), initial=round(begun), unit="epoch")
             self.bar = tqdm(desc=plan["recipe"], file=sys.stdout, **epochs)
@@ -226,7 +226,7 @@ class Progress:
 
     def show(self, row: dict) -> None:
         self.rows.append(row)
-        if row["epoch"] <= self.begun:  # of an earlier attempt: only the curve has it
+        if row["epoch"] <= self.begun:  # a row of an earlier attempt: only the curves show it
             return
         if not self.live:
             print(records.describe(row, self.plan["epochs"]), flush=True)
@@ -246,23 +246,23 @@ class Progress:
         right.plot([row["epoch"] for row in tested], [100 * row["top1"] / row["images"] for row in tested], "o-")
         right.set(xlabel="epoch", ylabel="test top-1, %", xlim=(0, self.plan["epochs"]))
         figure.tight_layout()
-        plt.close(figure)  # shown by hand
+        plt.close(figure)  # it is displayed explicitly
         return figure
 
 
 def complete() -> None:
-    """The last cell of every notebook: its output is what tells a finished notebook from one that died."""
+    """Called in the last cell of every notebook: its output distinguishes a finished notebook from one that died."""
     print(MARK)
 
 
-# --- From outside -----------------------------------------------------------------------------------------------------
+# --- Running notebooks ------------------------------------------------------------------------------------------------
 
 
 def execute(name: str, parameters: dict, output: Path, log: bool = False, timeout: int | None = None) -> Path:
-    """Runs notebooks/`name`.ipynb by papermill into `output`; `log` prints what its cells print.
+    """Runs notebooks/`name`.ipynb with papermill and writes it to `output`; with `log`, the output of its cells is printed.
 
-    A cell may take `timeout` seconds (None: any time). While it runs, and if it fails, the copy is called
-    `output`.failed.ipynb; only a notebook whose last cell ran takes the name `output`. Raises NotebookError with the
+    A cell may take `timeout` seconds (None: no limit). While the notebook runs, and if it fails, its copy has the name
+    `output`.failed.ipynb; only if its last cell ran is it renamed to `output`. Raises NotebookError with the
     failing cell's error.
     """
     import nbformat
@@ -288,7 +288,7 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
             execution_timeout=timeout,
             stdout_file=sys.stdout if log else None,
             config=Config(KernelManager={"transport": "ipc"}),
-        )  # not TCP: others could listen
+        )  # not TCP: other users could listen
     except PapermillExecutionError as error:
         raise NotebookError(
             f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {unfinished})"
@@ -305,7 +305,7 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
 
 
 def end_kernels() -> None:
-    """Kills the kernels that this process has started: `execute`, in another thread, then raises."""
+    """Kills the kernels that this process has started; `execute`, running in another thread, then raises."""
     import psutil
 
     for process in psutil.Process().children():

@@ -1,8 +1,8 @@
-"""The average between nodes: sums travel while the last worker's backward pass still runs.
+"""The average between nodes: communication overlaps with the last worker's backward pass.
 
-Gradients lie in the order in which backward yields them, and a bucket of them is on its way as soon as it is whole. MPI moves
-it along when it is asked how far it is, which each further gradient does. Within one node there is nothing to hide behind:
-the cores that would copy are those that compute.
+Gradients are stored in the order in which backward yields them, and the sum of a bucket starts as soon as the bucket is
+complete. MPI makes progress on it when it is polled, which happens with each further gradient. Within one node there is
+nothing to gain: the cores that would copy are those that compute.
 """
 
 from collections import deque
@@ -13,40 +13,40 @@ import torch
 
 from repro.allreduce import Average, as_array
 
-BUCKET = 1 << 20  # gradients that start on their way together
+BUCKET = 1 << 20  # elements of gradients that are sent together
 
 
 class OverlappedAverage(Average):
-    """`Average` that sums bucket by bucket; after `attach`, already during backward."""
+    """`Average` that sums bucket by bucket; after `attach`, during the backward pass already."""
 
     def __init__(self, reduction: str, world, workers: int, network):
         self.ends = list(accumulate(parameter.numel() for parameter in network.parameters))
         super().__init__(reduction, world, workers, network)
 
     def attach(self, network) -> "OverlappedAverage":
-        """Has each of the network's parameters tell this average when its gradient is there."""
-        for place, parameter in enumerate(network.parameters):
-            parameter.register_post_accumulate_grad_hook(partial(self._arrives, place))
+        """Makes each of the network's parameters notify this average when its gradient is ready."""
+        for index, parameter in enumerate(network.parameters):
+            parameter.register_post_accumulate_grad_hook(partial(self._arrives, index))
         return self
 
     def _start_again(self) -> None:
         super()._start_again()
-        self.arrived, self.whole = set(), 0  # gradients of the last worker, and how many are there without a gap
-        self.due, self.requests = deque(self._buckets()), []  # buckets to come, by their ends; and those on their way
+        self.arrived, self.whole = set(), 0  # the last worker's gradients, and how many of them without a gap
+        self.due, self.requests = deque(self._buckets()), []  # ends of the buckets not yet sent, and requests of those that are
 
     def _buckets(self):
-        """Where buckets end: the same on every rank, whatever fails there."""
+        """The ends of the buckets: the same on every rank, whatever fails there."""
         start = 0
         for end in self.ends:
             if end == self.split or end - start >= BUCKET:
                 yield (start := end)
         yield len(self.total)
 
-    def _arrives(self, place: int, parameter: torch.Tensor) -> None:
-        """Backward calls it when the gradient of the parameter in this place is there."""
+    def _arrives(self, index: int, parameter: torch.Tensor) -> None:
+        """Called by backward when the gradient of the parameter with this index is ready."""
         if self.added + 1 < self.mine:
             return
-        self.arrived.add(place)
+        self.arrived.add(index)
         while self.whole in self.arrived:
             self.whole += 1
         while self.whole and self.due[0] <= self.ends[self.whole - 1]:
@@ -71,7 +71,7 @@ class OverlappedAverage(Average):
 
 
 def average_for(reduction: str, world, workers: int, network) -> Average:
-    """The average that suits where the ranks are: overlapped between nodes, plain within one. Collective on GPUs."""
+    """Returns the average that suits the ranks' machines: overlapped between nodes, plain within one. Collective on GPUs."""
     if world.nodes > 1:
         return OverlappedAverage(reduction, world, workers, network).attach(network)
     return Average(reduction, world, workers, network)

@@ -1,4 +1,4 @@
-"""What users bring: a recipe or a model of their own, named as `mine.py:my_net` or `package.module:my_net`."""
+"""Users' own recipes and models, named as `mine.py:my_net` or `package.module:my_net`."""
 
 import ast
 import hashlib
@@ -12,7 +12,7 @@ from repro import ReproError, choose
 
 
 def is_own(name) -> TypeGuard[str]:
-    """Whether a name says where an object of the user's is, rather than being that of one of ours."""
+    """Whether a name is the location of a user's object, rather than the name of one of ours."""
     return isinstance(name, str) and ":" in name
 
 
@@ -23,36 +23,36 @@ def short(name: str) -> str:
 
 
 def load(name: str):
-    """The object that `mine.py:object` (a path, from the working directory) or `module:object` names.
+    """Loads the object that `mine.py:object` (a path, relative to the working directory) or `module:object` names.
 
-    The file runs, as any Python program would. Raises ReproError if there is no such file, it fails, or lacks the object.
+    The file is executed, like any Python program. Raises ReproError if there is no such file, it fails, or lacks the object.
     """
-    place, _, wanted = name.rpartition(":")
+    location, _, wanted = name.rpartition(":")
     try:
-        module = _from_file(_file(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _from_file(_file(location)) if location.endswith(".py") else importlib.import_module(location)
     except ReproError:
         raise
     except ModuleNotFoundError as error:
         raise ReproError(f"{name}: {error}. Name a file as mine.py:{wanted}, or a module that Python can import") from error
     except Exception as error:
-        raise ReproError(f"{name}: {place} fails when it is imported ({type(error).__name__}: {error}): fix it") from error
-    names = [each for each in vars(module) if not each.startswith("_")]
-    return getattr(module, choose(f"object in {place}", wanted, names))
+        raise ReproError(f"{name}: {location} fails when it is imported ({type(error).__name__}: {error}): fix it") from error
+    public = [attribute for attribute in vars(module) if not attribute.startswith("_")]
+    return getattr(module, choose(f"object in {location}", wanted, public))
 
 
 def source_digest(name: str) -> str:
-    """SHA-256 over the meaning of the file that `name` is loaded from; files that it imports in turn are not looked at."""
-    place = name.rpartition(":")[0]
-    if place.endswith(".py"):
-        return meaning(_file(place))
-    file = getattr(sys.modules.get(place) or importlib.import_module(place), "__file__", None)
+    """SHA-256 over the meaning of the file that `name` is loaded from; files that it imports are not included."""
+    location = name.rpartition(":")[0]
+    if location.endswith(".py"):
+        return meaning(_file(location))
+    file = getattr(sys.modules.get(location) or importlib.import_module(location), "__file__", None)
     if not file or not file.endswith(".py"):
-        raise ReproError(f"{name} is in no Python file: put it into one, such as mine.py")
+        raise ReproError(f"{name} is not in a Python file: put it into one, such as mine.py")
     return meaning(Path(file))
 
 
 def meaning(*paths: Path) -> str:
-    """SHA-256 over the syntax trees of Python files, without comments, docstrings and layout: they change no result."""
+    """SHA-256 over the syntax trees of Python files, without comments, docstrings and layout, which change no result."""
     total = hashlib.sha256()
     for path in paths:
         total.update(repr(_plain(ast.parse(path.read_text()))).encode())
@@ -60,7 +60,7 @@ def meaning(*paths: Path) -> str:
 
 
 def _plain(node):
-    """A syntax tree as nested tuples; empty fields are left out, in which Python's versions differ."""
+    """A syntax tree as nested tuples, without empty fields, which differ between Python versions."""
     if isinstance(node, list):
         return tuple(map(_plain, node))
     if not isinstance(node, ast.AST):
@@ -71,21 +71,21 @@ def _plain(node):
     return type(node).__name__, *((name, _plain(value)) for name, value in values.items() if value not in (None, [], ""))
 
 
-def _file(place: str) -> Path:
-    path = Path(place)
+def _file(location: str) -> Path:
+    path = Path(location)
     if not path.is_file():
-        raise ReproError(f"there is no file {path.absolute()}: name one from the folder you are in, such as mine.py:my_net")
+        raise ReproError(f"there is no file {path.absolute()}: name one in the working directory, such as mine.py:my_net")
     return path.resolve()
 
 
 def _from_file(path: Path):
-    """The module of a file, run again whenever its source has changed."""
-    text = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_{text}", path)
+    """The module of a file, executed again whenever its source has changed."""
+    version = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{version}", path)
     assert spec is not None and spec.loader is not None  # for a name that ends in .py, there always is one
     if spec.name not in sys.modules:
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # so that classes of the file know where they are from
+        sys.modules[spec.name] = module  # so that classes of the file know their module
         try:
             spec.loader.exec_module(module)
         except BaseException:

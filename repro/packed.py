@@ -1,10 +1,10 @@
-"""One packed data set: an LMDB file of checksummed records, its manifest inside. Writer and reader.
+"""One packed data set: an LMDB file of checksummed records with its manifest. Writer and reader.
 
 Keys are record numbers, eight bytes big-endian, from 0. A record is the label (uint32), the CRC-32 of label and image
-(uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The key of one zero byte holds, behind its own
-CRC-32, the manifest as JSON: format, data set, split, count, classes (the label map), counts per class, how images are
-stored and become the network's input, which were converted or left out, and a SHA-256 over all records in order. The file
-carries its own digest, so a run can name exactly what it was trained on.
+(uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The value of the key of one zero byte is the
+manifest as JSON, after its own CRC-32: format, data set, split, number of images, classes (the label map), number of
+images per class, how images are stored and become the network's input, which were converted or left out, and a SHA-256
+over all records in order. The file contains its own digest, so a run can name exactly what it was trained on.
 """
 
 import fcntl
@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import lmdb
 
@@ -30,9 +29,9 @@ from repro.paths import DATA, ROOT, replacing
 
 FORMAT = "scaleout-repro packed images, version 3"
 HEADER = struct.Struct("<II")
-MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended whatever is there
-DATA_SETS = ("digits", "cifar10", "imagenet", "places365")  # that data_prep has a script of that name for
-CHUNK = 500  # inputs a transaction: what a kill can cost
+MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended in any case
+DATA_SETS = ("digits", "cifar10", "imagenet", "places365")  # for which data_prep has a script of the same name
+CHUNK = 500  # inputs per transaction: the most that a kill can cost
 
 
 class PackedError(ReproError):
@@ -46,10 +45,10 @@ class Preprocessing:
     size: int = 224  # pixels per side that the network sees
     short_side: int = 256  # the test view scales the short side to this, then cuts the centre
     mean: tuple[float, ...] = (104, 117, 123)  # subtracted, 0 to 255, one per channel, in the order that the network sees
-    scale: tuple[float, ...] = (1 / 128,) * 3  # multiplied afterwards
-    bgr: bool = True  # as OpenCV reads, and the release; False: RGB. Of no matter for one channel
-    mirror: bool = True  # whether a mirrored image is as good an example
-    smallest_area: float = 0.08  # share of the image's area that the training view shows, at the least
+    scale: tuple[float, ...] = (1 / 128,) * 3  # multiplied after subtracting the mean
+    bgr: bool = True  # as in OpenCV and the release; False: RGB. Ignored for one channel
+    mirror: bool = True  # whether a mirrored image is an equally good example
+    smallest_area: float = 0.08  # least share of the image's area that the training view shows
 
 
 PHOTOGRAPHS = Preprocessing()
@@ -61,7 +60,7 @@ class Item:
 
     label: int
     image: bytes | None  # None: left out
-    name: str = ""  # where it comes from
+    name: str = ""  # its origin, such as a path
     note: str = ""  # why it was converted or left out; listed in the manifest with its name
 
 
@@ -75,11 +74,11 @@ def write(
     fingerprint: str = "",
     preprocessing: Preprocessing = PHOTOGRAPHS,
 ) -> dict:
-    """Packs `items(0)` into one file, which appears under its name only when it is whole; returns the manifest.
+    """Packs `items(0)` into one file, which appears under its name only when it is complete; returns the manifest.
 
     `fingerprint` is a digest of all inputs and settings. With one, a conversion that was killed is continued by the next
-    call with the same fingerprint, from `items(n)`, the items from number n on, and the file's bytes are those of an
-    undisturbed conversion. `stored` says in words what was done to the images.
+    call with the same fingerprint, from `items(n)`, the items from number n on, and the file is bit-identical to
+    that of an uninterrupted conversion. `stored` describes in words what was done to the images.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,12 +105,12 @@ def write(
 
 
 def partial_path(path: Path, fingerprint: str) -> Path:
-    """Where `write` keeps what it has so far."""
+    """The path where `write` keeps an unfinished conversion."""
     return path.with_name(f".{path.name}.{fingerprint[:16]}.partial")
 
 
 def begun(partial: Path) -> tuple[int, int]:
-    """Inputs that an earlier call of `write` has packed, and how many of them it left out."""
+    """Returns the number of inputs that an earlier call of `write` has processed, and how many of them it left out."""
     if not partial.exists() or not partial.stat().st_size:
         return 0, 0
     try:
@@ -120,7 +119,7 @@ def begun(partial: Path) -> tuple[int, int]:
             environment.begin() as transaction,
         ):
             written = transaction.get(MANIFEST)
-    except lmdb.Error:  # `write` says what is to be done about it
+    except lmdb.Error:  # `write` reports it and what to do
         return 0, 0
     manifest: dict = _unseal_manifest(partial, written) if written else {"inputs": 0, "left_out": []}
     return manifest["inputs"], len(manifest["left_out"])
@@ -128,7 +127,7 @@ def begun(partial: Path) -> tuple[int, int]:
 
 @contextmanager
 def _continued(path: Path, fingerprint: str):
-    """Like `replacing`, but what was written so far stays after an error or a kill, for the next call."""
+    """Like `replacing`, but the unfinished file stays after an error or a kill, for the next call."""
     partial = partial_path(path, fingerprint)
     with open(partial, "ab") as file:
         try:
@@ -151,8 +150,8 @@ def _fill(path: Path, manifest: dict, items: Callable[[int], Iterable[Item]]) ->
     inputs = iter(items(manifest["inputs"]))
     while not manifest["sha256"]:
         chunk = list(islice(inputs, CHUNK))
-        # Opened for each chunk: which pages LMDB uses depends on what it remembers, and a continued conversion
-        # remembers nothing.
+        # Opened again for each chunk: which pages LMDB uses depends on the state of the open environment, which a
+        # continued conversion does not have.
         with _writer(path) as environment, environment.begin(write=True) as transaction:
             for item in chunk:
                 if item.note:
@@ -171,7 +170,7 @@ def _fill(path: Path, manifest: dict, items: Callable[[int], Iterable[Item]]) ->
 
 
 def _writer(path: Path) -> lmdb.Environment:
-    # LMDB maps address space, not memory: 2**40 is only the most that the file may grow to.
+    # LMDB maps address space, not memory: 2**40 is only the maximum size of the file.
     return lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 40)
 
 
@@ -190,7 +189,7 @@ def _unseal_manifest(path: Path, record: bytes) -> dict:
 
 @cache
 def _open(path: str, inode: int, changed: int) -> lmdb.Environment:
-    """One environment for a file's every reader in this process: LMDB forbids a second one."""
+    """One environment per file, for all its readers in this process: LMDB forbids a second one."""
     return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=16)
 
 
@@ -204,7 +203,7 @@ class Packed:
         try:
             file = self.path.stat()
             self.environment = _open(str(self.path.resolve()), file.st_ino, file.st_mtime_ns)
-            # LMDB maps the file: to read a page beyond its end would be a signal, not an error.
+            # LMDB maps the file: reading a page beyond its end would raise a signal, not an error.
             if file.st_size < (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]:
                 raise PackedError(f"{path} was cut short: pack it again")
             with self.environment.begin() as transaction:
@@ -214,7 +213,7 @@ class Packed:
             raise PackedError(f"{path} is not a packed data set, or it was cut short ({error}): pack it again") from error
         self.manifest = _unseal_manifest(self.path, manifest)
         if not self.manifest["sha256"]:
-            raise PackedError(f"{path} was not packed to its end: run the same packing command again, which continues it")
+            raise PackedError(f"{path} was not packed to its end: run the same packing command again to continue")
         found = self.manifest["dataset"], self.manifest["split"]
         if found != (dataset, split):
             raise PackedError(
@@ -222,17 +221,17 @@ class Packed:
                 f"name the right data set with --data, or pack it again"
             )
         try:
-            given: dict[str, Any] = {
+            values = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in self.manifest["preprocessing"].items()
             }
-            self.preprocessing = Preprocessing(**given)
+            self.preprocessing = Preprocessing(**values)
         except (KeyError, AttributeError, TypeError) as error:
             raise PackedError(
                 f"{path}: its manifest does not say how its images become input ({error}): pack it again"
             ) from error
         if entries != len(self) + 1:
-            raise PackedError(f"{path} holds {entries - 1} records, its manifest says {len(self)}: pack it again")
+            raise PackedError(f"{path} has {entries - 1} records, but its manifest says {len(self)}: pack it again")
 
     def __len__(self) -> int:
         return self.manifest["count"]
@@ -248,7 +247,7 @@ class Packed:
         return label, image
 
     def verify(self) -> None:
-        """Reads every record; raises PackedError if any is damaged or they are not the manifest's."""
+        """Reads every record; raises PackedError if any is damaged or their digest is not the manifest's."""
         digest = hashlib.sha256()
         for index in range(len(self)):
             digest.update(_seal(*self[index]))
@@ -258,11 +257,11 @@ class Packed:
 
 def _how_to_pack(dataset: str, folder: Path) -> str:
     script = dataset if (ROOT / "data_prep" / f"{dataset}.py").exists() else "folder"
-    return f"make it with `python data_prep/{script}.py --out {folder}` (--help says what else it takes)"
+    return f"make it with `python data_prep/{script}.py --out {folder}` (--help lists all options)"
 
 
 def data_folder(data: str) -> Path:
-    """Where the data set `data` is packed: the folder itself if it has a slash, else data/NAME; a misspelt NAME is an error."""
+    """The folder of the packed data set `data`: itself if it has a slash, else data/NAME; a misspelt NAME is an error."""
     if "/" in data:
         return Path(data)
     if not (DATA / data).exists():
@@ -271,13 +270,13 @@ def data_folder(data: str) -> Path:
 
 
 def pack_embedded(data: str) -> None:
-    """Packs the digits that scikit-learn carries, if they are asked for by their name and not there yet."""
+    """Packs the digits that are part of scikit-learn, if `data` is their name and they are not packed yet."""
     if data != "digits":
         return
     try:
         for split in ("train", "test"):
             Packed(DATA / data / f"{split}.lmdb", data, split)
-    except PackedError:  # not there, damaged, or in an earlier version's format
+    except PackedError:  # missing, damaged, or in an earlier version's format
         done = subprocess.run([sys.executable, str(ROOT / "data_prep" / "digits.py")], capture_output=True, text=True)
         if done.returncode:
             raise PackedError(f"the digits could not be packed: {done.stderr.strip().splitlines()[-1]}") from None

@@ -1,4 +1,4 @@
-"""Where things are: the project's folders, and writing a file so that it is either whole or not there."""
+"""Where things are: the project's folders, and writing a file so that it is either complete or absent."""
 
 import errno
 import os
@@ -18,18 +18,18 @@ REFERENCE = RESULTS / "reference"
 FIXES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "your quota is used up: free some space",
-    errno.EROFS: "the disk is read-only: choose another with --out, or mount it for writing",
-    errno.ENOENT: "its folder has vanished: look for who removes it",
+    errno.EROFS: "the disk is read-only: choose another one with --out, or mount it for writing",
+    errno.ENOENT: "its folder has been deleted: find out what deletes it",
 }
 
 
 @contextmanager
 def named(path: Path | str):
-    """Around writing `path`: what the system refuses becomes a ReproError that names the file and what to do."""
+    """Context for writing `path`: an OSError becomes a ReproError that names the file and what to do."""
     try:
         yield
     except OSError as error:
-        fix = FIXES.get(error.errno or 0, "look at that folder and its disk")
+        fix = FIXES.get(error.errno or 0, "check that folder and its disk")
         raise ReproError(f"{path} cannot be written ({error}): {fix}, then run the same command again") from error
 
 
@@ -37,7 +37,7 @@ def named(path: Path | str):
 def replacing(path: Path | str):
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path` in one step.
 
-    Raises ReproError if the disk is full or read-only or the folder has vanished; what was at `path` is still there.
+    Raises ReproError if the disk is full or read-only or the folder was deleted; an existing file at `path` is then unchanged.
     """
     path = Path(path)
     with named(path):
@@ -55,12 +55,12 @@ def replacing(path: Path | str):
 
 
 def writable_folder(path: Path | str) -> Path:
-    """The folder, made if it is missing; raises ReproError if nothing can be written there."""
+    """Returns the folder, created if it is missing; raises ReproError if nothing can be written there."""
     path = Path(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ReproError(f"cannot write to the folder {path} ({error.strerror}): choose another with --out") from error
+        raise ReproError(f"cannot write to the folder {path} ({error.strerror}): choose another one with --out") from error
     return path

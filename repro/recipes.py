@@ -1,4 +1,4 @@
-"""The released recipes and the baselines, as literals; `shrink` makes any of them small.
+"""The released recipes and the baselines, as literals; `shrink` makes a small version of any of them.
 
 Every number of a released recipe is transcribed from the solver files of the authors' public repository
 (sara-nl/caffe, commit 610a2fa9 of 2018-04-02, folder models/intel_optimized_models/multinode) and tested against
@@ -12,7 +12,7 @@ from repro import ReproError, choose, own
 from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe, Stage
 
 RELEASE = "sara-nl/caffe@610a2fa9, models/intel_optimized_models/multinode/"
-SKX = "nodes of 2 x Xeon Platinum 8160, Omni-Path, 2 processes a node (Stampede2)"
+SKX = "nodes of 2 x Xeon Platinum 8160, Omni-Path, 2 processes per node (Stampede2)"
 
 # --- The 448-node run -------------------------------------------------------------------------------------------------
 
@@ -45,9 +45,9 @@ resnet50_448nodes_no_warmup = replace(
     resnet50_448nodes,
     name="resnet50_448nodes_no_warmup",
     stages=(Stage("main", 7638, base_rate=4.8, horizon=8040), COLLAPSE_448),
-    summary="Ablation: the 448-node run started at its full rate",
+    summary="Ablation: the 448-node run, started at its full rate",
     source="this project: resnet50_448nodes with warmup_iterations = 0; not a released configuration",
-    cost="not known; as resnet50_448nodes by its iterations",
+    cost="not known; the same number of iterations as resnet50_448nodes",
     reported="",
 )
 
@@ -81,7 +81,7 @@ collapsed_ensemble = replace(
     stages=(
         INIT,
         CYCLE_1,
-        # Each collapse starts at the rate at which its cycle ends by design, as the released one does.
+        # Each collapse starts at the rate at which its cycle ends by design, like the released one.
         replace(COLLAPSE, name="collapse1", base_rate=0.255),
         replace(CYCLE_2, starts_from="cyc1"),
         replace(COLLAPSE, name="collapse2", base_rate=0.191),
@@ -99,14 +99,14 @@ one_model = replace(
     resnet50_custom_lr,
     name="one_model",
     stages=(
-        # The shape of resnet50_448nodes (warm-up, linear decay, a collapse for the decay's end) on the ensemble's
+        # The shape of resnet50_448nodes (warm-up, linear decay, a collapse in place of the decay's end) with the ensemble's
         # budget of 25730 iterations: 1.6 (25730 - 24170) / (25730 - 1560) = 0.1033.
         Stage("main", 24170, base_rate=1.6, warmup_iterations=1560, warmup_start_rate=0.1, horizon=25730),
         replace(COLLAPSE, base_rate=0.1033),
     ),
     summary="Control: one collapsed model that sees as many images as all of collapsed_ensemble",
     source="this project; not a released configuration",
-    cost="not known; as collapsed_ensemble by its iterations",
+    cost="not known; the same number of iterations as collapsed_ensemble",
     reported="",
 )
 
@@ -176,9 +176,9 @@ RECIPES = {
 
 
 def find(recipe: str | Recipe, **switches) -> Recipe:
-    """The recipe of that name, with any of `schedule.SWITCHES` set; an unknown name or value says what was meant.
+    """Returns the recipe of that name, with any of `schedule.SWITCHES` set; the error for an unknown one suggests the closest.
 
-    A recipe of the user's own comes as itself, or as `mine.py:my_recipe`. Raises ReproError if it takes a released one's name.
+    A user's own recipe is passed as a `Recipe` or as `mine.py:my_recipe`. Raises ReproError if it has a released one's name.
     """
     found = own.load(recipe) if own.is_own(recipe) else recipe
     if isinstance(found, str):
@@ -188,7 +188,7 @@ def find(recipe: str | Recipe, **switches) -> Recipe:
     for switch, value in switches.items():
         choose(f"value of {choose('switch', switch, SWITCHES)}", value, SWITCHES[switch])
     if found.name in RECIPES and replace(found, **switches_of(RECIPES[found.name])) != RECIPES[found.name]:
-        raise ReproError(f"{found.name} is the name of another recipe, with other numbers: give yours a name of its own")
+        raise ReproError(f"{found.name} is the name of another recipe, with other numbers: give yours another name")
     return replace(found, **switches)
 
 
@@ -202,19 +202,19 @@ def switches_of(recipe: Recipe) -> dict:
 
 @dataclass(frozen=True)
 class Shrink:
-    """How a recipe is made small: what is divided, and what a small model on few images needs otherwise.
+    """How a recipe is made small: its divisors, and other values that a small model on few images needs.
 
-    Ratios survive: between the stages, between the recipes' batches, and between a rate and its batch (the linear rule).
+    Ratios are kept: between the stages, between the recipes' batches, and between a rate and its batch (the linear rule).
     """
 
     name: str
-    images: int  # training images used, at most
+    images: int  # training images used, at the most
     divide_batch: int
     images_per_worker: int
     epochs: float  # factor on the epochs of every stage
-    rate: float  # factor on every rate, beyond the linear rule: a small model bears a higher rate an image
-    bn_momentum: float  # factor: stages of tens of steps, not hundreds, need averages that follow sooner
-    evaluations: int  # about so many during a whole run, and at each stage's end
+    rate: float  # factor on every rate, beyond the linear rule: a small model tolerates a higher rate per image
+    bn_momentum: float  # factor: stages of tens of steps, not hundreds, need averages that adapt faster
+    evaluations: int  # approximate number during a whole run; each stage's end has one too
     model: str = "resnet11"  # "": the recipe's own
     summary: str = ""
 
@@ -239,7 +239,7 @@ SHRINKS = {
             _LAPTOP,
             name="laptop-edge",
             rate=48,
-            summary="laptop at three times its rates: about the most that the large batch bears",
+            summary="laptop at three times its rates: about the most that the large batch tolerates",
         ),
         replace(
             _LAPTOP,
@@ -275,14 +275,14 @@ SHRINKS = {
 
 
 def shrink_for(recipe: Recipe, asked: str = "") -> str:
-    """The shrink that was asked for; else laptop for one of our recipes, and none for a user's own."""
+    """Returns the requested shrink; by default laptop for one of our recipes, and none for a user's own."""
     return asked or ("laptop" if recipe.name in RECIPES else "none")
 
 
 def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recipe:
-    """A small version of `recipe` for a data set of at most so many training images; its name says so.
+    """A small version of `recipe` for a data set of at most `images` training images; its name includes the shrink.
 
-    "none" keeps batch, rates and iterations as they are, whatever the data set's size.
+    "none" keeps batch, rates and iterations unchanged, whatever the data set's size.
     """
     if choose("shrink", profile, ["none", *SHRINKS]) == "none":
         return recipe

@@ -1,14 +1,14 @@
 """A run folder, and one tidy table over all of them.
 
-A run's folder is named after what determines its result (recipe, parameters, data, code), so the same command finds
-the same folder: complete, it is skipped; incomplete, it is continued.
+A run's folder is named after everything that determines its result (recipe, settings, data, code), so the same command
+finds the same folder: a complete run is skipped, an incomplete one is continued.
 
     run.json       everything about the run; written before training starts, replaced atomically
-    metrics.jsonl  a row an epoch
+    metrics.jsonl  one row per epoch
     snapshots/     the model at the end of each stage
     checkpoints/   where to continue from, while the run is incomplete
-    ensembles.json counts of the ensembles that were evaluated from the snapshots
-    lock           held by the process that trains, so that no second one does
+    ensembles.json results of the ensembles that were evaluated from the snapshots
+    lock           held by the process that trains, so that no other process trains it too
     heartbeats/    signs of life of the ranks (`watch`), while the run is incomplete
 """
 
@@ -36,7 +36,7 @@ from repro.settings import non_default
 log = logging.getLogger("repro")
 
 FORMAT = 2  # of run.json
-# A change to what any of these does makes a run another run. Recipes are numbers, which are in the run's identity themselves.
+# A change to the meaning of any of these makes a different run. Recipes are numbers, which are part of a run's identity.
 TRAINING_CODE = (
     "schedule",
     "comm",
@@ -80,12 +80,12 @@ class OldRun(ReproError):
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over the meaning of the modules that training depends on: their syntax trees without comments."""
+    """SHA-256 over the meaning of the modules that training depends on (see `own.meaning`)."""
     return own.meaning(*(Path(__file__).parent / f"{name}.py" for name in TRAINING_CODE))
 
 
 def code_version() -> str:
-    """The package's version, and the commit where there is a git checkout."""
+    """The package's version, with the commit if it is a git checkout."""
     try:
         commit = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
@@ -104,7 +104,7 @@ def package_versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name where Linux says it, else its architecture."""
+    """The processor's name if Linux reports it, otherwise its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -112,10 +112,10 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def first_difference(mine: dict, other: dict, place: str = "") -> str:
-    """Where two nested dicts differ first, in words; "" if they are equal."""
+def first_difference(mine: dict, other: dict, prefix: str = "") -> str:
+    """Describes the first difference between two nested dicts; "" if they are equal."""
     for key in sorted(mine.keys() | other.keys(), key=str):
-        here, there, name = mine.get(key), other.get(key), f"{place}{key}"
+        here, there, name = mine.get(key), other.get(key), f"{prefix}{key}"
         if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
             here, there = dict(enumerate(here)), dict(enumerate(there))
         if isinstance(here, dict) and isinstance(there, dict):
@@ -131,16 +131,16 @@ def now() -> str:
 
 
 class Run:
-    """The folder of one run. Made on rank 0; the other ranks only learn its path."""
+    """The folder of one run. Written by rank 0; the other ranks only know its path."""
 
     def __init__(self, out: Path | str, recipe, settings, data: dict, **origin):
-        """`data` has the data set's name, digests and preprocessing; `origin` is what recipe and model were made of.
+        """`data` has the data set's name, digests and preprocessing; `origin` describes where recipe and model come from.
 
-        That is: base (the recipe's name before it was made small), shrink, variant (see `variant`), and, for a model of the
-        user's own, model_source (a digest). Recipe, settings, data, code and model_source are the run's identity.
+        It has base (the recipe's name before it was made small), shrink, variant (see `train`), and, for a user's own
+        model, model_source (a digest). Recipe, settings, data, code and model_source are the run's identity.
         """
         numbers = {name: value for name, value in non_default(recipe).items() if name not in TEXTS}
-        if own.is_own(recipe.model):  # its source says what it is, wherever the file is
+        if own.is_own(recipe.model):  # identified by its source, wherever the file is
             numbers["model"] = own.short(recipe.model)
         identity = {
             "recipe": numbers,
@@ -151,8 +151,8 @@ class Run:
         }
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
-        told = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
-        self.record = {"format": FORMAT, **origin, **identity, **told}
+        complete = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
+        self.record = {"format": FORMAT, **origin, **identity, **complete}
         self.lock: IO[str] | None = None
 
     @property
@@ -161,16 +161,16 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Where to continue from: files named after steps."""
+        """Checkpoints to continue from: files named after steps."""
         return [path for path in (self.folder / "checkpoints").glob("*.json") if path.stem.isdecimal()]
 
     @property
     def newest_step(self) -> int:
-        """The last step of which there is a checkpoint; 0 if there is none."""
+        """The step of the newest checkpoint; 0 if there is none."""
         return max((int(path.stem) for path in self.checkpoints), default=0)
 
     def snapshot(self, stage: str) -> Path:
-        """Where the model at the end of `stage` lies, without a suffix."""
+        """The path of the model at the end of `stage`, without a suffix."""
         return self.folder / "snapshots" / stage
 
     @property
@@ -183,9 +183,9 @@ class Run:
         return self.folder / "heartbeats"
 
     def begin(self, **facts) -> bool:
-        """Writes run.json before the first step; what an earlier attempt recorded is kept under `attempts`.
+        """Writes run.json before the first step; the record of an earlier attempt is kept under `attempts`.
 
-        Returns False, and writes nothing, if the run is complete. Raises ReproError if another process trains it now.
+        Returns False, and writes nothing, if the run is complete. Raises ReproError if another process is training it.
         """
         if self.complete:
             return False
@@ -222,9 +222,11 @@ class Run:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.lock.seek(0)
-            who = self.lock.read()
+            owner = self.lock.read()
             self.release()
-            raise ReproError(f"{self.folder} is being trained by {who or 'another process'}: wait for it, or end it") from None
+            raise ReproError(
+                f"{self.folder} is being trained by {owner or 'another process'}: wait for it, or end it"
+            ) from None
         except OSError as error:
             log.warning("%s cannot be locked (%s): do not train this run twice at the same time", self.folder, error.strerror)
         self.lock.truncate(0)
@@ -232,7 +234,7 @@ class Run:
         self.lock.flush()
 
     def release(self) -> None:
-        """Lets other processes train this run; a process that ends does so by itself."""
+        """Lets other processes train this run; this happens automatically when a process ends."""
         if self.lock:
             self.lock.close()
         self.lock = None
@@ -259,7 +261,7 @@ class Run:
 
 
 def read(folder: Path | str) -> dict:
-    """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it is of another format."""
+    """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it has another format."""
     path = Path(folder) / "run.json"
     try:
         run = json.loads(path.read_text())
@@ -268,17 +270,17 @@ def read(folder: Path | str) -> dict:
     except (ValueError, OSError, RecursionError) as error:
         raise ReproError(f"{path} is damaged ({error}): delete the folder to train again") from error
     if not isinstance(run, dict) or not isinstance(run.get("attempts", []), list):
-        raise ReproError(f"{path} is damaged (it is valid JSON, but no run): delete the folder to train again")
+        raise ReproError(f"{path} is damaged (it is valid JSON, but not a run): delete the folder to train again")
     if run.get("format") != FORMAT:
         raise OldRun(
-            f"{folder} was written by an earlier version of this project, which this one does not read: use the version "
-            f"that it names ({run.get('version', 'none')}), or delete the folder to train again"
+            f"{folder} was written by an earlier version of this project, in a format that this one cannot read: use the "
+            f"version that it names ({run.get('version', 'none')}), or delete the folder to train again"
         )
     return run
 
 
 def metric_rows(folder: Path | str) -> list[dict]:
-    """A run's rows so far. A last line cut short by a kill, or still being written, is left out."""
+    """Returns a run's rows so far, without a last line that was cut short by a kill or is still being written."""
     try:
         lines = (Path(folder) / "metrics.jsonl").read_text().split("\n")
     except FileNotFoundError:
@@ -290,7 +292,7 @@ def metric_rows(folder: Path | str) -> list[dict]:
 
 
 def describe(row: dict, epochs: float) -> str:
-    """One metric row as a line of text."""
+    """Formats one metric row as a line of text."""
     line = f"epoch {row['epoch']:6.2f}/{epochs:.1f}  {row['stage']:<10} rate {row['rate']:<8.4g} loss {row['train_loss']:.4f}"
     if "top1" in row:
         line += f"  top-1 {100 * row['top1'] / row['images']:.2f}%"
@@ -298,7 +300,7 @@ def describe(row: dict, epochs: float) -> str:
 
 
 def follow(folder: Path | str, done, interval: float = 0.3):
-    """Yields a run's new metric rows as they come, until `done()` is true; `interval` in seconds."""
+    """Yields a run's new metric rows as they are written, until `done()` is true; `interval` in seconds."""
     seen = 0
     while True:
         finished = done()
@@ -311,20 +313,20 @@ def follow(folder: Path | str, done, interval: float = 0.3):
 
 
 def predict(out: Path | str, forecasts: dict[str, dict]) -> None:
-    """Records what runs were predicted to take, by their folders' names, beside the folder `out` of the runs."""
+    """Records forecasts of runs, by the names of their folders, beside the folder `out` of the runs."""
     with replacing(writable_folder(Path(out).parent) / "plan.json") as temporary:
         temporary.write_text(json.dumps(predictions(out) | forecasts, indent=1))
 
 
 def predictions(out: Path | str) -> dict[str, dict]:
-    """What `predict` recorded; empty if it never was called."""
+    """Returns what `predict` recorded; empty if it was never called."""
     path = Path(out).parent / "plan.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ReproError(f"{path} is damaged ({error}): delete it, `python -m repro plan` makes it again") from error
+        raise ReproError(f"{path} is damaged ({error}): delete it; `python -m repro plan` makes it again") from error
 
 
 def ensembles(folder: Path | str) -> list[dict]:
@@ -336,15 +338,15 @@ def ensembles(folder: Path | str) -> list[dict]:
 
 
 def add_ensemble(folder: Path | str, entry: dict) -> None:
-    """Records an evaluated ensemble; an earlier one of the same members and average gives way."""
-    which = ("members", "average")
-    kept = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in which)]
+    """Records an evaluated ensemble; an earlier one with the same members and average is replaced."""
+    identity = ("members", "average")
+    kept = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in identity)]
     with replacing(Path(folder) / "ensembles.json") as temporary:
         temporary.write_text(json.dumps([*kept, entry], indent=1))
 
 
 def all_runs(out: Path | str) -> list[Path]:
-    """The folders of all runs, by name, complete or not; those of an earlier version are passed over, and said to be."""
+    """The folders of all runs, sorted by name, complete or not; those of an earlier version are skipped, with a warning."""
     found, old = [], []
     for path in sorted(Path(out).glob("*/run.json")):
         try:
@@ -353,10 +355,10 @@ def all_runs(out: Path | str) -> list[Path]:
         except OldRun:
             old.append(path.parent.name)
     if old:
-        log.warning("passed over %d run folder(s) of an earlier version in %s, such as %s", len(old), out, old[0])
+        log.warning("skipped %d run folder(s) of an earlier version in %s, such as %s", len(old), out, old[0])
     return found
 
 
 def complete_runs(out: Path | str) -> list[Path]:
-    """The folders of all complete runs, by name."""
+    """The folders of all complete runs, sorted by name."""
     return [folder for folder in all_runs(out) if read(folder).get("status") == "complete"]

@@ -1,4 +1,4 @@
-"""What each rank trains, put together: one of identical copies of the network."""
+"""What each rank trains: one of several identical copies of the network, with its optimizer."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from repro.overlap import average_for
 
 @dataclass(frozen=True)
 class Replica:
-    """The network, whose weights are bit-identical on all ranks (in `exact`, on any number of them), and what moves it."""
+    """The network, whose weights are bit-identical on all ranks (in `exact`, on any number of them), and what updates it."""
 
     world: Alone  # the ranks, of which this process is one
     network: Network
@@ -24,10 +24,10 @@ class Replica:
 
 
 def assemble(world, task) -> Replica:
-    """The replica of a `train.Task`, with its initial weights: those of its seed. Collective on GPUs."""
+    """Returns the replica of a `train.Task`, with the initial weights of its seed. Collective on GPUs."""
     recipe, settings = task.recipe, task.settings
     keep_freed()
-    torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the bits depend on it
+    torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the result depends on it
     torch.manual_seed(settings.seed)
     network = Network(task.build(), settings.device)
     optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)

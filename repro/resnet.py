@@ -1,4 +1,4 @@
-"""Residual networks (He, Zhang, Ren and Sun, CVPR 2016), with torchvision's parameter names: weights fit either library."""
+"""Residual networks (He, Zhang, Ren and Sun, CVPR 2016), with torchvision's parameter names, so that weights fit both."""
 
 from torch import nn
 from torch.nn import functional as F
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (the paper's figure 5, left)."""
 
-    expansion = 1  # channels that leave the block, per channel inside it
+    expansion = 1  # output channels of the block, per channel inside it
 
     def __init__(self, inputs: int, width: int, strides: tuple[int, int]):
         super().__init__()
@@ -49,7 +49,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The identity where shapes agree, else a 1x1 convolution (the paper's option B)."""
+    """The identity if shapes match, otherwise a 1x1 convolution (the paper's option B)."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -70,7 +70,7 @@ class ResNet(nn.Module):
     """One of `NETWORKS`: images (N, channels, H, W) of any size to logits (N, classes).
 
     `stride` is where a bottleneck that halves its input does so: in the first 1x1 convolution ("v1", the paper) or in the
-    3x3 ("v1.5"). `released_stem` is that of the authors' Caffe release; otherwise torchvision's. ResNet-11 has a 3x3
+    3x3 ("v1.5"). `released_stem` selects the stem of the authors' Caffe release, otherwise torchvision's. ResNet-11 has a 3x3
     convolution without pooling instead, and an eighth of the others' channels.
     """
 
@@ -98,7 +98,7 @@ class ResNet(nn.Module):
 
     @property
     def stages(self) -> list[nn.Sequential]:
-        """The blocks of one resolution each, `layer1` and so on."""
+        """Groups of blocks of the same resolution: `layer1` and so on."""
         return [module for module in self.children() if isinstance(module, nn.Sequential)]
 
     def forward(self, x):

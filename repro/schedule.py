@@ -1,6 +1,6 @@
 """`Stage`, `Recipe`, and the learning rate as a pure function of (recipe, step). No torch, no MPI.
 
-A recipe is a tuple of stages. Warm-up, decay, re-warm-up and collapse are the same type with other numbers. A stage
+A recipe is a tuple of stages. Warm-up, decay, re-warm-up and collapse are the same type with different numbers. A stage
 starts from the weights and batch-norm statistics at the end of an earlier one, with zero momentum.
 """
 
@@ -14,7 +14,7 @@ from repro import ReproError, choose, whole_number
 IMAGENET_IMAGES = 1_281_167  # ILSVRC2012 training images: the epoch of every released recipe
 
 LR_FORMULAS = ("as_released", "as_designed")
-SWITCHES = {  # where the authors' text and code disagree, or Intel's defaults differ; each default comes first
+SWITCHES = {  # where the authors' text and code disagree, or Intel's defaults differ; the default comes first
     "lr_formula": LR_FORMULAS,
     "momentum_correction": ("none", "warmup"),
     "decay_bn": (True, False),  # True: as executed; False: as written in the net files
@@ -28,14 +28,14 @@ AUGMENTATIONS = ("scale_aspect", "scale", "none")
 
 @dataclass(frozen=True)
 class Stage:
-    """One solver of the release: a linear warm-up, then a decay that may be cut off before it reaches zero."""
+    """One solver of the release: a linear warm-up, then a decay that may end before it reaches zero."""
 
     name: str
     iterations: int
     base_rate: float
     warmup_iterations: int = 0
     warmup_start_rate: float = 0.0
-    decay: str = "polynomial"  # or "cosine": half a period of it, from the base rate to zero at the horizon
+    decay: str = "polynomial"  # or "cosine": half a period, from the base rate to zero at the horizon
     power: float = 1.0  # of the polynomial decay
     horizon: int = 0  # iteration, from the stage's start, at which `as_released` decays to zero; 0: the stage's end
     designed_horizon: int = 0  # the same from the end of warm-up for `as_designed`; 0: horizon - warm-up
@@ -48,11 +48,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, by how many workers, on which schedule.
+    """What is trained, by how many workers, and on which schedule.
 
-    A worker is one process of the paper's runs: it sees `images_per_worker` images a step and normalises by their
-    statistics alone. The number of workers is a property of the recipe, not of the machine: a rank (an MPI process)
-    carries any number of them.
+    A worker is one process of the paper's runs: it sees `images_per_worker` images per step and normalises by their
+    statistics alone. The number of workers is a property of the recipe, not of the machine: each rank (an MPI process)
+    computes any number of them.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Recipe:
     images_per_worker: int
     epoch_images: int = IMAGENET_IMAGES
     model: str = "resnet50"
-    stride: str = "v1.5"  # v1.5: the 3x3 convolution of a bottleneck carries the stride; v1: the first 1x1
+    stride: str = "v1.5"  # v1.5: the 3x3 convolution of a bottleneck has the stride; v1: the first 1x1
     momentum: float = 0.9
     lr_formula: str = "as_released"
     momentum_correction: str = "none"
@@ -89,7 +89,7 @@ class Recipe:
             self._check_stage(stage)
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
             raise ReproError(
-                f"a recipe's name is {self.name!r}: use letters, digits, and _ . - only, since folders are named after it"
+                f"a recipe's name is {self.name!r}: use only letters, digits, and _ . -, since folders are named after it"
             )
         for name, least in (("workers", 1), ("images_per_worker", 1), ("epoch_images", 1)):
             whole_number(f"recipe {self.name}: {name}", getattr(self, name), least)
@@ -120,7 +120,7 @@ class Recipe:
 
     @property
     def global_batch(self) -> int:
-        """Images a step, over all workers."""
+        """Images per step, over all workers."""
         return self.workers * self.images_per_worker
 
     @cached_property
@@ -137,11 +137,11 @@ class Recipe:
         return self.starts[-1]
 
     def epochs(self, iterations: float | None = None) -> float:
-        """Epochs (passes over the training images) of so many steps; without an argument, of the whole recipe."""
+        """Epochs (passes over the training images) in this many steps; without an argument, in the whole recipe."""
         return (self.iterations if iterations is None else iterations) * self.global_batch / self.epoch_images
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
-        """The stage that computes this step, and the iteration within it."""
+        """Returns the stage of this step, and the iteration within the stage."""
         if not 0 <= step < self.iterations:
             raise ReproError(f"step {step} is outside recipe {self.name}, which has steps 0 to {self.iterations - 1}")
         index = sum(step >= start for start in self.starts) - 1
@@ -156,11 +156,11 @@ class Recipe:
 
 
 def learning_rate(recipe: Recipe, step: int, formula: str = "") -> float:
-    """The rate at `step`, counted from the start of the recipe over all its stages, by the recipe's own formula or another.
+    """The rate at `step`, counted from the start of the recipe over all its stages, by the recipe's own formula or `formula`.
 
     The released solvers divide the iteration within the stage by the horizon and ignore that warm-up has passed, so
     the rate drops where warm-up ends (4.80 to 4.534 in the 448-node run). `as_designed` counts the decay from the end
-    of warm-up, which is what the rates that the authors set by hand at the joints (0.254, 1.02, 0.191, 0.143) fit.
+    of warm-up, which agrees with the rates that the authors set by hand between stages (0.254, 1.02, 0.191, 0.143).
     """
     formula = choose("learning-rate formula", formula or recipe.lr_formula, LR_FORMULAS)
     stage, iteration = recipe.stage_at(step)
@@ -179,7 +179,7 @@ def learning_rate(recipe: Recipe, step: int, formula: str = "") -> float:
 
 
 def corrected_from(recipe: Recipe, step: int) -> float:
-    """The rate of the step before, where momentum is corrected for its change (in warm-up, by a switch); else 0.0."""
+    """The previous step's rate, if momentum is corrected for its change (in warm-up, by a switch); otherwise 0.0."""
     stage, iteration = recipe.stage_at(step)
     corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
     return learning_rate(recipe, step - 1) if corrected else 0.0

@@ -1,4 +1,4 @@
-"""All runs in a folder as two tidy tables, for a figure or a statistic of one's own. No torch, no MPI.
+"""All runs in a folder as two tidy tables, for your own figures and statistics. No torch, no MPI.
 
 runs, evaluations = repro.runs()
 seaborn.relplot(evaluations.dropna(subset="top1"), x="epoch", y="top1", hue="recipe", style="variant", kind="line")
@@ -11,7 +11,7 @@ import pandas as pd
 from repro import ReproError, records
 from repro.paths import RUNS
 
-KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; of equal ones, training code or data differ
+KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; if equal, training code or data differ
 EVALUATION = [
     "step",
     "epoch",
@@ -31,16 +31,16 @@ NONE = float("nan")
 def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Two tables, `runs` and `evaluations`, of all runs in the folder `out`; accuracies are in per cent.
 
-    All runs of the current format count, complete or not: column `status` of `runs` says complete, running, stopped or failed.
+    All runs of the current format are included, complete or not: the column `status` is complete, running, stopped or failed.
 
     runs: one row per run. Its folder's name; recipe (the name before it was made small), shrink, model, variant ("" for default
     settings, else such as "lr_formula=as_designed"), data; every field of `Settings`, seed among them; every scalar of the
     recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
     of the training code), version, Python's and torch's versions; host, cores, processor; weights_sha256; test_images,
-    top1 and top5 at the end. What an incomplete run does not have is missing.
+    top1 and top5 at the end. Values that an incomplete run does not have are missing.
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
-    train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing where it was not evaluated;
+    train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;
     seconds since the run's start.
 
     Raises ReproError if there are no runs in `out`.

@@ -2,12 +2,12 @@
 
     train     the loop
     step      one step of it
-    prepare   checks what was asked for, before anything runs
+    prepare   checks all parameters before anything runs
 
-Everything that it uses is a value or a pure function: the learning rate (`schedule`), the sample stream and its
-augmentation (`data`), the batch statistics (`model`). So a checkpoint is weights, momentum, running statistics and
-one integer (beside the losses since the last metric row), and the weights are bit-identical on any number of ranks
-(`allreduce`). What a run writes, evaluates and saves while it trains is in `journal`.
+All its inputs are values or pure functions: the learning rate (`schedule`), the sample stream and its augmentation
+(`data`), the batch statistics (`model`). So a checkpoint consists of weights, momentum, running statistics and one
+integer (besides the losses since the last metric row), and the weights are bit-identical on any number of ranks
+(`allreduce`). `journal` writes, evaluates and saves while a run trains.
 """
 
 import logging
@@ -40,7 +40,7 @@ log = logging.getLogger("repro")
 def _train(world, task: "Task") -> dict:
     recipe = task.recipe
     replica = assemble(world, task)
-    journal = Journal(task, replica)  # from the newest checkpoint on, if there is one
+    journal = Journal(task, replica)  # restores the newest checkpoint, if there is one
     batches = _batches(world, task, journal.step)
     for number in range(journal.step, recipe.iterations):
         world.at = f"step {number + 1} of {recipe.iterations}"
@@ -59,8 +59,8 @@ def step(
 ) -> Mean:
     """One step of synchronous SGD over all workers. Collective.
 
-    `batches` yields (images, labels) of this rank's workers, one after the other; `previous_rate` asks for the momentum
-    correction (see `optim.SGD`). Returns the mean over workers, whose gradient the update has overwritten.
+    `batches` yields (images, labels) of this rank's workers, one after the other; a nonzero `previous_rate` enables the
+    momentum correction (see `optim.SGD`). Returns the mean over workers, whose gradient the update has overwritten.
     """
     mean = average_over_workers(replica, batches)
     replica.optimizer.step(mean.gradient, rate, weight_decay, previous_rate)
@@ -69,9 +69,9 @@ def step(
 
 
 def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
-    """One step's gradient, batch statistics, loss and correct count, averaged over all workers. Collective.
+    """Averages one step's gradient, batch statistics, loss and correct predictions over all workers. Collective.
 
-    This rank computes its share of the workers, one after the other. If a rank cannot, all raise at this step.
+    This rank computes its share of the workers, one after the other. If this fails on a rank, all ranks raise at this step.
     """
     world, average, error = replica.world, replica.average, None
     try:
@@ -79,7 +79,7 @@ def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
             images, labels = next(batches)
             average.add(replica.network.contribute(images, labels, replica.precision))
             world.beat()
-    except Exception as caught:  # whatever it is: the other ranks are on their way into the collective below
+    except Exception as caught:  # of any kind: the other ranks are about to enter the collective below
         error = caught
         average.fail()
     mean = average.mean()
@@ -89,7 +89,7 @@ def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
 
 
 def _begin_stage(task: "Task", stage: Stage, replica: Replica) -> None:
-    """Zero momentum, and the weights and statistics of the stage that it branches from, if not of the one before."""
+    """Sets momentum to zero, and loads the weights and statistics of the stage that it branches from, if it names one."""
     replica.optimizer.history.zero_()
     if stage.starts_from:
         with replica.world.together():
@@ -97,7 +97,7 @@ def _begin_stage(task: "Task", stage: Stage, replica: Replica) -> None:
 
 
 def _batches(world, task: "Task", first: int) -> Iterator:
-    """What this rank's workers see, one worker after the other, step after step, from step `first` on."""
+    """The batches of this rank's workers, one worker after the other, step after step, from step `first` on."""
     recipe = task.recipe
     stream = Stream(task.train, task.settings.seed, recipe.workers, recipe.images_per_worker)
     requests = (
@@ -108,12 +108,12 @@ def _batches(world, task: "Task", first: int) -> Iterator:
     return load_ahead(stream, requests, task.decoders)
 
 
-# --- Around it ----------------------------------------------------------------------------------------------------------
+# --- Runs ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run, checked."""
+    """One run, with checked parameters."""
 
     recipe: Recipe
     build: Callable[[], nn.Module]  # a model with its initial weights, from torch's generator
@@ -121,8 +121,8 @@ class Task:
     test: Images
     settings: Settings
     decoders: int  # threads that decode images ahead of the step
-    steps: int  # to stop after, counted from this call's start; 0: at the recipe's end
-    patience: int  # seconds that a rank may give no sign of life
+    steps: int  # steps to stop after, counted from this call's start; 0: train to the recipe's end
+    patience: int  # seconds that a rank may be without a sign of life
     run: records.Run
 
 
@@ -137,13 +137,13 @@ def prepare(
     patience: int = 600,
     **options,
 ) -> Task:
-    """Checks every parameter and opens the data; raises ReproError, with what was meant, before anything runs.
+    """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
 
     `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `model` a ResNet's name or `mine.py:my_net`, by
     default the recipe's; `data` a data set's name or its folder; `shrink` by default laptop for our recipes and none for
     the user's. `options` are fields of `Settings` and of `schedule.SWITCHES`.
     """
-    known = [each.name for each in fields(Settings)]
+    known = [field.name for field in fields(Settings)]
     for name in options:
         choose(
             "parameter", name, ["recipe", "data", "shrink", "model", "out", "decoders", "steps", "patience", *known, *SWITCHES]
@@ -160,7 +160,7 @@ def prepare(
     small = recipes.shrink(original, shrink, len(train))
     if model and model != small.model:
         small = replace(small, model=model, name=f"{small.name}-{model.rpartition(':')[2]}")
-    if not ours:  # whoever wrote it need not know how many images the data set has
+    if not ours:  # its author need not know how many images the data set has
         small = replace(small, epoch_images=min(small.epoch_images, len(train)))
     train.count = min(len(train), small.epoch_images)
     device = find_device(asked.device, comm.world().node_rank)
@@ -175,7 +175,7 @@ def prepare(
 
 
 def _variant(recipe: Recipe, asked: Settings) -> str:
-    """What makes a run another than the plain one of its recipe's name, data and seed: "lr_formula=as_designed"; or ""."""
+    """The settings by which a run differs from its recipe's plain run, such as "lr_formula=as_designed"; "" if none."""
     plain = recipes.RECIPES.get(recipe.name, recipe)
     switched = {name: value for name, value in recipes.switches_of(recipe).items() if value != getattr(plain, name)}
     switched |= {name: value for name, value in non_default(asked).items() if name != "seed"}
@@ -183,7 +183,7 @@ def _variant(recipe: Recipe, asked: Settings) -> str:
 
 
 def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
-    """What `train` would do, as plain values: the run's folder, how much of it is done, its recipe and its images."""
+    """Returns what `train` would do, as plain values: the run's folder, how much of it is done, its recipe and its images."""
     with comm.world().together():
         if comm.world().rank == 0:
             pack_embedded(data)
@@ -205,13 +205,13 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
 
 
 def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
-    """Trains a recipe (parameters as `prepare` takes them) on all ranks; returns the run's folder. Collective.
+    """Trains a recipe (parameters as for `prepare`) on all ranks; returns the run's folder. Collective.
 
-    A complete run of the same code, settings and data is left as it is; an incomplete one is continued. Raises
+    A complete run of the same code, settings and data is left unchanged; an incomplete one is continued. Raises
     ReproError on every rank if any rank fails, and records.Stopped if a rank was asked to stop or `steps` are done.
     """
     world = comm.world()
-    world.leaving = False  # engines stay after a call that failed
+    world.leaving = False  # engines are used again after a call that failed
     with world.together():
         if world.rank == 0:
             pack_embedded(data)
@@ -230,12 +230,12 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
         log.info("already complete: %s", folder)
         return folder
     processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
-    if world.size > 1:  # a launcher names one that dies by its process
+    if world.size > 1:  # if a rank dies, a launcher names only its process
         log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
     try:
         with watch.Watchdog(world, task.run.heartbeats, task.patience):
             facts = _train(world, task)
-        with world.together():  # so no rank returns before the run is complete on disk
+        with world.together():  # so that no rank returns before the run is complete on disk
             if world.rank == 0:
                 task.run.finish(**facts)
     except BaseException as caught:
@@ -243,7 +243,7 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
         if status == "failed" and not isinstance(caught, comm.PeerError):
             caught.add_note(f"(on rank {world.rank} of {world.size}, at {world.at}, run {folder})")
         if world.rank == 0:
-            with suppress(ReproError):  # a full disk may be what it failed of
+            with suppress(ReproError):  # a full disk may be the reason why it failed
                 task.run.update(status=status, end=records.now(), error=f"{type(caught).__name__}: {caught}")
         raise
     finally:
@@ -252,7 +252,7 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
 
 
 def _agree(world, task: Task) -> None:
-    """Raises on every rank if one was asked for another run than rank 0, or has other code, data or packages."""
+    """Raises on every rank if one was started with another run than rank 0, or has other code, data or packages."""
     mine = task.run.record | {"out": str(task.run.folder.parent), "packages": records.package_versions()}
     first = world.broadcast(mine)
     with world.together():

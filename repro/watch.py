@@ -1,11 +1,11 @@
-"""Around a run: requests to stop it, and a watchdog for ranks that freeze. No torch, no MPI.
+"""Requests to stop a run, and a watchdog for ranks that freeze. No torch, no MPI.
 
-A request is a signal: SIGINT (Ctrl-C) or SIGUSR1 (a batch system's warning before the time limit). The first one is only
-noted, in `asked`: the run ends after the step with a checkpoint. A second one stops at once.
+A request is a signal: SIGINT (Ctrl-C) or SIGUSR1 (a batch system's warning before the time limit). The first one only
+sets `asked`: the run ends after the current step, with a checkpoint. A second one stops at once.
 
-A rank that is killed or that raises ends the others, but one that hangs leaves them waiting for ever. So each rank has a
-thread that writes a sign of life into a file and reads that of the next rank; the last one's next is the first. That is
-one small file per rank however many there are, and no message: MPI itself may be what hangs.
+A rank that is killed or that raises ends the others, but one that hangs leaves them waiting forever. So each rank has a
+thread that writes a sign of life into a file and reads that of the next rank; the last rank's next is the first. That is
+one small file per rank, however many there are, and no messages, since MPI itself may hang.
 """
 
 import faulthandler
@@ -21,14 +21,14 @@ from pathlib import Path
 
 log = logging.getLogger("repro")
 
-asked = threading.Event()  # this process was asked to stop after the step
-ONE = 1.0  # seconds: a launcher hands on what the terminal has sent to the ranks already; both are one request
+asked = threading.Event()  # set if this process was asked to stop after the step
+ONE = 1.0  # seconds: a launcher forwards a signal that the terminal has already sent to the ranks; both are one request
 LONGEST_TICK = 2.0  # seconds between two signs of life
-VERDICT = "verdict"  # the file that tells all ranks to write down where they are
+VERDICT = "verdict"  # the file that tells all ranks to write their stacks
 
 
 def listen(*signals: int) -> None:
-    """Takes these signals as requests to stop, for as long as this process lives, and restores nothing."""
+    """Treats these signals as requests to stop for the rest of this process's life; nothing is restored."""
     since = None
 
     def ask(number, frame):
@@ -38,7 +38,7 @@ def listen(*signals: int) -> None:
             since = now
             asked.set()
             log.info(
-                "asked to stop by %s: after this step, with a checkpoint; once more stops at once", signal.Signals(number).name
+                "asked to stop by %s: after this step, with a checkpoint; again to stop at once", signal.Signals(number).name
             )
         elif since is None or now - since > ONE:
             raise KeyboardInterrupt
@@ -62,9 +62,9 @@ def listening(*signals: int):
 class Watchdog:
     """Within its block, ends all ranks if the next one freezes (a stopped process, a lost node) or makes no progress.
 
-    `world` says what this rank does: `beats` count its signs of progress, `waits` is whether it is in a collective, `at`
-    says where, in words. `folder` is one that all ranks see; rank 0 has made it, empty. `patience` is in seconds: how
-    long a rank may be silent, or compute without a beat.
+    `world` has this rank's state: `beats` is its number of signs of progress, `waits` is whether it is in a collective, `at`
+    is its position in words. `folder` is visible to all ranks; rank 0 has created it, empty. `patience` is the number of
+    seconds that a rank may be silent, or compute without a beat.
     """
 
     def __init__(self, world, folder: Path, patience: float):
@@ -74,7 +74,7 @@ class Watchdog:
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        if self.world.size > 1:  # alone, there is nobody to notice
+        if self.world.size > 1:  # a single rank has no other to watch it
             self.thread.start()
         return self
 
@@ -97,7 +97,7 @@ class Watchdog:
                 self._write_stacks()
                 return
             now, sign = time.monotonic(), self._read(str(rank)).split(" ", 5)
-            if len(sign) < 6:  # not begun yet, or just being written
+            if len(sign) < 6:  # not there yet, or just being written
                 sign = before
             if not before or sign[0] != before[0]:
                 lived = now
@@ -105,33 +105,33 @@ class Watchdog:
                 progressed = now
             before = sign
             if before and now - lived > self.patience:
-                self._end(rank, before, "is frozen, or its machine is lost: there was no sign of life from it")
-            elif before and now - progressed > self.patience and now - lived < 3 * self.tick:  # else it may well be frozen
+                self._end(rank, before, "is frozen, or its machine is lost: it gave no sign of life")
+            elif before and now - progressed > self.patience and now - lived < 3 * self.tick:  # otherwise it may be frozen
                 self._end(rank, before, "hangs: it is alive but has made no progress")
 
     def _end(self, rank: int, sign: list[str], what: str) -> None:
-        """Names the rank, and ends all."""
+        """Names the rank and ends all ranks."""
         _, _, _, host, process, where = sign
         verdict = (
             f"rank {rank} (process {process} on {host}) {what} for {self.patience:g} seconds, at {where}. All ranks are "
-            f"ended; where the others were is in {self.folder}/*.stack. The same command continues the run."
+            f"ended; the stacks of the others are in {self.folder}/*.stack. The same command continues the run."
         )
         self._write(VERDICT, verdict)
         self._write_stacks()
-        time.sleep(2 * self.tick)  # for the others to write theirs
-        if self.over.is_set():  # it has come back
+        time.sleep(2 * self.tick)  # so that the others can write theirs
+        if self.over.is_set():  # the rank has resumed
             return
         print(f"error: {verdict}", file=sys.stderr, flush=True)
-        threading.Timer(2, os._exit, [1]).start()  # should MPI itself be what hangs
+        threading.Timer(2, os._exit, [1]).start()  # in case MPI itself hangs
         self.world.abort()
 
     def _write_stacks(self) -> None:
-        # If they cannot be written, the verdict alone has to do.
+        # If they cannot be written, the verdict alone must be enough.
         with suppress(OSError), open(self.folder / f"{self.world.rank}.stack", "w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _write(self, name: str, text: str) -> None:
-        with suppress(OSError):  # a full disk, a vanished folder: the run itself finds it and says so
+        with suppress(OSError):  # a full disk, a deleted folder: the run itself reports it
             (self.folder / name).write_text(text)
 
     def _read(self, name: str) -> str:

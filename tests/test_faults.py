@@ -590,7 +590,7 @@ def test_a_folder_that_vanishes_is_named_and_not_made_again(trial):
     trial.file.unlink()
     _, said = ended(process, 60)
     assert process.returncode == 2 and f"error: {folder}/metrics.jsonl cannot be written" in said
-    assert "its folder has vanished" in said
+    assert "its folder has been deleted" in said
     assert f"at the end of step 19 of {STEPS}" in said and not folder.exists()
 
 

@@ -378,10 +378,12 @@ def test_parameters_edited_by_hand_that_can_work_pass(kernel_without_engines, di
 
 def test_a_line_that_is_no_parameter_is_refused(kernel_without_engines):
     assert not kernel_without_engines.run("seed: int = 0\nseeds = [3]", "notebooks.check_parameters()")
-    assert kernel_without_engines.error.shown == "a parameters cell holds only lines such as `seed: int = 0  # help`"
+    assert kernel_without_engines.error.shown == "a parameters cell has only lines such as `seed: int = 0  # help`"
 
 
-RUN = dict(recipe='"collapsed_ensemble"', shrink='"smoke"', settings='{"size": 24}', ranks="2", live="False")  # some seconds of 77 steps
+RUN = dict(
+    recipe='"collapsed_ensemble"', shrink='"smoke"', settings='{"size": 24}', ranks="2", live="False"
+)  # some seconds of 77 steps
 
 
 def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_continues(kernel, digits, tmp_path):
@@ -408,7 +410,7 @@ def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_c
     assert kernel.output.startswith(f"continuing at epoch {stopped[1]} of 8.")
     assert kernel.output.count("epoch   1.") == 0  # which the first attempt has shown
     assert kernel.running("repro.engines") == sorted(pids) and len(kernel.running("repro.guard")) == 1
-    assert kernel.run(training) and kernel.output == f"complete already: {folder.name}\n"
+    assert kernel.run(training) and kernel.output == f"already complete: {folder.name}\n"
 
     digest = kernel.ask("repr(records.read(folders[0])['weights_sha256'])")
     assert kernel.run(f"shared['out'] = {str(tmp_path / 'whole')!r}", training)
@@ -424,7 +426,7 @@ def test_a_second_interrupt_ends_engines_that_do_not_stop(kernel, digits, tmp_pa
     kernel.follow(until="epoch   1.")
     os.kill(pids[1], signal.SIGSTOP)
     kernel.manager.interrupt_kernel()
-    kernel.follow(until="stopping after this step; interrupt once more to end the engines at once", timeout=SOON)
+    kernel.follow(until="stopping after this step; interrupt again to end the engines at once", timeout=SOON)
     assert kernel.running("repro.engines") == sorted(pids)
     began = time.monotonic()
     kernel.manager.interrupt_kernel()
@@ -442,7 +444,7 @@ def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_
     pids = kernel.running("repro.engines")
     assert len(pids) == 2
     assert not kernel.run(*sources, "engine.run('repro.recipes:find', 'nope')")
-    assert kernel.error.shown.startswith("unknown recipe 'nope'. There are: ") and "\n" not in kernel.error.shown
+    assert kernel.error.shown.startswith("unknown recipe 'nope'. Choose one of: ") and "\n" not in kernel.error.shown
     assert kernel.run(*sources) and kernel.running("repro.engines") == pids
     sources[1] = sources[1].replace("ranks: int = 2", "ranks: int = 1")
     assert kernel.run(*sources)

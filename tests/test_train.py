@@ -407,7 +407,7 @@ def test_a_run_of_an_earlier_version_is_refused_by_name_and_passed_over_in_lists
     with pytest.raises(records.OldRun, match=r"old was written by an earlier version .*0\.1\.0"):
         records.read(old)
     assert records.complete_runs(tmp_path) == [tmp_path / whole.name]
-    assert "passed over 1 run folder(s) of an earlier version" in caplog.text
+    assert "skipped 1 run folder(s) of an earlier version" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '{"attempts": null}', '{"attempts": "x"}', "[" * 100_000])

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -221,7 +222,7 @@ class Packed:
                 f"name the right data set with --data, or pack it again"
             )
         try:
-            values = {
+            values: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in self.manifest["preprocessing"].items()
             }

@@ -44,9 +44,13 @@ def test_what_is_kept_is_small_and_complete(tmp_path):
     for name, status in (("a", "complete"), ("b", "running")):
         (results / "runs" / name / "run.json").write_text(json.dumps({"format": records.FORMAT, "status": status}))
     (reference / "runs" / "old").mkdir(parents=True)
+    measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
+    for name in measured:
+        (reference / name).parent.mkdir(parents=True, exist_ok=True)
+        (reference / name).touch()
     reproduce.keep(results, reference)
     found = {str(path.relative_to(reference)) for path in reference.glob("**/*") if path.is_file()}
-    assert found == {*kept, "runs/a/run.json"}
+    assert found == {*kept, *measured, "runs/a/run.json"}
 
 
 def test_it_says_first_what_it_will_do_and_how_long(results):

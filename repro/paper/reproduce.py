@@ -146,12 +146,14 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     """Copies the small files of a finished reproduction to results/reference, to be committed.
 
     Leaves out models, notebooks, incomplete runs, and evaluations.csv, which `repro.runs` computes from the runs' metrics.
+    What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench.
     """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
-    for path in reference.glob("*"):
-        if path.name != "faults.json":  # which `make test-faults` writes
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for folder in ("tables", "figures", "report", "runs"):
+        for path in (reference / folder).glob("*"):
+            if not path.name.startswith("bench-"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     for pattern in (
         "tables/*.csv",
         "figures/*.svg",

@@ -124,3 +124,20 @@ def on_ranks(digits, killed, tmp_path_factory):
         return reports[ranks]
 
     return report
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """cli(...): exit status, standard output and standard error of `python -m repro ...`, in this process."""
+
+    from repro import __main__
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["repro", *arguments])
+        try:
+            status = __main__.main()
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call

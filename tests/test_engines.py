@@ -302,6 +302,7 @@ def test_no_process_of_this_machine_is_asked_in_place_of_one_elsewhere(cluster, 
     assert answers(cluster, asked_to_stop) == [False, False]
 
 
+@pytest.mark.slow
 def test_a_second_call_returns_the_engines_of_the_first_unless_they_do_not_fit(traces):
     first = engines.start_or_join("", 1)
     assert engines.start_or_join("", 1) is first

@@ -81,7 +81,9 @@ def assert_same_outputs(ours, theirs, images, training=False):
 
 
 @pytest.mark.parametrize("stride", ["v1", "v1.5"])
-@pytest.mark.parametrize("name", BASIC + BOTTLENECK)
+@pytest.mark.parametrize(
+    "name", [*BASIC, "resnet50", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet101", "resnet152"))]
+)
 def test_torchvisions_weights_give_torchvisions_outputs_and_gradients(name, stride):
     ours, theirs = build(name, 1000, stride=stride, released_stem=False), torchvisions(name)
     for module in ours.modules():

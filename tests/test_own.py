@@ -11,7 +11,7 @@ import torch
 from repro import ReproError, evaluate, export, own, recipes, records, train
 from repro.schedule import Recipe, Stage
 
-from conftest import kill_after_first_checkpoint, mpiexec, python
+from conftest import kill_after_first_checkpoint, mpiexec
 
 MINE = '''
 """A recipe and models as a user writes them."""
@@ -79,7 +79,7 @@ def options(**values):
 # --- Guarantees -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net", ["my_net", "plain_net"])
+@pytest.mark.parametrize("net", ["my_net", pytest.param("plain_net", marks=pytest.mark.slow)])
 def test_any_number_of_ranks_gives_the_same_bits_also_after_a_kill(mine, digits, tmp_path, net):
     """1, 2 and 3 ranks, each from its start, and 2 that continue what 1 had begun when it was killed."""
     task = dict(recipe=f"{mine}:my_recipe", model=f"{mine}:{net}", data=digits)
@@ -176,13 +176,13 @@ def test_a_model_of_ones_own_starts_from_the_seed(mine, digits, tmp_path):
     ],
     ids=lambda value: " ".join(value).replace("{", "").replace("}", "") if isinstance(value, list) else "",
 )
-def test_what_cannot_work_is_said_in_one_line(mine, digits, tmp_path, arguments, said):
+def test_what_cannot_work_is_said_in_one_line(cli, mine, digits, tmp_path, arguments, said):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     names = {"tmp": tmp_path, "mine": mine, "broken": tmp_path / "broken.py"}
     arguments = [argument.format(**names) for argument in arguments]
-    done = python("-m", "repro", "train", *arguments, *options(data=digits, out=tmp_path / "runs"))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert said.format(**names) in done.stderr
+    status, _, stderr = cli("train", *arguments, *options(data=digits, out=str(tmp_path / "runs")))
+    assert status == 2 and "Traceback" not in stderr and stderr.count("error: ") == 1
+    assert said.format(**names) in stderr
     assert not list((tmp_path / "runs").glob("*/run.json"))
 
 

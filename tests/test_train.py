@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import shutil
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro import ReproError, __main__, checkpoint, comm, journal, own, records, train
+from repro import ReproError, checkpoint, comm, journal, own, records, train
 from repro.data import Images, Stream
 from repro.model import Network, build
 from repro.recipes import RECIPES
@@ -519,21 +518,6 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
 
 
 # --- What is asked for wrongly -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """cli(...): exit status, standard output and standard error of `python -m repro ...`, in this process."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["repro", *arguments])
-        try:
-            status = __main__.main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.counts_for("parameters")

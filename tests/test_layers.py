@@ -59,6 +59,7 @@ WITHOUT_TORCH = [
     "notebooks",
     "doctor",
     "scaling.steptime",
+    "paper.statistics",
     "paper.tables",
     "paper.figures",
     "paper.report",

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+import torch
 from torch import nn
 
 from repro import ReproError, checkpoint, choose, comm, own, recipes, records, watch, whole_number
@@ -28,7 +30,7 @@ from repro.model import builder, find_device, find_precision
 from repro.packed import pack_embedded
 from repro.paths import RUNS
 from repro.replica import Replica, assemble
-from repro.schedule import SWITCHES, Recipe, Stage, corrected_from, learning_rate
+from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, corrected_from, learning_rate
 from repro.settings import Settings, non_default
 
 log = logging.getLogger("repro")
@@ -71,7 +73,7 @@ def step(
 def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
     """Averages one step's gradient, batch statistics, loss and correct predictions over all workers. Collective.
 
-    This rank computes its share of the workers, one after the other. If this fails on a rank, all ranks raise at this step.
+    This rank computes its share of the passes, one after the other. If this fails on a rank, all ranks raise at this step.
     """
     world, average, error = replica.world, replica.average, None
     try:
@@ -89,21 +91,27 @@ def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
 
 
 def _begin_stage(task: "Task", stage: Stage, replica: Replica) -> None:
-    """Sets momentum to zero, and loads the weights and statistics of the stage that it branches from, if it names one."""
+    """Sets momentum to zero, and loads the weights and statistics that the stage starts from, if not the current ones."""
     replica.optimizer.history.zero_()
-    if stage.starts_from:
+    if stage.starts_from == NEW_WEIGHTS:
+        # torch's generator uses 32 bits of a seed: of (seed, stage), mixed, so that no other run starts from the same weights.
+        mixed = np.random.SeedSequence([task.settings.seed, task.recipe.stages.index(stage)])
+        torch.manual_seed(int(mixed.generate_state(1)[0]))
+        replica.network.load(task.build().state_dict())
+    elif stage.starts_from:
         with replica.world.together():
             replica.network.load(checkpoint.load(task.run.snapshot(stage.starts_from))[0])
 
 
 def _batches(world, task: "Task", first: int) -> Iterator:
-    """The batches of this rank's workers, one worker after the other, step after step, from step `first` on."""
+    """The batches of this rank's passes, one after the other, step after step, from step `first` on."""
     recipe = task.recipe
     stream = Stream(task.train, task.settings.seed, recipe.workers, recipe.images_per_worker)
+    starts = range(0, recipe.workers, recipe.workers_per_pass)[world.rank :: world.size]
     requests = (
-        (number, worker, recipe.stage_at(number)[0].augmentation)
+        (number, start, recipe.stage_at(number)[0].augmentation, min(recipe.workers_per_pass, recipe.workers - start))
         for number in range(first, recipe.iterations)
-        for worker in range(world.rank, recipe.workers, world.size)
+        for start in starts
     )
     return load_ahead(stream, requests, task.decoders)
 
@@ -154,7 +162,8 @@ def prepare(
     asked = Settings(**{name: value for name, value in options.items() if name in known})
     for name, value, least in (("decoders", decoders, 0), ("steps", steps, 0), ("patience", patience, 1)):
         whole_number(name, value, least)
-    train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in ("train", "test"))
+    splits = "train", asked.split
+    train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in splits)
     if difference := compare_labels(train.classes, test.classes):
         raise ReproError(f"the label map of {test.packed.path} is not that of {train.packed.path}: {difference}")
     small = recipes.shrink(original, shrink, len(train))
@@ -217,10 +226,11 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
             pack_embedded(data)
     with world.together():
         task = prepare(recipe, data, **parameters)
-        if world.size > task.recipe.workers:
+        if world.size > task.recipe.passes:
+            what = "workers" if task.recipe.workers_per_pass == 1 else f"passes of {task.recipe.workers_per_pass} workers"
             raise ReproError(
-                f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
-                f"share: start at most {task.recipe.workers} ranks"
+                f"{task.recipe.name} has {task.recipe.passes} {what}, which {world.size} ranks cannot "
+                f"share: start at most {task.recipe.passes} ranks"
             )
     _agree(world, task)
     with world.together():

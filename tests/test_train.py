@@ -15,7 +15,7 @@ from repro import ReproError, checkpoint, comm, journal, own, records, train
 from repro.data import Images, Stream
 from repro.model import Network, build
 from repro.recipes import RECIPES
-from repro.schedule import Recipe, Stage, learning_rate
+from repro.schedule import NEW_WEIGHTS, Recipe, Stage, learning_rate
 from repro.settings import Settings
 
 from conftest import ROOT, SMOKE, mpiexec, python
@@ -49,8 +49,9 @@ def run_json(folder):
 @pytest.fixture
 def tiny(digits, tmp_path, monkeypatch):
     """tiny(recipe): the folder of a run of this recipe of our own, which is not evaluated."""
-    counts = {"images": 1, "members": [{"top1": 0, "top5": 0, "loss": 0.0}]}
-    monkeypatch.setattr(journal.evaluate, "counts", lambda *_, **__: counts)
+    nothing = {"images": 1, "top1": 0, "top5": 0, "loss": 0.0}
+    monkeypatch.setattr(journal.evaluate, "counts", lambda *_, **__: {"images": 1, "members": [nothing | {"correct": [False]}]})
+    monkeypatch.setattr(journal.evaluate, "in_all_views", lambda *_, **__: (nothing, {"test": [False]}))
 
     def folder(recipe=TINY, out="runs", **parameters):
         return Path(train.train(recipe, data=digits, out=str(tmp_path / out), device="cpu", **parameters))
@@ -74,7 +75,7 @@ def obvious_network(state, x):
         statistics[name] = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)
         return F.batch_norm(x, None, None, state[f"{name}.weight"], state[f"{name}.bias"], training=True, eps=1e-5)
 
-    x = F.relu(norm(F.conv2d(x, state["conv1.weight"], padding=1), "bn1"))
+    x = F.relu(norm(F.conv2d(x, state["conv1.weight"], padding=1, stride=2), "bn1"))
     for layer, stride in (("layer1.0", 1), ("layer2.0", 2), ("layer3.0", 2)):
         y = F.relu(norm(F.conv2d(x, state[f"{layer}.conv1.weight"]), f"{layer}.bn1"))
         y = F.relu(norm(F.conv2d(y, state[f"{layer}.conv2.weight"], padding=1, stride=stride), f"{layer}.bn2"))
@@ -134,7 +135,15 @@ def test_the_small_network_is_what_the_obvious_one_says():
 
 @pytest.mark.parametrize(
     "switches",
-    [{}, {"lr_formula": "as_designed"}, {"momentum_correction": "warmup"}, {"decay_bn": False}, {"bn_momentum": 0.1}],
+    [
+        {},
+        {"workers_per_pass": 2},  # of three: one pass has two workers, the other one
+        {"workers_per_pass": 3},
+        {"lr_formula": "as_designed"},
+        {"momentum_correction": "warmup"},
+        {"decay_bn": False},
+        {"bn_momentum": 0.1},
+    ],
     ids=str,
 )
 def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
@@ -144,8 +153,24 @@ def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
     recipe = replace(TINY, **switches)
     found = ends(tiny(recipe, seed=3))
     assert distance(found, obvious_training(recipe, digits, seed=3)) < 1e-5
-    if recipe != TINY:
+    if replace(recipe, workers_per_pass=1) != TINY:
         assert distance(found, obvious_training(TINY, digits, seed=3)) > 1e-3, "the switch makes no difference here"
+
+
+def test_a_stage_of_new_weights_begins_another_model(tiny):
+    """Of the same kind and of another seed; two runs agree on it, and nothing of the first model is left in it."""
+    stages = Stage("one", 2, base_rate=0.2), Stage("two", 1, base_rate=0.0, starts_from=NEW_WEIGHTS)
+    found = [ends(tiny(replace(TINY, stages=stages), out=out, seed=seed)) for out, seed in (("a", 0), ("b", 0), ("c", 1))]
+    assert distance({"two": found[0]["two"]}, {"two": found[1]["two"]}) == 0
+    torch.manual_seed(0)
+    first = build("resnet11", 10, 1, zero_gamma="none").state_dict()
+    for name, value in found[0]["two"].items():
+        if name in WEIGHTS and value.dim() == 4:  # random ones
+            assert not torch.equal(value, first[name]) and not torch.equal(value, found[2]["two"][name])
+            assert value.std() == pytest.approx(float(first[name].std()), rel=0.5)
+        elif name in WEIGHTS and "fc" not in name:
+            assert torch.equal(value, first[name])
+    assert int(found[0]["two"]["bn1.num_batches_tracked"]) == 1
 
 
 def test_a_stage_starts_without_momentum_from_the_end_of_its_origin(tiny):

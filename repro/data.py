@@ -57,7 +57,6 @@ class Images:
         self.count = min(len(self.packed), limit or len(self.packed))
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
-        self.originals = self.packed.manifest.get("originals") or len(self.packed)  # image i was made from i modulo this number
         self.small = self.preprocessing.short_side <= 64
         # Small images are decoded once and kept; ImageNet would not fit in memory.
         self.load = lru_cache(maxsize=None)(self._decode) if self.small else self._decode

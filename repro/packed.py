@@ -32,7 +32,6 @@ FORMAT = "scaleout-repro packed images, version 3"
 HEADER = struct.Struct("<II")
 MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended in any case
 DATA_SETS = ("digits", "cifar10", "imagenet", "places365")  # for which data_prep has a script of the same name
-EMBEDDED = ("digits",)  # whose originals come with an installed package
 CHUNK = 500  # inputs per transaction: the most that a kill can cost
 
 
@@ -75,14 +74,12 @@ def write(
     stored: str = "as packed",
     fingerprint: str = "",
     preprocessing: Preprocessing = PHOTOGRAPHS,
-    originals: int = 0,
 ) -> dict:
     """Packs `items(0)` into one file, which appears under its name only when it is complete; returns the manifest.
 
     `fingerprint` is a digest of all inputs and settings. With one, a conversion that was killed is continued by the next
     call with the same fingerprint, from `items(n)`, the items from number n on, and the file is bit-identical to
-    that of an uninterrupted conversion. `stored` describes in words what was done to the images. `originals`: image i was made
-    from original i modulo this number; 0: each image is an original of its own.
+    that of an uninterrupted conversion. `stored` describes in words what was done to the images.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +96,6 @@ def write(
         "count_per_class": [0] * len(classes),
         "converted": [],
         "left_out": [],
-        "originals": originals,
         "sha256": "",
     }
     try:
@@ -275,14 +271,13 @@ def data_folder(data: str) -> Path:
 
 
 def pack_embedded(data: str) -> None:
-    """Packs the data set of that name if its originals are part of an installed package, and it is not packed yet."""
-    if data not in EMBEDDED:
+    """Packs the digits that are part of scikit-learn, if `data` is their name and they are not packed yet."""
+    if data != "digits":
         return
     try:
-        for split in ("train", "val", "test"):
+        for split in ("train", "test"):
             Packed(DATA / data / f"{split}.lmdb", data, split)
     except PackedError:  # missing, damaged, or in an earlier version's format
-        script = ROOT / "data_prep" / f"{data}.py"
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, str(ROOT / "data_prep" / "digits.py")], capture_output=True, text=True)
         if done.returncode:
-            raise PackedError(f"{data} could not be packed: {done.stderr.strip().splitlines()[-1]}") from None
+            raise PackedError(f"the digits could not be packed: {done.stderr.strip().splitlines()[-1]}") from None

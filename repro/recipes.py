@@ -78,7 +78,7 @@ SHRINKS = {
             images=300,
             divide_batch=128,
             images_per_worker=8,
-            pass_images=56,
+            pass_images=16,
             epochs=0.1,
             rate=16,
             scale_decay=False,
@@ -126,7 +126,6 @@ def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recip
     time = small.epochs * (images / recipe.epoch_images) * (recipe.global_batch / batch)  # iterations, small per large
     rate = small.rate * batch / recipe.global_batch
     passes = -(-batch // small.pass_images) if small.pass_images else workers
-    passes = max(passes, min(2, workers))  # so that two ranks can share a step
 
     def scaled(iterations: int) -> int:
         return max(1, round(iterations * time)) if iterations else 0

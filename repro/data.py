@@ -154,9 +154,7 @@ class Stream:
     def batch(self, step: int, worker: int, augmentation: str, workers: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented images (N, C, size, size) and labels (N,) of one worker at one step, or of `workers` from this one on."""
         samples = [sample for number in range(worker, worker + workers) for sample in self.samples(step, number)]
-        bits = _bits(
-            self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS
-        )
+        bits = _bits(self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS)
         return self.images.seen(samples, augmentation, bits)
 
 

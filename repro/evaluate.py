@@ -108,7 +108,9 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
     members = [stage["name"] for stage in run["recipe"]["stages"] if stage["member"]]
     chosen = [choose(f"stage of {run['recipe']['name']}", stage, names) for stage in stages or members]
     settings = run["settings"]
-    images = Images(data or run["data"]["name"], settings["split"], normalization=settings["normalization"], size=settings["size"])
+    images = Images(
+        data or run["data"]["name"], settings["split"], normalization=settings["normalization"], size=settings["size"]
+    )
     if images.digest != run["data"]["test"]:
         raise ReproError(
             f"{images.packed.path} is not the test set of {Path(folder).name}: name the folder of that one, or train again"

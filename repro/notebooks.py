@@ -112,21 +112,24 @@ def check_run(
 
 
 def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
-    """Returns the number of ranks to start for these recipes: `asked`, or, if that is 0, as many as cores and workers allow.
+    """Returns the number of ranks to start for these recipes: `asked`, or, if that is 0, as many as cores and passes allow.
 
-    Raises NotebookError if more are requested than a recipe has workers, or than there are cores, where they would only
+    Raises NotebookError if more are requested than a recipe has passes, or than there are cores, where they would only
     wait for each other. Two are always allowed, so that several ranks can be tried on any machine.
     """
     whole_number("ranks", asked)
     for recipe in chosen:
-        if asked > recipe.workers:
-            raise NotebookError(f"ranks is {asked}: {recipe.name} has {recipe.workers} workers, and each rank needs one")
+        if asked > recipe.passes:
+            raise NotebookError(
+                f"ranks is {asked}: {recipe.name} has {recipe.workers} workers, {recipe.workers_per_pass} in a pass, and each "
+                f"rank needs a pass"
+            )
     if asked > max(2, cores()):
         raise NotebookError(
             f"ranks is {asked}: this machine has {cores()} cores, so start at most {max(2, cores())}. For more all the same, "
             f"set cluster to the connection_file of engines.start({asked})"
         )
-    return asked or min([cores(), *(recipe.workers for recipe in chosen)])
+    return asked or min([cores(), *(recipe.passes for recipe in chosen)])
 
 
 def cores() -> int:

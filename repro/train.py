@@ -177,6 +177,7 @@ def prepare(
     seen = train.preprocessing
     build = builder(small.model, len(train.classes), train.channels, seen.size, small.stride, small.zero_gamma)
     facts = {"name": train.name, "train": train.digest, "test": test.digest, "preprocessing": non_default(seen)}
+    facts["originals"] = test.originals
     origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked)}
     origin["model_source"] = own.source_digest(small.model) if own.is_own(small.model) else ""
     run = records.Run(out, small, settings, facts, **origin)
@@ -227,11 +228,7 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
     with world.together():
         task = prepare(recipe, data, **parameters)
         if world.size > task.recipe.passes:
-            what = "workers" if task.recipe.workers_per_pass == 1 else f"passes of {task.recipe.workers_per_pass} workers"
-            raise ReproError(
-                f"{task.recipe.name} has {task.recipe.passes} {what}, which {world.size} ranks cannot "
-                f"share: start at most {task.recipe.passes} ranks"
-            )
+            raise ReproError(f"{too_many(task.recipe, world.size)}: start at most {task.recipe.passes} ranks")
     _agree(world, task)
     with world.together():
         complete = world.rank == 0 and not task.run.begin(ranks=world.size, workers=task.recipe.workers)
@@ -259,6 +256,13 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
     finally:
         task.run.release()
     return folder
+
+
+def too_many(recipe: Recipe, ranks: int) -> str:
+    """Says that so many ranks cannot share a step of the recipe."""
+    one = recipe.workers_per_pass == 1
+    what = f"{recipe.workers} workers" if one else f"{recipe.passes} passes of {recipe.workers_per_pass} workers"
+    return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
 
 
 def _agree(world, task: Task) -> None:

@@ -49,12 +49,16 @@ class Images:
     """One split of a packed data set; `images.load(i)` -> (label, pixels as (H, W, 3) BGR or (H, W) grey, uint8)."""
 
     def __init__(self, data: str, split: str, limit: int | None = None, normalization: str = "release", size: int = 0):
-        """`data` is a data set's name (packed under data/) or the path of its folder; at most `limit` images."""
+        """`data` is a data set's name (packed under data/) or the path of its folder; at most `limit` images.
+
+        `split` is "train", "test" or "val"; without a validation split the last raises a ReproError.
+        """
         folder = data_folder(data)
         self.name = folder.name
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
         self.preprocessing = adapted(self.packed.preprocessing, self.name, normalization, size)
         self.count = min(len(self.packed), limit or len(self.packed))
+        self.originals = min(self.packed.originals, self.count)  # image i is a drawing of original i % originals
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
         self.small = self.preprocessing.short_side <= 64

@@ -15,9 +15,11 @@ from repro import packed
 
 import drawing
 
-NOISE = 0.3  # standard deviation, on a scale from 0 to 1
+NOISE = 0.18  # standard deviation, on a scale from 0 to 1
 # Mean and deviation are those of the training images; the smallest area is the default, the paper's.
-PREPROCESSING = packed.Preprocessing(size=drawing.SEEN, short_side=drawing.SIDE, mean=(105,), scale=(1 / 76,), mirror=False)
+PREPROCESSING = packed.Preprocessing(
+    size=drawing.SEEN, short_side=drawing.SIDE, mean=(112,), scale=(1 / 52,), mirror=False, smallest_area=drawing.SMALLEST_AREA
+)
 SPLITS = {"train": slice(0, 700), "val": slice(700, 900), "test": slice(900, None)}  # of the originals, in `order`
 CLASSES = [str(n) for n in range(10)]
 

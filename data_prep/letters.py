@@ -28,9 +28,11 @@ from repro import packed
 
 import drawing
 
-NOISE = 0.15  # standard deviation, on a scale from 0 to 1
+NOISE = 0.09  # standard deviation, on a scale from 0 to 1
 # Mean and deviation are those of the training images; the smallest area is the default, the paper's.
-PREPROCESSING = packed.Preprocessing(size=drawing.SEEN, short_side=drawing.SIDE, mean=(104,), scale=(1 / 63,), mirror=False)
+PREPROCESSING = packed.Preprocessing(
+    size=drawing.SEEN, short_side=drawing.SIDE, mean=(113,), scale=(1 / 39,), mirror=False, smallest_area=drawing.SMALLEST_AREA
+)
 FONTS = {
     "train": (
         *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),

@@ -110,7 +110,7 @@ snapshot_ensemble = replace(
     cycles,
     name="snapshot_ensemble",
     stages=_snapshots(in_crop=0),
-    summary="Control: a snapshot ensemble (Huang et al., 2017) of collapsed_ensemble's number of images: cycles end at rate zero",
+    summary="Control: a snapshot ensemble (Huang et al., 2017) of as many images as collapsed_ensemble: cycles end at rate zero",
     **OWN,
 )
 
@@ -169,7 +169,7 @@ collapse_parts = replace(
         ),
         Stage("plain", 402, base_rate=0.24, starts_from=_MAIN.name, member=True),  # 4.8 (8040 - 7638) / 8040
     ),
-    summary="resnet50_448nodes, whose end is trained nine times from one snapshot: each combination of rate (kept, or to zero), "
+    summary="resnet50_448nodes, whose end is trained nine times from one snapshot: each combination of rate (kept, to zero), "
     "view (main, or the collapse's) and weight decay (once, or doubled), and the plain end of the linear decay",
     **OWN,
 )

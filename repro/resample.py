@@ -40,7 +40,7 @@ def crop_boxes(numbers: np.ndarray, side: int, size: int) -> np.ndarray:
 
 
 def cut(images: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Each image's box (y, x, height, width), scaled to `size` pixels a side: (N, side, side, C) -> (N, size, size, C) uint8."""
+    """Each image's box (y, x, height, width), scaled to a square: (N, side, side, C) -> (N, size, size, C) uint8."""
     number, side, _, channels = images.shape
     weights = _weights(side, size)
     rows, columns = (weights[length, start] for start, length in (boxes[:, [0, 2]].T, boxes[:, [1, 3]].T))

@@ -1,4 +1,4 @@
-"""The ratios by which a shrunk recipe can be compared with the one at ImageNet's size, and those that a shrink does not keep."""
+"""The ratios by which a shrunk recipe compares with the one at ImageNet's size, and those that a shrink does not keep."""
 
 import numpy as np
 import pandas as pd

@@ -108,7 +108,8 @@ def probe(
     For each number of `images` per worker, times steps with one worker per rank: on the first 1, 2, 4, ... ranks without
     communication (`compute`), and on all ranks with it (`step`); for the smallest number, also with two workers per rank. Also
     times allreduces of several sizes and, with `data`, steps with the loader, decoding and evaluation. The rows are those that
-    `steptime.fit` expects. With `images_per_worker`, `images` are those of a pass of several workers, which counts as one. `settings` are fields of `Settings`. Raises ReproError for an invalid parameter.
+    `steptime.fit` expects. With `images_per_worker`, `images` are those of a pass of several workers, which counts as one.
+    `settings` are fields of `Settings`. Raises ReproError for an invalid parameter.
     """
     world = comm.world()
     images = list(images)

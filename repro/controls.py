@@ -110,7 +110,7 @@ snapshot_ensemble = replace(
     cycles,
     name="snapshot_ensemble",
     stages=_snapshots(in_crop=0),
-    summary="Control: a snapshot ensemble (Huang et al., 2017) of as many images as collapsed_ensemble: cycles end at rate zero",
+    summary="Control: a snapshot ensemble (Huang et al., 2017) of as many images: its cycles end at rate zero",
     **OWN,
 )
 

@@ -127,14 +127,19 @@ def build_again(run: dict, images: Images) -> nn.Module:
 
 
 def ensemble(
-    folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "", device: str = "auto"
+    folder: str,
+    members: list[str] | None = None,
+    average: str = "softmax",
+    data: str = "",
+    device: str = "auto",
+    world: comm.Alone | None = None,
 ) -> dict:
-    """Evaluates an ensemble of models at the ends of a complete run's stages, on all ranks, and records it in the run's folder.
+    """Evaluates an ensemble of models at the ends of a complete run's stages and records it in the run's folder. Collective.
 
-    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as for `open_run`.
-    Returns {"members", "average", "images", "top1", "top5", "loss"}.
+    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as for `open_run`,
+    `world` as for `train.train`. Returns {"members", "average", "images", "top1", "top5", "loss"}.
     """
-    world = comm.world()
+    world = world or comm.world()
     with world.together():
         run, members, images = open_run(folder, members, data)
         device = find_device(device, world.node_rank)

@@ -8,13 +8,14 @@ import ast
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from repro import ReproError, choose, own, recipes, records, watch, whole_number
-from repro.engines import AGAIN, Cluster, EnginesEnded, RankError
+from repro.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError
 from repro.packed import Packed, data_folder, pack_embedded
 from repro.paths import ROOT, writable_folder
 from repro.schedule import Recipe
@@ -190,6 +191,65 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
         raise records.Stopped(f"stopped at {_reached(plan)}, saved; run this cell again to continue") from None
     if asked:
         engine.forget_request()
+
+
+def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = True) -> list[str]:
+    """Trains many runs on the engines, one rank each (`repro.train.train_all`), shows the progress, returns their folders.
+
+    An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines stay. A second
+    one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
+    """
+    with watch.listening(signal.SIGINT):
+        try:
+            plans = engine.run("repro.train:describe_all", tasks)[0]
+            job = engine.submit("repro.train:train_all", tasks, ensembles)
+            _show_all(plans, lambda: job.done() or watch.asked.is_set(), live)
+            if watch.asked.is_set() and not job.done():
+                engine.ask_to_stop()
+            try:
+                job.result()
+            except RankError as error:
+                if error.kind != "Stopped":
+                    raise
+            if watch.asked.is_set():
+                engine.forget_request()
+                raise records.Stopped(f"stopped: {_share(plans):.0%} of the images are done; run this cell again to continue")
+        except KeyboardInterrupt:
+            engine.end("they were interrupted twice")
+            raise EnginesEnded(f"interrupted twice: the engines were ended at once. {AGAIN}") from None
+        finally:
+            watch.asked.clear()
+    return [plan["folder"] for plan in plans]
+
+
+def _show_all(plans: list[dict], done, live: bool) -> None:
+    """A bar over the images of all runs, or a line of text every few seconds, until `done()`."""
+    from tqdm import tqdm
+
+    began, first, told = time.monotonic(), _share(plans), 0.0
+    with tqdm(total=100, unit="%", initial=round(100 * first), file=sys.stdout, disable=not live) as bar:
+        while not done():
+            time.sleep(POLL)
+            share, seconds = _share(plans), time.monotonic() - began
+            bar.update(round(100 * share) - bar.n)
+            if not live and seconds - told > 15 and share > first:
+                told, left = seconds, (1 - share) * seconds / (share - first)
+                complete = sum(plan["complete"] for plan in plans)
+                print(
+                    f"{complete} of {len(plans)} runs, {share:.0%} of the images, about {left / 60:.1f} minutes left",
+                    flush=True,
+                )
+
+
+def _share(plans: list[dict]) -> float:
+    """The share of all images of these runs that has been trained; marks runs that have become complete."""
+    trained = 0.0
+    for plan in plans:
+        if not plan["complete"] and records.read(plan["folder"]).get("status") == "complete":
+            plan["complete"] = True
+        rows = [] if plan["complete"] else records.metric_rows(plan["folder"])
+        trained += plan["images"] if plan["complete"] else (rows[-1]["step"] if rows else 0) * plan["global_batch"]
+    return trained / sum(plan["images"] for plan in plans)
 
 
 def _reached(plan: dict) -> str:

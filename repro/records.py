@@ -79,6 +79,10 @@ class Stopped(ReproError):
     """A run was stopped on request, after a whole step and with a checkpoint: the same command continues it."""
 
 
+class Locked(ReproError):
+    """Another process is training this run."""
+
+
 class OldRun(ReproError):
     """A run folder that an earlier version of this project wrote."""
 
@@ -190,7 +194,7 @@ class Run:
     def begin(self, **facts) -> bool:
         """Writes run.json before the first step; the record of an earlier attempt is kept under `attempts`.
 
-        Returns False, and writes nothing, if the run is complete. Raises ReproError if another process is training it.
+        Returns False, and writes nothing, if the run is complete. Raises Locked if another process is training it.
         """
         if self.complete:
             return False
@@ -229,9 +233,7 @@ class Run:
             self.lock.seek(0)
             owner = self.lock.read()
             self.release()
-            raise ReproError(
-                f"{self.folder} is being trained by {owner or 'another process'}: wait for it, or end it"
-            ) from None
+            raise Locked(f"{self.folder} is being trained by {owner or 'another process'}: wait for it, or end it") from None
         except OSError as error:
             log.warning("%s cannot be locked (%s): do not train this run twice at the same time", self.folder, error.strerror)
         self.lock.truncate(0)

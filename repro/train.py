@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from repro import ReproError, checkpoint, choose, comm, own, recipes, records, watch, whole_number
+from repro import ReproError, checkpoint, choose, comm, evaluate, own, recipes, records, watch, whole_number
 from repro.allreduce import Mean
 from repro.data import Images, Stream, load_ahead
 from repro.journal import Journal
@@ -214,13 +214,14 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
     }
 
 
-def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
-    """Trains a recipe (parameters as for `prepare`) on all ranks; returns the run's folder. Collective.
+def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None = None, **parameters) -> str:
+    """Trains a recipe (parameters as for `prepare`) on all ranks of `world`; returns the run's folder. Collective.
 
-    A complete run of the same code, settings and data is left unchanged; an incomplete one is continued. Raises
-    ReproError on every rank if any rank fails, and records.Stopped if a rank was asked to stop or `steps` are done.
+    `world` is by default all ranks that were started together. A complete run of the same code, settings and data is left
+    unchanged; an incomplete one is continued. Raises ReproError on every rank if any rank fails, records.Locked if another
+    process is training this run, and records.Stopped if a rank was asked to stop or `steps` are done.
     """
-    world = comm.world()
+    world = world or comm.world()
     world.leaving = False  # engines are used again after a call that failed
     with world.together():
         if world.rank == 0:
@@ -256,6 +257,35 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
     finally:
         task.run.release()
     return folder
+
+
+def describe_all(tasks: list[dict]) -> list[dict]:
+    """`describe` of each of these tasks."""
+    return [describe(**task) for task in tasks]
+
+
+def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]]] | None = None) -> None:
+    """Trains many independent runs, each on a rank of its own; every rank takes the next that no other has taken. Collective.
+
+    `tasks` are the parameters of `train`. `ensembles` are (stages, average) by recipe, evaluated at the end of its run. On a
+    machine with few cores this is faster than sharing each step of a small network. Complete runs are left unchanged.
+    Raises as `train`, on every rank, after the other ranks have finished what they had taken.
+    """
+    world, alone = comm.world(), comm.Alone()
+    with world.together():
+        if world.rank == 0:
+            for data in {task["data"] for task in tasks}:
+                pack_embedded(data)
+    with world.together():
+        for task in tasks:
+            with suppress(records.Locked):
+                folder = train(world=alone, **task)
+                recorded = [(entry["members"], entry["average"]) for entry in records.ensembles(folder)]
+                for members, average in (ensembles or {}).get(task["recipe"], []):
+                    if (members, average) not in recorded:
+                        evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
+            if watch.asked.is_set():
+                raise records.Stopped("stopped on request between two runs: the same command continues")
 
 
 def too_many(recipe: Recipe, ranks: int) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from repro import records
 from repro.controls import BATCHES, LENGTHS
 from repro.paper import statistics
+from repro.recipes import RECIPES
 
 VIEWS = "zoom", "scale_aspect"  # besides the test view
 
@@ -146,6 +147,15 @@ def averages() -> dict[str, list[tuple[list[str], str]]]:
         if entry not in wanted.setdefault(side.recipe, []):
             wanted[side.recipe].append(entry)
     return wanted
+
+
+def tasks(data: str, shrink: str, seeds: list[int], topics: list[str] | None = None, **parameters) -> list[dict]:
+    """The runs that the questions of these topics (default: all) need, as parameters of `train.train`, seed by seed."""
+    asked = [question for question in QUESTIONS if topics is None or question.topic in topics]
+    names = dict.fromkeys(side.recipe for question in asked for side in (question.better, question.other))
+    # The longest first: at the end no rank has to wait long for another.
+    names = sorted(names, key=lambda name: -RECIPES[name].epochs() * (RECIPES[name].model == "resnet152" or 0.3))
+    return [dict(recipe=name, data=data, shrink=shrink, seed=seed, **parameters) for seed in seeds for name in names]
 
 
 def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MARGIN) -> pd.DataFrame:

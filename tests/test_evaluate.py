@@ -31,10 +31,14 @@ def logits(digits):
     return members, [images.load(i)[0] for i in range(COUNT)]
 
 
+def places(scores, labels):
+    """The place of each image's label among the classes, from 0."""
+    return [sorted(range(10), key=lambda c: (-row[c], c)).index(label) for row, label in zip(scores, labels)]
+
+
 def obvious(scores, labels):
     """Images whose label is first, and among the first five."""
-    places = [sorted(range(10), key=lambda c: (-row[c], c)).index(label) for row, label in zip(scores, labels)]
-    return {"top1": sum(place < 1 for place in places), "top5": sum(place < 5 for place in places)}
+    return {"top1": sum(place < 1 for place in places(scores, labels)), "top5": sum(place < 5 for place in places(scores, labels))}
 
 
 def softmax(row):
@@ -68,14 +72,14 @@ def test_counts_equal_the_obvious_loop(digits, logits):
     assert found["images"] == COUNT
     for row, scores in zip(found["members"], members):
         assert {key: row[key] for key in ("top1", "top5")} == obvious(scores, labels)
+        assert row["correct"] == [place == 0 for place in places(scores, labels)] and sum(row["correct"]) == row["top1"]
         entropy = -sum(torch.tensor(softmax(row)).log()[label].item() for row, label in zip(scores, labels)) / COUNT
         assert row["loss"] == pytest.approx(entropy, rel=1e-5)
 
 
 def test_counts_need_not_guess_at_a_tie():
-    correct, losses = torch.zeros(2, dtype=torch.int64), torch.zeros(1)
-    evaluate._tally(torch.zeros(10, 10), torch.arange(10), correct, losses, 0)  # all classes alike: the lower ones rank first
-    assert correct.tolist() == [1, 5]
+    correct, _ = evaluate._tally(torch.zeros(10, 10), torch.arange(10))  # all classes alike: the lower ones rank first
+    assert correct.tolist() == [[place < 1 for place in range(10)], [place < 5 for place in range(10)]]
 
 
 @pytest.mark.parametrize("average", ["softmax", "logit"])
@@ -91,6 +95,7 @@ def test_an_ensemble_averages_predictions(digits, average):
     votes = {"softmax": [mean(*map(softmax, rows)) for rows in zip(*members)], "logit": [mean(*rows) for rows in zip(*members)]}
     found = counts(digits, states, average=average)["ensemble"]
     assert {key: found[key] for key in ("top1", "top5")} == obvious(votes[average], labels)
+    assert found["correct"].tolist() == [place == 0 for place in places(votes[average], labels)]
     assert obvious(votes["softmax"], labels) != obvious(votes["logit"], labels), "this test cannot tell them apart"
 
 

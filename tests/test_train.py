@@ -222,7 +222,8 @@ def test_batch_norm_sees_one_workers_images_alone():
 @pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_any_number_of_ranks_computes_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["whole"]
-    assert run_json(folder)["ranks"] == ranks
+    recipe = run_json(folder)["recipe"]
+    assert (run_json(folder)["ranks"], recipe["workers"], recipe["workers_per_pass"]) == (ranks, 14, 2), "seven passes"
     assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
     assert rows(folder) == rows(whole) and len(rows(whole)) > 5
     assert Path(folder).name == whole.name, "the number of ranks is no part of a run's identity"
@@ -404,21 +405,44 @@ def test_run_json_says_all_about_a_run(whole, digits):
         "normalization": "release",
         "reduction": "exact",
         "precision": "fp32",
+        "split": "test",
         "device": "cpu",
         "threads": 1,
     }
     assert (record["ranks"], record["workers"], record["status"]) == (1, 14, "complete")
     for split in ("train", "test"):
         assert record["data"][split] == Images(digits, split).digest
+    assert record["data"]["originals"] == 897
     assert record["data"]["name"] == "digits" and record["code"] == records.code_digest()
     assert re.match(r"\d+\.\d+", record["version"]) and record["packages"].keys() >= {"python", "torch", "numpy"}
     assert record["host"] and record["start"] <= record["end"]
     last = records.metric_rows(whole)[-1]
     assert {key: record[key] for key in ("images", "top1", "top5")} == {key: last[key] for key in ("images", "top1", "top5")}
-    assert record["images"] == 4000 and 0 < record["top1"] < record["top5"] <= 4000
+    assert record["images"] == 20_000 and 0 < record["top1"] < record["top5"] <= 20_000
     state, _ = checkpoint.load(whole / "snapshots" / "collapse")
     assert record["weights_sha256"] == checkpoint.digest(state)
     assert not (whole / "checkpoints").exists()
+
+
+def test_the_end_of_a_stage_is_evaluated_in_three_views_and_says_which_images(whole):
+    ends = {row["stage"]: row for row in records.metric_rows(whole)}  # the last row of each
+    assert list(ends) == ["main", "collapse"]
+    for row in records.metric_rows(whole):
+        assert ("views" in row) == (row in ends.values()) and "correct" not in row
+    for stage, row in ends.items():
+        assert row["views"].keys() == {"zoom", "scale_aspect"}
+        correct = records.load_correct(whole, stage)
+        for view, result in row["views"].items() | {("test", row)}:
+            assert result["images"] == len(correct[view]) == (20_000 if view == "test" else 5000)
+            assert result["top1"] == sum(correct[view].tolist()) <= result["top5"]
+        assert len({each["top1"] / each["images"] for each in (row, *row["views"].values())}) == 3
+
+
+def test_a_run_may_be_evaluated_on_the_validation_images(digits, tmp_path):
+    folder = Path(train.train(replace(TINY, stages=TINY.stages[:1]), data=digits, out=str(tmp_path), device="cpu", split="val"))
+    record = run_json(folder)
+    assert (record["settings"]["split"], record["images"], record["data"]["originals"]) == ("val", 5000, 200)
+    assert record["data"]["test"] == Images(digits, "val").digest
 
 
 def test_a_run_of_an_earlier_version_is_refused_by_name_and_passed_over_in_lists(whole, tmp_path, caplog):
@@ -475,6 +499,7 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
         {"reduction": "fast"},
         {"precision": "bf16"},
         {"threads": 2},
+        {"split": "val"},
         {"recipe": "one_model"},
         {"lr_formula": "as_designed"},
         {"decay_bn": False},
@@ -490,7 +515,7 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
-WITHOUT_EFFECT = {"paths", "records", "labels", "memory", "watch", "recipes", "settings", "own"}
+WITHOUT_EFFECT = {"paths", "records", "labels", "memory", "watch", "recipes", "released", "controls", "settings", "own"}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -592,6 +617,18 @@ def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
     assert said.returncode == 2
     assert said.stderr.count("error: ") == 1 and "start at most 1 rank" in said.stderr
     assert "Traceback" not in said.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "workers_per_pass, said", [(1, "5 workers, which 6 ranks"), (2, "3 passes of 2 workers, which 6 ranks")]
+)
+def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, tmp_path, workers_per_pass, said):
+    recipe = replace(TINY, workers=5, workers_per_pass=workers_per_pass)
+    alone = comm.Alone()
+    alone.size = 6
+    with pytest.raises(ReproError, match=f"tiny has {said} cannot share: start at most {recipe.passes} ranks"):
+        train.train(recipe, data=digits, out=str(tmp_path), device="cpu", world=alone)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):

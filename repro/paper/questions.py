@@ -135,6 +135,7 @@ LENGTH = (
 )
 
 QUESTIONS = (*BATCH, *COLLAPSE, *ENSEMBLES, *LENGTH)
+TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
 
 
 def averages() -> dict[str, list[tuple[list[str], str]]]:
@@ -173,6 +174,30 @@ def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MA
     table = pd.DataFrame(rows)
     families = [statistics.judge(family) for _, family in table.groupby(["data", "shrink", "control"], sort=False)]
     return pd.concat(families).sort_index()
+
+
+MEMBER_LABEL, ENSEMBLE_LABEL = "a member of the ensemble", "Collapsed Ensemble, first to fifth member"
+ONE_MODEL_LABEL = "one model, equal images and exposure"
+
+
+def budget(models: pd.DataFrame) -> pd.DataFrame:
+    """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
+
+    Expects `tables.models` of one data set and shrink. Columns: label, line (part of a line), members (their number), epochs,
+    top1, seed, data.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    all_members = [f"collapse{number}" for number in range(1, 6)]
+    drawn = [(MEMBER_LABEL, True, 1, Side("five_members", member)) for member in all_members]
+    drawn += [(ENSEMBLE_LABEL, True, n, _mean("five_members", all_members[:n])) for n in range(2, 6)]
+    drawn += [("one model at batch 4096", True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
+    drawn += [(ONE_MODEL_LABEL, False, 1, ONE_MODEL)]
+    others = {"snapshot ensemble": "snapshot_ensemble", "the same, ends in the collapse's view": "snapshot_ensemble_crop"}
+    for label, recipe in {**others, "three models of a third each": "three_models"}.items():
+        side = next(question.other for question in ENSEMBLES if question.other.recipe == recipe)
+        drawn.append((label, False, 3, side))
+    rows = [_of(models, side).reset_index().assign(label=label, line=line, members=n) for label, line, n, side in drawn]
+    return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
 
 
 def _answer(question: Question, models: pd.DataFrame, out: Path, margin: float) -> dict:

@@ -4,6 +4,7 @@ The released recipes are in `released`; these have the same units, ImageNet's it
 """
 
 from dataclasses import replace
+from typing import Any
 
 from repro.released import COLLAPSE, CYCLE_1, CYCLE_2, CYCLE_3, INIT, resnet50_448nodes, resnet50_448nodes_uncollapsed
 from repro.released import resnet50_custom_lr as cycles
@@ -31,7 +32,7 @@ collapsed_ensemble = replace(
     reported="",
 )
 
-OWN = dict(source="this project; not a released configuration", cost="", reported="")
+OWN: dict[str, Any] = dict(source="this project; not a released configuration", cost="", reported="")
 BUDGET = collapsed_ensemble.iterations  # 25730, of 4096 images
 
 
@@ -96,7 +97,7 @@ def _snapshots(in_crop: int) -> tuple[Stage, ...]:
     """Three cosine cycles from the full rate to zero; the last `in_crop` iterations of each are in the collapse's view."""
     stages = []
     for number, length in enumerate((BUDGET // 3, BUDGET // 3, BUDGET - 2 * (BUDGET // 3)), start=1):
-        warmup = dict(warmup_iterations=1560, warmup_start_rate=0.1) if number == 1 else {}
+        warmup: dict[str, Any] = dict(warmup_iterations=1560, warmup_start_rate=0.1) if number == 1 else {}
         stages.append(
             Stage(f"cyc{number}", length - in_crop, 1.6, decay="cosine", horizon=length, member=not in_crop, **warmup)
         )

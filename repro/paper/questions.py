@@ -88,7 +88,6 @@ OTHERS = {
     "a snapshot ensemble (Huang et al.)": _mean("snapshot_ensemble", ["cyc1", "cyc2", "cyc3"]),
     "a snapshot ensemble with as many images in the collapse's view": _mean("snapshot_ensemble_crop", ["end1", "end2", "end3"]),
     "three models of a third of the images each": _mean("three_models", MEMBERS),
-    "one model of equal images and about equal cost of inference": Side("one_deep_model", "collapse_long"),
 }
 ENSEMBLES = (
     *(Question("ensemble", f"The Collapsed Ensemble beats {what}", ENSEMBLE, other) for what, other in OTHERS.items()),
@@ -109,6 +108,15 @@ ENSEMBLES = (
         _mean("five_members", MEMBERS, "logit"),
         paired=True,
         control=True,
+    ),
+)
+
+COST = (
+    Question(
+        "cost",
+        "The Collapsed Ensemble beats one model of equal images and about equal cost of inference",
+        ENSEMBLE,
+        Side("one_deep_model", "collapse_long"),
     ),
 )
 
@@ -134,7 +142,7 @@ LENGTH = (
     ),
 )
 
-QUESTIONS = (*BATCH, *COLLAPSE, *ENSEMBLES, *LENGTH)
+QUESTIONS = (*BATCH, *COLLAPSE, *ENSEMBLES, *COST, *LENGTH)
 TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
 
 
@@ -155,8 +163,8 @@ def tasks(data: str, shrink: str, seeds: list[int], topics: list[str] | None = N
     asked = [question for question in QUESTIONS if topics is None or question.topic in topics]
     names = dict.fromkeys(side.recipe for question in asked for side in (question.better, question.other))
     # The longest first: at the end no rank has to wait long for another.
-    names = sorted(names, key=lambda name: -RECIPES[name].epochs() * (RECIPES[name].model == "resnet152" or 0.3))
-    return [dict(recipe=name, data=data, shrink=shrink, seed=seed, **parameters) for seed in seeds for name in names]
+    ordered = sorted(names, key=lambda name: -RECIPES[name].epochs() * (RECIPES[name].model == "resnet152" or 0.3))
+    return [dict(recipe=name, data=data, shrink=shrink, seed=seed, **parameters) for seed in seeds for name in ordered]
 
 
 def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MARGIN) -> pd.DataFrame:
@@ -203,7 +211,7 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
 def _answer(question: Question, models: pd.DataFrame, out: Path, margin: float) -> dict:
     better, other = (_of(models, side) for side in (question.better, question.other))
     compare = statistics.paired if question.paired else statistics.unpaired
-    row = {"topic": question.topic, "claim": question.claim, "control": question.control, "paired": question.paired}
+    row: dict = {"topic": question.topic, "claim": question.claim, "control": question.control, "paired": question.paired}
     row |= compare(better.top1, other.top1, margin)
     for view in VIEWS:
         row[f"difference_{view}"] = better[f"top1_{view}"].mean() - other[f"top1_{view}"].mean()
@@ -224,14 +232,15 @@ def _over_originals(question: Question, better: pd.DataFrame, other: pd.DataFram
         better, other = better.loc[both], other.loc[both]
     if min(len(better), len(other)) < statistics.FEWEST:
         return statistics.NONE, statistics.NONE
-    counts, drawings = [], np.zeros(0)
+    drawings = np.zeros(0, dtype=int)
+    counts = []
     for side, rows in ((question.better, better), (question.other, other)):
         found = []
         for row in rows.itertuples():
             model = side.members.replace(" ", "") + (f".{side.average}" if side.average else "")
-            correct = records.load_correct(out / row.folder, model)["test"]
+            correct = records.load_correct(out / str(row.folder), model)["test"]
             originals = np.arange(len(correct)) % row.originals
             drawings = np.bincount(originals)
             found.append(np.bincount(originals, weights=correct))
         counts.append(np.stack(found))
-    return statistics.over_originals(*counts, drawings, paired=question.paired)
+    return statistics.over_originals(counts[0], counts[1], drawings, paired=question.paired)

@@ -16,6 +16,7 @@ DEPARTURES = {
     "steps": "follows from the epochs",
     "warm-up, in horizons of momentum": "follows from the epochs: its share of the run is kept",
     "last collapse, in horizons of momentum": "follows from the epochs: its share of the run is kept",
+    "last collapse, in horizons of batch norm's averages": "follows from the epochs; over fewer steps, too few images",
     "largest weight decay of a step": "follows from the epochs: its sum over the run is kept",
 }
 

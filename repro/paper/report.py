@@ -129,8 +129,8 @@ def _findings(answers: pd.DataFrame) -> str:
         verdict = row.verdict + (", a control" if row.control else "")
         items.append(f"<li><b>{html.escape(verdict)}</b>: {html.escape(row.claim + result)}</li>")
     return (
-        f"<p>What small runs show:</p><ul>{''.join(items)}</ul><p>These are findings on a small data set; they do not measure the "
-        "paper's claims on ImageNet. With shrink smoke they are not findings at all: it only shows that everything runs.</p>"
+        f"<p>What small runs show:</p><ul>{''.join(items)}</ul><p>These are findings on a small data set; they do not measure "
+        "the paper's claims on ImageNet. With shrink smoke they are not findings at all: it only shows that everything runs.</p>"
     )
 
 

@@ -17,7 +17,7 @@ MINE = '''
 """A recipe and models as a user writes them."""
 import torch
 from torch import nn
-from repro.recipes import collapsed_ensemble
+from repro.controls import collapsed_ensemble
 from repro.schedule import Recipe, Stage
 
 my_recipe = Recipe(
@@ -60,7 +60,7 @@ def other_arguments(classes):
 
 
 def random_net(classes, channels):
-    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, classes))
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, classes))
 '''
 
 
@@ -117,7 +117,7 @@ def test_a_recipe_is_an_object_or_its_place_and_gives_the_same_run(mine, digits,
     assert tasks[0].run.folder == tasks[1].run.folder
     record = tasks[0].run.record
     assert [record[key] for key in ("base", "shrink", "model", "variant")] == ["cosine_cycles", "none", "resnet11", ""]
-    assert tasks[0].recipe.epoch_images == 900, "an epoch has no more images than the data set"
+    assert tasks[0].recipe.epoch_images == 20_000, "an epoch has no more images than the data set"
 
 
 def test_a_small_version_of_ones_own_recipe_is_made_as_of_ours(mine, digits, tmp_path):

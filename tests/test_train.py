@@ -432,7 +432,7 @@ def test_the_end_of_a_stage_is_evaluated_in_three_views_and_says_which_images(wh
     for stage, row in ends.items():
         assert row["views"].keys() == {"zoom", "scale_aspect"}
         correct = records.load_correct(whole, stage)
-        for view, result in row["views"].items() | {("test", row)}:
+        for view, result in {"test": row, **row["views"]}.items():
             assert result["images"] == len(correct[view]) == (20_000 if view == "test" else 5000)
             assert result["top1"] == sum(correct[view].tolist()) <= result["top5"]
         assert len({each["top1"] / each["images"] for each in (row, *row["views"].values())}) == 3

@@ -130,7 +130,7 @@ def _findings(answers: pd.DataFrame) -> str:
         items.append(f"<li><b>{html.escape(verdict)}</b>: {html.escape(row.claim + result)}</li>")
     return (
         f"<p>What small runs show:</p><ul>{''.join(items)}</ul><p>These are findings on a small data set; they do not measure "
-        "the paper's claims on ImageNet. With shrink smoke they are not findings at all: it only shows that everything runs.</p>"
+        "the paper's claims on ImageNet. With shrink smoke they are no findings at all: it only shows that everything runs.</p>"
     )
 
 

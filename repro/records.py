@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import time
 import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -366,7 +367,7 @@ def load_correct(folder: Path | str, model: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ReproError(f"{path} cannot be read ({error}): delete the folder to train again") from error
 
 

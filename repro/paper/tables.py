@@ -323,6 +323,20 @@ def published_checks() -> pd.DataFrame:
     return pd.DataFrame([*steptime.infer(r3, [r1]), *steptime.infer(r1, [r3]), *steptime.infer(you, [paper])])
 
 
+def on_the_papers_nodes(draws: int = 500) -> pd.DataFrame:
+    """MODEL: efficiency and minutes on nodes like R3's, to which it is fitted; see `steptime.on_known_nodes`.
+
+    16 images per process as in R1, and 32 as in R3. The abstract does not say how many epochs its 28 minutes are, so there are
+    minutes for 60, 64, 75 and 90 epochs. Its 1536 nodes were other ones (Xeon Phi), so their minutes are not A2's.
+    """
+    r3 = published_runs()[0]
+    rows = [row for images in (16, 32) for row in steptime.on_known_nodes(r3, (64, 448, 1536), images, draws=draws)]
+    table = pd.DataFrame(rows)
+    return table.assign(
+        **{f"minutes_{epochs}": epochs * IMAGENET_IMAGES / 60 / table.images_per_s for epochs in (60, 64, 75, 90)}
+    )
+
+
 # --- Effects of the paper's method, on the runs at hand ---------------------------------------------------------------
 ENSEMBLE = "collapse1 + collapse2 + collapse3"
 SNAPSHOTS = "cyc1 + cyc2 + cyc3"

@@ -314,3 +314,22 @@ def published_checks() -> pd.DataFrame:
     """MODEL: the model fitted to one of `published_runs`, predicting another one on the same hardware."""
     r3, r1, paper, you = published_runs()
     return pd.DataFrame([*steptime.infer(r3, [r1]), *steptime.infer(r1, [r3]), *steptime.infer(you, [paper])])
+
+
+def on_the_papers_nodes(draws: int = 500) -> pd.DataFrame:
+    """MODEL: efficiency and minutes on nodes like R3's, to which it is fitted; see `steptime.on_known_nodes`.
+
+    16 images per process as in R1, and 32 as in R3. The abstract does not say how many epochs its 28 minutes are, so there are
+    minutes for 60, 64, 75 and 90 epochs. Its 1536 nodes were other ones (Xeon Phi), so their minutes are not A2's.
+
+    `efficiency` is against a node with the same 44 computing cores. The release leaves 4 of 48 cores to communication (two
+    servers for each of two processes): `efficiency_48_cores` is
+    against a node that computes on all 48, taken as 48/44 as fast.
+    """
+    r3 = published_runs()[0]
+    rows = [row for images in (16, 32) for row in steptime.on_known_nodes(r3, (64, 448, 1536), images, draws=draws)]
+    table = pd.DataFrame(rows)
+    return table.assign(
+        efficiency_48_cores=table.efficiency * 44 / 48,
+        **{f"minutes_{epochs}": epochs * IMAGENET_IMAGES / 60 / table.images_per_s for epochs in (60, 64, 75, 90)},
+    )

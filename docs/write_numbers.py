@@ -317,6 +317,20 @@ def scaling_measured() -> str:
     return table(head, lines) + "\n\n" + made(path, "11-scaling", found["when"], {found["version"]}, machine, more)
 
 
+def scaling_papers_nodes() -> str:
+    lines = [
+        [
+            row["nodes"],
+            row["images"],
+            "nothing" if row["buckets"] == "1" else f"{row['buckets']} buckets",
+            f"{float(row['efficiency']):.0f}% ({float(row['efficiency_low']):.0f} to {float(row['efficiency_high']):.0f})",
+            f"{float(row['efficiency_48_cores']):.0f}%",
+        ]
+        for row in rows_of(f"{REFERENCE}/tables/scaling_papers_nodes.csv")
+    ]
+    return table("nodes | images per process | overlapped | efficiency, MODEL (5 to 95%) | of all 48 cores", lines)
+
+
 def scaling_checks() -> str:
     path = f"{REFERENCE}/bench/scaling.json"
     found, groups = read(path), {}
@@ -371,6 +385,7 @@ PLACES = {
     "profile": profile,
     "loader": loader,
     "scaling-measured": scaling_measured,
+    "scaling-papers-nodes": scaling_papers_nodes,
     "scaling-checks": scaling_checks,
     "faults": faults,
 }

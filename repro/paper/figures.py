@@ -237,7 +237,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     efficiency.axhline(90, color="0.3", linewidth=1, linestyle=":")
     efficiency.annotate("abstract: above 90%", (model.nodes.min(), 90), (2, -11), textcoords="offset points", fontsize=9)
     few = "" if model.n.min() >= 3 else f" (no bands: timed steps n = {model.n.min()})"
-    efficiency.set(ylabel="efficiency against one node, %", ylim=(0, 105), title=f"MODEL: efficiency{few}")
+    efficiency.set(ylabel="efficiency, % (of nodes without allreduce)", ylim=(0, 105), title=f"MODEL: efficiency{few}")
     minutes.plot(
         published.nodes, published.minutes, "D", color="0.2", markersize=5, zorder=3, label="published, on other nodes"
     )

@@ -95,6 +95,8 @@ def _scaling(results: Path) -> list[str]:
         "<p>Nothing in this section was measured: a model of a step's time, fitted to the steps above and extrapolated to many "
         "such machines with an assumed network. Bands: 5 to 95%, none where fewer than three steps were timed.</p>",
         _image(results, "scaling", "MODEL: step time, efficiency, minutes over nodes."),
+        "<h3>MODEL on the nodes of the paper's run on 64 nodes</h3>",
+        _html(_table(results, "scaling_papers_nodes")),
         "<h3>MODEL fitted to one published run, predicting another</h3>",
         _html(_table(results, "scaling_published")),
         f"<h3>MODEL against held-back measurements</h3><p>{close}</p>",

@@ -193,12 +193,17 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
         engine.forget_request()
 
 
-def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = True) -> list[str]:
-    """Trains many runs on the engines, one rank each (`repro.train.train_all`), shows the progress, returns their folders.
+def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = True, apart: bool = True) -> list[str]:
+    """Trains many runs on the engines, shows the progress, and returns their folders. Evaluates `ensembles`, too.
 
-    An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines stay. A second
-    one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
+    `apart`: each rank trains runs of its own (`repro.train.train_all`); otherwise all ranks share every step, as suits large
+    images. An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines stay. A
+    second one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
     """
+    if not apart:
+        for task in tasks:
+            train(engine, live=live, **task)
+        return train_all(engine, tasks, ensembles, live=False)  # all are complete: only ensembles are left
     with watch.listening(signal.SIGINT):
         try:
             plans = engine.run("repro.train:describe_all", tasks)[0]

@@ -29,6 +29,7 @@ PROFILES = {
     "laptop": Profile("digits", "laptop", ("collapse", "ensemble"), (0, 1, 2), {}, "12 minutes on two cores"),
     "full": Profile("digits", "laptop", questions.TOPICS, tuple(range(12)), {}, "hours: all questions, n = 12"),
     "letters": Profile("letters", "laptop", questions.TOPICS, tuple(range(12)), {}, "hours: the same on letters"),
+    "cifar10": Profile("cifar10", "laptop", questions.TOPICS, (0, 1, 2), {}, "not run by us; see `make plan`"),
     "smoke": Profile(
         "digits", "smoke", ("collapse",), (0,), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
     ),
@@ -57,7 +58,8 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
         scaling = {"results": str(results), **chosen.scaling, **joined}
         _run("11-scaling", scaling, kept / "11-scaling.ipynb", cluster)
     with engines.start(apart) as cluster:
-        parameters = {"topics": list(chosen.topics), "seeds": list(chosen.seeds), "cluster": cluster.connection_file, **shared}
+        parameters = {"topics": list(chosen.topics), "seeds": list(chosen.seeds), **shared}
+        parameters["cluster"] = cluster.connection_file
         _run("12-questions", parameters, kept / "12-questions.ipynb", cluster)
     for name, table in zip(("runs", "evaluations"), tidy.runs(runs)):
         tables.save(table, results, name)

@@ -196,7 +196,7 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
 def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = True, apart: bool = True) -> list[str]:
     """Trains many runs on the engines, shows the progress, and returns their folders. Evaluates `ensembles`, too.
 
-    `apart`: each rank trains runs of its own (`repro.train.train_all`); otherwise all ranks share every step, as suits large
+    `apart`: each rank trains runs of its own (`repro.train.train_all`); otherwise all share every step, which suits large
     images. An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines stay. A
     second one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
     """

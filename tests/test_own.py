@@ -28,19 +28,19 @@ my_recipe = Recipe(
     ),
     workers=6,
     images_per_worker=8,
-    record_every=0.2,
+    record_every=0.01,
 )
 impostor = Recipe("one_model", stages=my_recipe.stages, workers=6, images_per_worker=8)
 
 
 def my_net(classes, channels):
     return nn.Sequential(
-        nn.Conv2d(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes)
+        nn.Conv2d(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, classes)
     )
 
 
 def plain_net(classes, channels):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 16), nn.Tanh(), nn.Linear(16, classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(256 * channels, 16), nn.Tanh(), nn.Linear(16, classes))
 
 
 def no_module(classes, channels):
@@ -48,11 +48,11 @@ def no_module(classes, channels):
 
 
 def too_small(classes, channels):
-    return nn.Sequential(nn.Conv2d(channels, 8, 9), nn.Flatten(), nn.LazyLinear(classes))
+    return nn.Sequential(nn.Conv2d(channels, 8, 17), nn.Flatten(), nn.LazyLinear(classes))
 
 
 def wrong_shape(classes, channels):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes + 1))
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, classes + 1))
 
 
 def other_arguments(classes):

@@ -6,6 +6,7 @@ from textwrap import wrap
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from scipy import stats
 
 from repro.paper.questions import ENSEMBLE_LABEL as ENSEMBLE
 from repro.paper.questions import MEMBER_LABEL as MEMBER
@@ -137,14 +138,12 @@ def answers(table: pd.DataFrame) -> plt.Figure:
 def budget(points: pd.DataFrame) -> plt.Figure:
     """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `questions.budget`."""
     figure, axes = plt.subplots(figsize=(9, 5))
-    order = list(dict.fromkeys(points.label))
-    shared = dict(x="epochs", y="top1", hue="label", hue_order=order, ax=axes, errorbar=("ci", 95), seed=0)
-    lines = points[points.line]
-    sns.lineplot(lines, style="label", style_order=order, markers=True, dashes=False, err_style="bars", **shared)
-    colours = dict(zip(order, sns.color_palette(n_colors=len(order))))
-    for label, part in points[~points.line].groupby("label", sort=False):
-        mean, half = part.top1.mean(), 1.96 * part.top1.sem()
-        axes.errorbar(part.epochs.iloc[0], mean, half, fmt="D", color=colours[label], capsize=3, label=label)
+    colours = dict(zip(dict.fromkeys(points.label), sns.color_palette(n_colors=points.label.nunique())))
+    for label, part in points.groupby("label", sort=False):
+        found = part.groupby("epochs").top1
+        mean, half = found.mean(), found.sem() * stats.t.ppf(0.975, found.count() - 1)
+        line = dict(fmt="o-" if part.line.iloc[0] else "D", color=colours[label], capsize=3, label=label)
+        axes.errorbar(mean.index, mean, half, **line)
     axes.set(xlabel="epochs of all training that led to it", ylabel="test top-1, %")
     axes.set_title(f"{points.data.iloc[0]}: mean and 95% interval over n = {points.seed.nunique()} seeds")
     axes.legend(title=None, fontsize=9, loc="lower right")

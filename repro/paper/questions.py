@@ -191,12 +191,12 @@ ONE_MODEL_LABEL = "one model, equal images and exposure"
 def budget(models: pd.DataFrame) -> pd.DataFrame:
     """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
 
-    Expects `tables.models` of one data set and shrink. Columns: label, line (part of a line), members (their number), epochs,
-    top1, seed, data.
+    Expects `tables.models` of one data set and shrink. Columns: label, line (part of a line), members (their number; of a single one,
+    its place), epochs, top1, seed, data.
     """
     models = models[(models.variant == "") & models.default_model]
     all_members = [f"collapse{number}" for number in range(1, 6)]
-    drawn = [(MEMBER_LABEL, True, 1, Side("five_members", member)) for member in all_members]
+    drawn = [(MEMBER_LABEL, True, n, Side("five_members", member)) for n, member in enumerate(all_members, start=1)]
     drawn += [(ENSEMBLE_LABEL, True, n, _mean("five_members", all_members[:n])) for n in range(2, 6)]
     drawn += [("one model at batch 4096", True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
     drawn += [(ONE_MODEL_LABEL, False, 1, ONE_MODEL)]

@@ -197,8 +197,8 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
     """Trains many runs on the engines, shows the progress, and returns their folders. Evaluates `ensembles`, too.
 
     `apart`: each rank trains runs of its own (`repro.train.train_all`); otherwise all share every step, which suits large
-    images. An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines stay. A
-    second one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
+    images. An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines
+    stay. A second one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
     """
     if not apart:
         for task in tasks:

@@ -191,8 +191,8 @@ ONE_MODEL_LABEL = "one model, equal images and exposure"
 def budget(models: pd.DataFrame) -> pd.DataFrame:
     """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
 
-    Expects `tables.models` of one data set and shrink. Columns: label, line (part of a line), members (their number; of a single one,
-    its place), epochs, top1, seed, data.
+    Expects `tables.models` of one data set and shrink. Columns: label, line (part of a line), members (their number;
+    of a single one, its place), epochs, top1, seed, data.
     """
     models = models[(models.variant == "") & models.default_model]
     all_members = [f"collapse{number}" for number in range(1, 6)]

@@ -260,7 +260,8 @@ def test_models_are_in_other_views_too(out):
 
 def test_models_say_whether_the_model_is_the_recipes_own(out):
     write_run(out, "one_model", 0, model="resnet38")
-    write_run(out, "one_model", 0, model="resnet18", base="my_recipe")
+    mine = write_run(out, "one_model", 0, model="resnet18")  # of a recipe that is not ours, so any model is its own
+    (mine / "run.json").write_text(json.dumps(records.read(mine) | {"base": "my_recipe"}))
     models = tables.models(out)
     own = models.drop_duplicates("folder").set_index(["recipe", "model"]).default_model
     assert set(own.index) == {*((base, "resnet11") for base in RUNS), ("one_model", "resnet38"), ("my_recipe", "resnet18")}

@@ -31,7 +31,12 @@ PROFILES = {
     "letters": Profile("letters", "laptop", questions.TOPICS, tuple(range(12)), {}, "hours: the same on letters"),
     "cifar10": Profile("cifar10", "laptop", questions.TOPICS, (0, 1, 2), {}, "not run by us; see `make plan`"),
     "smoke": Profile(
-        "digits", "smoke", ("collapse",), (0,), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
+        "digits",
+        "smoke",
+        ("collapse", "ensemble"),
+        (0,),
+        {"model": "resnet18", "size": 32, "seconds": 4.0},
+        "a minute; no accuracy",
     ),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

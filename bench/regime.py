@@ -19,7 +19,7 @@ import pandas as pd
 
 from repro import recipes, records
 from repro.packed import pack_embedded
-from repro.paths import RESULTS
+from repro.paths import RESULTS, replacing
 from repro.train import train
 
 SEEDS = 100, 101
@@ -77,7 +77,8 @@ def main() -> None:
     print(f"rate: {largest_stable(rates):g}")
     lengths = trials("epochs", ONE_MODEL, LENGTHS, arguments.data, arguments.out, rate=largest_stable(rates))
     print(f"epochs: {levelled_off(lengths):.4g}")
-    pd.concat([rates, lengths]).round(3).to_csv(arguments.out.with_suffix(".csv"), index=False)
+    with replacing(arguments.out.with_suffix(".csv")) as temporary:
+        pd.concat([rates, lengths]).round(3).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

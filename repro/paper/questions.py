@@ -216,7 +216,13 @@ def _answer(question: Question, models: pd.DataFrame, out: Path, margin: float) 
     for view in VIEWS:
         row[f"difference_{view}"] = better[f"top1_{view}"].mean() - other[f"top1_{view}"].mean()
     signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in VIEWS))}
-    row["views"] = "" if row["n"] == 0 else "same sign in all views" if len(signs) == 1 else "the sign depends on the view"
+    row["views"] = (
+        ""
+        if 0 in (row["n"], row["n_other"])
+        else "same sign in all views"
+        if len(signs) == 1
+        else "the sign depends on the view"
+    )
     row["low_originals"], row["high_originals"] = _over_originals(question, better, other, out)
     return row
 

@@ -99,6 +99,27 @@ def test_the_stream_does_not_remember_what_was_asked(digits):
     assert all(map(torch.equal, alone, there[40, 2]))
 
 
+@pytest.mark.parametrize("augmentation", ["scale_aspect", "scale", "none"])
+def test_the_batch_of_several_workers_is_theirs_one_after_the_other(digits, augmentation):
+    one = Stream(Images(digits, "train"), 3, 5, 6)
+    for first, workers in ((0, 5), (0, 2), (2, 2), (4, 1)):
+        images, labels = one.batch(7, first, augmentation, workers)
+        each = [one.batch(7, worker, augmentation) for worker in range(first, first + workers)]
+        assert torch.equal(images, torch.cat([part for part, _ in each]))
+        assert torch.equal(labels, torch.cat([part for _, part in each]))
+
+
+@pytest.mark.parametrize("view", ["test", "zoom", "scale_aspect"])
+def test_a_test_image_looks_the_same_in_every_batch(digits, view):
+    images = Images(digits, "test", limit=40)
+    whole, labels = images.test_batch(0, 40, view)
+    for start, stop in ((0, 1), (13, 20), (39, 40)):
+        part, of_part = images.test_batch(start, stop, view)
+        assert torch.equal(part, whole[start:stop]) and torch.equal(of_part, labels[start:stop])
+    others = [images.test_batch(0, 40, other)[0] for other in ("test", "zoom", "scale_aspect") if other != view]
+    assert not any(torch.equal(whole, other) for other in others)
+
+
 def test_each_seed_step_worker_and_place_has_random_numbers_of_its_own(digits, monkeypatch):
     """Uniform in [0, 1): of 16 x 3 images, none shares any of its numbers with another."""
     seen, images = [], Images(digits, "train")

@@ -223,7 +223,7 @@ def digits_accuracy() -> str:
             f"`{row['shrink']}`",
             row["members"] + (f" ({row['average']} mean)" if row["average"] else ""),
             row["n"],
-            *(f"{float(row[key]):.2f}" for key in ("top1", "sd")),
+            *(f"{float(row[key]):.2f}" if row[key] else "" for key in ("top1", "sd")),
             f"{float(row['smallest']):.2f} to {float(row['largest']):.2f}",
         ]
         for row in rows_of(f"{REFERENCE}/tables/accuracy.csv")

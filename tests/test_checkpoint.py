@@ -161,7 +161,8 @@ def test_nothing_that_is_read_from_a_file_is_run():
     found = []
     for path in [*ROOT.glob("repro/**/*.py"), *ROOT.glob("data_prep/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and banned.fullmatch(ast.unparse(node.func)):
+            safe = isinstance(node, ast.Call) and any(ast.unparse(word) == "allow_pickle=False" for word in node.keywords)
+            if isinstance(node, ast.Call) and banned.fullmatch(ast.unparse(node.func)) and not safe:
                 found.append(f"{path.name}:{node.lineno}: {ast.unparse(node.func)}")
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None)]

@@ -55,7 +55,8 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     tasks = questions.tasks(chosen.data, chosen.shrink, list(chosen.seeds), list(chosen.topics), out=runs)
     together = min(ranks or notebooks.cores(), shrink(find(DISTRIBUTED), chosen.shrink).passes)
     apart = ranks or notebooks.cores()
-    print(f"profile {profile}: {len(tasks)} runs on {chosen.data}, n = {len(chosen.seeds)}; {chosen.about}", flush=True)
+    number = "1 run" if len(tasks) == 1 else f"{len(tasks)} runs"
+    print(f"profile {profile}: {number} on {chosen.data}, n = {len(chosen.seeds)}; {chosen.about}", flush=True)
     with engines.start(together) as cluster:
         joined = {"cluster": cluster.connection_file}
         parameters = {"recipe": DISTRIBUTED, "seeds": [chosen.seeds[0]], **shared, **joined}

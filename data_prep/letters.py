@@ -29,7 +29,7 @@ from repro import packed
 import drawing
 
 NOISE = 0.09  # standard deviation, on a scale from 0 to 1
-# Mean and deviation are those of the training images; the smallest area is the default, the paper's.
+# Mean and deviation are those of the training images; the smallest area is not the paper's 0.08.
 PREPROCESSING = packed.Preprocessing(
     size=drawing.SEEN, short_side=drawing.SIDE, mean=(113,), scale=(1 / 39,), mirror=False, smallest_area=drawing.SMALLEST_AREA
 )

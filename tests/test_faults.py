@@ -571,6 +571,7 @@ def test_a_second_request_stops_at_once(trial, undisturbed, number, ranks):
 # --- The disk ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @counts_for("storage")
 def test_two_processes_do_not_train_one_run(trial, undisturbed):
     first, pid = trial.pause(1, 0, "step-12")

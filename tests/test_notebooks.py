@@ -438,6 +438,7 @@ def test_a_second_interrupt_ends_engines_that_do_not_stop(kernel, digits, tmp_pa
     assert kernel.run(*before) and len(kernel.running("repro.engines")) == 2
 
 
+@pytest.mark.slow
 def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_path):
     sources = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)[:4]
     assert not kernel.run(*sources, "1 / 0")
@@ -452,6 +453,7 @@ def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_
     assert not set(pids) & set(kernel.running("repro.engines"))
 
 
+@pytest.mark.slow
 def test_the_bar_of_an_interrupted_run_is_closed(kernel, digits, tmp_path):
     *before, training = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN | {"live": "True"})[:5]
     assert kernel.run(*before)

@@ -48,7 +48,6 @@ reproduce: .venv/options  ## train, measure and write tables, figures and the re
 	.venv/bin/python -m repro reproduce --profile $(PROFILE) $(ARGS)
 
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
-	@test -e data/digits/test.lmdb || .venv/bin/python data_prep/digits.py
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
 test: .venv/options  ## run the tests, all but the slow ones, in at most 6 minutes on two cores

@@ -1,12 +1,17 @@
 """Packs CIFAR-10 (50,000 training and 10,000 test images, 32 x 32), downloaded by torchvision; needs a network connection.
 
-python data_prep/cifar10.py [--out data/cifar10] [--source FOLDER]
+    python data_prep/cifar10.py [--out data/cifar10] [--source FOLDER] [--val N]
+
+With --val, the last N training images of each class become a validation split and leave the training split.
 """
 
 import argparse
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from repro import packed
 from repro.paths import DATA
@@ -14,11 +19,12 @@ from repro.paths import DATA
 PREPROCESSING = packed.Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)
 
 
-def pack(dataset, out: Path, split: str) -> dict:
-    """Packs a torchvision data set of (Pillow image, label) with `classes` as PNG, which is lossless."""
+def pack(dataset, out: Path, split: str, chosen: Sequence[int] | None = None) -> dict:
+    """Packs a torchvision data set of (Pillow image, label) with `classes`, or the `chosen` of it, as lossless PNG."""
+    chosen = range(len(dataset)) if chosen is None else chosen
 
     def items(start):
-        for index in range(start, len(dataset)):
+        for index in chosen[start:]:
             image, label = dataset[index]
             file = io.BytesIO()
             image.save(file, "PNG")
@@ -27,6 +33,12 @@ def pack(dataset, out: Path, split: str) -> dict:
     return packed.write(
         out / f"{split}.lmdb", "cifar10", split, list(dataset.classes), items, stored="PNG", preprocessing=PREPROCESSING
     )
+
+
+def held_out(labels: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+    """The places of all labels but the last `count` of each class, and the places of these."""
+    last = [place for label in set(labels) for place in np.flatnonzero(np.equal(labels, label))[-count:].tolist()]
+    return sorted(set(range(len(labels))) - set(last)), sorted(last)
 
 
 def main() -> int:
@@ -38,7 +50,10 @@ def main() -> int:
         default=DATA / "downloads",
         help="folder that has cifar-10-python.tar.gz, or to download it into (default: %(default)s)",
     )
+    parser.add_argument("--val", type=int, default=0, metavar="N", help="training images per class to validate on (default: 0)")
     arguments = parser.parse_args()
+    if not 0 <= arguments.val < 5000:
+        parser.error(f"--val is {arguments.val}: it must be between 0 and 4999, as there are 5000 images per class")
     from torchvision.datasets import CIFAR10  # takes seconds to import: only once the arguments are valid
 
     for split in ("train", "test"):
@@ -51,8 +66,14 @@ def main() -> int:
                 file=sys.stderr,
             )
             return 2
-        manifest = pack(dataset, arguments.out, split)
-        print(f"{arguments.out / split}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
+        parts: dict[str, list[int] | None] = {split: None}
+        if split == "train":
+            (arguments.out / "val.lmdb").unlink(missing_ok=True)  # of an earlier call: its images may be trained on now
+            if arguments.val:
+                parts["train"], parts["val"] = held_out(dataset.targets, arguments.val)
+        for part, chosen in parts.items():
+            manifest = pack(dataset, arguments.out, part, chosen)
+            print(f"{arguments.out / part}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
     return 0
 
 

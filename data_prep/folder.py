@@ -2,8 +2,9 @@
 
     python data_prep/folder.py --train FOLDER [--test FOLDER] --out data/NAME
 
-Without test images, a share of the training images is set aside, chosen by a hash of class and file name: the same
-images on every machine, and no image changes sides when others are added.
+Without test images, a share of the training images is set aside, and another one for validation with --val-share. They
+are chosen by a hash of class and file name: the same images on every machine, and no image changes sides when others are
+added.
 """
 
 import argparse
@@ -21,12 +22,17 @@ import packing
 from packing import Source
 
 
-def prepare(train: Path, test: Path | None, test_share: float, out: Path | None, size: int, mirror: bool, **options) -> None:
+def prepare(
+    train: Path, test: Path | None, test_share: float, val_share: float, out: Path | None, size: int, mirror: bool, **options
+) -> None:
     train = train.resolve()
     out = out or DATA / (train.parent.name if train.name == "train" else train.name)
     packing.check_name(out, "folder")
     if not 0 < test_share < 1:
         raise ReproError(f"--test-share is {test_share}: it must be between 0 and 1, such as 0.1")
+    test_share = 0 if test else test_share
+    if not 0 <= val_share < 1 - test_share:
+        raise ReproError(f"--val-share is {val_share}: it must be at least 0, and leave images to train on")
     classes = [folder.name for folder in archives.folders(train)]
     if len(classes) < 2:
         raise ReproError(f"{train} has {len(classes)} class folders: it must have at least two")
@@ -38,11 +44,12 @@ def prepare(train: Path, test: Path | None, test_share: float, out: Path | None,
                 f"{test} has the class {unknown[0]} ({len(unknown)} such), which {train} does not have "
                 f"({compare_labels(classes, test_classes)})"
             )
-        splits = {"train": images, "test": sources(test, classes)}
-    else:
-        splits = {"train": [], "test": []}
-        for source in images:
-            splits["test" if _hash(source.name) < test_share else "train"].append(source)
+    splits: dict[str, list[Source]] = {"train": [], "val": [], "test": sources(test, classes) if test else []}
+    for source in images:
+        place = _hash(source.name)
+        splits["test" if place < test_share else "val" if place < test_share + val_share else "train"].append(source)
+    if not val_share:
+        del splits["val"]
     whole_number("--size", size, 8, 4096)
     usual = packed.PHOTOGRAPHS
     seen = replace(usual, size=size, short_side=round(size * usual.short_side / usual.size), mirror=mirror)
@@ -70,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--test", type=Path, metavar="FOLDER", help="test images of the same classes (default: a share of the training images)"
     )
     parser.add_argument("--test-share", type=float, default=0.1, help="share to test on without --test (default: %(default)s)")
+    parser.add_argument("--val-share", type=float, default=0, help="share to validate on (default: none)")
     parser.add_argument(
         "--out", type=Path, help="folder, which names the data set (default: data/ and the name of the images' folder)"
     )

@@ -212,6 +212,8 @@ def pack(
     rule = Rule(short_side, quality)
     if empty := sorted(set(range(len(classes))) - {source.label for source in splits["train"]}):
         raise ReproError(f"class {classes[empty[0]]} ({len(empty)} such) has no training images: complete or remove it")
+    if "val" not in splits and (out / "val.lmdb").exists():
+        raise ReproError(f"{out / 'val.lmdb'} is of an earlier packing, and its images may now be trained on: delete it")
     jobs = [
         job
         for split, sources in splits.items()

@@ -19,46 +19,23 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE, PUBLISHED = "results/reference", "results/published"
 PLACE = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
-# Each claim of effects.csv: notebook, recipes, file, what was published on ImageNet-1K ({R1}, {A1}: results/published).
-ENSEMBLE = "collapsed_ensemble", "one_model"
-CLAIMS = {
-    "Large batch needs warm-up": (
-        "10-train",
-        ("resnet50_448nodes", "resnet50_448nodes_no_warmup"),
-        "tables/effects.csv",
-        "no ablation known",
-    ),
-    "The collapse helps: against the plain end of the decay, same images seen": (
-        "10-train",
-        ("resnet50_448nodes", "resnet50_448nodes_uncollapsed"),
-        "tables/effects.csv",
-        "{R1}% to {R2}%",
-    ),
-    "The collapse helps: after the last cycle, against before": (
-        "12-collapsed-ensemble",
-        ENSEMBLE[:1],
-        "tables/accuracy.csv",
-        "{R3}% after it",
-    ),
-    "The Collapsed Ensemble beats one model of the same number of images seen": (
-        "12-collapsed-ensemble",
-        ENSEMBLE,
-        "figures/ensemble.svg",
-        "{A4} against {A3}",
-    ),
-    "The Collapsed Ensemble beats its own last member": (
-        "12-collapsed-ensemble",
-        ENSEMBLE[:1],
-        "tables/ensemble.csv",
-        "not stated",
-    ),
-    "Collapsed members make a better ensemble than un-collapsed snapshots": (
-        "12-collapsed-ensemble",
-        ENSEMBLE[:1],
-        "tables/ensemble.csv",
-        "not stated",
-    ),
-    "Averaging softmax beats averaging logits": ("12-collapsed-ensemble", ENSEMBLE[:1], "tables/ensemble.csv", "not stated"),
+# The questions that the README shows; docs/digits.md has all.
+FRONT_DOOR = (
+    "The released collapse is better than the plain end of the linear decay",
+    "Of the collapse, the view helps",
+    "The Collapsed Ensemble beats one model of equal images and equal exposure to the collapse's view",
+    "The Collapsed Ensemble beats a snapshot ensemble with as many images in the collapse's view",
+    "The Collapsed Ensemble beats three models of a third of the images each",
+    "The Collapsed Ensemble beats its last member",
+)
+
+# What was published on ImageNet-1K about a topic's questions ({R1}, {A1}: results/published), and which recipes answer them.
+TOPICS = {
+    "batch": "no loss at 14336; no ablation known",
+    "collapse": "{R1}% without, {R2}% with it",
+    "ensemble": "{A4} against {A3}",
+    "cost": "not stated",
+    "length": "not stated",
 }
 
 
@@ -78,9 +55,9 @@ def runs() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((ROOT / REFERENCE / "runs").glob("*/run.json"))]
 
 
-def effects() -> list[dict]:
-    """The rows of effects.csv of runs with default settings."""
-    return [row for row in rows_of(f"{REFERENCE}/tables/effects.csv") if not row.get("variant")]
+def answers() -> list[dict]:
+    """The rows of answers.csv that have runs."""
+    return [row for row in rows_of(f"{REFERENCE}/tables/answers.csv") if row["n"] != "0" and row["n_other"] != "0"]
 
 
 def goal(row: dict) -> tuple[str, bool | None]:
@@ -142,11 +119,10 @@ def results() -> str:
     measured = max(rows_of(f"{REFERENCE}/tables/scaling_measured.csv"), key=lambda row: (int(row["ranks"]), int(row["images"])))
 
     def line(claim, notebook, recipes, file, value, ours):
-        named = f"[{', '.join(f'`{name}`' for name in recipes) or 'all'}](repro/recipes.py)"
         return [
             claim,
             f"[{notebook[:2]}](notebooks/{notebook}.ipynb)",
-            named,
+            f"[{Path(recipes).name}]({recipes})",
             f"[{Path(file).name}]({REFERENCE}/{file})",
             value.format(**published),
             ours,
@@ -156,56 +132,88 @@ def results() -> str:
         line(
             "Learning rates of the released recipes",
             "01-recipes",
-            (),
+            "repro/released.py",
             "figures/learning_rates.svg",
             "solver files",
             "[equal at every step](tests/test_schedule.py)",
         )
     ]
-    for row in effects():
-        notebook, recipes, file, value = CLAIMS[row["claim"]]
-        claim = row["claim"] if row["data"] in ("digits", "") else f"{row['claim']} ({row['data']})"
-        verdict = row["verdict"].split(":")[0]  # the README gives the reason above the table
-        lines.append(line(claim, notebook, recipes, file, value, f"{difference(row)} *{verdict}*"))
+    for row in answers():
+        if row["claim"] in FRONT_DOOR:
+            ours = f"{difference(row)} *{row['verdict']}*"
+            value = TOPICS[row["topic"]]
+            lines.append(line(row["claim"], "12-questions", "repro/controls.py", "tables/answers.csv", value, ours))
     lines.append(
         line(
             "Scaling efficiency; time to train",
             "11-scaling",
-            ("resnet50_448nodes",),
+            "repro/scaling/steptime.py",
             "tables/scaling_measured.csv",
             "{A1}; {A2}",
             f"{measured['ranks']} ranks, one machine: {float(measured['efficiency']):.0f}%; *clusters: not run*",
         )
     )
-    return table("claim | notebook | recipes | file | published (ImageNet-1K) | ours (digits)", lines) + "\n\n" + origin()
+    return table("claim | notebook | code | file | published (ImageNet-1K) | ours (digits)", lines) + "\n\n" + origin()
 
 
 def origin() -> str:
-    found, counts = runs(), {row["n"] for row in effects() if row["n"] != "0"}
+    found, counts = runs(), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
     versions = ", ".join(sorted({commit(run["version"]) for run in found}))
-    cores = ", ".join(sorted({f"{run['ranks']} ranks on {run['cores']} cores" for run in found}))
+    cores = ", ".join(sorted({f"{run['cores']} cores" for run in found}))
     return (
-        f"Ours: differences in top-1, percentage points, paired over n = {', '.join(sorted(counts))} seeds (95% interval); "
-        f"{len(found)} runs, {sum(run['seconds'] for run in found) / 60:.0f} minutes of training, {cores}, {versions}."
+        f"Ours: differences in top-1, points, n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds (95% "
+        f"interval; verdicts corrected for all questions); {len(found)} runs of one core each, "
+        f"{sum(run['seconds'] for run in found) / 60:.0f} minutes in sum, {cores}, {versions}."
     )
 
 
-def digits_effects() -> str:
+def digits_answers() -> str:
     lines = [
         [
-            row["claim"],
-            f"`{row['shrink']}`" if row["shrink"] else "",
+            row["claim"] + (" (control)" if row["control"] == "True" else ""),
             row["n"],
-            *(f"{float(row[key]):.2f}" if row[key] else "" for key in ("top1", "against")),
+            *(f"{float(row[key]):.2f}" for key in ("top1", "against")),
             difference(row),
-            f"{float(row['p']):.2g}" if row["p"] else "",
+            *(f"{float(row[key]):.2f}" if row[key] else "" for key in ("sd", "detectable")),
+            f"{float(row['p_holm']):.2g}" if row["p_holm"] else "",
             row["verdict"],
+            *(f"{float(row[key]):+.2f}" for key in ("difference_zoom", "difference_scale_aspect")),
         ]
-        for row in effects()
+        for row in answers()
     ]
-    return (
-        table("claim | shrink | n | top-1, % | against, % | difference (95% interval) | p | verdict", lines) + "\n\n" + origin()
-    )
+    head = "claim | n | top-1, % | against, % | difference (95% interval) | sd | detectable | p | verdict | zoom | train view"
+    return table(head, lines) + "\n\n" + origin()
+
+
+def digits_ratios() -> str:
+    lines = [
+        [
+            row["ratio"],
+            f"`{row['recipe']}`",
+            *(f"{float(row[key]):.3g}" for key in ("imagenet", "small", "factor")),
+            row["reason"] or "kept",
+        ]
+        for row in rows_of(f"{REFERENCE}/tables/ratios.csv")
+    ]
+    return table("ratio | recipe | ImageNet | digits | factor | kept, or why not", lines)
+
+
+def digits_regime() -> str:
+    found: dict[tuple, list] = {}
+    for row in rows_of(f"{REFERENCE}/bench/regime.csv"):
+        found.setdefault((row["number"], row["recipe"], float(row["value"])), []).append(row)
+    lines = [
+        [
+            number_,
+            f"`{recipe}`",
+            f"{value:.3g}",
+            len(rows),
+            f"{mean(float(row['validation_top1']) for row in rows):.1f}",
+            f"{mean(float(row['train_top1']) for row in rows):.1f}",
+        ]
+        for (number_, recipe, value), rows in found.items()
+    ]
+    return table("chosen | recipe | value | n | validation top-1, % | training top-1, %", lines)
 
 
 def digits_accuracy() -> str:
@@ -215,7 +223,7 @@ def digits_accuracy() -> str:
             f"`{row['shrink']}`",
             row["members"] + (f" ({row['average']} mean)" if row["average"] else ""),
             row["n"],
-            *(f"{float(row[key]):.2f}" for key in ("top1", "sd")),
+            *(f"{float(row[key]):.2f}" if row[key] else "" for key in ("top1", "sd")),
             f"{float(row['smallest']):.2f} to {float(row['largest']):.2f}",
         ]
         for row in rows_of(f"{REFERENCE}/tables/accuracy.csv")
@@ -225,16 +233,21 @@ def digits_accuracy() -> str:
 
 
 def digits_loss() -> str:
-    """The training loss around the first collapse, where the view changes: means over the runs of collapsed_ensemble."""
+    """The training loss around the collapse: it must not jump up where the view changes."""
     found = []
-    for path in sorted((ROOT / REFERENCE / "runs").glob("collapsed_ensemble-*/metrics.jsonl")):
-        stages = {}
+    for path in sorted((ROOT / REFERENCE / "runs").glob("collapse_parts-*/metrics.jsonl")):
+        stages: dict[str, list] = {}
         for row in map(json.loads, path.read_text().splitlines()):
             stages.setdefault(row["stage"], []).append(row["train_loss"])
-        found.append((stages["cyc1"][-1], stages["collapse1"][0], stages["collapse1"][-1]))
-    names = "last row before the collapse", "first row in it", "last row in it"
+        found.append((stages["main"][-1], stages["zero-crop-x2"][-1], stages["zero-main-x1"][-1], stages["plain"][-1]))
+    names = (
+        "before the collapse",
+        "in the released collapse",
+        "the same in the main view, decay not doubled",
+        "in the plain end",
+    )
     lines = [
-        [name, f"{mean(values):.2g}", f"{min(values):.2g} to {max(values):.2g}"] for name, values in zip(names, zip(*found))
+        [name, f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"] for name, values in zip(names, zip(*found))
     ]
     return table(f"training loss | mean, n = {len(found)} runs | range", lines)
 
@@ -304,6 +317,20 @@ def scaling_measured() -> str:
     return table(head, lines) + "\n\n" + made(path, "11-scaling", found["when"], {found["version"]}, machine, more)
 
 
+def scaling_papers_nodes() -> str:
+    lines = [
+        [
+            row["nodes"],
+            row["images"],
+            "nothing" if row["buckets"] == "1" else f"{row['buckets']} buckets",
+            f"{float(row['efficiency']):.0f}% ({float(row['efficiency_low']):.0f} to {float(row['efficiency_high']):.0f})",
+            f"{float(row['efficiency_48_cores']):.0f}%",
+        ]
+        for row in rows_of(f"{REFERENCE}/tables/scaling_papers_nodes.csv")
+    ]
+    return table("nodes | images per process | overlapped | efficiency, MODEL (5 to 95%) | of all 48 cores", lines)
+
+
 def scaling_checks() -> str:
     path = f"{REFERENCE}/bench/scaling.json"
     found, groups = read(path), {}
@@ -349,13 +376,16 @@ def faults() -> str:
 
 PLACES = {
     "results": results,
-    "digits-effects": digits_effects,
+    "digits-answers": digits_answers,
+    "digits-ratios": digits_ratios,
+    "digits-regime": digits_regime,
     "digits-accuracy": digits_accuracy,
     "digits-loss": digits_loss,
     "speed": speed,
     "profile": profile,
     "loader": loader,
     "scaling-measured": scaling_measured,
+    "scaling-papers-nodes": scaling_papers_nodes,
     "scaling-checks": scaling_checks,
     "faults": faults,
 }

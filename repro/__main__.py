@@ -225,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     _add_settings(measure, without="seed")
 
     whole = command("reproduce", reproduce, "make a profile's runs, tables, figures and report")
-    whole.add_argument("--profile", default="laptop", help="laptop (default) or smoke")
+    whole.add_argument("--profile", default="laptop", help="laptop (default), full, letters or smoke")
     whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
 

@@ -1,7 +1,7 @@
 """Averages one vector over all workers, however they are distributed over ranks: `exact` or `fast`.
 
-Each rank adds the vectors of its workers one at a time, so its memory use does not grow with their number; an allreduce
-then sums over the ranks.
+Each rank adds the vectors of its passes one at a time, so its memory use does not grow with their number; an allreduce
+then sums over the ranks. A pass computes one worker, or several: then its vector is the sum over them.
 
 In float32 (`fast`) the result depends on the order of summation, and hence on the number of ranks. `exact` sums integers,
 for which the order does not matter: every value is rounded once to a fixed binary scale and added to an int64, and the
@@ -95,12 +95,12 @@ class Mean:
 
 
 class Average:
-    """The mean over all workers of a network's contribution: call `add` for each worker, then `mean`."""
+    """The mean over all workers of a network's contribution: call `add` for each pass, then `mean`."""
 
     last: torch.Tensor | None
     sent: int
 
-    def __init__(self, reduction: str, world, workers: int, network):
+    def __init__(self, reduction: str, world, workers: int, network, workers_per_pass: int = 1):
         """`reduction` is exact or fast; the means are written into `network.contribution`. Collective on GPUs."""
         self.arithmetic = ARITHMETIC[choose("reduction", reduction, ARITHMETIC)](workers)
         self.world, self.result, self.split = world, network.contribution, len(network.weights)
@@ -112,7 +112,7 @@ class Average:
         # how many were asked to stop, and how many failed.
         self.total = torch.zeros(len(self.result) + 3, dtype=self.arithmetic.dtype, device=device)
         self.piece, self.message = (len(self.total),) * 2 if self.total.is_cuda else (PIECE, MESSAGE)
-        self.mine = len(range(world.rank, workers, world.size))  # workers of this rank
+        self.mine = len(range(world.rank, -(-workers // workers_per_pass), world.size))  # passes of this rank
         self._start_again()
 
     @property
@@ -121,9 +121,9 @@ class Average:
         return self.total.numel() * self.total.element_size()
 
     def add(self, vector: torch.Tensor) -> None:
-        """Adds one worker's contribution; raises NotFinite if it cannot be averaged.
+        """Adds one pass's contribution; raises NotFinite if it cannot be averaged.
 
-        The contribution of this rank's last worker is only checked here: `mean` adds it piece by piece, while the sums
+        The contribution of this rank's last pass is only checked here: `mean` adds it piece by piece, while the sums
         are in the cache.
         """
         self._check(vector, self.sent, len(vector))
@@ -155,11 +155,11 @@ class Average:
 
     def _start_again(self) -> None:
         self.total[-3:] = 0
-        self.added, self.last = 0, None  # number of this rank's workers in the sums; the last one's vector, not in them yet
+        self.added, self.last = 0, None  # number of this rank's passes in the sums; the last one's vector, not in them yet
         self.sent = 0  # elements that are already on their way to the other ranks
 
     def _sum_over_ranks(self) -> None:
-        """Per message: adds the last worker's part, sums over the ranks and divides, while the data is in the cache."""
+        """Per message: adds the last pass's part, sums over the ranks and divides, while the data is in the cache."""
         for start in range(0, len(self.total), self.message):
             stop = min(start + self.message, len(self.total))
             if self.last is not None:
@@ -175,7 +175,7 @@ class Average:
                 raise NotFinite(f"a gradient or batch statistic is {largest:g}: the run has diverged")
 
     def _add(self, vector: torch.Tensor, start: int, stop: int) -> None:
-        """Adds a part of a worker's vector; the first worker's part replaces the previous step's sums."""
+        """Adds a part of a pass's vector; the first one's part replaces the previous step's sums."""
         for part, total, bits in self._parts(vector, start, stop):
             for piece, sums in zip(part.split(self.piece), total.split(self.piece)):
                 scaled = self.arithmetic.scaled(piece, bits)

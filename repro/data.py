@@ -7,14 +7,14 @@ Philox generator, a published counter-based function; only these raw bits are us
 
 from collections.abc import Generator, Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from repro import ReproError, ahead
+from repro import ReproError, ahead, resample
 from repro.packed import Packed, Preprocessing, data_folder
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`), which need no further threads each
@@ -23,6 +23,8 @@ ATTEMPTS = 10  # to find an area and aspect ratio that fit, before the fallback
 DRAWS = 5 * ATTEMPTS + 6  # random numbers per image, a multiple of 4: (area, change, swap, x, y) per attempt, ...,
 #                           and the last three are (mirror, x, y) of the square views
 
+
+ZOOM = 1.2  # about the median magnification of the main stages' view of digits (1.19) and of ImageNet against the test view
 
 # torchvision's models expect RGB in [0, 1] minus these means, divided by these standard deviations (its documentation).
 TORCHVISION: dict[str, Any] = dict(
@@ -47,12 +49,16 @@ class Images:
     """One split of a packed data set; `images.load(i)` -> (label, pixels as (H, W, 3) BGR or (H, W) grey, uint8)."""
 
     def __init__(self, data: str, split: str, limit: int | None = None, normalization: str = "release", size: int = 0):
-        """`data` is a data set's name (packed under data/) or the path of its folder; at most `limit` images."""
+        """`data` is a data set's name (packed under data/) or the path of its folder; at most `limit` images.
+
+        `split` is "train", "test" or "val"; without a validation split the last raises a ReproError.
+        """
         folder = data_folder(data)
         self.name = folder.name
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
         self.preprocessing = adapted(self.packed.preprocessing, self.name, normalization, size)
         self.count = min(len(self.packed), limit or len(self.packed))
+        self.originals = min(self.packed.originals, self.count)  # image i is a drawing of original i % originals
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
         self.small = self.preprocessing.short_side <= 64
@@ -78,14 +84,47 @@ class Images:
             raise ReproError(f"{self.packed.path}: record {index} is not an image: pack the data set again")
         return label, pixels
 
-    def test_batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images `start` to `stop` in the test view: (N, C, size, size) float32 and labels (N,)."""
-        loaded = [self.load(index) for index in range(start, stop)]
-        return self.tensors([label for label, _ in loaded], [test_view(image, self.preprocessing) for _, image in loaded])
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Labels (N,) and pixels (N, side, side, C) uint8 of all images, if they are small squares of one size; else None."""
+        if not self.small:
+            return None
+        loaded = [self.load(index) for index in range(len(self))]
+        if len({image.shape for _, image in loaded}) > 1 or loaded[0][1].shape[0] != loaded[0][1].shape[1]:
+            return None
+        pixels = np.stack([image for _, image in loaded])
+        return np.array([label for label, _ in loaded]), pixels.reshape(*pixels.shape[:3], self.channels)
 
-    def tensors(self, labels: list[int], views: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images (N, C, size, size), channels last in memory, and labels (N,)."""
-        seen, pixels = self.preprocessing, np.stack(views)
+    def test_batch(self, start: int, stop: int, view: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
+        """Images `start` to `stop`: (N, C, size, size) float32 and labels (N,).
+
+        `view` is test, zoom (the centre, enlarged by `ZOOM`), or the name of a training view: then each image is seen in one
+        random view, always the same.
+        """
+        if view not in ("test", "zoom"):
+            bits = _bits(0, 0, purpose=2, start=start * DRAWS, count=(stop - start) * DRAWS)
+            return self.seen(list(range(start, stop)), view, bits)
+        if view == "test" and self.arrays is not None and self.arrays[1].shape[1] == self.preprocessing.short_side:
+            labels, pixels = self.arrays  # the stored images need no scaling
+            corner, size = (self.preprocessing.short_side - self.preprocessing.size) // 2, self.preprocessing.size
+            return self.tensors(labels[start:stop], pixels[start:stop, corner : corner + size, corner : corner + size])
+        loaded = [self.load(index) for index in range(start, stop)]
+        zoom = ZOOM if view == "zoom" else 1
+        return self.tensors([label for label, _ in loaded], [test_view(image, self.preprocessing, zoom) for _, image in loaded])
+
+    def seen(self, samples: list[int], view: str, bits: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images of these numbers in a training view, each by DRAWS of the random `bits`: (N, C, size, size), (N,)."""
+        numbers = (bits >> np.uint64(11)).reshape(-1, DRAWS) * 2.0**-53
+        if self.arrays is not None and view in ("scale_aspect", "none"):
+            labels, pixels = self.arrays
+            return self.tensors(labels[samples], _views(pixels[samples], view, self.preprocessing, numbers))
+        loaded = [self.load(sample) for sample in samples]
+        views = [VIEWS[view](image, self.preprocessing, draws.tolist()) for (_, image), draws in zip(loaded, numbers)]
+        return self.tensors([label for label, _ in loaded], views)
+
+    def tensors(self, labels, views) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images (N, C, size, size), channels last in memory, and labels (N,), of views (size, size[, C]) uint8."""
+        seen, pixels = self.preprocessing, np.asarray(views)
         if self.channels == 3 and not seen.bgr:
             pixels = pixels[..., ::-1]
         pixels = np.ascontiguousarray(pixels, np.float32)
@@ -93,7 +132,7 @@ class Images:
         rows -= np.tile(np.float32(seen.mean), seen.size)  # type: ignore[arg-type]
         rows *= np.tile(np.float32(seen.scale), seen.size)  # type: ignore[arg-type]
         pixels = pixels.reshape(len(views), seen.size, seen.size, self.channels)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.as_tensor(labels)
 
 
 class Stream:
@@ -116,16 +155,11 @@ class Stream:
         positions = range(first, first + self.workers * self.images_per_worker, self.workers)
         return [int(self.order(position // len(self.images))[position % len(self.images)]) for position in positions]
 
-    def batch(self, step: int, worker: int, augmentation: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented images (N, C, size, size) and labels (N,) of one worker at one step."""
-        view = VIEWS[augmentation]
-        bits = _bits(
-            self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS, count=self.images_per_worker * DRAWS
-        )
-        random = (bits >> np.uint64(11)).reshape(-1, DRAWS) * 2.0**-53
-        loaded = [self.images.load(sample) for sample in self.samples(step, worker)]
-        views = [view(image, self.images.preprocessing, numbers.tolist()) for (_, image), numbers in zip(loaded, random)]
-        return self.images.tensors([label for label, _ in loaded], views)
+    def batch(self, step: int, worker: int, augmentation: str, workers: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented images (N, C, size, size) and labels (N,) of one worker at one step, or of `workers` from this one on."""
+        samples = [sample for number in range(worker, worker + workers) for sample in self.samples(step, number)]
+        bits = _bits(self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS)
+        return self.images.seen(samples, augmentation, bits)
 
 
 def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarray:
@@ -133,8 +167,8 @@ def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarr
     return np.random.Philox(key=[seed, key], counter=[start // 4, 0, 0, purpose]).random_raw(count)
 
 
-def load_ahead(stream: Stream, requests: Iterable[tuple[int, int, str]], threads: int) -> Generator:
-    """Yields `stream.batch(*request)` for each (step, worker, augmentation), decoded by threads before it is requested.
+def load_ahead(stream: Stream, requests: Iterable[tuple], threads: int) -> Generator:
+    """Yields `stream.batch(*request)` for each (step, worker, augmentation[, workers]), decoded by threads in advance.
 
     Small images are kept decoded, and threads would only take the interpreter from the training step, so none are used.
     """
@@ -210,11 +244,25 @@ def crop_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> n
     return _random_square(image, seen, numbers[-3:])
 
 
-def test_view(image: np.ndarray, seen: Preprocessing) -> np.ndarray:
-    """The short side scaled to `short_side`, the centre cut out: one view, not mirrored."""
-    image = _short_side(image, seen.short_side)
+def test_view(image: np.ndarray, seen: Preprocessing, zoom: float = 1) -> np.ndarray:
+    """The short side scaled to `zoom` times `short_side`, the centre cut out: one view, not mirrored."""
+    image = _short_side(image, round(zoom * seen.short_side))
     height, width = image.shape[:2]
     return _cut(image, (width - seen.size) // 2, (height - seen.size) // 2, seen.size, seen.size, seen.size)
 
 
 VIEWS = {"scale_aspect": scale_aspect_view, "scale": scale_view, "none": crop_view}
+
+
+def _views(images: np.ndarray, view: str, seen: Preprocessing, numbers: np.ndarray) -> np.ndarray:
+    """`scale_aspect_view` or `crop_view` of many square images at once: (N, side, side, C) -> (N, size, size, C)."""
+    side = images.shape[1]
+    if view == "scale_aspect":
+        boxes = resample.scale_aspect_boxes(numbers, side, seen, ATTEMPTS)
+    else:
+        boxes = resample.crop_boxes(numbers[:, -2:], side, min(side, seen.size))
+    views = resample.cut(images, boxes, seen.size)
+    if seen.mirror:
+        mirrored = numbers[:, -3] < 0.5
+        views[mirrored] = views[mirrored, :, ::-1]
+    return views

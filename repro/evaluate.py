@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -11,6 +12,9 @@ from repro.data import Images
 from repro.model import builder, find_device
 
 AVERAGES = ("softmax", "logit")
+# The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
+# model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
+VIEWS = {"test": 0, "zoom": 5000, "scale_aspect": 5000}
 
 
 def counts(
@@ -21,53 +25,74 @@ def counts(
     device="cpu",
     precision: str = "fp32",
     threads: int = 2,
+    view: str = "test",
 ) -> dict:
     """Evaluates each member, a (model, state) pair, and, if there are several, their ensemble. Collective.
 
-    Returns, on every rank, {"images": n, "members": [{"top1", "top5", "loss"}, ...], "ensemble": {...}}: numbers of
-    correct predictions (for top-5, the label is among the five most probable classes); loss is the mean cross-entropy.
-    `average` is softmax or logit: the ensemble averages the members' softmax or their logits. The models' parameters are
-    overwritten; one model may be used for several states. `threads` threads decode images ahead.
+    Returns, on every rank, {"images": n, "members": [{"top1", "top5", "loss", "correct"}, ...], "ensemble": {...}}: numbers of
+    correct predictions (for top-5, the label is among the five most probable classes); loss is the mean cross-entropy;
+    correct (n,) says which images the first prediction was right for. `view` is one of `VIEWS`. `average` is softmax or
+    logit: the ensemble averages the members' softmax or their logits. The models' parameters are overwritten; one model may
+    be used for several states. `threads` threads decode images ahead.
     """
     choose("average", average, AVERAGES)
+    number = min(len(images), VIEWS[view] or len(images))
     # A chunk is one forward pass, on one rank, so every image is in the same batch on any number of ranks.
     size = 250 if images.small else 50
-    chunks = range(world.rank * size, len(images), world.size * size)
+    chunks = range(world.rank * size, number, world.size * size)
     rows = len(members) + 1  # members, then the ensemble
-    correct = torch.zeros(rows, 2, dtype=torch.int64)
-    losses = torch.zeros(rows, -(-len(images) // size), dtype=torch.float64)  # one per chunk, summed in a fixed order
+    correct = torch.zeros(rows, 2, number, dtype=torch.int8)  # top-1 and top-5
+    losses = torch.zeros(rows, -(-number // size), dtype=torch.float64)  # one per chunk, summed in a fixed order
     votes, labels = {}, {}
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     with world.together(), torch.inference_mode(), autocast:
         for row, (model, state) in enumerate(members):
             model.load_state_dict(state)
             model.eval()
-            requests = ((start, min(start + size, len(images))) for start in chunks)
+            requests = ((start, min(start + size, number), view) for start in chunks)
             batches = ahead.ordered(images.test_batch, requests, 0 if images.small else threads, ahead=threads)
             for start, (batch, labels[start]) in zip(chunks, batches):
                 logits = model(batch.to(device)).double().cpu()
-                _tally(logits, labels[start], correct[row], losses[row], start // size)
+                correct[row, :, start : start + size], losses[row, start // size] = _tally(logits, labels[start])
                 world.beat()
                 vote = logits.softmax(1) if average == "softmax" else logits
                 votes[start] = votes.get(start, 0) + vote / len(members)
         for start, vote in votes.items():
             scores = vote.log() if average == "softmax" else vote
-            _tally(scores, labels[start], correct[-1], losses[-1], start // size)
+            correct[-1, :, start : start + size], losses[-1, start // size] = _tally(scores, labels[start])
     world.sum(correct.numpy())
     world.sum(losses.numpy())
     results = [
-        {"top1": int(top1), "top5": int(top5), "loss": float(loss.sum()) / len(images)}
-        for (top1, top5), loss in zip(correct, losses)
+        {
+            "top1": int(first.sum()),
+            "top5": int(five.sum()),
+            "loss": float(loss.sum()) / number,
+            "correct": first.numpy().astype(bool),
+        }
+        for (first, five), loss in zip(correct, losses)
     ]
-    return {"images": len(images), "members": results[:-1], "ensemble": results[-1]}
+    return {"images": number, "members": results[:-1], "ensemble": results[-1]}
 
 
-def _tally(scores, labels, correct, losses, chunk):
-    """Counts labels that rank first and among the first five; a tie goes to the lower class."""
+def _tally(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which labels rank first, and which among the first five (2, N), a tie going to the lower class; the sum of losses."""
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :5]
     hits = order == labels[:, None]
-    correct += torch.stack([hits[:, 0].sum(), hits.sum()])
-    losses[chunk] = F.cross_entropy(scores, labels, reduction="sum")
+    return torch.stack([hits[:, 0], hits.any(1)]), F.cross_entropy(scores, labels, reduction="sum")
+
+
+def in_all_views(world, members: list[tuple], images: Images, **options) -> tuple[dict, dict[str, np.ndarray]]:
+    """Evaluates one model, or the ensemble of several, in each of `VIEWS`; options as for `counts`. Collective.
+
+    Returns {"images", "top1", "top5", "loss", "views": {view: the same for each other view}}, and the arrays `correct` by view.
+    """
+    results, correct = {}, {}
+    for view in VIEWS:
+        counted = counts(world, members, images, view=view, **options)
+        result = counted["ensemble"] if len(members) > 1 else counted["members"][0]
+        correct[view] = result.pop("correct")
+        results[view] = {"images": counted["images"], **result}
+    return results.pop("test") | {"views": results}, correct
 
 
 def open_run(folder: str | Path, stages: list[str] | None = None, data: str = "") -> tuple[dict, list[str], Images]:
@@ -83,7 +108,9 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
     members = [stage["name"] for stage in run["recipe"]["stages"] if stage["member"]]
     chosen = [choose(f"stage of {run['recipe']['name']}", stage, names) for stage in stages or members]
     settings = run["settings"]
-    images = Images(data or run["data"]["name"], "test", normalization=settings["normalization"], size=settings["size"])
+    images = Images(
+        data or run["data"]["name"], settings["split"], normalization=settings["normalization"], size=settings["size"]
+    )
     if images.digest != run["data"]["test"]:
         raise ReproError(
             f"{images.packed.path} is not the test set of {Path(folder).name}: name the folder of that one, or train again"
@@ -100,23 +127,30 @@ def build_again(run: dict, images: Images) -> nn.Module:
 
 
 def ensemble(
-    folder: str, members: list[str] | None = None, average: str = "softmax", data: str = "", device: str = "auto"
+    folder: str,
+    members: list[str] | None = None,
+    average: str = "softmax",
+    data: str = "",
+    device: str = "auto",
+    world: comm.Alone | None = None,
 ) -> dict:
-    """Evaluates an ensemble of models at the ends of a complete run's stages, on all ranks, and records it in the run's folder.
+    """Evaluates an ensemble of models at the ends of a complete run's stages and records it in the run's folder. Collective.
 
-    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as for `open_run`.
-    Returns {"members", "average", "images", "top1", "top5", "loss"}.
+    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as for `open_run`,
+    `world` as for `train.train`. Returns {"members", "average", "images", "top1", "top5", "loss"}.
     """
-    world = comm.world()
+    world = world or comm.world()
     with world.together():
         run, members, images = open_run(folder, members, data)
         device = find_device(device, world.node_rank)
         model = build_again(run, images).to(device)
         pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]
     torch.set_num_threads(run["settings"]["threads"])
-    counted = counts(world, pairs, images, average, device, precision=run["settings"]["precision"])
-    entry = {"members": members, "average": average, "images": counted["images"], **counted["ensemble"]}
+    options = dict(average=average, device=device, precision=run["settings"]["precision"])
+    result, correct = in_all_views(world, pairs, images, **options)
+    entry = {"members": members, "average": average, **result}
     with world.together():  # so that no rank returns before the result is on disk
         if world.rank == 0:
+            records.save_correct(folder, "+".join(members) + f".{average}", correct)
             records.add_ensemble(folder, entry)
     return entry

@@ -81,7 +81,7 @@ def export(folder: str | Path, stages: list[str] | None = None, out: str | Path 
     files = []
     for stage in stages:
         state, _ = checkpoint.load(folder / "snapshots" / stage)
-        accuracy = {"split": "test", **{key: run["ends"][stage][key] for key in ("images", "top1", "top5")}}
+        accuracy = {"split": run["settings"]["split"], **{key: run["ends"][stage][key] for key in ("images", "top1", "top5")}}
         values = {name: state[name].float().contiguous() for name in sorted(names)}
         files.append(_write(out / f"{folder.name}-{stage}", values, {**card, "stage": stage, "accuracy": accuracy}))
     return files
@@ -131,7 +131,7 @@ def evaluate(
     world = comm.world()
     with world.together():
         choose("average", average, AVERAGES)
-        choose("split", split, ("test", "train"))
+        choose("split", split, ("test", "val", "train"))
         if not files:
             raise ReproError("no file was named: pass the exported .safetensors files")
         paths = [Path(str(file).removesuffix(".json").removesuffix(".safetensors")) for file in files]
@@ -145,6 +145,8 @@ def evaluate(
         members = [(network.to(device), state) for network, state in pairs]
     torch.set_num_threads(threads)  # as in the run: the results depend on it
     counted = counts(world, members, images, average, device, precision)
+    for result in (*counted["members"], counted["ensemble"]):
+        del result["correct"]
     return {"files": [f"{path.name}.safetensors" for path in paths], "average": average, **counted}
 
 

@@ -7,7 +7,7 @@ import logging
 import time
 import zlib
 
-from repro import ReproError, checkpoint, evaluate, watch
+from repro import ReproError, checkpoint, evaluate, records, watch
 from repro.allreduce import Mean
 from repro.records import Stopped, describe
 from repro.replica import Replica
@@ -65,12 +65,14 @@ class Journal:
         row |= {"train_loss": sum(self.losses) / len(self.losses)}
         row |= {"train_top1": sum(self.corrects) / len(self.corrects) / recipe.images_per_worker}
         if evaluates:
-            row |= self._evaluated()
+            result, correct = self._evaluated(finished=ends_stage)
+            row |= result
         row["seconds"] = self.seconds = self.earlier + time.monotonic() - self.began
         with self.world.together():
             if has_row:
                 self._write_row(row)
             if ends_stage and self.world.rank == 0:
+                records.save_correct(self.run.folder, stage.name, correct)
                 checkpoint.save(self.run.snapshot(stage.name), self.network.state(), row)
             if ends_stage or mean.save or mean.stop or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
@@ -98,17 +100,17 @@ class Journal:
             self.run.metric(row)
             log.info(describe(row, self.task.recipe.epochs()))
 
-    def _evaluated(self) -> dict:
+    def _evaluated(self, finished: bool) -> tuple[dict, dict]:
+        """Top-1, top-5 and loss; of a finished model in all views, and which images it recognised. Collective."""
         settings = self.task.settings
-        counted = evaluate.counts(
-            self.world,
-            [(self.network.model, self.network.state())],
-            self.task.test,
-            device=settings.device,
-            precision=settings.precision,
-            threads=self.task.decoders,
-        )
-        return {"images": counted["images"], **counted["members"][0]}
+        options: dict = dict(device=settings.device, precision=settings.precision, threads=self.task.decoders)
+        member = [(self.network.model, self.network.state())]
+        if finished:
+            return evaluate.in_all_views(self.world, member, self.task.test, **options)
+        counted = evaluate.counts(self.world, member, self.task.test, **options)
+        result = counted["members"][0]
+        correct = {"test": result.pop("correct")}
+        return {"images": counted["images"], **result}, correct
 
     def _check_replicas(self) -> None:
         """Raises on every rank unless weights, statistics and momentum are bit-identical. Collective, one number per rank."""

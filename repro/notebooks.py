@@ -8,13 +8,14 @@ import ast
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from repro import ReproError, choose, own, recipes, records, watch, whole_number
-from repro.engines import AGAIN, Cluster, EnginesEnded, RankError
+from repro.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError
 from repro.packed import Packed, data_folder, pack_embedded
 from repro.paths import ROOT, writable_folder
 from repro.schedule import Recipe
@@ -112,21 +113,24 @@ def check_run(
 
 
 def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
-    """Returns the number of ranks to start for these recipes: `asked`, or, if that is 0, as many as cores and workers allow.
+    """Returns the number of ranks to start for these recipes: `asked`, or, if that is 0, as many as cores and passes allow.
 
-    Raises NotebookError if more are requested than a recipe has workers, or than there are cores, where they would only
+    Raises NotebookError if more are requested than a recipe has passes, or than there are cores, where they would only
     wait for each other. Two are always allowed, so that several ranks can be tried on any machine.
     """
     whole_number("ranks", asked)
     for recipe in chosen:
-        if asked > recipe.workers:
-            raise NotebookError(f"ranks is {asked}: {recipe.name} has {recipe.workers} workers, and each rank needs one")
+        if asked > recipe.passes:
+            raise NotebookError(
+                f"ranks is {asked}: {recipe.name} has {recipe.workers} workers, {recipe.workers_per_pass} in a pass, and each "
+                f"rank needs a pass"
+            )
     if asked > max(2, cores()):
         raise NotebookError(
             f"ranks is {asked}: this machine has {cores()} cores, so start at most {max(2, cores())}. For more all the same, "
             f"set cluster to the connection_file of engines.start({asked})"
         )
-    return asked or min([cores(), *(recipe.workers for recipe in chosen)])
+    return asked or min([cores(), *(recipe.passes for recipe in chosen)])
 
 
 def cores() -> int:
@@ -187,6 +191,70 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
         raise records.Stopped(f"stopped at {_reached(plan)}, saved; run this cell again to continue") from None
     if asked:
         engine.forget_request()
+
+
+def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = True, apart: bool = True) -> list[str]:
+    """Trains many runs on the engines, shows the progress, and returns their folders. Evaluates `ensembles`, too.
+
+    `apart`: each rank trains runs of its own (`repro.train.train_all`); otherwise all share every step, which suits large
+    images. An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines
+    stay. A second one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
+    """
+    if not apart:
+        for task in tasks:
+            train(engine, live=live, **task)
+        return train_all(engine, tasks, ensembles, live=False)  # all are complete: only ensembles are left
+    with watch.listening(signal.SIGINT):
+        try:
+            plans = engine.run("repro.train:describe_all", tasks)[0]
+            job = engine.submit("repro.train:train_all", tasks, ensembles)
+            _show_all(plans, lambda: job.done() or watch.asked.is_set(), live)
+            if watch.asked.is_set() and not job.done():
+                engine.ask_to_stop()
+            try:
+                job.result()
+            except RankError as error:
+                if error.kind != "Stopped":
+                    raise
+            if watch.asked.is_set():
+                engine.forget_request()
+                raise records.Stopped(f"stopped: {_share(plans):.0%} of the images are done; run this cell again to continue")
+        except KeyboardInterrupt:
+            engine.end("they were interrupted twice")
+            raise EnginesEnded(f"interrupted twice: the engines were ended at once. {AGAIN}") from None
+        finally:
+            watch.asked.clear()
+    return [plan["folder"] for plan in plans]
+
+
+def _show_all(plans: list[dict], done, live: bool) -> None:
+    """A bar over the images of all runs, or a line of text every few seconds, until `done()`."""
+    from tqdm import tqdm
+
+    began, first, told = time.monotonic(), _share(plans), 0.0
+    with tqdm(total=100, unit="%", initial=round(100 * first), file=sys.stdout, disable=not live) as bar:
+        while not done():
+            time.sleep(POLL)
+            share, seconds = _share(plans), time.monotonic() - began
+            bar.update(round(100 * share) - bar.n)
+            if not live and seconds - told > 15 and share > first:
+                told, left = seconds, (1 - share) * seconds / (share - first)
+                complete = sum(plan["complete"] for plan in plans)
+                print(
+                    f"{complete} of {len(plans)} runs, {share:.0%} of the images, about {left / 60:.1f} minutes left",
+                    flush=True,
+                )
+
+
+def _share(plans: list[dict]) -> float:
+    """The share of all images of these runs that has been trained; marks runs that have become complete."""
+    trained = 0.0
+    for plan in plans:
+        if not plan["complete"] and records.read(plan["folder"]).get("status") == "complete":
+            plan["complete"] = True
+        rows = [] if plan["complete"] else records.metric_rows(plan["folder"])
+        trained += plan["images"] if plan["complete"] else (rows[-1]["step"] if rows else 0) * plan["global_batch"]
+    return trained / sum(plan["images"] for plan in plans)
 
 
 def _reached(plan: dict) -> str:

@@ -1,4 +1,4 @@
-"""The average between nodes: communication overlaps with the last worker's backward pass.
+"""The average between nodes: communication overlaps with the last backward pass.
 
 Gradients are stored in the order in which backward yields them, and the sum of a bucket starts as soon as the bucket is
 complete. MPI makes progress on it when it is polled, which happens with each further gradient. Within one node there is
@@ -19,9 +19,9 @@ BUCKET = 1 << 20  # elements of gradients that are sent together
 class OverlappedAverage(Average):
     """`Average` that sums bucket by bucket; after `attach`, during the backward pass already."""
 
-    def __init__(self, reduction: str, world, workers: int, network):
+    def __init__(self, reduction: str, world, workers: int, network, workers_per_pass: int = 1):
         self.ends = list(accumulate(parameter.numel() for parameter in network.parameters))
-        super().__init__(reduction, world, workers, network)
+        super().__init__(reduction, world, workers, network, workers_per_pass)
 
     def attach(self, network) -> "OverlappedAverage":
         """Makes each of the network's parameters notify this average when its gradient is ready."""
@@ -70,8 +70,8 @@ class OverlappedAverage(Average):
         self._divide(0, len(self.result))
 
 
-def average_for(reduction: str, world, workers: int, network) -> Average:
+def average_for(reduction: str, world, workers: int, network, workers_per_pass: int = 1) -> Average:
     """Returns the average that suits the ranks' machines: overlapped between nodes, plain within one. Collective on GPUs."""
     if world.nodes > 1:
-        return OverlappedAverage(reduction, world, workers, network).attach(network)
-    return Average(reduction, world, workers, network)
+        return OverlappedAverage(reduction, world, workers, network, workers_per_pass).attach(network)
+    return Average(reduction, world, workers, network, workers_per_pass)

@@ -4,7 +4,8 @@ Keys are record numbers, eight bytes big-endian, from 0. A record is the label (
 (uint32), both little-endian, then the encoded image (PNG or JPEG bytes). The value of the key of one zero byte is the
 manifest as JSON, after its own CRC-32: format, data set, split, number of images, classes (the label map), number of
 images per class, how images are stored and become the network's input, which were converted or left out, and a SHA-256
-over all records in order. The file contains its own digest, so a run can name exactly what it was trained on.
+over all records in order. If several images are drawings of one original, it has the number of `originals`, and image i is
+a drawing of original i % originals. The file contains its own digest, so a run can name exactly what it was trained on.
 """
 
 import fcntl
@@ -31,7 +32,9 @@ from repro.paths import DATA, ROOT, replacing
 FORMAT = "scaleout-repro packed images, version 3"
 HEADER = struct.Struct("<II")
 MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended in any case
-DATA_SETS = ("digits", "cifar10", "imagenet", "places365")  # for which data_prep has a script of the same name
+EMBEDDED = ("digits", "letters")  # made from what scikit-learn and matplotlib bring
+SPLITS = ("train", "val", "test")  # a data set may lack "val"
+DATA_SETS = (*EMBEDDED, "cifar10", "imagenet", "places365")  # for which data_prep has a script of the same name
 CHUNK = 500  # inputs per transaction: the most that a kill can cost
 
 
@@ -74,12 +77,14 @@ def write(
     stored: str = "as packed",
     fingerprint: str = "",
     preprocessing: Preprocessing = PHOTOGRAPHS,
+    originals: int | None = None,
 ) -> dict:
     """Packs `items(0)` into one file, which appears under its name only when it is complete; returns the manifest.
 
     `fingerprint` is a digest of all inputs and settings. With one, a conversion that was killed is continued by the next
     call with the same fingerprint, from `items(n)`, the items from number n on, and the file is bit-identical to
-    that of an uninterrupted conversion. `stored` describes in words what was done to the images.
+    that of an uninterrupted conversion. `stored` describes in words what was done to the images. `originals`: image i is a
+    drawing of original i % originals; by default each image is its own original.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +103,8 @@ def write(
         "left_out": [],
         "sha256": "",
     }
+    if originals:
+        manifest["originals"] = originals
     try:
         with _continued(path, fingerprint) if fingerprint else replacing(path) as temporary:
             return _fill(temporary, manifest, items)
@@ -200,6 +207,11 @@ class Packed:
     def __init__(self, path: Path | str, dataset: str, split: str):
         self.path = Path(path)
         if not self.path.is_file():
+            if split == "val" and self.path.with_name("train.lmdb").is_file():
+                raise PackedError(
+                    f"{dataset} has no validation split ({path} is missing): name a data set that has one, such as digits, or "
+                    f"pack it again with one (python data_prep/{_script(dataset)}.py --help)"
+                )
             raise PackedError(f"no packed data at {path}: {_how_to_pack(dataset, self.path.parent)}")
         try:
             file = self.path.stat()
@@ -237,6 +249,11 @@ class Packed:
     def __len__(self) -> int:
         return self.manifest["count"]
 
+    @property
+    def originals(self) -> int:
+        """Image i is a drawing of original i % originals."""
+        return self.manifest.get("originals", len(self))
+
     def __getitem__(self, index: int) -> tuple[int, bytes]:
         with self.environment.begin(buffers=False) as transaction:
             record = transaction.get(index.to_bytes(8, "big"))
@@ -257,8 +274,11 @@ class Packed:
 
 
 def _how_to_pack(dataset: str, folder: Path) -> str:
-    script = dataset if (ROOT / "data_prep" / f"{dataset}.py").exists() else "folder"
-    return f"make it with `python data_prep/{script}.py --out {folder}` (--help lists all options)"
+    return f"make it with `python data_prep/{_script(dataset)}.py --out {folder}` (--help lists all options)"
+
+
+def _script(dataset: str) -> str:
+    return dataset if (ROOT / "data_prep" / f"{dataset}.py").exists() else "folder"
 
 
 def data_folder(data: str) -> Path:
@@ -270,14 +290,21 @@ def data_folder(data: str) -> Path:
     return DATA / data
 
 
+def drawn_by(data: str) -> str:
+    """What `stored` says of an embedded data set: another text after any change of the scripts that draw it."""
+    digest = hashlib.sha256(b"".join((ROOT / "data_prep" / f"{name}.py").read_bytes() for name in (data, "drawing")))
+    return f"PNG, drawn by data_prep/{data}.py and drawing.py (sha256 {digest.hexdigest()[:12]})"
+
+
 def pack_embedded(data: str) -> None:
-    """Packs the digits that are part of scikit-learn, if `data` is their name and they are not packed yet."""
-    if data != "digits":
+    """Packs the data set `data` if it is an embedded one and its splits are not there as its script makes them now."""
+    if data not in EMBEDDED:
         return
     try:
-        for split in ("train", "test"):
-            Packed(DATA / data / f"{split}.lmdb", data, split)
+        if all(Packed(DATA / data / f"{split}.lmdb", data, split).manifest["stored"] == drawn_by(data) for split in SPLITS):
+            return
     except PackedError:  # missing, damaged, or in an earlier version's format
-        done = subprocess.run([sys.executable, str(ROOT / "data_prep" / "digits.py")], capture_output=True, text=True)
-        if done.returncode:
-            raise PackedError(f"the digits could not be packed: {done.stderr.strip().splitlines()[-1]}") from None
+        pass
+    done = subprocess.run([sys.executable, str(ROOT / "data_prep" / f"{data}.py")], capture_output=True, text=True)
+    if done.returncode:
+        raise PackedError(f"the {data} could not be packed: {done.stderr.strip().splitlines()[-1]}")

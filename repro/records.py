@@ -8,6 +8,7 @@ finds the same folder: a complete run is skipped, an incomplete one is continued
     snapshots/     the model at the end of each stage
     checkpoints/   where to continue from, while the run is incomplete
     ensembles.json results of the ensembles that were evaluated from the snapshots
+    correct/       per evaluated model and view, which test images it recognised
     lock           held by the process that trains, so that no other process trains it too
     heartbeats/    signs of life of the ranks (`watch`), while the run is incomplete
 """
@@ -21,6 +22,8 @@ import platform
 import shutil
 import subprocess
 import time
+import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,13 +32,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from repro import ReproError, __version__, own
 from repro.paths import ROOT, named, replacing, writable_folder
 from repro.settings import non_default
 
 log = logging.getLogger("repro")
 
-FORMAT = 2  # of run.json
+FORMAT = 3  # of run.json
 # A change to the meaning of any of these makes a different run. Recipes are numbers, which are part of a run's identity.
 TRAINING_CODE = (
     "schedule",
@@ -48,6 +53,7 @@ TRAINING_CODE = (
     "packed",
     "ahead",
     "data",
+    "resample",
     "optim",
     "evaluate",
     "checkpoint",
@@ -72,6 +78,10 @@ PACKAGES = (
 
 class Stopped(ReproError):
     """A run was stopped on request, after a whole step and with a checkpoint: the same command continues it."""
+
+
+class Locked(ReproError):
+    """Another process is training this run."""
 
 
 class OldRun(ReproError):
@@ -185,7 +195,7 @@ class Run:
     def begin(self, **facts) -> bool:
         """Writes run.json before the first step; the record of an earlier attempt is kept under `attempts`.
 
-        Returns False, and writes nothing, if the run is complete. Raises ReproError if another process is training it.
+        Returns False, and writes nothing, if the run is complete. Raises Locked if another process is training it.
         """
         if self.complete:
             return False
@@ -224,9 +234,7 @@ class Run:
             self.lock.seek(0)
             owner = self.lock.read()
             self.release()
-            raise ReproError(
-                f"{self.folder} is being trained by {owner or 'another process'}: wait for it, or end it"
-            ) from None
+            raise Locked(f"{self.folder} is being trained by {owner or 'another process'}: wait for it, or end it") from None
         except OSError as error:
             log.warning("%s cannot be locked (%s): do not train this run twice at the same time", self.folder, error.strerror)
         self.lock.truncate(0)
@@ -343,6 +351,24 @@ def add_ensemble(folder: Path | str, entry: dict) -> None:
     kept = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in identity)]
     with replacing(Path(folder) / "ensembles.json") as temporary:
         temporary.write_text(json.dumps([*kept, entry], indent=1))
+
+
+def save_correct(folder: Path | str, model: str, correct: dict[str, np.ndarray]) -> None:
+    """Records which test images a model (a stage's name, or an ensemble's) recognised: per view, an array of booleans (N,)."""
+    with named(path := Path(folder) / "correct" / f"{model}.npz"):
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **correct)  # type: ignore[arg-type]
+
+
+def load_correct(folder: Path | str, model: str) -> dict[str, np.ndarray]:
+    """Returns what `save_correct` recorded. Raises ReproError if it is missing or damaged."""
+    path = Path(folder) / "correct" / f"{model}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ReproError(f"{path} cannot be read ({error}): delete the folder to train again") from error
 
 
 def all_runs(out: Path | str) -> list[Path]:

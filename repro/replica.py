@@ -29,8 +29,7 @@ def assemble(world, task) -> Replica:
     keep_freed()
     torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the result depends on it
     torch.manual_seed(settings.seed)
-    network = Network(task.build(), settings.device)
+    network = Network(task.build(), settings.device, recipe.images_per_worker)
     optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
-    return Replica(
-        world, network, optimizer, average_for(settings.reduction, world, recipe.workers, network), settings.precision
-    )
+    average = average_for(settings.reduction, world, recipe.workers, network, recipe.workers_per_pass)
+    return Replica(world, network, optimizer, average, settings.precision)

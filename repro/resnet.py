@@ -63,6 +63,7 @@ NETWORKS = {  # block, and number of blocks in each stage of the network: the pa
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
     "resnet11": (Bottleneck, (1, 1, 1)),
+    "resnet38": (Bottleneck, (4, 4, 4)),
 }
 
 
@@ -70,16 +71,16 @@ class ResNet(nn.Module):
     """One of `NETWORKS`: images (N, channels, H, W) of any size to logits (N, classes).
 
     `stride` is where a bottleneck that halves its input does so: in the first 1x1 convolution ("v1", the paper) or in the
-    3x3 ("v1.5"). `released_stem` selects the stem of the authors' Caffe release, otherwise torchvision's. ResNet-11 has a 3x3
-    convolution without pooling instead, and an eighth of the others' channels.
+    3x3 ("v1.5"). `released_stem` selects the stem of the authors' Caffe release, otherwise torchvision's. ResNet-11 and -38
+    have a 3x3 convolution of stride 2 without pooling instead, three stages, and an eighth of the others' channels.
     """
 
     def __init__(self, name: str, classes: int, channels: int = 3, stride: str = "v1.5", released_stem: bool = True):
         super().__init__()
         block, numbers = NETWORKS[name]
-        if name == "resnet11":
+        if len(numbers) == 3:
             width = 8
-            self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(channels, width, 3, 2, padding=1, bias=False)
             self.maxpool: nn.Module = nn.Identity()
         else:
             width = 64

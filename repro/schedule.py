@@ -6,6 +6,7 @@ starts from the weights and batch-norm statistics at the end of an earlier one, 
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,7 @@ SWITCHES = {  # where the authors' text and code disagree, or Intel's defaults d
 STRIDES = ("v1.5", "v1")
 DECAYS = ("polynomial", "cosine")
 AUGMENTATIONS = ("scale_aspect", "scale", "none")
+NEW_WEIGHTS = "new weights"  # a stage that starts from these begins another model
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Stage:
     drops: tuple[int, ...] = ()  # multistep instead of polynomial: the rate falls tenfold at each of these iterations
     weight_decay: float = 5e-5
     augmentation: str = "scale_aspect"  # or "scale" (short side 256 to 480), or "none": random crop and mirror only
-    starts_from: str = ""  # an earlier stage's end; "": the stage before
+    starts_from: str = ""  # an earlier stage's end; "": the stage before; `NEW_WEIGHTS`: another set of random weights
     member: bool = False  # its end point is a member of the ensemble
 
 
@@ -59,6 +61,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     workers: int
     images_per_worker: int
+    workers_per_pass: int = 1  # workers whose images share a forward and backward pass; batch norm still sees one's at a time
     epoch_images: int = IMAGENET_IMAGES
     model: str = "resnet50"
     stride: str = "v1.5"  # v1.5: the 3x3 convolution of a bottleneck has the stride; v1: the first 1x1
@@ -81,7 +84,7 @@ class Recipe:
         if len(set(names)) < len(names):
             raise ReproError(f"recipe {self.name}: two stages share a name ({', '.join(names)}): rename one")
         for index, stage in enumerate(self.stages):
-            if stage.starts_from and stage.starts_from not in names[:index]:
+            if stage.starts_from not in ("", NEW_WEIGHTS, *names[:index]):
                 raise ReproError(
                     f"recipe {self.name}: stage {stage.name} starts from {stage.starts_from}, "
                     f"which is not one of the stages before it"
@@ -91,7 +94,7 @@ class Recipe:
             raise ReproError(
                 f"a recipe's name is {self.name!r}: use only letters, digits, and _ . -, since folders are named after it"
             )
-        for name, least in (("workers", 1), ("images_per_worker", 1), ("epoch_images", 1)):
+        for name, least in (("workers", 1), ("images_per_worker", 1), ("workers_per_pass", 1), ("epoch_images", 1)):
             whole_number(f"recipe {self.name}: {name}", getattr(self, name), least)
         for name, value, most in (("momentum", self.momentum, 0.9999), ("bn_momentum", self.bn_momentum, 1.0)):
             if not 0 <= value <= most:
@@ -123,6 +126,11 @@ class Recipe:
         """Images per step, over all workers."""
         return self.workers * self.images_per_worker
 
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes per step, over all workers: the most ranks that can share a step."""
+        return -(-self.workers // self.workers_per_pass)
+
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """The first step of each stage, then the number of steps of the whole recipe."""
@@ -148,11 +156,23 @@ class Recipe:
         return self.stages[index], step - self.starts[index]
 
     def origin(self, stage: Stage) -> Stage | None:
-        """The stage whose end this one starts from; None for the first, which starts from random weights."""
+        """The stage whose end this one starts from; None if it starts from random weights."""
         index = self.stages.index(stage)
+        if stage.starts_from == NEW_WEIGHTS:
+            return None
         if stage.starts_from:
             return next(earlier for earlier in self.stages if earlier.name == stage.starts_from)
         return self.stages[index - 1] if index else None
+
+    def lineage(self, names: Iterable[str]) -> list[Stage]:
+        """The stages that were trained for the models at the ends of the stages of these names, in order."""
+        needed = set()
+        for name in names:
+            stage = next((stage for stage in self.stages if stage.name == name), None)
+            while stage and stage.name not in needed:
+                needed.add(stage.name)
+                stage = self.origin(stage)
+        return [stage for stage in self.stages if stage.name in needed]
 
 
 def learning_rate(recipe: Recipe, step: int, formula: str = "") -> float:

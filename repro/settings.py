@@ -24,6 +24,7 @@ class Settings:
     precision: str = _setting(
         "auto", "auto: bf16 for large images if the processor supports it, otherwise fp32", ("auto", "fp32", "bf16")
     )
+    split: str = _setting("test", "images that models are tested on; val to choose anything by", ("test", "val"))
     device: str = _setting("auto", "auto: a GPU if torch sees one, otherwise the CPU", ("auto", "cpu", "cuda"))
     threads: int = _setting(1, "threads per rank for computation", least=1, most=1024)
 

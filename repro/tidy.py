@@ -23,6 +23,8 @@ EVALUATION = [
     "top1",
     "top5",
     "test_images",
+    "top1_zoom",
+    "top1_scale_aspect",
     "seconds",
 ]
 NONE = float("nan")
@@ -41,7 +43,8 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
     train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;
-    seconds since the run's start.
+    top1_zoom and top1_scale_aspect, in other views than the test's (`evaluate.VIEWS`), of stages' ends only; seconds since the
+    run's start.
 
     Raises ReproError if there are no runs in `out`.
     """
@@ -102,4 +105,10 @@ def _evaluation(row: dict) -> dict:
         "top1": 100 * row.get("top1", NONE) / images,
         "top5": 100 * row.get("top5", NONE) / images,
         "test_images": images,
+        **in_views(row),
     }
+
+
+def in_views(result: dict) -> dict:
+    """top1_VIEW, per cent, of a metric row or an ensemble, for each view besides the test's that it was evaluated in."""
+    return {f"top1_{view}": 100 * found["top1"] / found["images"] for view, found in result.get("views", {}).items()}

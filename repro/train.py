@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+import torch
 from torch import nn
 
-from repro import ReproError, checkpoint, choose, comm, own, recipes, records, watch, whole_number
+from repro import ReproError, checkpoint, choose, comm, evaluate, own, recipes, records, watch, whole_number
 from repro.allreduce import Mean
 from repro.data import Images, Stream, load_ahead
 from repro.journal import Journal
@@ -28,7 +30,7 @@ from repro.model import builder, find_device, find_precision
 from repro.packed import pack_embedded
 from repro.paths import RUNS
 from repro.replica import Replica, assemble
-from repro.schedule import SWITCHES, Recipe, Stage, corrected_from, learning_rate
+from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, corrected_from, learning_rate
 from repro.settings import Settings, non_default
 
 log = logging.getLogger("repro")
@@ -71,7 +73,7 @@ def step(
 def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
     """Averages one step's gradient, batch statistics, loss and correct predictions over all workers. Collective.
 
-    This rank computes its share of the workers, one after the other. If this fails on a rank, all ranks raise at this step.
+    This rank computes its share of the passes, one after the other. If this fails on a rank, all ranks raise at this step.
     """
     world, average, error = replica.world, replica.average, None
     try:
@@ -89,21 +91,27 @@ def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
 
 
 def _begin_stage(task: "Task", stage: Stage, replica: Replica) -> None:
-    """Sets momentum to zero, and loads the weights and statistics of the stage that it branches from, if it names one."""
+    """Sets momentum to zero, and loads the weights and statistics that the stage starts from, if not the current ones."""
     replica.optimizer.history.zero_()
-    if stage.starts_from:
+    if stage.starts_from == NEW_WEIGHTS:
+        # torch's generator uses 32 bits of a seed: of (seed, stage), mixed, so that no other run starts from the same weights.
+        mixed = np.random.SeedSequence([task.settings.seed, task.recipe.stages.index(stage)])
+        torch.manual_seed(int(mixed.generate_state(1)[0]))
+        replica.network.load(task.build().state_dict())
+    elif stage.starts_from:
         with replica.world.together():
             replica.network.load(checkpoint.load(task.run.snapshot(stage.starts_from))[0])
 
 
 def _batches(world, task: "Task", first: int) -> Iterator:
-    """The batches of this rank's workers, one worker after the other, step after step, from step `first` on."""
+    """The batches of this rank's passes, one after the other, step after step, from step `first` on."""
     recipe = task.recipe
     stream = Stream(task.train, task.settings.seed, recipe.workers, recipe.images_per_worker)
+    starts = range(0, recipe.workers, recipe.workers_per_pass)[world.rank :: world.size]
     requests = (
-        (number, worker, recipe.stage_at(number)[0].augmentation)
+        (number, start, recipe.stage_at(number)[0].augmentation, min(recipe.workers_per_pass, recipe.workers - start))
         for number in range(first, recipe.iterations)
-        for worker in range(world.rank, recipe.workers, world.size)
+        for start in starts
     )
     return load_ahead(stream, requests, task.decoders)
 
@@ -154,7 +162,8 @@ def prepare(
     asked = Settings(**{name: value for name, value in options.items() if name in known})
     for name, value, least in (("decoders", decoders, 0), ("steps", steps, 0), ("patience", patience, 1)):
         whole_number(name, value, least)
-    train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in ("train", "test"))
+    splits = "train", asked.split
+    train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in splits)
     if difference := compare_labels(train.classes, test.classes):
         raise ReproError(f"the label map of {test.packed.path} is not that of {train.packed.path}: {difference}")
     small = recipes.shrink(original, shrink, len(train))
@@ -168,6 +177,7 @@ def prepare(
     seen = train.preprocessing
     build = builder(small.model, len(train.classes), train.channels, seen.size, small.stride, small.zero_gamma)
     facts = {"name": train.name, "train": train.digest, "test": test.digest, "preprocessing": non_default(seen)}
+    facts["originals"] = test.originals
     origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked)}
     origin["model_source"] = own.source_digest(small.model) if own.is_own(small.model) else ""
     run = records.Run(out, small, settings, facts, **origin)
@@ -204,24 +214,22 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
     }
 
 
-def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
-    """Trains a recipe (parameters as for `prepare`) on all ranks; returns the run's folder. Collective.
+def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None = None, **parameters) -> str:
+    """Trains a recipe (parameters as for `prepare`) on all ranks of `world`; returns the run's folder. Collective.
 
-    A complete run of the same code, settings and data is left unchanged; an incomplete one is continued. Raises
-    ReproError on every rank if any rank fails, and records.Stopped if a rank was asked to stop or `steps` are done.
+    `world` is by default all ranks that were started together. A complete run of the same code, settings and data is left
+    unchanged; an incomplete one is continued. Raises ReproError on every rank if any rank fails, records.Locked if another
+    process is training this run, and records.Stopped if a rank was asked to stop or `steps` are done.
     """
-    world = comm.world()
+    world = world or comm.world()
     world.leaving = False  # engines are used again after a call that failed
     with world.together():
         if world.rank == 0:
             pack_embedded(data)
     with world.together():
         task = prepare(recipe, data, **parameters)
-        if world.size > task.recipe.workers:
-            raise ReproError(
-                f"{task.recipe.name} has {task.recipe.workers} workers, which {world.size} ranks cannot "
-                f"share: start at most {task.recipe.workers} ranks"
-            )
+        if world.size > task.recipe.passes:
+            raise ReproError(f"{too_many(task.recipe, world.size)}: start at most {task.recipe.passes} ranks")
     _agree(world, task)
     with world.together():
         complete = world.rank == 0 and not task.run.begin(ranks=world.size, workers=task.recipe.workers)
@@ -249,6 +257,42 @@ def train(recipe: str | Recipe, data: str = "digits", **parameters) -> str:
     finally:
         task.run.release()
     return folder
+
+
+def describe_all(tasks: list[dict]) -> list[dict]:
+    """`describe` of each of these tasks."""
+    return [describe(**task) for task in tasks]
+
+
+def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]]] | None = None) -> None:
+    """Trains many independent runs, each on a rank of its own; every rank takes the next that no other has taken. Collective.
+
+    `tasks` are the parameters of `train`. `ensembles` are (stages, average) by recipe, evaluated at the end of its run. On a
+    machine with few cores this is faster than sharing each step of a small network. Complete runs are left unchanged.
+    Raises as `train`, on every rank, after the other ranks have finished what they had taken.
+    """
+    world, alone = comm.world(), comm.Alone()
+    with world.together():
+        if world.rank == 0:
+            for data in {task["data"] for task in tasks}:
+                pack_embedded(data)
+    with world.together():
+        for task in tasks:
+            with suppress(records.Locked):
+                folder = train(world=alone, **task)
+                recorded = [(entry["members"], entry["average"]) for entry in records.ensembles(folder)]
+                for members, average in (ensembles or {}).get(task["recipe"], []):
+                    if (members, average) not in recorded:
+                        evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
+            if watch.asked.is_set():
+                raise records.Stopped("stopped on request between two runs: the same command continues")
+
+
+def too_many(recipe: Recipe, ranks: int) -> str:
+    """Says that so many ranks cannot share a step of the recipe."""
+    one = recipe.workers_per_pass == 1
+    what = f"{recipe.workers} workers" if one else f"{recipe.passes} passes of {recipe.workers_per_pass} workers"
+    return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
 
 
 def _agree(world, task: Task) -> None:

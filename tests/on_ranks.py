@@ -49,19 +49,22 @@ def evaluated(world, digits):
         torch.manual_seed(seed)
         states.append(build("resnet11", 10, 1).state_dict())
     model = build("resnet11", 10, 1)
-    return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=601))
+    counts = evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=601))
+    for row in (*counts["members"], counts["ensemble"]):
+        row["correct"] = row["correct"].tolist()
+    return counts
 
 
 def failed(world, digits, out, smoke):
     """What each rank raises when the last one cannot read its images, at which step, and after how many seconds."""
     original, steps, times = Stream.batch, [], []
 
-    def batch(self, step, worker, augmentation):
+    def batch(self, step, worker, augmentation, workers=1):
         steps.append(step)
         if step == FAILING_STEP and world.rank == world.size - 1:
             times.append(time.monotonic())
             raise OSError("the disk is gone")
-        return original(self, step, worker, augmentation)
+        return original(self, step, worker, augmentation, workers)
 
     Stream.batch = batch
     try:

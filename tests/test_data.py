@@ -99,10 +99,31 @@ def test_the_stream_does_not_remember_what_was_asked(digits):
     assert all(map(torch.equal, alone, there[40, 2]))
 
 
+@pytest.mark.parametrize("augmentation", ["scale_aspect", "scale", "none"])
+def test_the_batch_of_several_workers_is_theirs_one_after_the_other(digits, augmentation):
+    one = Stream(Images(digits, "train"), 3, 5, 6)
+    for first, workers in ((0, 5), (0, 2), (2, 2), (4, 1)):
+        images, labels = one.batch(7, first, augmentation, workers)
+        each = [one.batch(7, worker, augmentation) for worker in range(first, first + workers)]
+        assert torch.equal(images, torch.cat([part for part, _ in each]))
+        assert torch.equal(labels, torch.cat([part for _, part in each]))
+
+
+@pytest.mark.parametrize("view", ["test", "zoom", "scale_aspect"])
+def test_a_test_image_looks_the_same_in_every_batch(digits, view):
+    images = Images(digits, "test", limit=40)
+    whole, labels = images.test_batch(0, 40, view)
+    for start, stop in ((0, 1), (13, 20), (39, 40)):
+        part, of_part = images.test_batch(start, stop, view)
+        assert torch.equal(part, whole[start:stop]) and torch.equal(of_part, labels[start:stop])
+    others = [images.test_batch(0, 40, other)[0] for other in ("test", "zoom", "scale_aspect") if other != view]
+    assert not any(torch.equal(whole, other) for other in others)
+
+
 def test_each_seed_step_worker_and_place_has_random_numbers_of_its_own(digits, monkeypatch):
     """Uniform in [0, 1): of 16 x 3 images, none shares any of its numbers with another."""
     seen, images = [], Images(digits, "train")
-    monkeypatch.setitem(data.VIEWS, "recording", lambda image, kind, numbers: seen.extend(numbers) or image[:8, :8])
+    monkeypatch.setitem(data.VIEWS, "recording", lambda image, kind, numbers: seen.extend(numbers) or image[:16, :16])
     for seed in (0, 1):
         for step in range(4):
             for worker in range(2):
@@ -236,7 +257,7 @@ def test_scale_shows_224_of_a_short_side_of_256_to_480(monkeypatch):
 def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
     ramp = np.tile(np.arange(0, 256, dtype=np.uint8), (256, 1))
     for kind, low, high in ((DIGITS, 0, 0), (IMAGENET, 70, 130)):
-        image = ramp[:14, ::18] if kind is DIGITS else np.stack([ramp] * 3, axis=2)
+        image = ramp[:20, ::13] if kind is DIGITS else np.stack([ramp] * 3, axis=2)
         sides = []
         for numbers in draws(4, 200):
             numbers[-3:] = numbers[-3], 0.5, 0.5
@@ -329,8 +350,8 @@ def test_a_record_that_is_no_image_is_named(tmp_path):
 
 
 def test_limit_takes_the_first_images(digits):
-    assert len(Images(digits, "train")) == 900 and len(Images(digits, "train", limit=7)) == 7
-    assert len(Images(digits, "train", limit=10**6)) == 900
+    assert len(Images(digits, "train")) == 20_000 and len(Images(digits, "train", limit=7)) == 7
+    assert len(Images(digits, "train", limit=10**6)) == 20_000
 
 
 # --- Loading ahead -----------------------------------------------------------------------------------------------------

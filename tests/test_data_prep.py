@@ -1,27 +1,238 @@
 """The data sets that the project packs."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import digits as digits_set
+import letters as letters_set
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
 from torchvision.datasets import FakeData
 
 from data_prep import cifar10
+from repro import packed
 from repro.data import Images
+from repro.packed import SPLITS, Packed, PackedError, pack_embedded
 from repro.paths import ROOT
 
+import drawing
+from conftest import python
 
-def test_digits_are_the_same_pixels_every_time(digits, tmp_path):
-    done = subprocess.run([sys.executable, "data_prep/digits.py", "--out", str(tmp_path / "digits")], cwd=ROOT, timeout=60)
-    assert done.returncode == 0
-    for split in ("train", "test"):
-        again, first = Images(str(tmp_path / "digits"), split), Images(str(digits), split)
-        assert again.digest == first.digest and len(again) == len(first)
+# Of the packed digits. A change of the drawings changes the result of every run on them, and must be meant.
+DIGESTS = {
+    "train": "98ca2337eac234dfb7e81eacdef742ea16e3aa6c1db29948224126ea53cd9258",
+    "val": "830ed9b3b86469933e0379528acba45fc861c2f9211f906bc61c30b7b08162a9",
+    "test": "584433b0f687058015d10c043d30794a6cc3d8c8b930239ab8db9298678774d8",
+}
 
 
-def test_no_original_is_on_both_sides(digits):
-    train, test = (Images(str(digits), split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (900, 4000)
-    assert sum(train.packed.manifest["count_per_class"]) == 900
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory) -> str:
+    """The folder of the packed letters, made as the README says."""
+    folder = tmp_path_factory.mktemp("data") / "letters"
+    packing = python(ROOT / "data_prep" / "letters.py", "--out", folder)
+    assert packing.returncode == 0, packing.stderr
+    return str(folder)
+
+
+@pytest.fixture(params=["digits", "letters"])
+def drawn(request) -> SimpleNamespace:
+    """A data set's name, its script, and the images of each of its splits."""
+    folder = request.getfixturevalue(request.param)
+    script = {"digits": digits_set, "letters": letters_set}[request.param]
+    return SimpleNamespace(
+        name=request.param, script=script, folder=folder, **{split: Images(folder, split) for split in SPLITS}
+    )
+
+
+def seen(images) -> np.ndarray:
+    """The test views (N, 16, 16), before normalization."""
+    return np.stack([images.load(index)[1] for index in range(len(images))])[:, 1:-1, 1:-1]
+
+
+# --- Digits and letters --------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_the_same_bytes_on_every_machine(digits):
+    assert {split: Images(digits, split).digest for split in SPLITS} == DIGESTS
+
+
+def test_a_second_packing_gives_the_same_bytes(drawn, tmp_path):
+    done = python(ROOT / "data_prep" / f"{drawn.name}.py", "--out", tmp_path / drawn.name)
+    assert done.returncode == 0, done.stderr
+    for split in SPLITS:
+        assert Images(str(tmp_path / drawn.name), split).digest == getattr(drawn, split).digest
+
+
+def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):
+    """Each is nearer to its own original, drawn without distortion, than to the next one's in nearly all cases."""
+    for split, (ink, labels) in drawn.script.originals().items():
+        images = getattr(drawn, split)
+        assert images.originals == len(ink) == len(labels)
+        assert [images.load(index)[0] for index in range(0, len(images), 7)] == [
+            labels[index % len(ink)] for index in range(0, len(images), 7)
+        ]
+        plain = drawing.distort(ink, np.zeros((len(ink), drawing.NUMBERS)))[:, 1:-1, 1:-1]
+        views = seen(images)[: 2 * len(ink)]
+
+        def likeness(originals, views=views):
+            originals = np.tile(originals - originals.mean((1, 2), keepdims=True), (2, 1, 1))
+            return (views * originals).sum((1, 2)) / np.sqrt((originals**2).sum((1, 2)))
+
+        assert (likeness(plain) > likeness(np.roll(plain, 1, axis=0))).mean() > 0.85
+
+
+def test_limit_limits_the_originals(digits):
+    assert [Images(digits, "train", limit=limit).originals for limit in (10, 700, 701, None)] == [10, 700, 700, 700]
+
+
+def test_sizes_and_classes(drawn):
+    assert [(len(getattr(drawn, split)), split) for split in SPLITS] == [(20_000, "train"), (5_000, "val"), (20_000, "test")]
+    assert len(drawn.train.classes) == {"digits": 10, "letters": 26}[drawn.name]
+    for split in SPLITS:
+        counts = np.array(getattr(drawn, split).packed.manifest["count_per_class"])
+        assert abs(counts / counts.mean() - 1).max() < 0.1, "a class is more than 10% rarer or more frequent than the mean"
+    kind = drawn.train.preprocessing
+    assert (kind.size, kind.short_side, kind.mirror, kind.smallest_area) == (16, 18, False, 0.3)
+    assert drawn.train.load(0)[1].shape == (18, 18)
+
+
+def test_the_splits_have_no_original_in_common(drawn):
+    inks = {split: {each.tobytes() for each in ink} for split, (ink, _) in drawn.script.originals().items()}
+    assert all(inks[one].isdisjoint(inks[other]) for one, other in (("train", "val"), ("train", "test"), ("val", "test")))
+
+
+def test_every_digit_is_in_one_split():
+    drawn = [each for ink, _ in digits_set.originals().values() for each in ink]
+    every = digits_set.load_digits().images / 16
+    assert sorted(each.tobytes() for each in drawn) == sorted(each.tobytes() for each in every)
+
+
+def test_no_font_and_no_family_of_fonts_is_in_two_splits():
+    def family(font):
+        for name in ("DejaVuSans", "DejaVuSerif", "STIX", "cm"):  # the Mono of DejaVuSans is derived from it
+            if font.startswith(name):
+                return name
+        raise AssertionError(f"of which family is {font}?")
+
+    families = [{family(font) for font in fonts} for fonts in letters_set.FONTS.values()]
+    assert len(set.union(*families)) == sum(map(len, families))
+
+
+@pytest.mark.parametrize("font", [font for fonts in letters_set.FONTS.values() for font in fonts])
+def test_each_font_has_52_glyphs_of_their_own(font):
+    ink = letters_set.glyphs(font)
+    assert ink.shape == (52, 16, 16) and ink.min() == 0 and ink.max() == 1
+    assert ink.sum((1, 2)).min() > 15 and len({each.tobytes() for each in ink}) == 52
+    rows, columns = ink.any(2), ink.any(1)  # each fills its picture from side to side in one direction
+    assert ((rows[:, 0] & rows[:, -1]) | (columns[:, 0] & columns[:, -1])).all()
+
+
+def test_mean_and_scale_are_those_of_the_training_images(drawn):
+    pixels, kind = seen(drawn.train), drawn.script.PREPROCESSING
+    assert drawn.train.preprocessing == kind
+    assert kind.mean[0] == pytest.approx(pixels.mean(), abs=1) and 1 / kind.scale[0] == pytest.approx(pixels.std(), abs=1)
+
+
+def test_little_of_the_noise_is_clipped(drawn):
+    """At most what a background of 0.25 and this noise make inevitable: 20% of the digits' pixels, 5% of the letters'."""
+    for split in SPLITS:
+        pixels = seen(getattr(drawn, split))
+        assert ((pixels == 0) | (pixels == 255)).mean() < {"digits": 0.2, "letters": 0.05}[drawn.name]
+
+
+# --- How they are drawn --------------------------------------------------------------------------------------------------
+
+
+def test_a_drawing_is_the_original_turned_scaled_sheared_and_shifted():
+    """Against SciPy's cubic splines, which are another interpolation: on a smooth original they agree."""
+    generator = np.random.default_rng(0)
+    ink = ndimage.gaussian_filter(np.pad(generator.random((20, 60, 60)), ((0, 0), (20, 20), (20, 20))), (0, 4, 4))
+    numbers = generator.uniform(-1, 1, (20, drawing.NUMBERS))
+    middle, side = (drawing.SIDE - 1) / 2, ink.shape[1]
+    for original, drawn, (turn, scale, shear, right, down) in zip(ink, drawing.distort(ink, numbers), numbers):
+        angle = 2 * np.arctan(turn * np.tan(np.deg2rad(7.5)))
+        turned = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]  # of (down, right)
+        matrix = [[1, 0], [0.15 * shear, 1]] @ np.array(turned) * side / drawing.EXTENT / (1 + 0.15 * scale)
+        offset = (side - 1) / 2 - matrix @ (middle + np.array([down, right]))
+        plain = ndimage.affine_transform(original, matrix, offset, output_shape=(drawing.SIDE,) * 2, order=3)
+        assert np.abs(drawn - plain).max() < 0.002
+
+
+def test_the_distortions_fill_their_ranges_and_the_noise_is_normal(monkeypatch):
+    numbers = []
+    monkeypatch.setattr(drawing, "distort", lambda ink, n: numbers.append(n) or np.full((len(ink), 18, 18), 0.5))
+    pixels = drawing.draw(np.zeros((2000, 8, 8)), "trial", 0, 0.1) / 255
+    assert pixels.mean() == pytest.approx(0.5, abs=0.001) and pixels.std() == pytest.approx(0.1, abs=0.001)
+    assert [(abs(pixels - 0.5) < width).mean() for width in (0.1, 0.2)] == pytest.approx([0.683, 0.954], abs=0.01)
+    assert numbers[0].shape == (2000, drawing.NUMBERS)
+    for each in numbers[0].T:
+        assert -1 <= each.min() < -0.99 and 0.99 < each.max() < 1 and abs(each.mean()) < 0.05
+    correlations = np.corrcoef(np.concatenate([numbers[0], pixels[:, :3, 0]], axis=1).T) - np.eye(drawing.NUMBERS + 3)
+    assert abs(correlations).max() < 0.1
+
+
+def test_drawings_do_not_depend_on_how_many_are_made_at_once():
+    ink = np.random.default_rng(0).random((24, 8, 8))
+    whole = drawing.draw(ink, "trial", 0, 0.2)
+    assert np.array_equal(whole, np.concatenate([drawing.draw(ink[at : at + 8], "trial", at, 0.2) for at in (0, 8, 16)]))
+    assert not np.array_equal(whole, drawing.draw(ink, "another", 0, 0.2))
+
+
+def test_the_png_is_one(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(18, 20), dtype=np.uint8)
+    (tmp_path / "image.png").write_bytes(drawing.png(pixels))
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.mode == "L" and np.array_equal(np.asarray(image), pixels)
+
+
+# --- Packed when they are needed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path, digits) -> list:
+    """data/ in another place, and a list of the scripts that were run for it; they copy what is packed already."""
+    runs = []
+    monkeypatch.setattr(packed, "DATA", tmp_path)
+
+    def run(command, **_):
+        runs.append(Path(command[1]).name)
+        (tmp_path / "digits").mkdir(exist_ok=True)
+        for split in SPLITS:
+            (tmp_path / "digits" / f"{split}.lmdb").unlink(missing_ok=True)
+            shutil.copy(Path(digits, f"{split}.lmdb"), tmp_path / "digits")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(packed.subprocess, "run", run)
+    return runs
+
+
+def test_embedded_data_are_packed_when_missing_incomplete_or_drawn_otherwise(elsewhere, tmp_path):
+    for _ in range(2):
+        pack_embedded("digits")
+        assert elsewhere == ["digits.py"], "packed again without a reason"
+    (tmp_path / "digits" / "val.lmdb").unlink()  # as before there were validation splits
+    pack_embedded("digits")
+    assert len(elsewhere) == 2
+    packed.write(tmp_path / "digits" / "train.lmdb", "digits", "train", ["0"], lambda start: [packed.Item(0, b"old")])
+    pack_embedded("digits")
+    assert len(elsewhere) == 3 and len(Packed(tmp_path / "digits" / "train.lmdb", "digits", "train")) == 20_000
+    pack_embedded("cifar10")
+    assert len(elsewhere) == 3
+
+
+def test_a_failed_packing_is_told_in_one_line(elsewhere, monkeypatch):
+    monkeypatch.setattr(packed.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="...\nOSError: full\n"))
+    with pytest.raises(PackedError, match="the letters could not be packed: OSError: full"):
+        pack_embedded("letters")
+
+
+# --- CIFAR-10 ------------------------------------------------------------------------------------------------------------
 
 
 def test_cifar10_is_packed_pixel_by_pixel(tmp_path):
@@ -34,6 +245,30 @@ def test_cifar10_is_packed_pixel_by_pixel(tmp_path):
         label, image = images.load(index)
         original, expected = fake[index]
         assert label == int(expected) and image[..., ::-1].tobytes() == original.tobytes()  # BGR
+
+
+def test_cifar10_holds_out_the_last_images_of_each_class(tmp_path):
+    fake = FakeData(size=40, image_size=(3, 32, 32), num_classes=3)
+    fake.classes, labels = ["a", "b", "c"], [int(label) for _, label in fake]
+    train, val = cifar10.held_out(labels, 2)
+    assert sorted(train + val) == list(range(40)) and sorted(labels[place] for place in val) == [0, 0, 1, 1, 2, 2]
+    assert all(place > max(t for t in train if labels[t] == labels[place]) for place in val)
+    for split, chosen in (("train", train), ("val", val)):
+        cifar10.pack(fake, tmp_path / "cifar10", split, chosen)
+        images = Images(str(tmp_path / "cifar10"), split)
+        assert [images.load(index)[1][..., ::-1].tobytes() for index in range(len(images))] == [
+            fake[place][0].tobytes() for place in chosen
+        ]
+
+
+def test_without_a_validation_split_it_is_said(tmp_path):
+    fake = FakeData(size=5, image_size=(3, 32, 32), num_classes=3)
+    fake.classes = ["a", "b", "c"]
+    cifar10.pack(fake, tmp_path / "cifar10", "train")
+    with pytest.raises(PackedError, match=r"cifar10 has no validation split .* data_prep/cifar10.py --help"):
+        Images(str(tmp_path / "cifar10"), "val")
+    with pytest.raises(PackedError, match="no packed data at"):
+        Images(str(tmp_path / "nothing"), "val")
 
 
 def test_without_a_network_cifar10_says_what_to_do(tmp_path):

@@ -90,6 +90,6 @@ def test_damaged_data_is_broken_and_missing_data_is_not(only, capsys, monkeypatc
     monkeypatch.setattr(doctor, "DATA", tmp_path)
     assert "make data" in lines(capsys)["data"]
     shutil.copytree(digits, tmp_path / "digits")
-    assert "digits test (4000), digits train (900)" in lines(capsys)["data"]
+    assert "digits test (20000), digits train (20000), digits val (5000)" in lines(capsys)["data"]
     os.truncate(tmp_path / "digits" / "train.lmdb", 5000)
     assert lines(capsys)["data"].startswith("BROKEN")

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from on_ranks import evaluated
@@ -31,10 +32,17 @@ def logits(digits):
     return members, [images.load(i)[0] for i in range(COUNT)]
 
 
+def places(scores, labels):
+    """The place of each image's label among the classes, from 0."""
+    return [sorted(range(10), key=lambda c: (-row[c], c)).index(label) for row, label in zip(scores, labels)]
+
+
 def obvious(scores, labels):
     """Images whose label is first, and among the first five."""
-    places = [sorted(range(10), key=lambda c: (-row[c], c)).index(label) for row, label in zip(scores, labels)]
-    return {"top1": sum(place < 1 for place in places), "top5": sum(place < 5 for place in places)}
+    return {
+        "top1": sum(place < 1 for place in places(scores, labels)),
+        "top5": sum(place < 5 for place in places(scores, labels)),
+    }
 
 
 def softmax(row):
@@ -68,14 +76,14 @@ def test_counts_equal_the_obvious_loop(digits, logits):
     assert found["images"] == COUNT
     for row, scores in zip(found["members"], members):
         assert {key: row[key] for key in ("top1", "top5")} == obvious(scores, labels)
+        assert row["correct"] == [place == 0 for place in places(scores, labels)] and sum(row["correct"]) == row["top1"]
         entropy = -sum(torch.tensor(softmax(row)).log()[label].item() for row, label in zip(scores, labels)) / COUNT
         assert row["loss"] == pytest.approx(entropy, rel=1e-5)
 
 
 def test_counts_need_not_guess_at_a_tie():
-    correct, losses = torch.zeros(2, dtype=torch.int64), torch.zeros(1)
-    evaluate._tally(torch.zeros(10, 10), torch.arange(10), correct, losses, 0)  # all classes alike: the lower ones rank first
-    assert correct.tolist() == [1, 5]
+    correct, _ = evaluate._tally(torch.zeros(10, 10), torch.arange(10))  # all classes alike: the lower ones rank first
+    assert correct.tolist() == [[place < 1 for place in range(10)], [place < 5 for place in range(10)]]
 
 
 @pytest.mark.parametrize("average", ["softmax", "logit"])
@@ -91,6 +99,7 @@ def test_an_ensemble_averages_predictions(digits, average):
     votes = {"softmax": [mean(*map(softmax, rows)) for rows in zip(*members)], "logit": [mean(*rows) for rows in zip(*members)]}
     found = counts(digits, states, average=average)["ensemble"]
     assert {key: found[key] for key in ("top1", "top5")} == obvious(votes[average], labels)
+    assert found["correct"].tolist() == [place == 0 for place in places(votes[average], labels)]
     assert obvious(votes["softmax"], labels) != obvious(votes["logit"], labels), "this test cannot tell them apart"
 
 
@@ -141,6 +150,69 @@ def test_an_unknown_average_is_told_what_was_meant(digits):
         counts(digits, random_states(1), average="logits")
 
 
+def test_the_zoomed_view_and_the_training_view_show_other_images_and_the_same_ones_each_time(digits):
+    """Against the forward pass of each image alone, as `Images` shows it."""
+    (state,), images, model = random_states(1, spread=400), Images(digits, "test", limit=300), build("resnet11", 10, 1).eval()
+    model.load_state_dict(state)
+    found = {}
+    for view in evaluate.VIEWS:
+        counted = counts(digits, [state], limit=300, view=view)
+        with torch.no_grad():
+            scores = [model(images.test_batch(i, i + 1, view)[0])[0].double().tolist() for i in range(300)]
+        labels = [images.load(i)[0] for i in range(300)]
+        assert {key: counted["members"][0][key] for key in ("top1", "top5")} == obvious(scores, labels), view
+        assert counts(digits, [state], limit=300, view=view)["members"][0]["loss"] == counted["members"][0]["loss"]
+        found[view] = counted["members"][0]["loss"]
+    assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_in_all_views_is_counts_of_each_view(digits, monkeypatch, members):
+    monkeypatch.setitem(evaluate.VIEWS, "zoom", 100)
+    states, images, model = random_states(members, spread=400), Images(digits, "test", limit=301), build("resnet11", 10, 1)
+    result, correct = evaluate.in_all_views(ALONE, [(model, state) for state in states], images, average="logit")
+    assert list(correct) == ["test", "zoom", "scale_aspect"] and list(result["views"]) == ["zoom", "scale_aspect"]
+    for view, number in (("test", 301), ("zoom", 100), ("scale_aspect", 301)):
+        counted = counts(digits, states, limit=301, view=view, average="logit")
+        expected = counted["ensemble"] if members > 1 else counted["members"][0]
+        assert correct[view].tolist() == expected.pop("correct").tolist() and len(correct[view]) == number
+        found = {**result, **result["views"]}[view] if view != "test" else {k: v for k, v in result.items() if k != "views"}
+        assert found == {"images": number, **expected}
+
+
+# --- Which images were recognised ------------------------------------------------------------------------------------------
+
+
+def test_what_was_recognised_comes_back_as_it_was(tmp_path):
+    correct = {"test": np.array([True, False, True]), "zoom": np.array([False])}
+    records.save_correct(tmp_path, "a+b.softmax", correct)
+    records.save_correct(tmp_path, "a", {"test": np.array([], bool)})
+    found = records.load_correct(tmp_path, "a+b.softmax")
+    assert {view: (array.dtype, array.tolist()) for view, array in found.items()} == {
+        "test": (bool, [True, False, True]),
+        "zoom": (bool, [False]),
+    }
+    assert records.load_correct(tmp_path, "a")["test"].tolist() == []
+    assert sorted(path.name for path in (tmp_path / "correct").iterdir()) == ["a+b.softmax.npz", "a.npz"], "nothing temporary"
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "text", "flipped", "objects"])
+def test_a_damaged_record_of_what_was_recognised_is_named(tmp_path, damage):
+    path = tmp_path / "correct" / "main.npz"
+    records.save_correct(tmp_path, "main", {"test": np.arange(1000) % 3 == 0})
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "objects":
+        np.savez(path, test=np.array([{}], dtype=object))
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes(255 - byte for byte in content[middle : middle + 8]) + content[middle + 8 :]
+        path.write_bytes({"empty": b"", "short": content[:-30], "text": b"not a file of arrays", "flipped": flipped}[damage])
+    with pytest.raises(ReproError, match="correct/main.npz cannot be read .* delete the folder to train again"):
+        records.load_correct(tmp_path, "main")
+
+
 # --- Ensembles of a run --------------------------------------------------------------------------------------------------
 
 
@@ -151,11 +223,17 @@ def run(whole, tmp_path):
 
 def test_an_ensemble_of_a_run_averages_its_snapshots_and_is_recorded(run, digits):
     states = [checkpoint.load(run / "snapshots" / stage)[0] for stage in ("main", "collapse")]
-    expected = counts(digits, states, limit=None)["ensemble"] | {"images": 4000}
+    views = {}
+    for view, images in (("test", 20_000), ("zoom", 5000), ("scale_aspect", 5000)):
+        views[view] = counts(digits, states, limit=None, view=view)["ensemble"] | {"images": images}
+    correct = {view: expected.pop("correct").tolist() for view, expected in views.items()}
     for average in ("softmax", "logit", "softmax"):
         entry = evaluate.ensemble(str(run), members=["main", "collapse"], average=average, data=digits)
         if average == "softmax":
-            assert {key: entry[key] for key in expected} == expected
+            expected = views["test"] | {"views": {view: views[view] for view in ("zoom", "scale_aspect")}}
+            assert entry == {"members": ["main", "collapse"], "average": "softmax"} | expected
+            found = records.load_correct(run, "main+collapse.softmax")
+            assert {view: array.tolist() for view, array in found.items()} == correct
     assert [each["average"] for each in records.ensembles(run)] == ["logit", "softmax"], "one entry for each average"
     assert records.ensembles(run)[-1] == entry
 
@@ -164,6 +242,8 @@ def test_a_runs_own_members_are_its_collapses(run, digits):
     entry, record = evaluate.ensemble(str(run), data=digits), json.loads((run / "run.json").read_text())
     assert entry["members"] == ["collapse"]
     assert (entry["top1"], entry["top5"]) == (record["top1"], record["top5"])
+    one, end = (records.load_correct(run, name) for name in ("collapse.softmax", "collapse"))
+    assert all((one[view] == end[view]).all() for view in ("test", "zoom", "scale_aspect"))
 
 
 def test_an_ensemble_of_what_is_not_there_is_refused(run, killed, digits, tmp_path):

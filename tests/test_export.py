@@ -131,6 +131,12 @@ def test_a_released_model_counts_as_its_run_recorded(exported, whole, digits):
             assert only_counts(found["ensemble"]) == only_counts(ends[stage])
 
 
+def test_the_command_line_prints_the_counts(cli, exported, digits):
+    status, stdout, stderr = cli("evaluate", str(exported[0]), "--data", digits, "--device", "cpu")
+    assert status == 0, stderr
+    assert json.loads(stdout.splitlines()[-1]) == evaluate([str(exported[0])], digits)
+
+
 ON_RANKS = """
 import json, sys
 from repro import ReproError, comm, export

@@ -38,9 +38,9 @@ def packed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "recipe, workers, images, iterations", [("resnet50_custom_lr", 128, 4096, 22610), ("resnet50_448nodes", 896, 14336, 8040)]
+    "recipe, workers, images, iterations",
+    [("resnet50_custom_lr", 128, 4096, 22610), pytest.param("resnet50_448nodes", 896, 14336, 8040, marks=pytest.mark.slow)],
 )
-@pytest.mark.slow
 def test_the_released_recipes_start_with_all_their_workers_and_say_how_long_the_rest_takes(
     packed, tmp_path, recipe, workers, images, iterations
 ):

@@ -651,6 +651,19 @@ def test_a_share_is_set_apart_by_name_alone(classes, tmp_path):
     assert all(records["one", split] <= records["more", split] for split in ("train", "test"))
 
 
+@pytest.mark.parametrize("test", [[], ["--test"]])
+def test_a_share_to_validate_on_leaves_the_training_images(classes, tmp_path, capsys, test):
+    def pack(*options):
+        return pack_folder(tmp_path / "animals", "--train", classes / "train", *test, *[classes / "test"] * len(test), *options)
+
+    assert pack("--val-share", "0.2") == 0
+    train, val = (Packed(tmp_path / "animals" / f"{split}.lmdb", "animals", split) for split in ("train", "val"))
+    assert 15 < len(val) < 60 and not {train[index] for index in range(len(train))} & {val[index] for index in range(len(val))}
+    assert len(train) + len(val) == 180 if test else len(train) + len(val) < 180
+    assert pack("--overwrite") == 2 and "val.lmdb is of an earlier packing" in capsys.readouterr().err
+    assert pack("--val-share", "1") == 2 and "leave images to train on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -217,6 +217,113 @@ def test_batch_norm_hands_out_mean_and_unbiased_variance():
     assert torch.allclose(output, F.batch_norm(x, None, None, training=True), atol=1e-6)
 
 
+SHAPES = [
+    (nn.BatchNorm2d, (12, 5, 4, 3)),
+    (nn.BatchNorm2d, (12, 5, 1, 3)),
+    (nn.BatchNorm1d, (24, 5)),
+    (nn.BatchNorm1d, (12, 5, 7)),
+]
+
+
+def alike(found, expected, tolerance):
+    """Whether two tensors differ by less than this, relative to the largest value."""
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    return float((found.double() - expected.double()).abs().max()) <= tolerance * float(expected.double().abs().max())
+
+
+@pytest.mark.parametrize("workers", [2, 3, 6])
+@pytest.mark.parametrize("kind, shape", SHAPES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-6), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["", "channels last"])
+def test_batch_norm_of_several_workers_equals_separate_batch_norms(kind, shape, workers, dtype, tolerance, memory):
+    """torch's own, one after the other, in float64; the workers' images differ much in mean and deviation."""
+    generator = torch.Generator().manual_seed(workers)
+    each = shape[0] // workers
+    number = torch.arange(shape[0]).div(each, rounding_mode="floor").view(-1, *[1] * (len(shape) - 1))
+    x = (torch.randn(shape, generator=generator) * (1 + number) + 2 * number).to(dtype)
+    gradient = torch.randn(shape, generator=generator).to(dtype)
+    if len(shape) == 4:
+        x, gradient = (values.to(memory_format=memory) for values in (x, gradient))
+    norm = BatchNorm.adopt(kind(shape[1])).train()
+    nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator), nn.init.normal_(norm.bias, generator=generator)
+    separate = kind(shape[1], momentum=1).double().train()
+    separate.load_state_dict(norm.state_dict())
+    norm.images_per_worker = each
+    for _ in range(2):  # the second call must not remember the first
+        norm.zero_grad()
+        x = x.detach().requires_grad_()
+        output = norm(x)
+        output.backward(gradient)
+    outputs, gradients, mean, variance = [], [], 0, 0
+    for part, of_part in zip(x.detach().double().split(each), gradient.double().split(each), strict=True):
+        part.requires_grad_()
+        outputs.append(separate(part))
+        outputs[-1].backward(of_part)
+        gradients.append(part.grad)
+        mean, variance = mean + separate.running_mean, variance + separate.running_var
+    assert alike(output, torch.cat(outputs).to(dtype), tolerance)
+    assert alike(x.grad, torch.cat(gradients).to(dtype), tolerance)
+    assert alike(norm.weight.grad, separate.weight.grad.float(), tolerance)
+    assert alike(norm.bias.grad, separate.bias.grad.float(), tolerance)
+    assert alike(norm.batch_mean, mean.float(), 1e-6) and alike(norm.batch_var, variance.float(), 1e-6)
+    assert norm.running_mean.eq(0).all() and norm.running_var.eq(1).all(), "the running statistics have moved"
+    separate.load_state_dict(norm.state_dict())  # in evaluation, workers make no difference
+    assert alike(norm.eval()(x.detach().float()), separate.eval()(x.detach().double()).float(), 3e-6)
+
+
+def test_gradients_of_several_workers_are_the_slope_of_the_function():
+    """Finite differences of torch's separate batch norms, in float64, in a random direction of x, gamma and beta."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((6, 2, 3, 3), (2,), (2,)))
+    steps = [torch.randn(values.shape, generator=generator, dtype=torch.float64) for values in (x, weight, bias)]
+    factors = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+
+    def value(x, weight, bias):
+        parts = [F.batch_norm(part, None, None, weight, bias, training=True) for part in x.split(3)]
+        return (torch.cat(parts).square() * factors).sum()
+
+    h = 1e-5
+    ahead, behind = (value(*(values + sign * h * step for values, step in zip((x, weight, bias), steps))) for sign in (1, -1))
+    norm = BatchNorm.adopt(nn.BatchNorm2d(2)).train()
+    norm.images_per_worker = 3
+    norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+    found = x.float().requires_grad_()
+    (norm(found).square() * factors.float()).sum().backward()
+    slope = sum(
+        float((grad.double() * step).sum()) for grad, step in zip((found.grad, norm.weight.grad, norm.bias.grad), steps)
+    )
+    assert slope == pytest.approx(float(ahead - behind) / (2 * h), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 5e-2)])
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_several_workers_contribute_at_once_the_sum_of_what_each_does(workers, precision, tolerance, monkeypatch):
+    # Where a unit is all but zero, rounding decides whether ReLU lets its gradient through: a smooth one does not.
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
+    one, together = small_network(), small_network()
+    together = Network(together.model, images_per_worker=4)
+    images, labels = batch(1, images=4 * workers)
+    images *= torch.arange(1, workers + 1).repeat_interleave(4).view(-1, 1, 1, 1)  # each worker's have another contrast
+    for _ in range(2):
+        expected = sum(one.contribute(*part, precision).double() for part in zip(images.split(4), labels.split(4), strict=True))
+        found = together.contribute(images, labels, precision)
+    size, parts = len(one.weights), {}
+    for name, start, stop in (("gradients", 0, size), ("statistics", size, -2), ("loss", -2, -1)):
+        parts[name] = float((found - expected)[start:stop].norm() / expected[start:stop].norm())
+    assert found[-1] == expected[-1] or precision == "bf16"
+    assert all(part < tolerance for part in parts.values()), parts
+    alone = small_network()
+    whole = workers * alone.contribute(images, labels, precision)  # all normalised by the same statistics
+    assert float((whole - expected)[:size].norm() / expected[:size].norm()) > 4 * tolerance
+
+
+def test_one_workers_images_in_a_pass_of_several_are_as_if_alone():
+    """A last pass of fewer workers than the others, down to one."""
+    network, alone = Network(small_network().model, images_per_worker=4), small_network()
+    images, labels = batch(2, images=4)
+    assert torch.equal(network.contribute(images, labels), alone.contribute(images, labels))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_running_statistics_are_caffes_decayed_sum_by_its_decayed_count(steps):
     network, momentum = small_network(), 0.05

@@ -39,7 +39,7 @@ def test_all_are_there():
         "04-by-hand",
         "10-train",
         "11-scaling",
-        "12-collapsed-ensemble",
+        "12-questions",
         "20-tables",
         "21-figures",
     ]
@@ -92,11 +92,11 @@ def test_fitting_parameters_pass():
     notebooks.check({"seed": 1, "data": "x", "live": False, "rate": 1}, KNOWN)
 
 
-SMALL = recipes.shrink(recipes.find("resnet50_448nodes"), "smoke")  # 14 workers
+SMALL = recipes.shrink(recipes.find("resnet50_448nodes"), "smoke")  # 14 workers in 7 passes
 
 
 @pytest.mark.parametrize(
-    "cores, asked, started", [(1, 0, 1), (1, 1, 1), (1, 2, 2), (2, 0, 2), (2, 2, 2), (16, 0, 14), (16, 14, 14)]
+    "cores, asked, started", [(1, 0, 1), (1, 1, 1), (1, 2, 2), (2, 0, 2), (2, 2, 2), (16, 0, 7), (16, 7, 7)]
 )
 def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
     monkeypatch.setattr(notebooks.os, "cpu_count", lambda: cores)
@@ -107,7 +107,7 @@ def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
     "cores, asked, told",
     [
         (2, 99, "ranks is 99: resnet50_448nodes-smoke has 14 workers"),
-        (16, 15, "14 workers"),
+        (16, 8, "ranks is 8: resnet50_448nodes-smoke has 14 workers, 2 in a pass, and each rank needs a pass"),
         (2, 3, "this machine has 2 cores, so start at most 2"),
         (1, 3, "start at most 2"),
         (2, -1, "at least 0"),
@@ -347,7 +347,7 @@ def edited(name: str, **values: str) -> list[str]:
         ({"seeds": "[]"}, "seeds is []: it must be a list of whole numbers, such as"),
         ({"seeds": "[0, -1]"}, "seed is -1: it must be a whole number, at least 0"),
         ({"seeds": "['0']"}, "seed is '0': it must be a whole number"),
-        ({"ranks": "99"}, "ranks is 99: resnet50_custom_lr-laptop has 2 workers, and each rank needs one"),
+        ({"ranks": "99"}, "ranks is 99: resnet50_custom_lr-laptop has 2 workers, 2 in a pass, and each rank needs a pass"),
         ({"ranks": "-1"}, "ranks is -1: it must be a whole number, at least 0"),
         ({"ranks": "'2'"}, "parameter ranks is '2': it must be of type int"),
         ({"live": "1"}, "parameter live is 1: it must be of type bool"),
@@ -438,7 +438,6 @@ def test_a_second_interrupt_ends_engines_that_do_not_stop(kernel, digits, tmp_pa
     assert kernel.run(*before) and len(kernel.running("repro.engines")) == 2
 
 
-@pytest.mark.slow
 def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_path):
     sources = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)[:4]
     assert not kernel.run(*sources, "1 / 0")
@@ -453,7 +452,6 @@ def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_
     assert not set(pids) & set(kernel.running("repro.engines"))
 
 
-@pytest.mark.slow
 def test_the_bar_of_an_interrupted_run_is_closed(kernel, digits, tmp_path):
     *before, training = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN | {"live": "True"})[:5]
     assert kernel.run(*before)

@@ -17,7 +17,7 @@ MINE = '''
 """A recipe and models as a user writes them."""
 import torch
 from torch import nn
-from repro.recipes import collapsed_ensemble
+from repro.controls import collapsed_ensemble
 from repro.schedule import Recipe, Stage
 
 my_recipe = Recipe(
@@ -28,19 +28,19 @@ my_recipe = Recipe(
     ),
     workers=6,
     images_per_worker=8,
-    record_every=0.2,
+    record_every=0.01,
 )
 impostor = Recipe("one_model", stages=my_recipe.stages, workers=6, images_per_worker=8)
 
 
 def my_net(classes, channels):
     return nn.Sequential(
-        nn.Conv2d(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes)
+        nn.Conv2d(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, classes)
     )
 
 
 def plain_net(classes, channels):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 16), nn.Tanh(), nn.Linear(16, classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(256 * channels, 16), nn.Tanh(), nn.Linear(16, classes))
 
 
 def no_module(classes, channels):
@@ -48,11 +48,11 @@ def no_module(classes, channels):
 
 
 def too_small(classes, channels):
-    return nn.Sequential(nn.Conv2d(channels, 8, 9), nn.Flatten(), nn.LazyLinear(classes))
+    return nn.Sequential(nn.Conv2d(channels, 8, 17), nn.Flatten(), nn.LazyLinear(classes))
 
 
 def wrong_shape(classes, channels):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes + 1))
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, classes + 1))
 
 
 def other_arguments(classes):
@@ -60,7 +60,7 @@ def other_arguments(classes):
 
 
 def random_net(classes, channels):
-    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, classes))
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, classes))
 '''
 
 
@@ -117,7 +117,7 @@ def test_a_recipe_is_an_object_or_its_place_and_gives_the_same_run(mine, digits,
     assert tasks[0].run.folder == tasks[1].run.folder
     record = tasks[0].run.record
     assert [record[key] for key in ("base", "shrink", "model", "variant")] == ["cosine_cycles", "none", "resnet11", ""]
-    assert tasks[0].recipe.epoch_images == 900, "an epoch has no more images than the data set"
+    assert tasks[0].recipe.epoch_images == 20_000, "an epoch has no more images than the data set"
 
 
 def test_a_small_version_of_ones_own_recipe_is_made_as_of_ours(mine, digits, tmp_path):

@@ -45,6 +45,13 @@ def test_every_record_comes_back(file):
     assert (manifest["count"], manifest["classes"], manifest["count_per_class"]) == (300, CLASSES, [100] * 3)
 
 
+def test_each_image_is_its_own_original_unless_it_is_said(tmp_path, file):
+    assert Packed(file, "digits", "train").originals == 300
+    items = [Item(*record) for record in RECORDS]
+    manifest = write(tmp_path / "drawn" / "train.lmdb", "digits", "train", CLASSES, lambda start: items, originals=30)
+    assert manifest["originals"] == Packed(tmp_path / "drawn" / "train.lmdb", "digits", "train").originals == 30
+
+
 def test_the_digest_depends_on_the_records_and_their_order_alone(tmp_path):
     first = pack(tmp_path / "a" / "train.lmdb")["sha256"]
     assert pack(tmp_path / "b.lmdb", split="test")["sha256"] == first

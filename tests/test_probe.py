@@ -67,7 +67,7 @@ def test_one_rank_with_a_data_set_measures_the_loader_and_evaluation(digits):
     found = probe("resnet11", [8], digits, seconds=2.0)
     assert Counter(row["kind"] for row in found["rows"]) == {"compute": 2, "loading": 1}
     assert found["decoded_per_second"] > 0 and found["evaluated_per_second"] > 0
-    assert found["data"] == "digits" and found["size"] == 8
+    assert found["data"] == "digits" and found["size"] == 16
 
 
 def test_fast_sends_four_bytes_a_value():

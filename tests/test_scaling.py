@@ -229,9 +229,24 @@ def test_everything_that_the_model_says_is_labelled():
     assert set(tables.published_checks().label) == {"MODEL"}
 
 
-def test_one_node_has_an_efficiency_of_100():
-    rows = steptime.extrapolate(synthetic(), Load("strong", 16, 896), [1, 448], Layout(per_node=2), KNOWN, draws=5)
-    assert rows[0]["efficiency"] == pytest.approx(100) and 0 < rows[1]["efficiency"] < 100
+@pytest.mark.parametrize("buckets", [1, 50])
+def test_efficiency_is_against_a_node_that_does_not_average_and_never_above_100(buckets):
+    layout = Layout(per_node=2, buckets=buckets)
+    rows = steptime.extrapolate(synthetic(), Load("weak", 8), [1, 2, 448], layout, KNOWN, draws=5)
+    for row in rows:  # without spread between ranks, efficiency is the share of the step that computes
+        assert row["efficiency"] == pytest.approx(100 * TRUTH.compute(8) / row["seconds"])
+        assert 0 < row["efficiency"] < 100
+
+
+def test_on_nodes_of_a_published_run_the_fit_returns_its_rate_and_the_shares_of_its_step():
+    r3 = tables.published_runs()[0]
+    rows = steptime.on_known_nodes(r3, [r3.nodes, 448], r3.images, draws=50)
+    for row in rows:
+        assert row["label"] == "MODEL" and 0 < row["efficiency_low"] <= row["efficiency"] <= row["efficiency_high"] <= 100
+        if row["nodes"] == r3.nodes:
+            assert row["images_per_s"] == pytest.approx(r3.images_per_s)
+    hidden = {(row["nodes"], row["buckets"]): row["efficiency"] for row in rows}
+    assert hidden[448, 53] > hidden[448, 1]
 
 
 def test_strong_scaling_shares_the_workers_then_divides_them():

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from repro import ReproError
+from repro.paper import ratios
 from repro.recipes import RECIPES, SHRINKS, find, shrink
-from repro.schedule import SWITCHES, Recipe, Stage, learning_rate
+from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, learning_rate
 
 from conftest import python
 
@@ -39,20 +41,36 @@ SOLVERS = {
     "resnet_50_256_nodes_8k_batch": {"main": INTEL_8K | dict(augmentation="scale")},
 }
 # Not solvers of the release: its stages, branched and rearranged.
+ENSEMBLE = {
+    "init": INIT,
+    "cyc1": CYCLE_1,
+    "collapse1": COLLAPSE | dict(base=0.255),
+    "cyc2": CYCLE_2,
+    "collapse2": COLLAPSE | dict(base=0.191),
+    "cyc3": CYCLE_3,
+    "collapse3": COLLAPSE,
+}
 OWN = {
-    "resnet50_448nodes_no_warmup": {
-        "main": dict(batch=14336, runs=7638, base=4.8, power=1, horizon=8040),
-        "collapse": COLLAPSE_448,
+    "collapsed_ensemble": ENSEMBLE,
+    "five_members": ENSEMBLE
+    | {
+        "cyc4": CYCLE_3 | dict(base=0.429, start=0.1425),
+        "collapse4": COLLAPSE | dict(base=0.10725),
+        "cyc5": CYCLE_3 | dict(base=0.32175, start=0.106875),
+        "collapse5": COLLAPSE | dict(base=0.0804375),
     },
-    "collapsed_ensemble": {
-        "init": INIT,
-        "cyc1": CYCLE_1,
-        "collapse1": COLLAPSE | dict(base=0.255),
-        "cyc2": CYCLE_2,
-        "collapse2": COLLAPSE | dict(base=0.191),
-        "cyc3": CYCLE_3,
-        "collapse3": COLLAPSE,
-    },
+}
+BATCHES, LENGTHS = (2048, 4096, 8192, 16384, 32768), (30, 60, 90, 120)
+CONTROLS = {  # held to their properties below
+    "one_model",
+    "one_deep_model",
+    "snapshot_ensemble",
+    "snapshot_ensemble_crop",
+    "three_models",
+    "collapse_parts",
+    *(f"batch_{batch}" for batch in BATCHES),
+    *(f"batch_{batch}_no_warmup" for batch in BATCHES),
+    *(f"epochs_{epochs}_batch_{batch}" for epochs in LENGTHS for batch in (4096, 14336)),
 }
 WORKERS = {
     "resnet50_448nodes": (896, 16),
@@ -78,7 +96,13 @@ def caffe_rate(solver, iteration, designed=False):
 
 
 def test_every_released_recipe_is_held_to_its_solver():
-    assert set(SOLVERS) == set(WORKERS) and set(RECIPES) == {*SOLVERS, *OWN, "one_model"}  # the last has a test of its own
+    assert set(SOLVERS) == set(WORKERS) and set(RECIPES) == {*SOLVERS, *OWN, *CONTROLS}
+    assert all((name in SOLVERS) == recipe.source.startswith("sara-nl/caffe") for name, recipe in RECIPES.items())
+    assert [name for name, recipe in RECIPES.items() if recipe.reported] == [
+        "resnet50_448nodes",
+        "resnet50_448nodes_uncollapsed",
+        "resnet50_custom_lr",
+    ]
 
 
 @pytest.mark.parametrize("formula", ["as_released", "as_designed"])
@@ -123,7 +147,12 @@ def test_workers_are_the_processes_or_ghost_batches_of_the_release(name):
         ("default_resnet50_64nodes", 89.998),
         ("resnet_50_256_nodes_8k_batch", 89.998),
         ("collapsed_ensemble", 82.261),
-        ("one_model", 82.261),
+        ("five_members", 122.608),
+        ("collapse_parts", 125.952),
+        ("snapshot_ensemble", 82.261),
+        ("snapshot_ensemble_crop", 82.261),
+        ("three_models", 82.255),
+        ("batch_4096", 89.966),
     ],
 )
 def test_epochs(name, epochs):
@@ -166,7 +195,6 @@ def test_the_release_steps_down_where_warmup_ends_and_the_design_does_not():
         ("collapsed_ensemble", "cyc1", "collapse1", 0.2550, 0.2550),
         ("collapsed_ensemble", "cyc2", "collapse2", 0.1910, 0.1027),
         ("collapsed_ensemble", "cyc3", "collapse3", 0.1430, 0.0769),
-        ("one_model", "main", "collapse", 0.1033, 0.0970),
     ],
 )
 def test_the_rates_at_the_joints_were_set_for_the_designed_formula(name, stage, follower, designed, released):
@@ -182,17 +210,21 @@ def test_the_rates_at_the_joints_were_set_for_the_designed_formula(name, stage, 
 
 
 def test_a_collapse_drops_the_augmentation_and_raises_the_weight_decay():
-    for name, factor in (("resnet50_448nodes", 2), ("resnet50_custom_lr", 4), ("collapsed_ensemble", 4), ("one_model", 4)):
+    factors = {"resnet50_448nodes": 2, "epochs_30_batch_4096": 2}
+    for name in (
+        *factors,
+        "resnet50_custom_lr",
+        "collapsed_ensemble",
+        "five_members",
+        "one_model",
+        "one_deep_model",
+        "three_models",
+    ):
         for stage in RECIPES[name].stages:
             collapse = stage.name.startswith("collapse")
             assert stage.augmentation == ("none" if collapse else "scale_aspect")
-            assert stage.weight_decay == pytest.approx(5e-5 * (factor if collapse else 1))
+            assert stage.weight_decay == pytest.approx(5e-5 * (factors.get(name, 4) if collapse else 1))
             assert stage.member == collapse
-
-
-def test_one_model_costs_as_many_iterations_as_the_ensemble():
-    assert RECIPES["one_model"].iterations == RECIPES["collapsed_ensemble"].iterations == 25730
-    assert RECIPES["one_model"].global_batch == RECIPES["collapsed_ensemble"].global_batch
 
 
 def test_the_ensembles_cycles_continue_from_cycles_not_from_collapses():
@@ -206,6 +238,202 @@ def test_the_ensembles_cycles_continue_from_cycles_not_from_collapses():
         "cyc3": "cyc2",
         "collapse3": "cyc3",
     }
+
+
+# --- This project's own recipes ------------------------------------------------------------------------------------------
+
+
+def end_rate(recipe, name, formula="as_released"):
+    """The rate that the step after the end of this stage would have, if it went on by as much."""
+    stage = next(index for index, stage in enumerate(recipe.stages) if stage.name == name)
+    last, before = (learning_rate(recipe, recipe.starts[stage + 1] - back, formula) for back in (1, 2))
+    return 2 * last - before
+
+
+def first_rate(recipe, name):
+    return learning_rate(recipe, next(start for start, stage in zip(recipe.starts, recipe.stages) if stage.name == name))
+
+
+def path(recipe, end):
+    """The names of the stages that lead to the end of this one, found backwards."""
+    stages = {stage.name: stage for stage in recipe.stages}
+    names = []
+    while end:
+        names.insert(0, end)
+        earlier = list(stages)[list(stages).index(end) - 1] if end != recipe.stages[0].name else ""
+        end = {"": earlier, NEW_WEIGHTS: ""}.get(stages[end].starts_from, stages[end].starts_from)
+    return names
+
+
+def iterations(recipe, names, augmentation=None):
+    """Of the stages of these names, in this view or in any."""
+    return sum(
+        stage.iterations for stage in recipe.stages if stage.name in names and augmentation in (None, stage.augmentation)
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_lineage_of_an_end_is_what_was_trained_for_it(name):
+    recipe = RECIPES[name]
+    names = [stage.name for stage in recipe.stages]
+    for end in names:
+        assert [stage.name for stage in recipe.lineage([end])] == path(recipe, end)
+    some = names[-1:] + names[:2]
+    assert {stage.name for stage in recipe.lineage(some)} == {each for end in some for each in path(recipe, end)}
+    assert [stage.name for stage in recipe.lineage(names[::-1])] == names, "in the recipe's order, each once"
+    assert recipe.lineage([]) == []
+
+
+def test_five_members_begins_with_the_ensembles_stages():
+    ensemble, five = RECIPES["collapsed_ensemble"], RECIPES["five_members"]
+    assert five.stages[:7] == ensemble.stages and (five.workers, five.model) == (ensemble.workers, ensemble.model)
+    assert [stage.name for stage in five.stages if stage.member] == [f"collapse{number}" for number in range(1, 6)]
+    for number in (4, 5):
+        assert first_rate(five, f"cyc{number}") == pytest.approx(end_rate(five, f"cyc{number - 1}", "as_designed"), rel=5e-3)
+        assert path(five, f"collapse{number}") == ["init", *(f"cyc{i}" for i in range(1, number + 1)), f"collapse{number}"]
+
+
+def test_each_end_of_one_model_costs_as_many_images_as_the_ensemble():
+    ensemble, one = RECIPES["collapsed_ensemble"], RECIPES["one_model"]
+    assert ensemble.iterations == 25730 and ensemble.global_batch == one.global_batch == 4096
+    paths = {
+        "collapse_long": ["main", "collapse_long"],
+        "collapse": ["main", "late", "collapse"],
+        "plain": ["main", "late", "plain"],
+    }
+    for end, names in paths.items():
+        assert path(one, end) == names and iterations(one, names) == 25730
+    assert iterations(one, paths["collapse_long"], "none") == iterations(ensemble, list(ENSEMBLE), "none") == 3 * 1560
+    assert iterations(one, paths["collapse"], "none") == 1560 and iterations(one, paths["plain"], "none") == 0
+    collapse = ensemble.stages[-1]
+    for stage in (stage for stage in one.stages if stage.name.startswith("collapse")):
+        assert (stage.power, stage.weight_decay, stage.augmentation) == (collapse.power, collapse.weight_decay, "none")
+
+
+def test_the_rates_of_one_model_are_one_linear_decay_with_a_collapse_at_two_places():
+    one = RECIPES["one_model"]
+    rates = []
+    for name in ("main", "late", "plain"):
+        stage = next(stage for stage in one.stages if stage.name == name)
+        start = one.starts[one.stages.index(stage)]
+        rates += [learning_rate(one, start + iteration) for iteration in range(stage.iterations)]
+    for iteration, rate in enumerate(rates):
+        line = 0.1 + 1.5 * iteration / 1560 if iteration < 1560 else 1.6 * (1 - iteration / 25730)
+        assert rate == pytest.approx(line, rel=1e-9), iteration
+    for origin, collapse in (("main", "collapse_long"), ("late", "collapse")):
+        assert first_rate(one, collapse) == pytest.approx(end_rate(one, origin), rel=1e-9)
+        assert end_rate(one, collapse) == pytest.approx(0, abs=1e-6)
+
+
+def test_one_deep_model_is_one_models_longest_collapse_of_a_deeper_network():
+    one, deep = RECIPES["one_model"], RECIPES["one_deep_model"]
+    assert (one.model, deep.model) == ("resnet50", "resnet152") and deep.iterations == 25730
+    texts = {name: getattr(deep, name) for name in ("name", "summary", "model")}
+    assert dataclasses.replace(one, stages=one.stages[:2], **texts) == deep
+
+
+@pytest.mark.parametrize("name, in_crop", [("snapshot_ensemble", 0), ("snapshot_ensemble_crop", 1560)])
+def test_a_snapshot_ensemble_has_the_budget_and_its_cycles_end_at_rate_zero(name, in_crop):
+    recipe = RECIPES[name]
+    assert recipe.iterations == 25730 and recipe.global_batch == 4096
+    members = [stage for stage in recipe.stages if stage.member]
+    assert len(members) == 3 and iterations(recipe, [stage.name for stage in recipe.stages], "none") == 3 * in_crop
+    for number, member in enumerate(members, start=1):
+        names = [f"cyc{number}", f"end{number}"] if in_crop else [f"cyc{number}"]
+        stages = [stage for stage in recipe.stages if stage.name in names]
+        assert member is stages[-1] and stages[0].starts_from == "", "each cycle goes on from the one before"
+        length, start = sum(stage.iterations for stage in stages), recipe.starts[recipe.stages.index(stages[0])]
+        assert length in (8576, 8578)
+        for iteration in range(1560, length, 7):  # the cosine; its end in the collapse's view is a square, like a collapse
+            cosine = 1.6 * (1 + math.cos(math.pi * iteration / length)) / 2
+            tolerance = dict(abs=0.0025 * 1.6) if iteration >= length - in_crop else dict(rel=1e-9)
+            assert learning_rate(recipe, start + iteration) == pytest.approx(cosine, **tolerance), iteration
+        assert learning_rate(recipe, start) == pytest.approx(0.1 if number == 1 else 1.6)
+        assert learning_rate(recipe, start + length - 1) < 1e-6
+        assert stages[-1].augmentation == ("none" if in_crop else "scale_aspect")
+
+
+def test_three_models_share_the_budget_and_nothing_else():
+    recipe = RECIPES["three_models"]
+    assert 0 <= 25730 - recipe.iterations < 3 and recipe.global_batch == 4096
+    for number in (1, 2, 3):
+        names = [f"main{number}", f"collapse{number}"]
+        assert path(recipe, names[1]) == names and iterations(recipe, names) == 25730 // 3
+        assert iterations(recipe, names, "none") == 1560
+        assert first_rate(recipe, names[0]) == 0.1 and first_rate(recipe, names[1]) == pytest.approx(
+            end_rate(recipe, names[0]), rel=1e-9
+        )
+        assert (recipe.origin(recipe.stages[2 * number - 2]), recipe.stages[2 * number - 1].member) == (None, True)
+    ones = [[dataclasses.replace(stage, name="", starts_from="") for stage in recipe.stages[first::2]] for first in (0, 1)]
+    assert all(stage == stages[0] for stages in ones for stage in stages), "all three are trained alike"
+
+
+def test_collapse_parts_has_each_combination_of_what_a_collapse_changes():
+    recipe, released = RECIPES["collapse_parts"], RECIPES["resnet50_448nodes"]
+    main, *ends = recipe.stages
+    assert main == released.stages[0] and (recipe.workers, recipe.images_per_worker) == (896, 16)
+    plain = ends.pop()
+    assert plain.name == "plain" and len(ends) == 8 and len({stage.name for stage in ends}) == 8
+    assert {stage.starts_from for stage in (*ends, plain)} == {"main"} and all(stage.member for stage in (*ends, plain))
+    assert {stage.iterations for stage in (*ends, plain)} == {402}
+    combinations = set()
+    for stage in ends:
+        rate, view, decay = stage.name.split("-")
+        falls = end_rate(recipe, stage.name) < 1e-6
+        assert falls == (rate == "zero") and (
+            falls or learning_rate(recipe, recipe.starts[recipe.stages.index(stage)] + 401) == 0.254
+        )
+        assert stage.augmentation == {"main": "scale_aspect", "crop": "none"}[view]
+        assert stage.weight_decay == {"x1": 5e-5, "x2": 1e-4}[decay]
+        assert first_rate(recipe, stage.name) == 0.254 == pytest.approx(end_rate(recipe, "main", "as_designed"), rel=1e-3)
+        combinations.add((falls, stage.augmentation, stage.weight_decay))
+    assert len(combinations) == 8
+    whole = next(stage for stage in ends if stage.name == "zero-crop-x2")
+    assert dataclasses.replace(whole, name="collapse", starts_from="") == released.stages[1]
+    uncollapsed, place = RECIPES["resnet50_448nodes_uncollapsed"], recipe.starts[recipe.stages.index(plain)]
+    for iteration in range(402):  # the plain end is the uncollapsed run's
+        expected = learning_rate(uncollapsed, 7638 + iteration)
+        assert learning_rate(recipe, place + iteration) == pytest.approx(expected, rel=1e-9)
+    assert (plain.augmentation, plain.weight_decay) == ("scale_aspect", 5e-5)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_batch_of_the_sweep_keeps_images_and_warm_up_and_follows_the_linear_rule(batch):
+    base, warm, cold = (
+        RECIPES[name] for name in ("resnet50_448nodes_uncollapsed", f"batch_{batch}", f"batch_{batch}_no_warmup")
+    )
+    for recipe in (warm, cold):
+        (stage,) = recipe.stages
+        assert recipe.global_batch == batch and recipe.images_per_worker == 16
+        assert stage.iterations == round(8040 * 14336 / batch), "the same images, but for half a batch"
+        assert stage.base_rate == pytest.approx(4.8 * batch / 14336)
+        assert end_rate(recipe, "main") == pytest.approx(0, abs=1e-9)
+        assert (stage.weight_decay, stage.augmentation, recipe.model) == (5e-5, "scale_aspect", base.model)
+    assert warm.stages[0].warmup_iterations == round(446 * 14336 / batch)
+    assert first_rate(warm, "main") == pytest.approx(0.1 * batch / 14336)
+    assert cold.stages[0].warmup_iterations == 0 and first_rate(cold, "main") == cold.stages[0].base_rate
+
+
+@pytest.mark.parametrize("batch", [4096, 14336])
+@pytest.mark.parametrize("epochs", LENGTHS)
+def test_a_length_scales_each_stage_of_the_448_node_run(epochs, batch):
+    recipe, base = RECIPES[f"epochs_{epochs}_batch_{batch}"], RECIPES["resnet50_448nodes"]
+    assert recipe.global_batch == batch and recipe.epochs() == pytest.approx(epochs, abs=2 * batch / 1281167)
+    for stage, other in zip(recipe.stages, base.stages, strict=True):
+        for part in ("iterations", "warmup_iterations", "horizon"):
+            share, expected = (getattr(each, part) / whole.iterations for each, whole in ((stage, recipe), (other, base)))
+            assert share == pytest.approx(expected, abs=2 / recipe.iterations)
+        assert stage.base_rate == pytest.approx(other.base_rate * batch / 14336)
+        assert stage.warmup_start_rate == pytest.approx(other.warmup_start_rate * batch / 14336)
+        assert (stage.name, stage.power, stage.weight_decay, stage.augmentation) == (
+            other.name,
+            other.power,
+            other.weight_decay,
+            other.augmentation,
+        )
+
+
+# --- Recipes of any kind ---------------------------------------------------------------------------------------------------
 
 
 def test_each_step_belongs_to_one_stage():
@@ -261,8 +489,15 @@ def test_find_sets_any_value_of_any_switch():
     assert find("default_resnet50_8nodes").bn_momentum == 0.1, "a switch that is not given stays the recipe's"
 
 
-@pytest.mark.parametrize("profile", SHRINKS)
-@pytest.mark.parametrize("name", RECIPES)
+SMALL = [  # batch_32768 is larger than the images of a rehearsal
+    (name, profile)
+    for name, recipe in RECIPES.items()
+    for profile, small in SHRINKS.items()
+    if recipe.global_batch / small.divide_batch <= small.images
+]
+
+
+@pytest.mark.parametrize("name, profile", SMALL)
 def test_a_small_recipe_keeps_the_ratios_and_says_so(name, profile):
     large, factor = RECIPES[name], SHRINKS[profile].epochs
     small = shrink(large, profile, images=10**6)
@@ -284,11 +519,75 @@ def test_a_small_recipe_keeps_the_ratios_and_says_so(name, profile):
         )
 
 
+def decay_sum(recipe):
+    """Sum over all steps of rate times weight decay: how much the weights shrink over the recipe."""
+    steps = range(recipe.iterations)
+    return sum(learning_rate(recipe, step) * recipe.stage_at(step)[0].weight_decay for step in steps)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_laptop_keeps_the_share_of_a_batch_and_the_summed_decay(name):
+    large, small = RECIPES[name], shrink(RECIPES[name], "laptop", 20_000)
+    worker = small.images_per_worker / 20_000  # a batch is whole workers
+    assert small.images_per_worker == large.images_per_worker
+    assert abs(small.global_batch / 20_000 - large.global_batch / 1281167) <= 0.51 * worker or small.workers == 1
+    for stage, tiny in zip(large.stages, small.stages):  # iterations are whole
+        decays = [each.weight_decay * each.base_rate * each.iterations for each in (stage, tiny)]
+        assert decays[1] == pytest.approx(decays[0], rel=0.51 / tiny.iterations)
+    if large.iterations < 20_000:  # otherwise this loop takes long
+        assert decay_sum(small) == pytest.approx(decay_sum(large), rel=0.02)
+
+
+def test_every_ratio_that_laptop_does_not_keep_has_a_reason():
+    table = ratios.table("laptop").set_index(["recipe", "ratio"])
+    assert set(table.index.get_level_values(0)) == {"resnet50_448nodes", "collapsed_ensemble"}
+    assert (table.kept == table.factor.between(0.5, 2)).all()
+    assert table.reason[~table.kept].isin(set(ratios.DEPARTURES.values())).all() and (table.reason[table.kept] == "").all()
+    for recipe in ratios.COMPARED:
+        for ratio in ("batch, share of the training images", "weight decay, sum over the run"):
+            assert table.factor[recipe, ratio] == pytest.approx(1, rel=0.02)
+        for ratio in ("images per worker", "warm-up, share of the run", "last collapse, share of the run"):
+            assert table.factor[recipe, ratio] == pytest.approx(1, rel=0.05)
+        assert table.factor[recipe, "epochs"] == pytest.approx(SHRINKS["laptop"].epochs, rel=0.01)
+
+
+def test_ratios_are_of_one_models_lineage():
+    large = RECIPES["resnet50_448nodes"]
+    found = ratios.of(large)
+    assert found["weight decay, sum over the run"] == pytest.approx(decay_sum(large) / (1 - 0.9), rel=1e-9)
+    assert found["largest weight decay of a step"] == pytest.approx(4.8 * 5e-5 / 0.1, rel=0.01)
+    assert found["warm-up, in horizons of momentum"] == pytest.approx(44.6)
+    assert (found["steps"], found["epochs"]) == (8040, large.epochs())
+    ensemble = ratios.of(RECIPES["collapsed_ensemble"])
+    assert ensemble["steps"] == 7800 + 3750 + 4750 + 4750 + 1560, "not the other collapses"
+    assert ensemble["last collapse, share of the run"] == pytest.approx(1560 / 22610)
+
+
+@pytest.mark.parametrize("name, profile", SMALL)
+def test_a_pass_has_as_many_workers_as_the_shrink_allows(name, profile):
+    large, small, most = RECIPES[name], shrink(RECIPES[name], profile), SHRINKS[profile].pass_images
+    together = small.workers_per_pass * small.images_per_worker
+    assert large.workers_per_pass == 1 and large.passes == large.workers
+    assert small.workers_per_pass == 1 if not most else together <= most
+    if most:  # and with a pass fewer they would not fit
+        assert small.workers / (small.passes - 1 or 1) * small.images_per_worker > most or small.passes == 1
+    assert (small.passes - 1) * small.workers_per_pass < small.workers <= small.passes * small.workers_per_pass
+
+
+@pytest.mark.parametrize("profile, small, deep", [("laptop", "resnet11", "resnet38"), ("rehearsal", "resnet50", "resnet152")])
+def test_a_small_recipe_has_a_small_model(profile, small, deep):
+    assert shrink(RECIPES["one_model"], profile).model == small
+    assert shrink(RECIPES["one_deep_model"], profile).model == deep
+    assert shrink(dataclasses.replace(RECIPES["one_model"], model="resnet18"), profile).model == "resnet18"
+
+
 @pytest.mark.parametrize("formula", ["as_released", "as_designed"])
-@pytest.mark.parametrize("name", ["resnet50_448nodes", "resnet50_custom_lr", "collapsed_ensemble", "one_model"])
+@pytest.mark.parametrize(
+    "name", ["resnet50_448nodes", "resnet50_custom_lr", "collapsed_ensemble", "one_model", "snapshot_ensemble_crop"]
+)
 def test_a_small_schedule_has_the_shape_of_the_large_one(name, formula):
     """At the same place in each stage the rates agree, but for a step of rounding: decays still end where they did."""
-    large, small = RECIPES[name], shrink(RECIPES[name], "laptop", 900)
+    large, small = RECIPES[name], shrink(RECIPES[name], "laptop", 20_000)
     scale = small.stages[0].base_rate / large.stages[0].base_rate
     for index, (stage, tiny) in enumerate(zip(large.stages, small.stages)):
         for place in (0.3, 0.5, 0.8):

@@ -149,7 +149,7 @@ def test_text_from_data_is_text_in_the_report(tmp_path):
     hostile, reference = "<script>alert(1)</script>", ROOT / "results" / "reference"
     for kind in ("tables", "figures"):
         shutil.copytree(reference / kind, tmp_path / kind)
-    for name in ("accuracy", "effects", "ensemble"):
+    for name in ("accuracy", "answers"):
         table = tmp_path / "tables" / f"{name}.csv"
         table.write_text(re.sub(r"resnet50|laptop|collapse", hostile, table.read_text()))
     page = report.write(tmp_path).read_text()

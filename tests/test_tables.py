@@ -1,4 +1,4 @@
-"""Tables of synthetic runs, statistics against hand-made numbers; published files complete with sources."""
+"""Tables of synthetic runs, answers from them, figures of them; published files complete with sources."""
 
 import json
 from dataclasses import asdict
@@ -6,26 +6,37 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 import repro
 from repro import ReproError, recipes, records
-from repro.paper import figures, report, tables
+from repro.paper import figures, questions, report, tables
 
 from conftest import python
 
-SHRINK = "laptop-few"
+SHRINK = "laptop"
 IMAGES = 4000  # of the test set
-DEFAULTS = {"size": 0, "normalization": "release", "reduction": "exact", "precision": "fp32", "device": "cpu", "threads": 1}
+DEFAULTS = {
+    "size": 0,
+    "normalization": "release",
+    "reduction": "exact",
+    "precision": "fp32",
+    "split": "test",
+    "device": "cpu",
+    "threads": 1,
+}
 # Correct images at the end of each stage with seed 0, and of each ensemble.
 RUNS = {
     "resnet50_448nodes": {"main": 2900, "collapse": 2960},
-    "resnet50_448nodes_no_warmup": {"main": 2700, "collapse": 2800},
     "resnet50_448nodes_uncollapsed": {"main": 2930},
-    "one_model": {"main": 2850, "collapse": 2920},
-    "collapsed_ensemble": dict(init=2700, cyc1=2750, collapse1=2900, cyc2=2800, collapse2=2910, cyc3=2820, collapse3=2930),
+    "one_model": dict(main=2850, collapse_long=2940, late=2860, collapse=2920, plain=2900),
+    "five_members": dict(init=2700)
+    | {f"cyc{n}": 2740 + 20 * n for n in range(1, 6)}
+    | {f"collapse{n}": 2890 + 10 * n for n in range(1, 6)},
 }
-ENSEMBLES = {("collapse1", "collapse2", "collapse3"): 2980, ("cyc1", "cyc2", "cyc3"): 2830}
+MEMBERS, CYCLES = ("collapse1", "collapse2", "collapse3"), ("cyc1", "cyc2", "cyc3")
+ENSEMBLES = {MEMBERS: 2980, CYCLES: 2830}
+ENSEMBLE = " + ".join(MEMBERS)
+ORIGINALS = 100  # of the test images
 
 
 def noise(seed, *names) -> int:
@@ -37,7 +48,16 @@ def write_run(out, base, seed=0, shrink=SHRINK, model="resnet11", variant="", wo
     recipe = asdict(recipes.shrink(recipes.find(base), shrink)) | {"model": model}
     folder = out / f"{recipe['name']}-digits-seed{seed}-{len(list(out.glob('*'))):08}"
     folder.mkdir(parents=True)
-    rows, step = [], 0
+    rows, step, generator = [], 0, np.random.default_rng(seed)
+
+    def evaluated(name, top1):
+        """An evaluation in all views, which is recorded by image, too: the zoomed view is worse by 500 images in 4000."""
+        tests = {"test": (IMAGES, top1), "zoom": (400, top1 // 10 - 50), "scale_aspect": (200, top1 // 20)}
+        correct = {view: generator.permutation(np.arange(images) < right) for view, (images, right) in tests.items()}
+        records.save_correct(folder, name, correct)
+        views = {view: {"images": images, "top1": right} for view, (images, right) in tests.items() if view != "test"}
+        return {"images": IMAGES, "top1": top1, "top5": 3900, "loss": 0.8, "views": views}
+
     for stage in recipe["stages"]:
         step += stage["iterations"]
         row = {
@@ -49,16 +69,16 @@ def write_run(out, base, seed=0, shrink=SHRINK, model="resnet11", variant="", wo
             "seconds": step / 100,
         }
         top1 = RUNS[base][stage["name"]] + noise(seed, base, stage["name"]) - worse
-        rows += [{"step": step - 1} | row, {"step": step} | row | {"images": IMAGES, "top1": top1, "top5": 3900, "loss": 0.8}]
+        rows += [{"step": step - 1} | row, {"step": step} | row | evaluated(stage["name"], top1)]
     run = {
-        "format": 2,
+        "format": records.FORMAT,
         "base": base,
         "shrink": shrink,
         "model": model,
         "variant": variant,
         "recipe": recipe,
         "settings": {"seed": seed} | DEFAULTS,
-        "data": {"name": "digits"},
+        "data": {"name": "digits", "originals": ORIGINALS},
         "code": "c0de",
         "ranks": 2,
         "status": "complete",
@@ -77,11 +97,11 @@ def write_run(out, base, seed=0, shrink=SHRINK, model="resnet11", variant="", wo
     } | facts
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if base == "collapsed_ensemble":
+    if base == "five_members":
         for members, correct in ENSEMBLES.items():
             for average in ("softmax", "logit"):
                 top1 = correct + noise(seed, *members, average) - worse
-                counts = {"images": IMAGES, "top1": top1, "top5": 3900, "loss": 0.8}
+                counts = evaluated("+".join(members) + f".{average}", top1)
                 records.add_ensemble(folder, {"members": list(members), "average": average, **counts})
     return folder
 
@@ -98,7 +118,7 @@ def out(tmp_path):
 # --- Two tidy tables of all runs --------------------------------------------------------------------------------------
 def test_runs_have_one_row_per_folder_with_keys_settings_numbers_and_facts(out):
     runs, evaluations = repro.runs(out)
-    assert len(runs) == 20 and runs.folder.is_unique
+    assert len(runs) == 16 and runs.folder.is_unique
     row = runs[(runs.recipe == "resnet50_448nodes") & (runs.seed == 3)].iloc[0]
     small = recipes.shrink(recipes.find("resnet50_448nodes"), SHRINK)
     for name in ("workers", "images_per_worker", "global_batch", "iterations", "momentum", "lr_formula", "bn_momentum"):
@@ -116,8 +136,13 @@ def test_evaluations_have_one_row_per_metric_row_and_are_in_per_cent(out):
     runs, evaluations = repro.runs(out)
     assert len(evaluations) == sum(len(records.metric_rows(out / folder)) for folder in runs.folder)
     one = evaluations[(evaluations.recipe == "one_model") & (evaluations.seed == 0)]
-    assert list(one.stage) == ["main", "main", "collapse", "collapse"]
-    assert list(one.train_top1) == [75.0] * 4 and list(one.top1.isna()) == [True, False, True, False]
+    assert list(one.stage) == [stage for stage in RUNS["one_model"] for _ in range(2)]
+    assert list(one.train_top1) == [75.0] * 10 and list(one.top1.isna()) == [True, False] * 5
+    zoomed, other = one.top1_zoom, one.top1_scale_aspect  # at the ends of stages only
+    assert list(zoomed.isna()) == list(other.isna()) == list(one.top1.isna())
+    correct = np.round(one.top1.iloc[1::2] * 40)  # of 4000
+    assert list(zoomed.iloc[1::2]) == pytest.approx(list((correct // 10 - 50) / 4))
+    assert list(other.iloc[1::2]) == pytest.approx(list((correct // 20) / 2))
     assert one.top1.iloc[-1] == runs[(runs.recipe == "one_model") & (runs.seed == 0)].top1.iloc[0]
     assert one.top5.iloc[-1] == 97.5 and one.test_loss.iloc[-1] == 0.8 and one.test_images.iloc[-1] == IMAGES
 
@@ -131,7 +156,7 @@ def test_an_incomplete_run_is_there_with_its_status_and_in_no_table_of_the_paper
     (folder / "run.json").write_text(json.dumps(run))
     runs, evaluations = repro.runs(out)
     row = runs[runs.folder == folder.name].iloc[0]
-    assert row.status == "stopped" and np.isnan(row.top1) and (evaluations.folder == folder.name).sum() == 4
+    assert row.status == "stopped" and np.isnan(row.top1) and (evaluations.folder == folder.name).sum() == 10
     pd.testing.assert_frame_equal(tables.accuracy(tables.models(out)), before)
     assert 9 not in set(tables.curves(out).seed)
 
@@ -153,7 +178,7 @@ def kinds_beside(out):
         for seed in range(4):
             write_run(out, base, seed, variant="lr_formula=as_designed", worse=120 if "ensemble" in base else 0)
             write_run(out, base, seed, model="resnet18", worse=50 * seed)
-            write_run(out, base, seed, shrink="laptop", worse=300)
+            write_run(out, base, seed, shrink="smoke", worse=300)
 
 
 def default_rows(table):
@@ -161,40 +186,27 @@ def default_rows(table):
     return kept.reset_index(drop=True)
 
 
-@pytest.mark.parametrize("table", [tables.accuracy, tables.effects])
-def test_the_rows_of_default_runs_are_the_same_whatever_runs_are_beside_them(out, table):
-    before = table(tables.models(out))
-    assert len(before) == len(default_rows(before)) == (18 if table is tables.accuracy else len(tables.CLAIMS))
-    assert set(before.n) == {4}
+def test_the_rows_of_default_runs_are_the_same_whatever_runs_are_beside_them(out):
+    before = tables.accuracy(tables.models(out))
+    assert len(before) == len(default_rows(before)) == 2 + 1 + 5 + 11 + 4 and set(before.n) == {4}
     kinds_beside(out)
-    after = table(tables.models(out))
+    after = tables.accuracy(tables.models(out))
     pd.testing.assert_frame_equal(default_rows(after), default_rows(before), check_exact=True)
     assert len(after) == 4 * len(before) and set(after.n) == {4}  # each kind has rows of its own
 
 
-def test_a_variant_is_compared_with_its_own_kind_only(out):
-    kinds_beside(out)
-    found = tables.effects(tables.models(out))
-    found = found[(found.claim == tables.CLAIMS[3].text) & (found["shrink"] == SHRINK) & (found.model == "resnet11")]
-    assert list(found.variant) == ["", "lr_formula=as_designed"]
-    default, variant = found.difference
-    assert variant == pytest.approx(default - 3)  # 120 of 4000 images
-
-
-def test_half_of_a_comparison_is_no_row(out):
-    write_run(out, "collapsed_ensemble", 0, variant="reduction=fast")
-    found = tables.effects(tables.models(out))
-    assert set(found[found.variant != ""].claim) == {claim.text for claim in tables.CLAIMS[4:]} | {tables.CLAIMS[2].text}
-
-
 def test_of_two_runs_with_equal_keys_the_newest_counts_once(out):
-    before = tables.effects(tables.models(out))
+    def mean(end="collapse_long"):
+        models = tables.models(out)
+        chosen = models[(models.recipe == "one_model") & (models.members == end)]
+        assert len(chosen) == 4
+        return chosen.top1.mean()
+
+    before = mean()
     write_run(out, "one_model", 2, worse=800, code="older", end="2025-12-31T00:00:00+00:00")
-    pd.testing.assert_frame_equal(tables.effects(tables.models(out)), before)
+    assert mean() == before
     newer = write_run(out, "one_model", 2, worse=800, code="newer", end="2026-02-01T00:00:00+00:00")
-    after = tables.effects(tables.models(out))
-    assert after.n[3] == before.n[3] == 4
-    assert after.difference[3] == pytest.approx(before.difference[3] + 5)  # 800 of 4000 images of one of four seeds
+    assert mean() == pytest.approx(before - 5)  # 800 of 4000 images of one of four seeds
     curves = tables.curves(out)
     assert set(curves[(curves.recipe == "one_model") & (curves.seed == 2)].folder) == {newer.name}
 
@@ -207,11 +219,113 @@ def test_named_folders_count_even_if_newer_runs_with_their_keys_are_there(out):
 
 def test_models_name_the_stages_that_they_are_made_of(out):
     models = tables.models(out)
-    one = models[(models.recipe == "collapsed_ensemble") & (models.seed == 1)]
-    assert list(one.members)[:8] == [*RUNS["collapsed_ensemble"], tables.ENSEMBLE]
-    ensemble, last = (one[one.members == members].iloc[0] for members in (tables.ENSEMBLE, "collapse3"))
-    assert ensemble.average == "softmax" and ensemble.epochs == last.epochs
+    one = models[(models.recipe == "five_members") & (models.seed == 1)]
+    stages = [stage.name for stage in recipes.find("five_members").stages]
+    assert list(one.members) == [*stages, ENSEMBLE, ENSEMBLE, " + ".join(CYCLES), " + ".join(CYCLES)]
+    assert list(one.average) == [""] * 11 + ["softmax", "logit"] * 2
+    last = one[one.members == "collapse5"].iloc[0]
     assert last.top1 == repro.runs(out)[0].set_index("folder").top1[last.folder]
+    assert set(models.originals) == {ORIGINALS} and set(models.test_images) == {IMAGES}
+
+
+def test_models_have_the_epochs_of_all_training_that_led_to_them_and_of_no_other(out):
+    led = {
+        "five_members": {
+            "cyc2": "init cyc1 cyc2",
+            "collapse1": "init cyc1 collapse1",
+            "collapse3": "init cyc1 cyc2 cyc3 collapse3",
+            ENSEMBLE: "init cyc1 collapse1 cyc2 collapse2 cyc3 collapse3",
+            " + ".join(CYCLES): "init cyc1 cyc2 cyc3",
+            "collapse5": "init cyc1 cyc2 cyc3 cyc4 cyc5 collapse5",
+        },
+        "one_model": {"collapse_long": "main collapse_long", "plain": "main late plain", "collapse": "main late collapse"},
+        "resnet50_448nodes": {"main": "main", "collapse": "main collapse"},
+    }
+    models = tables.models(out)
+    for recipe, ends in led.items():
+        small = recipes.shrink(recipes.find(recipe), SHRINK)
+        steps = {stage.name: stage.iterations for stage in small.stages}
+        for members, stages in ends.items():
+            found = models[(models.recipe == recipe) & (models.members == members)].epochs
+            expected = sum(steps[name] for name in stages.split()) * small.global_batch / 20_000
+            assert len(found) and list(found) == pytest.approx([expected] * len(found)), (recipe, members)
+
+
+def test_models_are_in_other_views_too(out):
+    models = tables.models(out)
+    correct = np.round(models.top1 * 40)
+    assert list(models.top1_zoom) == pytest.approx(list((correct // 10 - 50) / 4))
+    assert list(models.top1_scale_aspect) == pytest.approx(list((correct // 20) / 2))
+
+
+def test_models_say_whether_the_model_is_the_recipes_own(out):
+    write_run(out, "one_model", 0, model="resnet38")
+    mine = write_run(out, "one_model", 0, model="resnet18")  # of a recipe that is not ours, so any model is its own
+    (mine / "run.json").write_text(json.dumps(records.read(mine) | {"base": "my_recipe"}))
+    models = tables.models(out)
+    own = models.drop_duplicates("folder").set_index(["recipe", "model"]).default_model
+    assert set(own.index) == {*((base, "resnet11") for base in RUNS), ("one_model", "resnet38"), ("my_recipe", "resnet18")}
+    assert not own["one_model", "resnet38"].any() and own.drop(("one_model", "resnet38")).all()
+
+
+# --- The answers to the questions -------------------------------------------------------------------------------------
+
+
+def answered(out):
+    return questions.answers(tables.models(out), out)
+
+
+def answer(table, better, other, **keys):
+    """The row of the question with these sides, from a table of one data set and shrink or with `keys` for it."""
+    places = [place for place, each in enumerate(questions.QUESTIONS) if (each.better, each.other) == (better, other)]
+    table = tables.only(table, **keys).reset_index(drop=True)
+    return table.iloc[places[0]]
+
+
+def top1(out, side, **keys):
+    models = tables.only(tables.models(out), recipe=side.recipe, members=side.members, average=side.average, variant="", **keys)
+    return models.set_index("seed").top1
+
+
+def test_answers_are_differences_of_the_runs_at_hand(out):
+    table = answered(out)
+    assert list(table.claim) == [question.claim for question in questions.QUESTIONS]
+    sides = questions.ENSEMBLE, questions.ONE_MODEL
+    row = answer(table, *sides)
+    better, other = (top1(out, side) for side in sides)
+    assert (row.n, row.n_other, row.paired) == (4, 4, False)
+    assert row.difference == pytest.approx(better.mean() - other.mean())
+    assert row.views == "same sign in all views" and row.low < row.difference < row.high
+    assert row.low_originals < row.low and row.high < row.high_originals, "new originals differ, too"
+    last = answer(table, questions.ENSEMBLE, questions.Side("five_members", "collapse3"))
+    assert last.paired and last.difference == pytest.approx(
+        (better - top1(out, questions.Side("five_members", "collapse3"))).mean()
+    )
+    at_hand = {*RUNS}
+    for question, found in zip(questions.QUESTIONS, table.itertuples()):
+        runs = question.better.recipe in at_hand, question.other.recipe in at_hand
+        assert (found.verdict == "not run") == (not all(runs)), question.claim
+
+
+def test_answers_are_of_default_runs_whatever_runs_are_beside_them(out):
+    before = answered(out)
+    kinds_beside(out)
+    after = answered(out)
+    assert set(after["shrink"]) == {SHRINK, "smoke"} and len(after) == 2 * len(before)
+    kept = after[after["shrink"] == SHRINK].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before.reset_index(drop=True), check_exact=True)
+    sides = questions.ENSEMBLE, questions.ONE_MODEL
+    assert answer(after, *sides, shrink="smoke").difference == pytest.approx(answer(before, *sides).difference)
+
+
+def test_half_of_a_comparison_is_not_run(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, "five_members", seed)
+    table = answered(tmp_path)
+    row = answer(table, questions.ENSEMBLE, questions.ONE_MODEL)
+    assert (row.n, row.n_other, row.verdict, row.views) == (3, 0, "not run", "")
+    last = answer(table, questions.ENSEMBLE, questions.Side("five_members", "collapse3"))
+    assert (last.n, last.n_other) == (3, 3) and last.verdict != "not run"
 
 
 def test_figures_tell_kinds_apart(out):
@@ -221,56 +335,15 @@ def test_figures_tell_kinds_apart(out):
     assert {"one_model, resnet11", "one_model, resnet18", "one_model, resnet11, lr_formula=as_designed"} <= legend
     legend = figures.training_curves(tables.only(curves, model="resnet11", variant="")).axes[0].get_legend()
     assert {text.get_text() for text in legend.get_texts()} == set(RUNS)
-    labels = {
-        text.get_text().replace("\n", " ")
-        for text in figures.effects(tables.effects(tables.models(out))).axes[0].get_yticklabels()
-    }
-    assert len(labels) == 4 * len(tables.CLAIMS)
-    assert f"Large batch needs warm-up (digits, {SHRINK}, resnet11, lr_formula=as_designed)" in labels
+    table = tables.only(answered(out), shrink=SHRINK)
+    drawn = [text.get_text().replace("\n", " ") for text in figures.answers(table).axes[0].get_yticklabels()]
+    run = table[(table.n > 0) & (table.n_other > 0)]
+    assert drawn == list(run.claim)[::-1] and len(drawn) == 5
 
 
 def test_what_is_not_there_is_named(out):
     with pytest.raises(ReproError, match="no complete runs of shrink smoke, variant default"):
         tables.only(tables.models(out), shrink="smoke", variant="")
-
-
-# --- The paired test --------------------------------------------------------------------------------------------------
-
-
-def series(*values):
-    return pd.Series(values, index=range(len(values)), dtype=float)
-
-
-def test_paired_difference_and_interval_by_hand():
-    better, other = series(93, 94, 95, 93.5), series(92, 93.5, 94, 93)
-    row = tables.compare(better, other)
-    difference = [1, 0.5, 1, 0.5]
-    mean, sd = 0.75, (4 * 0.25**2 / 3) ** 0.5
-    half = stats.t.ppf(0.975, 3) * sd / 2
-    assert row["n"] == 4 and row["difference"] == pytest.approx(mean) == pytest.approx(sum(difference) / 4)
-    assert (row["low"], row["high"]) == pytest.approx((mean - half, mean + half))
-    assert row["verdict"] == "supported"
-
-
-def test_pairing_is_by_seed_not_by_order():
-    better, other = series(90, 80, 70), pd.Series({2: 69.0, 1: 79.0, 0: 89.0})
-    assert tables.compare(better, other)["difference"] == pytest.approx(1)
-
-
-def test_a_difference_within_the_noise_is_not_resolved():
-    assert tables.compare(series(93, 92, 94), series(92, 93, 93.5))["verdict"] == "not resolved"
-
-
-def test_a_difference_the_wrong_way_is_contradicted():
-    assert tables.compare(series(90, 91, 92), series(92.1, 93, 93.9))["verdict"] == "contradicted"
-
-
-def test_two_seeds_resolve_nothing():
-    assert tables.compare(series(99, 99.1), series(1, 1.1))["verdict"] == "not resolved"
-
-
-def test_no_seeds_is_not_run():
-    assert tables.compare(series(), series())["verdict"] == "not run"
 
 
 @pytest.mark.parametrize("name", ["claims", "released_runs", "peers", "epochs_by_batch"])
@@ -293,9 +366,9 @@ def test_without_runs_the_error_names_the_command(tmp_path):
 # --- The report -------------------------------------------------------------------------------------------------------
 def test_findings_leave_out_what_there_is_not(tmp_path):
     for seed in range(2):
-        for base in ("one_model", "collapsed_ensemble"):
+        for base in ("one_model", "five_members"):
             write_run(tmp_path / "runs", base, seed)
-    tables.save(tables.effects(tables.models(tmp_path / "runs")), tmp_path, "effects")
-    said = report._findings(report._table(tmp_path, "effects"))
-    assert "nan" not in said and "interval" not in said
-    assert said.count("<b>not run</b>") == 2 and f"(digits, {SHRINK}, resnet11: " in said and ", n = 2)" in said
+    tables.save(answered(tmp_path / "runs"), tmp_path, "answers")
+    said = report._findings(report._table(tmp_path, "answers"))
+    assert "nan" not in said and "interval" not in said and "not run" not in said
+    assert said.count(f"(digits, {SHRINK}: ") == said.count(", n = 2; ") == 5

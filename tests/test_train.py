@@ -15,7 +15,7 @@ from repro import ReproError, checkpoint, comm, journal, own, records, train
 from repro.data import Images, Stream
 from repro.model import Network, build
 from repro.recipes import RECIPES
-from repro.schedule import Recipe, Stage, learning_rate
+from repro.schedule import NEW_WEIGHTS, Recipe, Stage, learning_rate
 from repro.settings import Settings
 
 from conftest import ROOT, SMOKE, mpiexec, python
@@ -49,8 +49,9 @@ def run_json(folder):
 @pytest.fixture
 def tiny(digits, tmp_path, monkeypatch):
     """tiny(recipe): the folder of a run of this recipe of our own, which is not evaluated."""
-    counts = {"images": 1, "members": [{"top1": 0, "top5": 0, "loss": 0.0}]}
-    monkeypatch.setattr(journal.evaluate, "counts", lambda *_, **__: counts)
+    nothing = {"images": 1, "top1": 0, "top5": 0, "loss": 0.0}
+    monkeypatch.setattr(journal.evaluate, "counts", lambda *_, **__: {"images": 1, "members": [nothing | {"correct": [False]}]})
+    monkeypatch.setattr(journal.evaluate, "in_all_views", lambda *_, **__: (nothing, {"test": [False]}))
 
     def folder(recipe=TINY, out="runs", **parameters):
         return Path(train.train(recipe, data=digits, out=str(tmp_path / out), device="cpu", **parameters))
@@ -74,7 +75,7 @@ def obvious_network(state, x):
         statistics[name] = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)
         return F.batch_norm(x, None, None, state[f"{name}.weight"], state[f"{name}.bias"], training=True, eps=1e-5)
 
-    x = F.relu(norm(F.conv2d(x, state["conv1.weight"], padding=1), "bn1"))
+    x = F.relu(norm(F.conv2d(x, state["conv1.weight"], padding=1, stride=2), "bn1"))
     for layer, stride in (("layer1.0", 1), ("layer2.0", 2), ("layer3.0", 2)):
         y = F.relu(norm(F.conv2d(x, state[f"{layer}.conv1.weight"]), f"{layer}.bn1"))
         y = F.relu(norm(F.conv2d(y, state[f"{layer}.conv2.weight"], padding=1, stride=stride), f"{layer}.bn2"))
@@ -134,7 +135,15 @@ def test_the_small_network_is_what_the_obvious_one_says():
 
 @pytest.mark.parametrize(
     "switches",
-    [{}, {"lr_formula": "as_designed"}, {"momentum_correction": "warmup"}, {"decay_bn": False}, {"bn_momentum": 0.1}],
+    [
+        {},
+        {"workers_per_pass": 2},  # of three: one pass has two workers, the other one
+        {"workers_per_pass": 3},
+        {"lr_formula": "as_designed"},
+        {"momentum_correction": "warmup"},
+        {"decay_bn": False},
+        {"bn_momentum": 0.1},
+    ],
     ids=str,
 )
 def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
@@ -144,8 +153,24 @@ def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
     recipe = replace(TINY, **switches)
     found = ends(tiny(recipe, seed=3))
     assert distance(found, obvious_training(recipe, digits, seed=3)) < 1e-5
-    if recipe != TINY:
+    if replace(recipe, workers_per_pass=1) != TINY:
         assert distance(found, obvious_training(TINY, digits, seed=3)) > 1e-3, "the switch makes no difference here"
+
+
+def test_a_stage_of_new_weights_begins_another_model(tiny):
+    """Of the same kind and of another seed; two runs agree on it, and nothing of the first model is left in it."""
+    stages = Stage("one", 2, base_rate=0.2), Stage("two", 1, base_rate=0.0, starts_from=NEW_WEIGHTS)
+    found = [ends(tiny(replace(TINY, stages=stages), out=out, seed=seed)) for out, seed in (("a", 0), ("b", 0), ("c", 1))]
+    assert distance({"two": found[0]["two"]}, {"two": found[1]["two"]}) == 0
+    torch.manual_seed(0)
+    first = build("resnet11", 10, 1, zero_gamma="none").state_dict()
+    for name, value in found[0]["two"].items():
+        if name in WEIGHTS and value.dim() == 4:  # random ones
+            assert not torch.equal(value, first[name]) and not torch.equal(value, found[2]["two"][name])
+            assert value.std() == pytest.approx(float(first[name].std()), rel=0.5)
+        elif name in WEIGHTS and "fc" not in name:
+            assert torch.equal(value, first[name])
+    assert int(found[0]["two"]["bn1.num_batches_tracked"]) == 1
 
 
 def test_a_stage_starts_without_momentum_from_the_end_of_its_origin(tiny):
@@ -197,7 +222,8 @@ def test_batch_norm_sees_one_workers_images_alone():
 @pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_any_number_of_ranks_computes_the_same_bits(whole, on_ranks, ranks):
     folder = on_ranks(ranks).folders["whole"]
-    assert run_json(folder)["ranks"] == ranks
+    recipe = run_json(folder)["recipe"]
+    assert (run_json(folder)["ranks"], recipe["workers"], recipe["workers_per_pass"]) == (ranks, 14, 2), "seven passes"
     assert run_json(folder)["weights_sha256"] == run_json(whole)["weights_sha256"]
     assert rows(folder) == rows(whole) and len(rows(whole)) > 5
     assert Path(folder).name == whole.name, "the number of ranks is no part of a run's identity"
@@ -379,21 +405,44 @@ def test_run_json_says_all_about_a_run(whole, digits):
         "normalization": "release",
         "reduction": "exact",
         "precision": "fp32",
+        "split": "test",
         "device": "cpu",
         "threads": 1,
     }
     assert (record["ranks"], record["workers"], record["status"]) == (1, 14, "complete")
     for split in ("train", "test"):
         assert record["data"][split] == Images(digits, split).digest
+    assert record["data"]["originals"] == 897
     assert record["data"]["name"] == "digits" and record["code"] == records.code_digest()
     assert re.match(r"\d+\.\d+", record["version"]) and record["packages"].keys() >= {"python", "torch", "numpy"}
     assert record["host"] and record["start"] <= record["end"]
     last = records.metric_rows(whole)[-1]
     assert {key: record[key] for key in ("images", "top1", "top5")} == {key: last[key] for key in ("images", "top1", "top5")}
-    assert record["images"] == 4000 and 0 < record["top1"] < record["top5"] <= 4000
+    assert record["images"] == 20_000 and 0 < record["top1"] < record["top5"] <= 20_000
     state, _ = checkpoint.load(whole / "snapshots" / "collapse")
     assert record["weights_sha256"] == checkpoint.digest(state)
     assert not (whole / "checkpoints").exists()
+
+
+def test_the_end_of_a_stage_is_evaluated_in_three_views_and_says_which_images(whole):
+    ends = {row["stage"]: row for row in records.metric_rows(whole)}  # the last row of each
+    assert list(ends) == ["main", "collapse"]
+    for row in records.metric_rows(whole):
+        assert ("views" in row) == (row in ends.values()) and "correct" not in row
+    for stage, row in ends.items():
+        assert row["views"].keys() == {"zoom", "scale_aspect"}
+        correct = records.load_correct(whole, stage)
+        for view, result in {"test": row, **row["views"]}.items():
+            assert result["images"] == len(correct[view]) == (20_000 if view == "test" else 5000)
+            assert result["top1"] == sum(correct[view].tolist()) <= result["top5"]
+        assert len({each["top1"] / each["images"] for each in (row, *row["views"].values())}) == 3
+
+
+def test_a_run_may_be_evaluated_on_the_validation_images(digits, tmp_path):
+    folder = Path(train.train(replace(TINY, stages=TINY.stages[:1]), data=digits, out=str(tmp_path), device="cpu", split="val"))
+    record = run_json(folder)
+    assert (record["settings"]["split"], record["images"], record["data"]["originals"]) == ("val", 5000, 200)
+    assert record["data"]["test"] == Images(digits, "val").digest
 
 
 def test_a_run_of_an_earlier_version_is_refused_by_name_and_passed_over_in_lists(whole, tmp_path, caplog):
@@ -450,6 +499,7 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
         {"reduction": "fast"},
         {"precision": "bf16"},
         {"threads": 2},
+        {"split": "val"},
         {"recipe": "one_model"},
         {"lr_formula": "as_designed"},
         {"decay_bn": False},
@@ -465,7 +515,7 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
-WITHOUT_EFFECT = {"paths", "records", "labels", "memory", "watch", "recipes", "settings", "own"}
+WITHOUT_EFFECT = {"paths", "records", "labels", "memory", "watch", "recipes", "released", "controls", "settings", "own"}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -567,6 +617,18 @@ def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
     assert said.returncode == 2
     assert said.stderr.count("error: ") == 1 and "start at most 1 rank" in said.stderr
     assert "Traceback" not in said.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "workers_per_pass, said", [(1, "5 workers, which 6 ranks"), (2, "3 passes of 2 workers, which 6 ranks")]
+)
+def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, tmp_path, workers_per_pass, said):
+    recipe = replace(TINY, workers=5, workers_per_pass=workers_per_pass)
+    alone = comm.Alone()
+    alone.size = 6
+    with pytest.raises(ReproError, match=f"tiny has {said} cannot share: start at most {recipe.passes} ranks"):
+        train.train(recipe, data=digits, out=str(tmp_path), device="cpu", world=alone)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):

@@ -6,7 +6,11 @@ from textwrap import wrap
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from scipy import stats
 
+from repro.paper.questions import ENSEMBLE_LABEL as ENSEMBLE
+from repro.paper.questions import MEMBER_LABEL as MEMBER
+from repro.paper.questions import ONE_MODEL_LABEL as ONE_MODEL
 from repro.paths import replacing
 
 sns.set_theme(
@@ -99,46 +103,50 @@ def training_curves(curves: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def ensemble(shown: pd.DataFrame) -> plt.Figure:
-    """Top-1 of one model, of each member and of the ensembles: one point per seed, the mean as a bar.
+VERDICTS = {"supported": "C2", "contradicted": "C3", "equivalent": "C0"}  # other verdicts are grey
 
-    Expects columns label, top1, seed and group, with rows in the order in which labels are drawn.
-    """
-    figure, axes = plt.subplots(figsize=(9, 0.45 * shown.label.nunique() + 1.3))
-    sns.stripplot(shown, x="top1", y="label", hue="group", ax=axes, alpha=0.6, jitter=0.15)
-    sns.pointplot(
-        shown,
-        x="top1",
-        y="label",
-        ax=axes,
-        errorbar=("ci", 95),
-        seed=0,
-        linestyle="none",
-        marker="|",
-        markersize=18,
-        color="0.2",
+
+def answers(table: pd.DataFrame) -> plt.Figure:
+    """Each question's difference with its 95% interval, and in two other views. Expects `questions.answers` of one data set."""
+    table = table[(table.n > 0) & (table.n_other > 0)].iloc[::-1]
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(table) + 1.5))
+    margin = table.margin.iloc[0]
+    axes.axvspan(-margin, margin, color="0.9", zorder=0)
+    axes.axvline(0, color="0.3", linewidth=1)
+    for position, row in enumerate(table.itertuples()):
+        colour = VERDICTS.get(row.verdict, "0.5")
+        axes.plot([row.low, row.high], [position] * 2, color=colour, linewidth=2)
+        axes.plot(row.difference, position, "o", color=colour)
+        axes.plot(row.difference_zoom, position, "+", color="0.3", markersize=6)
+        axes.plot(row.difference_scale_aspect, position, "x", color="0.3", markersize=5)
+        text = row.verdict + (" (control)" if row.control else "")
+        axes.annotate(text, (1.01, position), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axes.set_yticks(range(len(table)), ["\n".join(wrap(claim, 64)) for claim in table.claim], fontsize=8)
+    n = sorted({*table.n, *table.n_other})
+    axes.set_title(
+        f"{table.data.iloc[0]}, {table.shrink.iloc[0]}: n = {' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))} seeds"
     )
-    axes.set(xlabel=f"test top-1, %  (one point per seed, n = {shown.seed.nunique()}; bar: mean, 95% interval)", ylabel="")
-    sns.move_legend(axes, "lower center", bbox_to_anchor=(0.4, 1), ncol=2, title=None, frameon=False)
+    axes.set_xlabel(
+        f"difference in top-1, points (95% interval; grey: +-{margin:g}; + enlarged test view, x training view)", fontsize=9
+    )
+    axes.grid(axis="y", visible=False)
+    axes.margins(y=0.02)
     figure.tight_layout()
     return figure
 
 
-def effects(table: pd.DataFrame) -> plt.Figure:
-    """Paired differences with their 95% intervals. Expects `tables.effects`."""
-    colours = {"supported": "C2", "contradicted": "C3"}
-    table = table[table.n > 0].iloc[::-1]
-    figure, axes = plt.subplots(figsize=(9, 0.6 * len(table) + 1.2))
-    for position, row in enumerate(table.itertuples()):
-        axes.plot([row.low, row.high], [position, position], color=colours.get(row.verdict, "0.5"), linewidth=2)
-        axes.plot(row.difference, position, "o", color=colours.get(row.verdict, "0.5"))
-        axes.annotate(f" {row.verdict}, n = {row.n}", (max(row.difference, row.high), position), va="center", fontsize=9)
-    axes.axvline(0, color="0.3", linewidth=1)
-    runs = [", ".join(filter(None, (row.data, row.shrink, row.model, row.variant))) for row in table.itertuples()]
-    labels = ["\n".join(wrap(f"{claim} ({which})", 48)) for claim, which in zip(table.claim, runs)]
-    axes.set_yticks(range(len(table)), labels, fontsize=9)
-    axes.set_xlabel("difference in test top-1, percentage points (paired over seeds, 95% interval)")
-    axes.margins(x=0.2)
+def budget(points: pd.DataFrame) -> plt.Figure:
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `questions.budget`."""
+    figure, axes = plt.subplots(figsize=(9, 5))
+    colours = dict(zip(dict.fromkeys(points.label), sns.color_palette(n_colors=points.label.nunique())))
+    for label, part in points.groupby("label", sort=False):
+        found = part.groupby("epochs").top1
+        mean, half = found.mean(), found.sem() * stats.t.ppf(0.975, found.count() - 1)
+        line = dict(fmt="o-" if part.line.iloc[0] else "D", color=colours[label], capsize=3, label=label)
+        axes.errorbar(mean.index, mean, half, **line)
+    axes.set(xlabel="epochs of all training that led to it", ylabel="test top-1, %")
+    axes.set_title(f"{points.data.iloc[0]}: mean and 95% interval over n = {points.seed.nunique()} seeds")
+    axes.legend(title=None, fontsize=9, loc="lower right")
     figure.tight_layout()
     return figure
 
@@ -228,7 +236,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     efficiency.axhline(90, color="0.3", linewidth=1, linestyle=":")
     efficiency.annotate("abstract: above 90%", (model.nodes.min(), 90), (2, -11), textcoords="offset points", fontsize=9)
     few = "" if model.n.min() >= 3 else f" (no bands: timed steps n = {model.n.min()})"
-    efficiency.set(ylabel="efficiency against one node, %", ylim=(0, 105), title=f"MODEL: efficiency{few}")
+    efficiency.set(ylabel="efficiency, % (of nodes without allreduce)", ylim=(0, 105), title=f"MODEL: efficiency{few}")
     minutes.plot(
         published.nodes, published.minutes, "D", color="0.2", markersize=5, zorder=3, label="published, on other nodes"
     )
@@ -262,7 +270,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
 def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
     """The Collapsed Ensemble at a glance: its learning rate with the collapses in colour, and its result.
 
-    Expects `tables.rates` of collapsed_ensemble with one formula, and `tables.ensemble_points` of one data set.
+    Expects `tables.rates` of collapsed_ensemble with one formula, and `questions.budget` of one data set.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=(1.6, 1))
     trunk, member = "0.3", "C3"
@@ -281,17 +289,16 @@ def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
     left.set_title("The Collapsed Ensemble's learning rate\nas for ImageNet, over epochs", loc="left", fontsize=11)
     left.set(xlabel="epochs, including those of the collapses", ylim=(-0.25, 1.7), xlim=(-2, 93), yticks=(0, 0.5, 1, 1.5))
 
-    rows = {f"collapsed member {n}": (f"member {n}", member) for n in (1, 2, 3)}
-    rows |= {"Collapsed Ensemble": ("the ensemble", "C0"), "one model, collapsed": ("one model,\nas many images", "C2")}
+    rows = {MEMBER: ("a member", member), ENSEMBLE: ("the ensemble", "C0"), ONE_MODEL: ("one model,\nas many images", "C2")}
+    points = points[points.label.isin(rows) & (points.members <= 3)]
+    points = points[points.epochs == points.groupby("label").epochs.transform("max")]
     for position, (label, (_, colour)) in enumerate(rows.items()):
         top1 = points[points.label == label].top1
         right.plot(top1, [position] * len(top1), "o", color=colour, alpha=0.5)
         right.plot(top1.mean(), position, "|", color="0.2", markersize=20, markeredgewidth=2)
         right.annotate(f"{top1.mean():.1f}", (1.02, position), xycoords=("axes fraction", "data"), va="center", fontsize=10)
     right.set_yticks(range(len(rows)), [shown for shown, _ in rows.values()])
-    data = points.data.iloc[0]
-    views = "\nthe views differ: not a test of the claim" if data == "digits" else ""
-    right.set_title(f"Its result on {data}, n = {points.seed.nunique()}{views}", loc="left", x=-0.52, fontsize=11)
+    right.set_title(f"Its result on {points.data.iloc[0]}, n = {points.seed.nunique()}", loc="left", x=-0.52, fontsize=11)
     right.set(xlabel="test top-1, %  (one point per seed; bar: mean)", ylim=(len(rows) - 0.5, -0.5))
     for axis in (left, right):
         axis.tick_params(labelsize=10)

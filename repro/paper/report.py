@@ -25,7 +25,7 @@ td { max-width: 28rem; white-space: normal; } td:last-child { min-width: 16rem; 
 def write(results: Path | str) -> Path:
     """Assembles results/tables and results/figures into results/report/index.html; returns its path."""
     results = Path(results)
-    effects, runs = _table(results, "effects"), _table(results, "runs")
+    answers, runs = _table(results, "answers"), _table(results, "runs")
     runs = runs[runs.status == "complete"]
     parts = [
         "<h1>Scale out for large minibatch SGD: what this reproduction shows</h1>",
@@ -33,7 +33,7 @@ def write(results: Path | str) -> Path:
         f"cores and average the collapsed end points of one training run's cycles. This report was made on "
         f"{date.today()} from {len(runs)} complete runs. Published numbers are on sand, our own on blue; the two "
         f"come from different data sets and are never put in one table. Numbers extrapolated by a model are on violet.</p>",
-        _findings(effects),
+        _findings(answers),
         '<section class="published"><h2>Published</h2>',
         "<p>From the paper's abstract and the scripts, READMEs and logs that its authors released; its full text was not "
         "available to this project.</p>",
@@ -50,16 +50,17 @@ def write(results: Path | str) -> Path:
         '<section class="own"><h2>Own runs</h2>',
         _provenance(runs),
         "<h3>Training curves</h3>",
+        _image(results, "training_curves", "Test accuracy and training loss over epochs."),
         *(
-            _image(results, path.stem, "Test accuracy and training loss over epochs.")
-            for path in sorted((results / "figures").glob("training_curves-*.svg"))
+            ["<h3>Accuracy over the budget</h3>", _image(results, "budget", "Top-1 over the epochs that led to it.")]
+            if (results / "figures" / "budget.svg").exists()
+            else []
         ),
-        "<h3>The Collapsed Ensemble against one model of the same number of images seen</h3>",
-        _html(_table(results, "ensemble")),
-        _image(results, "ensemble", "Top-1 of one model, members and ensembles."),
-        "<h3>Effects of the method</h3>",
-        _image(results, "effects", "Paired differences with 95% intervals."),
-        _html(effects),
+        "<h3>The questions' answers</h3>",
+        _image(results, "answers", "Differences with 95% intervals."),
+        _html(answers),
+        "<h3>What the small test bed keeps of ImageNet's ratios</h3>",
+        _html(_table(results, "ratios")),
         "<h3>Every model</h3>",
         _html(_table(results, "accuracy")),
         "<h3>Predicted and measured time</h3>",
@@ -94,6 +95,8 @@ def _scaling(results: Path) -> list[str]:
         "<p>Nothing in this section was measured: a model of a step's time, fitted to the steps above and extrapolated to many "
         "such machines with an assumed network. Bands: 5 to 95%, none where fewer than three steps were timed.</p>",
         _image(results, "scaling", "MODEL: step time, efficiency, minutes over nodes."),
+        "<h3>MODEL on the nodes of the paper's run on 64 nodes</h3>",
+        _html(_table(results, "scaling_papers_nodes")),
         "<h3>MODEL fitted to one published run, predicting another</h3>",
         _html(_table(results, "scaling_published")),
         f"<h3>MODEL against held-back measurements</h3><p>{close}</p>",
@@ -120,17 +123,16 @@ def _image(results: Path, name: str, text: str) -> str:
     return f'<p><img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{content}"></p>'
 
 
-def _findings(effects: pd.DataFrame) -> str:
+def _findings(answers: pd.DataFrame) -> str:
     items = []
-    for row in effects.itertuples():
-        runs = ", ".join(filter(None, (row.data, row.shrink, row.model, row.variant)))
+    for row in answers[(answers.n > 0) & (answers.n_other > 0)].itertuples():
         interval = f"95% interval {row.low:+.2f} to {row.high:+.2f}, " if row.n >= 3 else ""
-        result = f" ({runs}: {row.difference:+.2f} percentage points of top-1, {interval}n = {row.n})" if row.n else ""
-        items.append(f"<li><b>{html.escape(row.verdict)}</b>: {html.escape(row.claim + result)}</li>")
+        result = f" ({row.data}, {row.shrink}: {row.difference:+.2f} points of top-1, {interval}n = {row.n}; {row.views})"
+        verdict = row.verdict + (", a control" if row.control else "")
+        items.append(f"<li><b>{html.escape(verdict)}</b>: {html.escape(row.claim + result)}</li>")
     return (
-        f"<p>What small runs show, paired over seeds:</p><ul>{''.join(items)}</ul><p>These are findings "
-        "on a small data set; they do not measure the paper's claims on ImageNet. With shrink smoke they are "
-        "not findings at all: it only shows that everything runs.</p>"
+        f"<p>What small runs show:</p><ul>{''.join(items)}</ul><p>These are findings on a small data set; they do not measure "
+        "the paper's claims on ImageNet. With shrink smoke they are no findings at all: it only shows that everything runs.</p>"
     )
 
 

@@ -8,42 +8,38 @@ from pathlib import Path
 
 from repro import ReproError, choose, engines, notebooks, records, tidy, watch
 from repro.packed import pack_embedded
-from repro.paper import report, tables
+from repro.paper import questions, report, tables
 from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The runs of one reproduction: recipes by their shrink, each over all seeds."""
+    """What one reproduction trains: the runs that the questions of some topics need, on a small data set."""
 
     data: str
-    recipes: dict[str, tuple[str, ...]]
+    shrink: str
+    topics: tuple[str, ...]
     seeds: tuple[int, ...]
-    overhead: float  # seconds beside training: engines, notebooks, figures; only the forecast uses it
     scaling: dict  # parameters of 11-scaling
+    about: str  # what it costs, for people
 
 
-WARMUP = "resnet50_448nodes", "resnet50_448nodes_no_warmup"
-COLLAPSE = "resnet50_448nodes", "resnet50_448nodes_uncollapsed"
-ENSEMBLE = "collapsed_ensemble", "one_model"
 PROFILES = {
-    # Each question is asked in the regime where a small data set can answer it; docs/digits.md explains the choice.
-    "laptop": Profile(
-        "digits",
-        {"laptop-edge": WARMUP, "laptop": COLLAPSE, "laptop-few": ENSEMBLE},
-        seeds=tuple(range(7)),
-        overhead=150,
-        scaling={},
-    ),
+    "laptop": Profile("digits", "laptop", ("collapse", "ensemble"), (0, 1, 2), {}, "12 minutes on two cores"),
+    "full": Profile("digits", "laptop", questions.TOPICS, tuple(range(12)), {}, "hours: all questions, n = 12"),
+    "letters": Profile("letters", "laptop", questions.TOPICS, tuple(range(12)), {}, "hours: the same on letters"),
+    "cifar10": Profile("cifar10", "laptop", questions.TOPICS, (0, 1, 2), {}, "not run by us; see `make plan`"),
     "smoke": Profile(
         "digits",
-        {"smoke": ("resnet50_448nodes", *ENSEMBLE)},
-        seeds=(0,),
-        overhead=90,
-        scaling={"model": "resnet18", "size": 32, "seconds": 4.0},
+        "smoke",
+        ("collapse", "ensemble"),
+        (0,),
+        {"model": "resnet18", "size": 32, "seconds": 4.0},
+        "a minute; no accuracy",
     ),
 }
+DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
 
 
@@ -55,64 +51,31 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     chosen = PROFILES[choose("profile", profile, PROFILES)]
     began, runs, kept = time.monotonic(), str(results / "runs"), results / "notebooks"
     pack_embedded(chosen.data)
-    pairs = [(name, small) for small, names in chosen.recipes.items() for name in names]
-    ranks = ranks or notebooks.ranks_for([shrink(find(name), small) for name, small in pairs])
-    with engines.start(ranks) as cluster:
-        tasks = {
-            (name, small, seed): dict(recipe=name, data=chosen.data, shrink=small, seed=seed, out=runs)
-            for name, small in pairs
-            for seed in chosen.seeds
-        }
-        plans = dict(zip(tasks, cluster.run("repro.scaling.forecast:expected", list(tasks.values()))[0]))
-        _announce(profile, chosen, cluster, plans)
-        shared = dict(data=chosen.data, seeds=list(chosen.seeds), cluster=cluster.connection_file, live=False, out=runs)
-        for name, small in pairs:
-            _run("10-train", {"recipe": name, "shrink": small, **shared}, kept / f"10-train-{name}-{small}.ipynb", cluster)
-        ensemble = next(small for name, small in pairs if name in ENSEMBLE)
-        _run(
-            "12-collapsed-ensemble",
-            {"shrink": ensemble, "results": str(results), **shared},
-            kept / "12-collapsed-ensemble.ipynb",
-            cluster,
-        )
-        _run(
-            "11-scaling",
-            {"cluster": cluster.connection_file, "results": str(results), **chosen.scaling},
-            kept / "11-scaling.ipynb",
-            cluster,
-        )
+    shared = dict(data=chosen.data, shrink=chosen.shrink, out=runs, live=False)
+    tasks = questions.tasks(chosen.data, chosen.shrink, list(chosen.seeds), list(chosen.topics), out=runs)
+    together = min(ranks or notebooks.cores(), shrink(find(DISTRIBUTED), chosen.shrink).passes)
+    apart = ranks or notebooks.cores()
+    print(f"profile {profile}: {len(tasks)} runs on {chosen.data}, n = {len(chosen.seeds)}; {chosen.about}", flush=True)
+    with engines.start(together) as cluster:
+        joined = {"cluster": cluster.connection_file}
+        parameters = {"recipe": DISTRIBUTED, "seeds": [chosen.seeds[0]], **shared, **joined}
+        _run("10-train", parameters, kept / f"10-train-{DISTRIBUTED}.ipynb", cluster)
+        scaling = {"results": str(results), **chosen.scaling, **joined}
+        _run("11-scaling", scaling, kept / "11-scaling.ipynb", cluster)
+    with engines.start(apart) as cluster:
+        parameters = {"topics": list(chosen.topics), "seeds": list(chosen.seeds), **shared}
+        parameters["cluster"] = cluster.connection_file
+        _run("12-questions", parameters, kept / "12-questions.ipynb", cluster)
     for name, table in zip(("runs", "evaluations"), tidy.runs(runs)):
         tables.save(table, results, name)
     tables.save(tables.predictions(runs), results, "predictions")
     made = {"runs": runs, "results": str(results)}
     _run("01-recipes", {"results": str(results)}, kept / "01-recipes.ipynb")
     _run("20-tables", made, kept / "20-tables.ipynb")
-    _run("21-figures", {"data": chosen.data, "ensembles": ensemble, **made}, kept / "21-figures.ipynb")
+    _run("21-figures", {"data": chosen.data, "shrink": chosen.shrink, **made}, kept / "21-figures.ipynb")
     page = report.write(results)
-    _summarise(time.monotonic() - began, plans, page)
+    print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
     return page
-
-
-def _announce(profile, chosen, cluster, plans) -> None:
-    todo = [plan for plan in plans.values() if not plan["complete"]]
-    seeds = f"{len(chosen.seeds)} seed" + "s" * (len(chosen.seeds) > 1)
-    print(
-        f"profile {profile}: {len(plans)} runs on {chosen.data}, {seeds}, {len(plans) - len(todo)} of them complete; "
-        f"{cluster.ranks} ranks"
-    )
-    for (_, _, seed), plan in plans.items():
-        if seed == chosen.seeds[0]:
-            print(
-                f"  {plan['recipe']:42} {plan['workers']:3} workers, batch {plan['global_batch']:4}, "
-                f"{plan['epochs']:6.2f} epochs, {plan['iterations']:5} steps"
-            )
-    if todo:
-        images, seconds = (sum(plan[key] for plan in todo) for key in ("images", "seconds"))
-        print(
-            f"expected: {(seconds + chosen.overhead) / 60:.0f} minutes ({images:,} images at {images / seconds:,.0f} images/s, "
-            f"evaluations included, by a probe just now)",
-            flush=True,
-        )
 
 
 def _run(name: str, parameters: dict, output: Path, cluster: engines.Cluster | None = None) -> None:
@@ -133,13 +96,6 @@ def _run(name: str, parameters: dict, output: Path, cluster: engines.Cluster | N
     if watch.asked.is_set():
         raise records.Stopped("stopped on request; what was trained so far is kept. The same command continues.")
     notebook.result()
-
-
-def _summarise(wall: float, plans: dict, page: Path) -> None:
-    trained = sum(records.read(plan["folder"])["seconds"] for plan in plans.values() if not plan["complete"])
-    predicted = sum(plan["seconds"] for plan in plans.values() if not plan["complete"])
-    comparison = f" (predicted: {predicted / 60:.1f}, error {100 * (predicted / trained - 1):+.0f}%)" if trained else ""
-    print(f"\ndone in {wall / 60:.1f} minutes, {trained / 60:.1f} of them training{comparison}\nreport: {page}")
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
@@ -163,11 +119,13 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
         "runs/*/run.json",
         "runs/*/metrics.jsonl",
         "runs/*/ensembles.json",
+        "runs/*/correct/*.npz",
     ):
         for path in results.glob(pattern):
             if path.name == "evaluations.csv":
                 continue
-            if "runs" not in path.parts[-3:] or records.read(path.parent).get("status") == "complete":
+            run = results / "runs" / path.relative_to(results).parts[1]
+            if path.relative_to(results).parts[0] != "runs" or records.read(run).get("status") == "complete":
                 target = reference / path.relative_to(results)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)

@@ -4,17 +4,15 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from repro import ReproError, records, tidy
 from repro.paths import PUBLISHED, REFERENCE, RUNS, replacing
-from repro.recipes import RECIPES
+from repro.recipes import RECIPES, shrink
 from repro.scaling import steptime
-from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
+from repro.schedule import IMAGENET_IMAGES, Recipe, Stage, learning_rate
 from repro.tidy import KEYS
 
 GROUP = KEYS[:-1]  # all but the seed
@@ -89,30 +87,48 @@ def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
 def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFrame:
     """One row per trained model and per ensemble of the complete runs in `out`: the end of each stage, then the ensembles.
 
-    Columns: folder, recipe, shrink, model, variant, data, seed, members (the stage, or the stages whose predictions are
-    averaged), average ("", softmax or logit), epochs (of all training up to there), top1, top5 (per cent), test_images. Of
-    runs with equal keys the newest counts; `folders` are the names of the run folders to choose from, by default all.
+    Columns: folder, recipe, shrink, model, variant, data, seed; members (the stage, or the stages whose predictions are
+    averaged), average ("", softmax or logit); epochs (of all training that led to them), top1, top5 (per cent), test_images,
+    top1_zoom and top1_scale_aspect (in other views), originals (of the test images), default_model (not another one by
+    --model). Of runs with equal keys the newest counts; `folders` are the names of the run folders to choose from, by
+    default all.
     """
     ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1)
-    ends = ends.assign(members=ends.stage, average="", epochs=ends.epoch)
-    ensembles = []
+    ends = ends.assign(members=ends.stage, average="")
+    parts = []
     for folder, stages in ends.groupby("folder"):
-        keys, epochs = stages[["folder", *KEYS]].iloc[0].to_dict(), stages.set_index("stage").epoch
-        for entry in records.ensembles(Path(out) / folder):
-            ensembles.append(
-                keys
-                | {
-                    "members": " + ".join(entry["members"]),
-                    "average": entry["average"],
-                    "epochs": epochs[entry["members"][-1]],
-                    "top1": 100 * entry["top1"] / entry["images"],
-                    "top5": 100 * entry["top5"] / entry["images"],
-                    "test_images": entry["images"],
-                }
-            )
-    table = pd.concat([ends, pd.DataFrame(ensembles)]) if ensembles else ends
-    table = table.sort_values("folder", kind="stable", ignore_index=True)
-    return table[["folder", *KEYS, "members", "average", "epochs", "top1", "top5", "test_images"]]
+        record = records.read(Path(out) / folder)
+        recipe = Recipe(**record["recipe"] | {"stages": tuple(Stage(**stage) for stage in record["recipe"]["stages"])})
+        keys = stages[["folder", *KEYS]].iloc[0].to_dict()
+        ensembles = pd.DataFrame(
+            keys
+            | {
+                "members": " + ".join(entry["members"]),
+                "average": entry["average"],
+                "top1": 100 * entry["top1"] / entry["images"],
+                "top5": 100 * entry["top5"] / entry["images"],
+                "test_images": entry["images"],
+                **tidy.in_views(entry),
+            }
+            for entry in records.ensembles(Path(out) / folder)
+        )
+        part = pd.concat([stages, ensembles]) if len(ensembles) else stages
+        lineages = [recipe.lineage(members.split(" + ")) for members in part.members]
+        part = part.assign(
+            epochs=[recipe.epochs(sum(stage.iterations for stage in lineage)) for lineage in lineages],
+            originals=record["data"]["originals"],
+            default_model=record["model"] == _default_model(record),
+        )
+        parts.append(part)
+    table = pd.concat(parts).sort_values("folder", kind="stable", ignore_index=True)
+    columns = ["members", "average", "epochs", "top1", "top5", "test_images", "top1_zoom", "top1_scale_aspect"]
+    return table[["folder", *KEYS, *columns, "originals", "default_model"]]
+
+
+def _default_model(record: dict) -> str:
+    """The model that a run has if no other was asked for."""
+    recipe = RECIPES.get(record["base"])
+    return shrink(recipe, record["shrink"]).model if recipe else record["model"]
 
 
 def curves(out: Path | str) -> pd.DataFrame:
@@ -137,29 +153,6 @@ def only(table: pd.DataFrame, **values) -> pd.DataFrame:
             f"there are no complete runs of {wanted}: `make reproduce` trains those of its profile, notebook 10-train others"
         )
     return table
-
-
-def ensemble_points(models: pd.DataFrame) -> pd.DataFrame:
-    """The points that `figures.ensemble` draws: one model, the members, the ensembles; one row per seed.
-
-    Expects `models` of one data set, shrink, model and variant. Columns: label, group, data, seed, top1, epochs.
-    """
-    labels = {
-        ("one_model", "collapse", ""): ("one model, collapsed", "one model, same images seen"),
-        **{
-            ("collapsed_ensemble", f"{kind}{n}", ""): (f"{what} {n}", f"single {what}s")
-            for kind, what in (("cyc", "cycle end"), ("collapse", "collapsed member"))
-            for n in (1, 2, 3)
-        },
-        ("collapsed_ensemble", SNAPSHOTS, "softmax"): ("ensemble of the cycle ends", "ensembles"),
-        ("collapsed_ensemble", ENSEMBLE, "logit"): ("Collapsed Ensemble, logit mean", "ensembles"),
-        ("collapsed_ensemble", ENSEMBLE, "softmax"): ("Collapsed Ensemble", "ensembles"),
-    }
-    rows = []
-    for (recipe, members, average), (label, group) in labels.items():
-        chosen = _of(models, recipe, members, average)
-        rows.append(chosen.assign(label=label, group=group)[["label", "group", "data", "seed", "top1", "epochs"]])
-    return pd.concat(rows)
 
 
 def accuracy(models: pd.DataFrame) -> pd.DataFrame:
@@ -323,117 +316,20 @@ def published_checks() -> pd.DataFrame:
     return pd.DataFrame([*steptime.infer(r3, [r1]), *steptime.infer(r1, [r3]), *steptime.infer(you, [paper])])
 
 
-# --- Effects of the paper's method, on the runs at hand ---------------------------------------------------------------
-ENSEMBLE = "collapse1 + collapse2 + collapse3"
-SNAPSHOTS = "cyc1 + cyc2 + cyc3"
-# On these data sets the main stages see the whole image scaled down, the collapse and the test an unscaled crop. A model that
-# was trained last, or longer, on the crop is then ahead on it whatever the method does: such a comparison tests the views.
-VIEWS_DIFFER_IN_SCALE = {"digits"}
-VIEWS_DIFFER = "not a test of the claim: the views differ in scale"
+def on_the_papers_nodes(draws: int = 500) -> pd.DataFrame:
+    """MODEL: efficiency and minutes on nodes like R3's, to which it is fitted; see `steptime.on_known_nodes`.
 
+    16 images per process as in R1, and 32 as in R3. The abstract does not say how many epochs its 28 minutes are, so there are
+    minutes for 60, 64, 75 and 90 epochs. Its 1536 nodes were other ones (Xeon Phi), so their minutes are not A2's.
 
-class Claim(NamedTuple):
-    """A claim: its text, the side that it says is better, and the other; each side is a (recipe, members, average)."""
-
-    text: str
-    better: tuple[str, str, str]
-    other: tuple[str, str, str]
-    of_the_collapse: bool = True  # the two sides saw different amounts of the collapse's view
-
-
-CLAIMS = (
-    Claim(
-        "Large batch needs warm-up",
-        ("resnet50_448nodes", "collapse", ""),
-        ("resnet50_448nodes_no_warmup", "collapse", ""),
-        of_the_collapse=False,
-    ),
-    Claim(
-        "The collapse helps: against the plain end of the decay, same images seen",
-        ("resnet50_448nodes", "collapse", ""),
-        ("resnet50_448nodes_uncollapsed", "main", ""),
-    ),
-    Claim(
-        "The collapse helps: after the last cycle, against before",
-        ("collapsed_ensemble", "collapse3", ""),
-        ("collapsed_ensemble", "cyc3", ""),
-    ),
-    Claim(
-        "The Collapsed Ensemble beats one model of the same number of images seen",
-        ("collapsed_ensemble", ENSEMBLE, "softmax"),
-        ("one_model", "collapse", ""),
-    ),
-    Claim(
-        "The Collapsed Ensemble beats its own last member",
-        ("collapsed_ensemble", ENSEMBLE, "softmax"),
-        ("collapsed_ensemble", "collapse3", ""),
-    ),
-    Claim(
-        "Collapsed members make a better ensemble than un-collapsed snapshots",
-        ("collapsed_ensemble", ENSEMBLE, "softmax"),
-        ("collapsed_ensemble", SNAPSHOTS, "softmax"),
-    ),
-    Claim(
-        "Averaging softmax beats averaging logits",
-        ("collapsed_ensemble", ENSEMBLE, "softmax"),
-        ("collapsed_ensemble", ENSEMBLE, "logit"),
-        of_the_collapse=False,
-    ),
-)
-
-
-def effects(models: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences in top-1 over the seeds, with a paired t-test, for each data set, shrink, model and variant at hand.
-
-    Only runs that agree in all four are compared. A difference is `supported` or `contradicted` if its 95% confidence
-    interval (Student's t over seeds) excludes zero, and `not resolved` otherwise, which includes n < 3; a claim without runs
-    is `not run`. On digits the rows about the collapse and the ensemble have no such verdict (`VIEWS_DIFFER`). There is no
-    correction for multiple comparisons.
+    `efficiency` is against a node with the same 44 computing cores. The release leaves 4 of 48 cores to communication (two
+    servers for each of two processes): `efficiency_48_cores` is
+    against a node that computes on all 48, taken as 48/44 as fast.
     """
-    alike = ["data", "shrink", "model", "variant"]
-    groups = list(models.groupby(alike, sort=False))
-    groups.sort(key=lambda group: group[0][-1] != "")  # default settings first
-    rows = []
-    for claim in CLAIMS:
-        compared_rows = []
-        for values, group in groups:
-            pair = [_of(group, *which).set_index("seed").top1 for which in (claim.better, claim.other)]
-            paired = pd.concat(pair, axis=1, join="inner").dropna()
-            if len(paired):
-                compared = compare(paired.iloc[:, 0], paired.iloc[:, 1])
-                if values[0] in VIEWS_DIFFER_IN_SCALE and claim.of_the_collapse:
-                    compared["verdict"] = VIEWS_DIFFER
-                compared_rows.append({"claim": claim.text, **dict(zip(alike, values)), **compared})
-        nothing = pd.Series(dtype=float)
-        rows += compared_rows or [{"claim": claim.text, **dict.fromkeys(alike, ""), **compare(nothing, nothing)}]
-    return pd.DataFrame(rows)
-
-
-def _of(models: pd.DataFrame, recipe: str, members: str, average: str) -> pd.DataFrame:
-    return models[(models.recipe == recipe) & (models.members == members) & (models.average == average)]
-
-
-def compare(better: pd.Series, other: pd.Series) -> dict:
-    """n, both means, mean paired difference, its 95% interval, the paired t-test's p (two-sided), and the verdict."""
-    difference = better - other
-    n, mean = len(difference), difference.mean()
-    low = high = p = float("nan")
-    verdict = "not run" if n == 0 else "not resolved"
-    if n >= 3:
-        if difference.std() == 0:  # without spread the interval is a point
-            low = high = mean
-            p = 1.0 if mean == 0 else 0.0
-        else:
-            test = stats.ttest_rel(better, other)
-            p, (low, high) = test.pvalue, test.confidence_interval(0.95)
-        verdict = "supported" if low > 0 else "contradicted" if high < 0 else verdict
-    return {
-        "n": n,
-        "top1": better.mean(),
-        "against": other.mean(),
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "p": p,
-        "verdict": verdict,
-    }
+    r3 = published_runs()[0]
+    rows = [row for images in (16, 32) for row in steptime.on_known_nodes(r3, (64, 448, 1536), images, draws=draws)]
+    table = pd.DataFrame(rows)
+    return table.assign(
+        efficiency_48_cores=table.efficiency * 44 / 48,
+        **{f"minutes_{epochs}": epochs * IMAGENET_IMAGES / 60 / table.images_per_s for epochs in (60, 64, 75, 90)},
+    )

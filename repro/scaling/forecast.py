@@ -69,11 +69,8 @@ def forecast(
         prepared = [train.prepare(**task) for task in tasks]
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
-            if layout.ranks > task.recipe.workers:
-                raise ReproError(
-                    f"{task.recipe.name} has {task.recipe.workers} workers, which {layout.ranks} ranks cannot "
-                    f"share: plan for fewer nodes or ranks per node"
-                )
+            if layout.ranks > task.recipe.passes:
+                raise ReproError(f"{train.too_many(task.recipe, layout.ranks)}: plan for fewer nodes or ranks per node")
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
     forecasts = [
@@ -97,6 +94,7 @@ def _subject(task: Task, values: dict) -> tuple:
         task.recipe.model,
         task.recipe.stride,
         task.recipe.images_per_worker,
+        task.recipe.workers_per_pass,
         values.get("data", ""),
         task.decoders,
         *sorted(timed.items()),
@@ -108,17 +106,23 @@ def _probe(task: Task, values: dict, seconds: float) -> dict:
     parameters = {key: value for key, value in asdict(task.settings).items() if key != "seed"}
     probed = probe(
         task.recipe.model,
-        [task.recipe.images_per_worker],
+        [_pass_images(task.recipe)],
         values.get("data", "digits"),
         stride=task.recipe.stride,
         decoders=task.decoders,
         seconds=seconds,
+        images_per_worker=task.recipe.images_per_worker,
         **parameters,
     )
     with tempfile.TemporaryDirectory(dir=task.run.folder.parent) as folder:
         start = time.perf_counter()
         checkpoint.save(Path(folder) / "trial", {"weights": torch.zeros(probed["state_bytes"] // 4)}, {})
         return probed | {"save_seconds": max(comm.world().gather(time.perf_counter() - start))}
+
+
+def _pass_images(recipe: Recipe) -> int:
+    """Images of one pass, which the model of a step's time takes for one worker's."""
+    return recipe.workers_per_pass * recipe.images_per_worker
 
 
 def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, network: str = "omni-path") -> dict:
@@ -128,14 +132,14 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     the probe's measured peak per rank. The label is MODEL unless the probe ran on `layout`.
     """
     at_hand = (layout.nodes, layout.nodes * layout.per_node) == (probed["nodes"], probed["ranks"])
-    workers = -(-recipe.workers // layout.ranks)
+    passes = -(-recipe.passes // layout.ranks)
 
     def step_seconds(fitted: steptime.Fit) -> float:
         if probed["nodes"] > 1:  # the fitted link is the one between nodes: every rank counts as a node
             target, link = Layout(layout.ranks, buckets=probed["buckets"]), fitted.link
         else:
             target, link = layout, INTERCONNECTS[network].link()
-        return steptime.step(fitted, target, recipe.images_per_worker, workers, link, loaded=True)["total"]
+        return steptime.step(fitted, target, _pass_images(recipe), passes, link, loaded=True)["total"]
 
     steps = steptime.band(map(step_seconds, steptime.resampled(probed["rows"], draws=100)))
     timed = min(len(row["seconds"][0]) for row in probed["rows"] if row["kind"] == "compute")
@@ -212,7 +216,7 @@ def plan(
         for shrink in ["none", *recipes.SHRINKS] if hours else []:
             try:
                 other = asked | {"shrink": shrink}
-                if shrink != asked_shrink and train.prepare(**other).recipe.workers >= ranks:
+                if shrink != asked_shrink and train.prepare(**other).recipe.passes >= ranks:
                     tasks.append(other)
             except ReproError:  # this size needs more images than there are
                 continue

@@ -39,14 +39,24 @@ SIZES = tuple(4**power for power in range(6, 14))  # bytes per allreduce, 4 KB t
 class _Steps:
     """Training steps of one network, with images at hand or from the loader."""
 
-    def __init__(self, world, model: str, stride: str, images: Images | None, size: int, settings: Settings, decoders: int):
+    def __init__(
+        self,
+        world,
+        model: str,
+        stride: str,
+        images: Images | None,
+        size: int,
+        settings: Settings,
+        decoders: int,
+        images_per_worker: int,
+    ):
         classes, channels = (len(images.classes), images.channels) if images else (CLASSES, CHANNELS)
         self.images, self.size, self.channels, self.classes = images, size, channels, classes
         self.settings, self.decoders = settings, decoders
         build = builder(model, classes, channels, size, stride)
-        self.network = Network(build(), settings.device)
+        self.network = Network(build(), settings.device, images_per_worker)
         # Between nodes the trainer's average is attached to its network, which then calls it at every backward pass.
-        shared = Network(build(), settings.device) if world.nodes > 1 else self.network
+        shared = Network(build(), settings.device, images_per_worker) if world.nodes > 1 else self.network
         self.shared = self._replica(world, shared, average_for(settings.reduction, world, world.size, shared))
         self.average = self.shared.average
 
@@ -90,6 +100,7 @@ def probe(
     stride: str = "v1.5",
     decoders: int = 2,
     seconds: float = 60.0,
+    images_per_worker: int = 0,
     **settings,
 ) -> dict:
     """Measures for about `seconds`; returns the same result on every rank. Collective.
@@ -97,7 +108,8 @@ def probe(
     For each number of `images` per worker, times steps with one worker per rank: on the first 1, 2, 4, ... ranks without
     communication (`compute`), and on all ranks with it (`step`); for the smallest number, also with two workers per rank. Also
     times allreduces of several sizes and, with `data`, steps with the loader, decoding and evaluation. The rows are those that
-    `steptime.fit` expects. `settings` are fields of `Settings`. Raises ReproError for an invalid parameter.
+    `steptime.fit` expects. With `images_per_worker`, `images` are those of a pass of several workers, which counts as one.
+    `settings` are fields of `Settings`. Raises ReproError for an invalid parameter.
     """
     world = comm.world()
     images = list(images)
@@ -116,7 +128,7 @@ def probe(
         small = bool(train_images and train_images.small)
         asked = replace(asked, device=device, precision=find_precision(asked.precision, device, small))
         torch.manual_seed(0)
-        steps = _Steps(world, model, stride, train_images, pixels, asked, decoders)
+        steps = _Steps(world, model, stride, train_images, pixels, asked, decoders, images_per_worker)
     began, load = time.monotonic(), os.getloadavg()[0]
     keep_freed()
     torch.set_num_threads(asked.threads)

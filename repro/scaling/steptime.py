@@ -18,7 +18,7 @@ W. Gropp, Optimization of collective communication operations in MPICH, IJHPCA 1
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
@@ -350,14 +350,18 @@ def extrapolate(
 
     The bands cover the noise of the measurements (bootstrap) and the interconnect within its ranges, but not whether the model
     has the right form: see `held_back`. Fewer than three timed steps (n) do not show how they differ: the band is NaN.
-    Efficiency is throughput per node over that of one node, in per cent.
+    Efficiency is throughput per node over that of a node whose ranks neither average nor wait for one another, in per cent: it
+    cannot exceed 100, also where the allreduce of several nodes is hidden and that of one node is not.
     """
     timed = min(len(row["seconds"][0]) for row in measurements if row["kind"] == "compute" and row["ranks"] == layout.per_node)
     fits = resampled(measurements, draws, seed)
     links = [between.link(place) for place in np.random.default_rng(seed + 1).random(draws)]
     alone = replace(layout, nodes=1)
     images, workers, batch = load.on(alone.ranks)
-    ones = [batch / step(fitted, alone, images, workers, None, loaded)["total"] for fitted in fits]
+    ones = []
+    for fitted in fits:
+        parts = step(fitted, alone, images, workers, None, loaded)
+        ones.append(batch / (parts["compute"] + parts["loading"]))
     rows = []
     for count in nodes:
         target = replace(layout, nodes=count)
@@ -446,21 +450,62 @@ class Assumed:
     spread: tuple[float, float] = (0.0, 0.05)  # between ranks; none was published
 
 
-def _as_known(known: Published, others: list[Published], machine: Fit, link: Link, buckets: int) -> dict[str, float]:
-    """Images/s of `others` on such a machine, with its time per image scaled so that the known run has its published rate.
+def _as_known(known: Published, machine: Fit, link: Link, buckets: int) -> Fit | None:
+    """The machine with its time per image scaled so that the known run has its published rate.
 
-    Empty if communication alone would take longer than the published step.
+    None if communication alone would take longer than the published step.
     """
 
-    def seconds(run: Published, scale: float) -> float:
-        scaled = replace(machine, per_worker=scale * machine.per_worker, per_image=scale * machine.per_image)
-        return step(scaled, Layout(run.nodes, run.per_node, buckets=buckets), run.images, 1, link)["total"]
+    def scaled(factor: float) -> Fit:
+        return replace(machine, per_worker=factor * machine.per_worker, per_image=factor * machine.per_image)
+
+    def seconds(factor: float) -> float:
+        layout = Layout(known.nodes, known.per_node, buckets=buckets)
+        return step(scaled(factor), layout, known.images, 1, link)["total"]
 
     target = known.nodes * known.per_node * known.images / known.images_per_s
-    if seconds(known, 0.0) >= target:
-        return {}
-    scale = brentq(lambda factor: seconds(known, factor) - target, 0.0, target)
-    return {other.name: other.nodes * other.per_node * other.images / seconds(other, scale) for other in others}
+    if seconds(0.0) >= target:
+        return None
+    return scaled(brentq(lambda factor: seconds(factor) - target, 0.0, target))
+
+
+def _machines(known: Published, assumed: Assumed, draws: int, seed: int) -> Iterator[tuple[Fit, Link, int]]:
+    """Machines, links and buckets on which the known run has its published rate, all assumptions drawn from their ranges."""
+    generator = np.random.default_rng(seed)
+    for _ in range(draws):
+        link, buckets = assumed.between.link(generator.random()), int(generator.choice(assumed.buckets))
+        share, spread = generator.uniform(*assumed.fixed), generator.uniform(*assumed.spread)
+        within = Link(1e-6, 1 / generator.uniform(*assumed.within_rate))
+        machine = Fit(0.0, share / (1 - share) * 32, 1.0, 0.0, within, spread, known.per_node, assumed.size)
+        if fitted := _as_known(known, machine, link, buckets):
+            yield fitted, link, buckets
+
+
+def on_known_nodes(
+    known: Published, nodes: Iterable[int], images: int, assumed: Assumed = Assumed(), draws: int = 500, seed: int = 0
+) -> list[dict]:
+    """Where a step's time goes on `nodes` of the known run's nodes with `images` per process, and the efficiency.
+
+    Efficiency is the share of the step that computes, in per cent: throughput against nodes without any allreduce or waiting.
+    Rows: label, known, nodes, images, buckets (1: nothing hidden), then the medians of compute, waiting, allreduce (seconds),
+    and images_per_s and efficiency with their 5 to 95% bands over the ranges of `assumed`.
+    """
+    rows = []
+    for count in nodes:
+        for buckets in assumed.buckets:
+            layout = Layout(count, known.per_node, buckets=buckets)
+            machines = _machines(known, replace(assumed, buckets=(buckets,)), draws, seed)
+            steps = [step(machine, layout, images, 1, link) for machine, link, _ in machines]
+            row = {"label": MODEL, "known": known.name, "nodes": count, "images": images, "buckets": buckets}
+            row |= {part: band(each[part] for each in steps)["middle"] for part in ("compute", "waiting", "allreduce")}
+            for name, values in (
+                ("images_per_s", [layout.ranks * images / each["total"] for each in steps]),
+                ("efficiency", [100 * each["compute"] / each["total"] for each in steps]),
+            ):
+                points = band(values)
+                row |= {name: points["middle"], f"{name}_low": points["low"], f"{name}_high": points["high"]}
+            rows.append(row)
+    return rows
 
 
 def infer(
@@ -470,14 +515,12 @@ def infer(
 
     Rows: label, known, predicted (its name), images_per_s with its 5 to 95% band, published, error in per cent.
     """
-    generator, rates = np.random.default_rng(seed), {other.name: [] for other in others}
-    for _ in range(draws):
-        link, buckets = assumed.between.link(generator.random()), int(generator.choice(assumed.buckets))
-        share, spread = generator.uniform(*assumed.fixed), generator.uniform(*assumed.spread)
-        within = Link(1e-6, 1 / generator.uniform(*assumed.within_rate))
-        machine = Fit(0.0, share / (1 - share) * 32, 1.0, 0.0, within, spread, known.per_node, assumed.size)
-        for name, rate in _as_known(known, others, machine, link, buckets).items():
-            rates[name].append(rate)
+    rates = {other.name: [] for other in others}
+    for machine, link, buckets in _machines(known, assumed, draws, seed):
+        for other in others:
+            layout = Layout(other.nodes, other.per_node, buckets=buckets)
+            seconds = step(machine, layout, other.images, 1, link)["total"]
+            rates[other.name].append(other.nodes * other.per_node * other.images / seconds)
     rows = []
     for other in others:
         points = band(rates[other.name])

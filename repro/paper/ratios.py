@@ -1,0 +1,66 @@
+"""The ratios by which a shrunk recipe compares with the one at ImageNet's size, and those that a shrink does not keep."""
+
+import numpy as np
+import pandas as pd
+
+from repro.recipes import RECIPES, shrink
+from repro.schedule import Recipe, learning_rate
+
+COMPARED = "resnet50_448nodes", "collapsed_ensemble"
+FACTOR = 2.0  # a ratio within this factor of the recipe's is kept
+
+# Steps = epochs x images / batch, and the horizon of momentum is ten steps. With batch and images divided alike, a run that is
+# affordable has few epochs; then everything that counts steps is short, and each step has to do more.
+DEPARTURES = {
+    "epochs": "the cost of a run",
+    "steps": "follows from the epochs",
+    "warm-up, in horizons of momentum": "follows from the epochs: its share of the run is kept",
+    "last collapse, in horizons of momentum": "follows from the epochs: its share of the run is kept",
+    "last collapse, in horizons of batch norm's averages": "follows from the epochs; over fewer steps, too few images",
+    "largest weight decay of a step": "follows from the epochs: its sum over the run is kept",
+}
+
+
+def of(recipe: Recipe) -> dict[str, float]:
+    """The ratios of one recipe. Decay is rate x weight decay / (1 - momentum), by which weights shrink."""
+    path = recipe.lineage([recipe.stages[-1].name])
+    starts = dict(zip(recipe.stages, recipe.starts))
+    steps = [(stage, starts[stage] + iteration) for stage in path for iteration in range(stage.iterations)]
+    decays = [learning_rate(recipe, step) * stage.weight_decay / (1 - recipe.momentum) for stage, step in steps]
+    horizon = 1 / (1 - recipe.momentum)
+    return {
+        "batch, share of the training images": recipe.global_batch / recipe.epoch_images,
+        "images per worker": recipe.images_per_worker,
+        "weight decay, sum over the run": float(np.sum(decays)),
+        "largest weight decay of a step": float(np.max(decays)),
+        "warm-up, share of the run": path[0].warmup_iterations / len(steps),
+        "warm-up, in horizons of momentum": path[0].warmup_iterations / horizon,
+        "last collapse, share of the run": path[-1].iterations / len(steps),
+        "last collapse, in horizons of momentum": path[-1].iterations / horizon,
+        "last collapse, in horizons of batch norm's averages": path[-1].iterations * recipe.bn_momentum,
+        "steps": len(steps),
+        "epochs": recipe.epochs(len(steps)),
+    }
+
+
+def table(profile: str = "laptop") -> pd.DataFrame:
+    """One row per recipe and ratio: recipe, ratio, imagenet, small, factor (small / imagenet), kept, reason (if not kept)."""
+    rows = []
+    for name in COMPARED:
+        large, small = of(RECIPES[name]), of(shrink(RECIPES[name], profile))
+        for ratio, value in large.items():
+            factor = small[ratio] / value
+            kept = 1 / FACTOR <= factor <= FACTOR
+            reason = "" if kept else DEPARTURES.get(ratio, "not explained")
+            rows.append(
+                {
+                    "recipe": name,
+                    "ratio": ratio,
+                    "imagenet": value,
+                    "small": small[ratio],
+                    "factor": factor,
+                    "kept": kept,
+                    "reason": reason,
+                }
+            )
+    return pd.DataFrame(rows)

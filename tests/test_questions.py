@@ -1,0 +1,145 @@
+"""The declared questions and their answers, on made-up accuracies whose differences are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from repro import records
+from repro.paper import questions, ratios
+from repro.paper.questions import QUESTIONS, Side
+from repro.recipes import RECIPES, shrink
+
+SEEDS, ORIGINALS, IMAGES = range(6), 40, 400
+PLAIN, COLLAPSED = Side("collapse_parts", "plain"), Side("collapse_parts", "zero-crop-x2")
+
+
+def runs(out, top1, variant="", default_model=True, seeds=SEEDS):
+    """`tables.models` of runs in which the side `which` recognises a share of `top1[which]` of the images, +-0.2 points."""
+    rows, random = [], np.random.default_rng(len(variant))
+    for side, share in top1.items():
+        for seed in seeds:
+            folder = f"{side.recipe}-{seed}{variant}"
+            percent = share + random.normal(0, 0.2)
+            correct = random.random(IMAGES) < percent / 100
+            model = side.members.replace(" ", "") + (f".{side.average}" if side.average else "")
+            (out / folder).mkdir(exist_ok=True)
+            records.save_correct(out / folder, model, {"test": correct})
+            rows.append(
+                dict(
+                    folder=folder,
+                    recipe=side.recipe,
+                    shrink="laptop",
+                    model="resnet11",
+                    variant=variant,
+                    data="digits",
+                    seed=seed,
+                )
+                | dict(members=side.members, average=side.average, epochs=1.0, top1=percent, top5=99.0, test_images=IMAGES)
+                | dict(top1_zoom=percent - 1, top1_scale_aspect=percent - 20, originals=ORIGINALS, default_model=default_model)
+            )
+    return pd.DataFrame(rows)
+
+
+def answer(table, out, claim):
+    found = questions.answers(table, out).set_index("claim")
+    return found.loc[claim]
+
+
+RELEASED = next(question.claim for question in QUESTIONS if question.better == COLLAPSED and question.other == PLAIN)
+
+
+@pytest.mark.parametrize(
+    "shift, verdict", [(2.0, "supported"), (-2.0, "contradicted"), (0.0, "equivalent")], ids=["better", "worse", "equal"]
+)
+def test_a_known_difference_has_its_verdict(tmp_path, shift, verdict):
+    table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 75.0 + shift})
+    if shift == 0:  # the same models on both sides
+        table.loc[table.members == COLLAPSED.members, "top1"] = table[table.members == PLAIN.members].top1.to_numpy() + 0.01
+    row = answer(table, tmp_path, RELEASED)
+    assert row.verdict == verdict and row.n == len(SEEDS)
+    assert row.difference == pytest.approx(shift, abs=0.4)
+    assert row.low <= row.difference <= row.high
+    assert row.views == ("same sign in all views" if shift else row.views)
+
+
+def test_questions_without_runs_are_not_run_and_take_no_part_in_the_correction(tmp_path):
+    found = questions.answers(runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0}), tmp_path)
+    assert len(found) == len(QUESTIONS)
+    (asked,) = found[found.verdict != "not run"].to_dict("records")
+    assert asked["claim"] == RELEASED and asked["p_holm"] == asked["p"]
+
+
+def test_a_sign_that_depends_on_the_view_is_said(tmp_path):
+    table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0})
+    table.loc[table.members == COLLAPSED.members, "top1_scale_aspect"] -= 5
+    assert answer(table, tmp_path, RELEASED).views == "the sign depends on the view"
+
+
+def test_runs_of_a_variant_or_of_another_model_move_no_row(tmp_path):
+    default = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0})
+    others = [
+        runs(tmp_path, {COLLAPSED: 60.0}, variant="lr_formula=as_designed"),
+        runs(tmp_path, {COLLAPSED: 60.0}, default_model=False).assign(model="resnet38"),
+    ]
+    pd.testing.assert_frame_equal(
+        questions.answers(pd.concat([default, *others]), tmp_path), questions.answers(default, tmp_path)
+    )
+
+
+def test_paired_sides_share_their_seeds_and_others_need_not(tmp_path):
+    fewer = pd.concat([runs(tmp_path, {PLAIN: 75.0}), runs(tmp_path, {COLLAPSED: 77.0}, seeds=range(2, 9))])
+    assert answer(fewer, tmp_path, RELEASED).n == 4
+
+
+@pytest.mark.parametrize("side", sorted({side for q in QUESTIONS for side in (q.better, q.other)}), ids=str)
+def test_each_side_is_a_model_that_a_recipe_makes(side):
+    stages = [stage.name for stage in RECIPES[side.recipe].stages]
+    members = side.members.split(" + ")
+    assert set(members) <= set(stages)
+    assert (len(members) > 1) == bool(side.average)
+    if side.average:
+        assert (members, side.average) in questions.averages()[side.recipe]
+
+
+def test_paired_questions_are_of_one_run_and_no_question_is_asked_twice():
+    for question in QUESTIONS:
+        assert question.better != question.other
+        assert question.paired == (question.better.recipe == question.other.recipe), question.claim
+    assert len({question.claim for question in QUESTIONS}) == len({(q.better, q.other) for q in QUESTIONS}) == len(QUESTIONS)
+
+
+def test_the_ensemble_and_one_model_have_equal_images_and_equal_exposure():
+    def images(side, view=None):
+        recipe = RECIPES[side.recipe]
+        path = recipe.lineage(side.members.split(" + "))
+        return sum(stage.iterations for stage in path if view in (None, stage.augmentation)) * recipe.global_batch
+
+    for other in (questions.ONE_MODEL, *(q.other for q in QUESTIONS if q.other.recipe == "snapshot_ensemble_crop")):
+        assert images(other) == images(questions.ENSEMBLE)
+        assert images(other, "none") == images(questions.ENSEMBLE, "none")
+    for question in questions.ENSEMBLES:
+        if question.other.recipe in ("snapshot_ensemble", "three_models"):
+            assert images(question.other) == pytest.approx(images(questions.ENSEMBLE), rel=1e-3)
+
+
+def test_tasks_are_the_runs_that_the_topics_need():
+    tasks = questions.tasks("digits", "smoke", [0, 1], ["collapse"])
+    assert [(task["recipe"], task["seed"]) for task in tasks] == [("collapse_parts", 0), ("collapse_parts", 1)]
+    everything = {task["recipe"] for task in questions.tasks("digits", "laptop", [0])}
+    assert everything == {side.recipe for question in QUESTIONS for side in (question.better, question.other)}
+
+
+@pytest.mark.parametrize("profile", ["laptop"])
+def test_each_ratio_is_kept_or_explained(profile):
+    table = ratios.table(profile)
+    assert "not explained" not in set(table.reason)
+    kept = table.set_index(["recipe", "ratio"]).kept
+    for recipe in ratios.COMPARED:
+        for ratio in ("batch, share of the training images", "weight decay, sum over the run", "warm-up, share of the run"):
+            assert kept[recipe, ratio]
+
+
+def test_a_shrink_keeps_the_summed_weight_decay():
+    for name in ("resnet50_448nodes", "collapsed_ensemble", "batch_2048", "epochs_30_batch_14336"):
+        large, small = (ratios.of(recipe) for recipe in (RECIPES[name], shrink(RECIPES[name], "laptop")))
+        assert small["weight decay, sum over the run"] == pytest.approx(large["weight decay, sum over the run"], rel=0.02)

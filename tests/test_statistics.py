@@ -104,7 +104,9 @@ def test_a_seed_that_occurs_twice_is_an_error(compare):
 # --- A family of comparisons ------------------------------------------------------------------------------------------
 def test_holm_by_hand():
     # Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, which must not fall below the one before.
-    assert holm([0.01, 0.04, np.nan, 0.03, 0.005]) == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # The same with a fifth test, of which only the p is missing.
+    assert holm([0.01, 0.04, np.nan, 0.03, 0.005]) == pytest.approx([0.04, 0.09, np.nan, 0.09, 0.025], nan_ok=True)
     assert holm([0.9, 0.6]) == pytest.approx([1, 1]) and len(holm([])) == 0
 
 
@@ -126,10 +128,12 @@ def test_verdicts():
     assert judged.p_holm[3] < 0.05  # a difference, but one that does not count
 
 
-def test_correction_is_over_the_rows_that_have_a_test():
-    rows = [row(0.5, 0.6), paired(BETTER[:0], OTHER), paired(BETTER[:2], OTHER)]
-    assert judge(rows).p_holm[0] == rows[0]["p"] < 0.05
-    assert judge(rows + [row(0.2, 1)] * 3).verdict[0] == "not resolved"
+def test_correction_is_over_all_rows_also_those_without_runs():
+    alone = row(0.5, 0.6)
+    assert judge([alone]).p_holm[0] == alone["p"] < 0.05
+    for other in (paired(BETTER[:0], OTHER), paired(BETTER[:2], OTHER), row(0.2, 1)):
+        judged = judge([alone] + [other] * 3)
+        assert judged.p_holm[0] == pytest.approx(4 * alone["p"]) and judged.verdict[0] == "not resolved"
 
 
 def test_judge_keeps_other_columns_and_the_index():

@@ -65,14 +65,15 @@ def _items(name: str, split: str, originals: Originals, noise: float, start: int
             yield packed.Item(label, png(image))
 
 
-def draw(originals: np.ndarray, stream: str, first: int, noise: float) -> np.ndarray:
+def draw(originals: np.ndarray, stream: str, first: int, noise: float, size: float = 1) -> np.ndarray:
     """Originals (N, S, S) distorted and with noise: (N, SIDE, SIDE) uint8.
 
-    They get the random numbers of the drawings `first` (divisible by 4) to `first` + N of the named stream.
+    They get the random numbers of the drawings `first` (divisible by 4) to `first` + N of the named stream. `size` enlarges
+    what is drawn, but not the noise.
     """
     count = len(originals)
     bits = _bits(stream + " shape", first * 8, count * 8).reshape(count, 8)[:, :NUMBERS]
-    ink = distort(originals, (bits >> np.uint64(11)) * 2.0**-52 - 1)
+    ink = distort(originals, (bits >> np.uint64(11)) * 2.0**-52 - 1, size)
     # Of each word, sixteen bits a pixel, from the lowest; "<" for machines that store the highest first.
     words = _bits(stream + " noise", first * SIDE * SIDE // 4, count * SIDE * SIDE // 4).astype("<u8").view("<u2")
     grey = BACKGROUND + CONTRAST * ink + noise * NORMAL[words].reshape(ink.shape)
@@ -84,13 +85,13 @@ def _bits(stream: str, start: int, count: int) -> np.ndarray:
     return np.random.Philox(key=zlib.crc32(stream.encode()), counter=start // 4).random_raw(count)
 
 
-def distort(originals: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Originals (N, S, S) drawn as (N, SIDE, SIDE), distorted by numbers (N, 5) from -1 to 1; without noise."""
+def distort(originals: np.ndarray, numbers: np.ndarray, size: float = 1) -> np.ndarray:
+    """Originals (N, S, S) drawn as (N, SIDE, SIDE), distorted by numbers (N, 5) from -1 to 1 and enlarged; without noise."""
     turn, scale, shear, right, down = (numbers * (TURN, SCALE, SHEAR, SHIFT, SHIFT)).T[:, :, None, None]
     cosine, sine = (1 - turn * turn) / (1 + turn * turn), 2 * turn / (1 + turn * turn)
     # Backwards, from a stored pixel to a place in the original, both measured from their centres.
     side = originals.shape[1]
-    y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
+    y, x = (np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2) / size
     x, y = (x - right) / (1 + scale), (y - down) / (1 + scale)
     x, y = cosine * x + sine * y, cosine * y - sine * x
     x, y = (x + shear * y) * (side / EXTENT), y * (side / EXTENT)

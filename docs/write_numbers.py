@@ -189,7 +189,7 @@ def digits_ratios() -> str:
     lines = [
         [
             row["ratio"],
-            f"`{row['recipe']}`",
+            f"`{row['recipe']}`" if row["recipe"] else "all",
             *(f"{float(row[key]):.3g}" for key in ("imagenet", "small", "factor")),
             row["reason"] or "kept",
         ]

@@ -103,7 +103,8 @@ def _snapshots(in_crop: int) -> tuple[Stage, ...]:
         )
         if in_crop:  # near its end a cosine is a square: (1 + cos(pi x)) / 2 = (pi / 2)**2 (1 - x)**2 + ...
             rate = 1.6 * (3.141592653589793 / 2 * in_crop / length) ** 2
-            stages.append(Stage(f"end{number}", in_crop, rate, power=2, augmentation="none", member=True))
+            end = replace(COLLAPSE, name=f"end{number}", iterations=in_crop, base_rate=rate, starts_from="", member=True)
+            stages.append(end)
     return tuple(stages)
 
 
@@ -169,9 +170,12 @@ collapse_parts = replace(
             for decay in ("x1", "x2")
         ),
         Stage("plain", 402, base_rate=0.24, starts_from=_MAIN.name, member=True),  # 4.8 (8040 - 7638) / 8040
+        # At rate zero nothing but batch norm's running statistics moves.
+        replace(_COLLAPSE, name="statistics", base_rate=0.0, augmentation="none", starts_from="zero-main-x1"),
     ),
     summary="resnet50_448nodes, whose end is trained nine times from one snapshot: each combination of rate (kept, to zero), "
-    "view (main, or the collapse's) and weight decay (once, or doubled), and the plain end of the linear decay",
+    "view (main, or the collapse's) and weight decay (once, or doubled), and the plain end of the linear decay; then one of "
+    "them with batch norm's statistics of the collapse's view",
     **OWN,
 )
 

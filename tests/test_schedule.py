@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 
+import digits
 import pytest
 
 from repro import ReproError
+from repro.packed import Preprocessing
 from repro.paper import ratios
 from repro.recipes import RECIPES, SHRINKS, find, shrink
 from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, learning_rate
@@ -148,7 +150,7 @@ def test_workers_are_the_processes_or_ghost_batches_of_the_release(name):
         ("resnet_50_256_nodes_8k_batch", 89.998),
         ("collapsed_ensemble", 82.261),
         ("five_members", 122.608),
-        ("collapse_parts", 125.952),
+        ("collapse_parts", 130.4507),
         ("snapshot_ensemble", 82.261),
         ("snapshot_ensemble_crop", 82.261),
         ("three_models", 82.255),
@@ -342,6 +344,7 @@ def test_a_snapshot_ensemble_has_the_budget_and_its_cycles_end_at_rate_zero(name
         names = [f"cyc{number}", f"end{number}"] if in_crop else [f"cyc{number}"]
         stages = [stage for stage in recipe.stages if stage.name in names]
         assert member is stages[-1] and stages[0].starts_from == "", "each cycle goes on from the one before"
+        assert member.weight_decay == (2e-4 if in_crop else 5e-5), "a collapse's"
         length, start = sum(stage.iterations for stage in stages), recipe.starts[recipe.stages.index(stages[0])]
         assert length in (8576, 8578)
         for iteration in range(1560, length, 7):  # the cosine; its end in the collapse's view is a square, like a collapse
@@ -372,7 +375,7 @@ def test_collapse_parts_has_each_combination_of_what_a_collapse_changes():
     recipe, released = RECIPES["collapse_parts"], RECIPES["resnet50_448nodes"]
     main, *ends = recipe.stages
     assert main == released.stages[0] and (recipe.workers, recipe.images_per_worker) == (896, 16)
-    plain = ends.pop()
+    statistics, plain = ends.pop(), ends.pop()
     assert plain.name == "plain" and len(ends) == 8 and len({stage.name for stage in ends}) == 8
     assert {stage.starts_from for stage in (*ends, plain)} == {"main"} and all(stage.member for stage in (*ends, plain))
     assert {stage.iterations for stage in (*ends, plain)} == {402}
@@ -395,6 +398,9 @@ def test_collapse_parts_has_each_combination_of_what_a_collapse_changes():
         expected = learning_rate(uncollapsed, 7638 + iteration)
         assert learning_rate(recipe, place + iteration) == pytest.approx(expected, rel=1e-9)
     assert (plain.augmentation, plain.weight_decay) == ("scale_aspect", 5e-5)
+    assert (statistics.starts_from, statistics.augmentation, statistics.iterations) == ("zero-main-x1", "none", 402)
+    first = recipe.starts[recipe.stages.index(statistics)]
+    assert {learning_rate(recipe, first + iteration) for iteration in range(402)} == {0.0}, "no weight moves"
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -539,8 +545,8 @@ def test_laptop_keeps_the_share_of_a_batch_and_the_summed_decay(name):
 
 
 def test_every_ratio_that_laptop_does_not_keep_has_a_reason():
-    table = ratios.table("laptop").set_index(["recipe", "ratio"])
-    assert set(table.index.get_level_values(0)) == {"resnet50_448nodes", "collapsed_ensemble"}
+    table = ratios.table(digits.PREPROCESSING).set_index(["recipe", "ratio"])
+    assert set(table.index.get_level_values(0)) == {"", "resnet50_448nodes", "collapsed_ensemble"}
     assert (table.kept == table.factor.between(0.5, 2)).all()
     assert table.reason[~table.kept].isin(set(ratios.DEPARTURES.values())).all() and (table.reason[table.kept] == "").all()
     for recipe in ratios.COMPARED:
@@ -549,6 +555,17 @@ def test_every_ratio_that_laptop_does_not_keep_has_a_reason():
         for ratio in ("images per worker", "warm-up, share of the run", "last collapse, share of the run"):
             assert table.factor[recipe, ratio] == pytest.approx(1, rel=0.05)
         assert table.factor[recipe, "epochs"] == pytest.approx(SHRINKS["laptop"].epochs, rel=0.01)
+
+
+def test_ratios_of_views_by_hand():
+    # A box as large as the image or one pixel less, from 2 x 2 pixels: sides 2 or 1.
+    seen = Preprocessing(size=2, short_side=2, mean=(0,), scale=(1,), mirror=True, smallest_area=1.0)
+    found = ratios.of_view(seen, draws=1000)
+    assert found["median enlargement by the training view"] == 1 and found["seen, share of the stored side"] == 1
+    assert found["entropy of the training view, bits"] == 1, "the whole image, mirrored or not"
+    free = ratios.of_view(dataclasses.replace(seen, size=16, short_side=18, smallest_area=0.3, mirror=False))
+    assert free["entropy of the training view, bits"] == pytest.approx(11.0, abs=0.1), "counted over 200,000 boxes"
+    assert free["median enlargement by the training view"] == pytest.approx(1.19, abs=0.01)
 
 
 def test_ratios_are_of_one_models_lineage():

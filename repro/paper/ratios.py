@@ -3,7 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from repro.data import ATTEMPTS
+from repro.packed import PHOTOGRAPHS, Preprocessing
 from repro.recipes import RECIPES, shrink
+from repro.resample import scale_aspect_boxes
 from repro.schedule import Recipe, learning_rate
 
 COMPARED = "resnet50_448nodes", "collapsed_ensemble"
@@ -18,6 +21,8 @@ DEPARTURES = {
     "last collapse, in horizons of momentum": "follows from the epochs: its share of the run is kept",
     "last collapse, in horizons of batch norm's averages": "follows from the epochs; over fewer steps, too few images",
     "largest weight decay of a step": "follows from the epochs: its sum over the run is kept",
+    "smallest share of the area in the training view": "a twelfth of a digit cannot be read",
+    "entropy of the training view, bits": "follows from the images' size",
 }
 
 
@@ -43,11 +48,33 @@ def of(recipe: Recipe) -> dict[str, float]:
     }
 
 
-def table(profile: str = "laptop") -> pd.DataFrame:
-    """One row per recipe and ratio: recipe, ratio, imagenet, small, factor (small / imagenet), kept, reason (if not kept)."""
+def of_view(seen: Preprocessing, draws: int = 2**17) -> dict[str, float]:
+    """The ratios of the main stages' view of square images, from random `draws` of it.
+
+    The enlargement is that of an object against the test view. The entropy is of the box that is cut out and of mirroring.
+    """
+    numbers = np.random.default_rng(0).random((draws, 5 * ATTEMPTS))
+    height, width = scale_aspect_boxes(numbers, seen.short_side, seen, ATTEMPTS).T[2:]
+    counts = np.unique(height * seen.short_side + width, return_counts=True)[1] / draws
+    places = (seen.short_side - height + 1) * (seen.short_side - width + 1)  # each as probable as the others
+    bits = -(counts * np.log2(counts)).sum() + np.log2(places).mean() + seen.mirror
+    return {
+        "seen, share of the stored side": seen.size / seen.short_side,
+        "median enlargement by the training view": float(np.median(seen.size / np.sqrt(height * width))),
+        "entropy of the training view, bits": float(bits),
+        "smallest share of the area in the training view": seen.smallest_area,
+    }
+
+
+def table(seen: Preprocessing, profile: str = "laptop") -> pd.DataFrame:
+    """One row per recipe and ratio: recipe, ratio, imagenet, small, factor (small / imagenet), kept, reason (if not kept).
+
+    `seen` is the small data set's. Ratios of views hold for every recipe: their rows name none.
+    """
+    pairs = {"": (of_view(PHOTOGRAPHS), of_view(seen))}
+    pairs |= {name: (of(RECIPES[name]), of(shrink(RECIPES[name], profile))) for name in COMPARED}
     rows = []
-    for name in COMPARED:
-        large, small = of(RECIPES[name]), of(shrink(RECIPES[name], profile))
+    for name, (large, small) in pairs.items():
         for ratio, value in large.items():
             factor = small[ratio] / value
             kept = 1 / FACTOR <= factor <= FACTOR

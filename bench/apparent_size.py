@@ -1,0 +1,86 @@
+"""Tests finished models on digits of other sizes: is a model best at the size at which objects appeared in its training?
+
+The training view enlarges objects, about 1.2 times at the median, and scaling also smooths the noise of the pixels. So each
+size is made in two ways:
+
+drawn    the test drawings again, larger or smaller, and then with the noise of the test images: only the size changes
+scaled   the test images, scaled: size and noise change together, as in the training view
+
+    python -m bench.apparent_size [--runs results/runs] [--out results/bench/apparent_size.csv]
+
+Needs complete runs of collapse_parts with their snapshots.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from repro import ReproError, checkpoint, evaluate, records
+from repro.data import Images, test_view
+from repro.packed import pack_embedded
+from repro.paths import RESULTS, ROOT, RUNS, replacing
+
+sys.path.insert(0, str(ROOT / "data_prep"))
+
+import digits  # noqa: E402
+
+import drawing  # noqa: E402
+
+RECIPE = "collapse_parts"
+STAGES = "plain", "zero-main-x1", "zero-crop-x1", "zero-crop-x2"
+SIZES = 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5
+NUMBER = 5000  # of test images, the first ones
+
+
+def drawn(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first test images drawn again at `size` times their size, in the test view: (N, C, H, W) and labels (N,)."""
+    ink, labels = digits.originals()["test"]
+    chosen = np.arange(NUMBER) % len(ink)
+    pixels = drawing.draw(ink[chosen], "digits test", 0, digits.NOISE, size)
+    return images.tensors(labels[chosen], [test_view(image, images.preprocessing) for image in pixels])
+
+
+def scaled(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first test images scaled to `size` times their size, their centre cut out: (N, C, H, W) and labels (N,)."""
+    loaded = [images.load(index) for index in range(NUMBER)]
+    views = [test_view(image, images.preprocessing, size) for _, image in loaded]
+    return images.tensors([label for label, _ in loaded], views)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "bench" / "apparent_size.csv", help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    found = [folder for folder in records.complete_runs(arguments.runs) if records.read(folder)["base"] == RECIPE]
+    if not found:
+        raise ReproError(f"{arguments.runs} has no complete run of {RECIPE}: train it first")
+    pack_embedded("digits")
+    images = Images("digits", "test")
+    if not torch.equal(drawn(images, 1)[0], images.test_batch(0, NUMBER)[0]):
+        raise ReproError("the digits drawn here are not those of the test set: data_prep/digits.py was changed after packing")
+    seen = {("drawn", size): drawn(images, size) for size in SIZES} | {("scaled", size): scaled(images, size) for size in SIZES}
+    rows = []
+    for folder in found:
+        run, stages, images = evaluate.open_run(folder, list(STAGES))
+        model = evaluate.build_again(run, images).eval()
+        for stage in stages:
+            model.load_state_dict(checkpoint.load(folder / "snapshots" / stage)[0])
+            for (how, size), (batch, labels) in seen.items():
+                with torch.inference_mode():
+                    right = torch.cat([model(part).argmax(1) for part in batch.split(250)]) == labels
+                row = {"recipe": RECIPE, "seed": run["settings"]["seed"], "stage": stage, "how": how, "size": size}
+                rows.append(row | {"images": NUMBER, "top1": 100 * float(right.double().mean())})
+    table = pd.DataFrame(rows)
+    print(table.pivot_table(index=["how", "size"], columns="stage", values="top1")[list(STAGES)].round(2))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(arguments.out) as temporary:
+        table.round(3).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()

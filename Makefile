@@ -25,7 +25,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-scaling lab lock browser clean distclean
+.PHONY: help setup dev reproduce plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -82,6 +82,9 @@ bench-data: .venv/options  ## measure the loader against torchvision's, packing,
 bench: .venv/options  ## measure training against PyTorch's data parallelism and the machine; run nothing beside it
 	.venv/bin/python -m bench.step
 	.venv/bin/python -m bench.step profile
+
+bench-size: .venv/options  ## test the models of make reproduce on digits of other sizes (a minute)
+	.venv/bin/python -m bench.apparent_size
 
 bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (half an hour; run nothing beside it)
 	.venv/bin/python -m bench.scaling

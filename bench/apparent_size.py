@@ -6,9 +6,9 @@ size is made in two ways:
 drawn    the test drawings again, larger or smaller, and then with the noise of the test images: only the size changes
 scaled   the test images, scaled: size and noise change together, as in the training view
 
-    python -m bench.apparent_size [--runs results/runs] [--out results/bench/apparent_size.csv]
+    python -m bench.apparent_size [--results results]
 
-Needs complete runs of collapse_parts with their snapshots.
+Needs complete runs of collapse_parts with their snapshots, as `make reproduce` leaves them.
 """
 
 import argparse
@@ -22,7 +22,8 @@ import torch
 from repro import ReproError, checkpoint, evaluate, records
 from repro.data import Images, test_view
 from repro.packed import pack_embedded
-from repro.paths import RESULTS, ROOT, RUNS, replacing
+from repro.paper import figures, ratios
+from repro.paths import RESULTS, ROOT, replacing, writable_folder
 
 sys.path.insert(0, str(ROOT / "data_prep"))
 
@@ -53,12 +54,12 @@ def scaled(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "bench" / "apparent_size.csv", help="(default: %(default)s)")
-    arguments = parser.parse_args()
-    found = [folder for folder in records.complete_runs(arguments.runs) if records.read(folder)["base"] == RECIPE]
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    results = parser.parse_args().results
+    found = [folder for folder in records.complete_runs(results / "runs") if records.read(folder)["base"] == RECIPE]
+    found = [folder for folder in found if (folder / "snapshots").is_dir()]
     if not found:
-        raise ReproError(f"{arguments.runs} has no complete run of {RECIPE}: train it first")
+        raise ReproError(f"{results} has no complete run of {RECIPE} with its snapshots: `make reproduce` trains it")
     pack_embedded("digits")
     images = Images("digits", "test")
     if not torch.equal(drawn(images, 1)[0], images.test_batch(0, NUMBER)[0]):
@@ -77,9 +78,10 @@ def main() -> None:
                 rows.append(row | {"images": NUMBER, "top1": 100 * float(right.double().mean())})
     table = pd.DataFrame(rows)
     print(table.pivot_table(index=["how", "size"], columns="stage", values="top1")[list(STAGES)].round(2))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.out) as temporary:
+    with replacing(writable_folder(results / "bench") / "apparent_size.csv") as temporary:
         table.round(3).to_csv(temporary, index=False)
+    median = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
+    figures.save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
 
 
 if __name__ == "__main__":

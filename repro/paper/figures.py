@@ -135,6 +135,38 @@ def answers(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+SIZES_SHOWN = {  # stage of collapse_parts: label, colour
+    "plain": ("plain end, training view", "C0"),
+    "zero-crop-x1": ("collapse in the crop's view", "C3"),
+}
+
+
+def apparent_size(table: pd.DataFrame, median: float) -> plt.Figure:
+    """Top-1 over the size of what is tested: mean and 95% interval over seeds. Expects the table of `bench.apparent_size`.
+
+    `median` is the size at which the training view shows the median object.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    titles = {"drawn": "only the size changes (drawn again)", "scaled": "size and noise change (scaled)"}
+    for axes, (how, title) in zip(panels, titles.items()):
+        for stage, (label, colour) in SIZES_SHOWN.items():
+            rows = table[(table.how == how) & (table.stage == stage)]
+            shared = dict(x="size", y="top1", ax=axes, color=colour, label=label, legend=how == "scaled")
+            sns.lineplot(rows, errorbar=("ci", 95), marker="o", **shared)
+        for size, text in ((1, "test view"), (median, "training view,\nmedian")):
+            axes.axvline(size, color="0.6", linewidth=1, zorder=0)
+            axes.annotate(text, (size, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color="0.4", ha="left")
+        axes.set_title(title, fontsize=11)
+        axes.set(xlabel="size of the digits, test set = 1", ylabel="top-1, %")
+    panels[1].legend(fontsize=9, loc="upper right", frameon=False)
+    panels[0].set_ylim(table[table["size"] >= 0.9].top1.min() - 2, table.top1.max() + 4)
+    figure.suptitle(
+        f"Digits: the collapse moves the size at which a model is best, n = {table.seed.nunique()} seeds", fontsize=12
+    )
+    figure.tight_layout()
+    return figure
+
+
 def budget(points: pd.DataFrame) -> plt.Figure:
     """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `questions.budget`."""
     figure, axes = plt.subplots(figsize=(9, 5))

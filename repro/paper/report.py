@@ -59,6 +59,11 @@ def write(results: Path | str) -> Path:
         "<h3>The questions' answers</h3>",
         _image(results, "answers", "Differences with 95% intervals."),
         _html(answers),
+        *(
+            ["<h3>Is it the size?</h3>", _image(results, "bench-apparent_size", "Top-1 over the size of the digits.")]
+            if (results / "figures" / "bench-apparent_size.svg").exists()
+            else []
+        ),
         "<h3>What the small test bed keeps of ImageNet's ratios</h3>",
         _html(_table(results, "ratios")),
         "<h3>Every model</h3>",

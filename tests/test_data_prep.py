@@ -62,6 +62,7 @@ def test_digits_are_the_same_bytes_on_every_machine(digits):
     assert {split: Images(digits, split).digest for split in SPLITS} == DIGESTS
 
 
+@pytest.mark.slow  # the packed digests are compared with recorded ones in every run
 def test_a_second_packing_gives_the_same_bytes(drawn, tmp_path):
     done = python(ROOT / "data_prep" / f"{drawn.name}.py", "--out", tmp_path / drawn.name)
     assert done.returncode == 0, done.stderr

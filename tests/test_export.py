@@ -181,7 +181,7 @@ def resnet18(folder, like) -> Path:
     return file
 
 
-@pytest.mark.parametrize("second", ["resnet11", "resnet18"])
+@pytest.mark.parametrize("second", ["resnet11", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_an_ensemble_averages_what_its_members_predict_also_of_two_architectures(exported, digits, tmp_path, second):
     images = Images(digits, "train")  # fewer than in the test split
     files = exported if second == "resnet11" else [exported[0], resnet18(tmp_path, exported[0])]

@@ -18,13 +18,13 @@ def weights(folder):
 
 def test_ranks_share_runs_and_each_has_the_weights_of_a_run_alone(digits, whole, tmp_path):
     task = SMOKE | {"data": digits, "out": str(tmp_path)}
-    tasks = [task | {"seed": seed} for seed in (SMOKE["seed"], 6, 7)] + [task | {"recipe": "three_models"}]
+    tasks = [task | {"seed": seed} for seed in (SMOKE["seed"], 6)] + [task | {"recipe": "three_models"}]
     code = f"from repro.train import train_all; train_all({tasks!r}, {ENSEMBLES!r})"
     for _ in range(2):  # again: nothing is left to do
         done = mpiexec(2, "-c", code, timeout=100)
         assert done.returncode == 0, done.stderr
     folders = records.complete_runs(tmp_path)
-    assert len(folders) == 4
+    assert len(folders) == 3
     assert {records.read(folder)["ranks"] for folder in folders} == {1}
     assert all(len(records.read(folder)["attempts"]) == 0 for folder in folders)
     assert weights(tmp_path / whole.name) == weights(whole)

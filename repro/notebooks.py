@@ -8,6 +8,7 @@ import ast
 import os
 import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import fields
@@ -345,18 +346,20 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
     writable_folder(output.parent)
     unfinished = output.with_suffix(".failed.ipynb")
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(unfinished),
-            parameters,
-            cwd=str(FOLDER),
-            kernel_name="python3",
-            progress_bar=False,
-            log_output=False,
-            execution_timeout=timeout,
-            stdout_file=sys.stdout if log else None,
-            config=Config(KernelManager={"transport": "ipc"}),
-        )  # not TCP: other users could listen
+        # Sockets in a private folder: others could listen to TCP, and the default names are the same for every kernel.
+        with tempfile.TemporaryDirectory(prefix="repro-") as sockets:
+            papermill.execute_notebook(
+                str(source),
+                str(unfinished),
+                parameters,
+                cwd=str(FOLDER),
+                kernel_name="python3",
+                progress_bar=False,
+                log_output=False,
+                execution_timeout=timeout,
+                stdout_file=sys.stdout if log else None,
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+            )
     except PapermillExecutionError as error:
         raise NotebookError(
             f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {unfinished})"

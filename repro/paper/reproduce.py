@@ -26,7 +26,7 @@ class Profile:
 
 
 PROFILES = {
-    "laptop": Profile("digits", "laptop", ("collapse", "ensemble"), (0, 1, 2), {}, "13 minutes on two cores"),
+    "laptop": Profile("digits", "laptop", ("collapse", "ensemble"), (0, 1, 2), {}, "12 minutes on two cores"),
     "full": Profile("digits", "laptop", questions.TOPICS, tuple(range(12)), {}, "hours: all questions, n = 12"),
     "letters": Profile("letters", "laptop", questions.TOPICS, tuple(range(12)), {}, "hours: the same on letters"),
     "cifar10": Profile("cifar10", "laptop", questions.TOPICS, (0, 1, 2), {}, "not run by us; see `make plan`"),
@@ -60,34 +60,37 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     with engines.start(together) as cluster:
         joined = {"cluster": cluster.connection_file}
         parameters = {"recipe": DISTRIBUTED, "seeds": [chosen.seeds[0]], **shared, **joined}
-        _run("10-train", parameters, kept / f"10-train-{DISTRIBUTED}.ipynb", cluster)
+        _run({"10-train": parameters}, kept, cluster)
         scaling = {"results": str(results), **chosen.scaling, **joined}
-        _run("11-scaling", scaling, kept / "11-scaling.ipynb", cluster)
+        _run({"11-scaling": scaling}, kept, cluster)
     with engines.start(apart) as cluster:
         parameters = {"topics": list(chosen.topics), "seeds": list(chosen.seeds), **shared}
         parameters["cluster"] = cluster.connection_file
-        _run("12-questions", parameters, kept / "12-questions.ipynb", cluster)
+        _run({"12-questions": parameters}, kept, cluster)
     for name, table in zip(("runs", "evaluations"), tidy.runs(runs)):
         tables.save(table, results, name)
     tables.save(tables.predictions(runs), results, "predictions")
     made = {"runs": runs, "results": str(results)}
-    _run("01-recipes", {"results": str(results)}, kept / "01-recipes.ipynb")
-    _run("20-tables", made, kept / "20-tables.ipynb")
-    _run("21-figures", {"data": chosen.data, "shrink": chosen.shrink, **made}, kept / "21-figures.ipynb")
+    figures = {"data": chosen.data, "shrink": chosen.shrink, **made}
+    _run({"01-recipes": {"results": str(results)}, "20-tables": made, "21-figures": figures}, kept)
     page = report.write(results)
     print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
     return page
 
 
-def _run(name: str, parameters: dict, output: Path, cluster: engines.Cluster | None = None) -> None:
-    print(f"\n== {name} -> {output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}", flush=True)
-    timeout = None if cluster else DRAWING
-    # In a thread, because papermill handles signals itself where it can, but the first one is only a request to stop.
-    with ThreadPoolExecutor(1) as pool:
-        notebook = pool.submit(notebooks.execute, name, parameters, output, log=name.startswith("1"), timeout=timeout)
+def _run(parameters: dict[str, dict], kept: Path, cluster: engines.Cluster | None = None) -> None:
+    """Executes notebooks, by name with their parameters, at the same time; without a cluster they only read and draw."""
+    # In threads, because papermill handles signals itself where it can, but the first one is only a request to stop.
+    with ThreadPoolExecutor(len(parameters)) as pool:
+        running = []
+        for name, values in parameters.items():
+            output = kept / f"{name}.ipynb"
+            print(f"\n== {name} -> {output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}", flush=True)
+            timeout = None if cluster else DRAWING
+            running.append(pool.submit(notebooks.execute, name, values, output, log=bool(cluster), timeout=timeout))
         asked = False
         try:
-            while wait([notebook], timeout=engines.POLL).not_done:
+            while wait(running, timeout=engines.POLL).not_done:
                 if watch.asked.is_set() and cluster and not asked:
                     cluster.ask_to_stop()
                     asked = True
@@ -96,7 +99,8 @@ def _run(name: str, parameters: dict, output: Path, cluster: engines.Cluster | N
             raise
     if watch.asked.is_set():
         raise records.Stopped("stopped on request; what was trained so far is kept. The same command continues.")
-    notebook.result()
+    for notebook in running:
+        notebook.result()
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:

@@ -155,6 +155,25 @@ class Recipe:
         index = sum(step >= start for start in self.starts) - 1
         return self.stages[index], step - self.starts[index]
 
+    def sample_step(self, step: int) -> int:
+        """The place of this step in the stream of training images (`data.Stream`).
+
+        A stage that starts from an earlier one's end goes on in the stream where that one ended. So all stages that start
+        there see the same images, which makes a comparison between their ends sharper, and the images of any model are those
+        of uninterrupted epochs. New weights see new images.
+        """
+        index = self.stages.index(self.stage_at(step)[0])
+        return self._sample_starts[index] + step - self.starts[index]
+
+    @cached_property
+    def _sample_starts(self) -> list[int]:
+        places: list[int] = []
+        for stage, start in zip(self.stages, self.starts):
+            origin = self.origin(stage)
+            before = self.stages.index(origin) if origin else None
+            places.append(start if before is None else places[before] + self.stages[before].iterations)
+        return places
+
     def origin(self, stage: Stage) -> Stage | None:
         """The stage whose end this one starts from; None if it starts from random weights."""
         index = self.stages.index(stage)

@@ -109,7 +109,12 @@ def _batches(world, task: "Task", first: int) -> Iterator:
     stream = Stream(task.train, task.settings.seed, recipe.workers, recipe.images_per_worker)
     starts = range(0, recipe.workers, recipe.workers_per_pass)[world.rank :: world.size]
     requests = (
-        (number, start, recipe.stage_at(number)[0].augmentation, min(recipe.workers_per_pass, recipe.workers - start))
+        (
+            recipe.sample_step(number),
+            start,
+            recipe.stage_at(number)[0].augmentation,
+            min(recipe.workers_per_pass, recipe.workers - start),
+        )
         for number in range(first, recipe.iterations)
         for start in starts
     )

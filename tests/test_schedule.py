@@ -371,6 +371,25 @@ def test_three_models_share_the_budget_and_nothing_else():
     assert all(stage == stages[0] for stages in ones for stage in stages), "all three are trained alike"
 
 
+def test_branches_see_the_images_that_follow_their_start_and_new_weights_see_new_ones():
+    def first(recipe, name):
+        return recipe.sample_step(recipe.starts[[stage.name for stage in recipe.stages].index(name)])
+
+    parts = RECIPES["collapse_parts"]
+    assert [first(parts, stage.name) for stage in parts.stages] == [0, *[7638] * 9, 7638 + 402]
+    assert [parts.sample_step(7638 + 402 * branch + 5) for branch in range(9)] == [7643] * 9
+    cycles = RECIPES["collapsed_ensemble"]
+    init, cycle_1, collapse_1, cycle_2, collapse_2, cycle_3, collapse_3 = cycles.stages
+    assert first(cycles, "collapse1") == first(cycles, "cyc2") == init.iterations + cycle_1.iterations
+    assert cycles.sample_step(cycles.iterations - 1) + 1 == sum(
+        stage.iterations for stage in (init, cycle_1, cycle_2, cycle_3, collapse_3)
+    )
+    linear = RECIPES["resnet50_448nodes"]
+    assert all(linear.sample_step(step) == step for step in range(0, linear.iterations, 97))
+    three = RECIPES["three_models"]
+    assert [first(three, stage.name) for stage in three.stages] == list(three.starts[:-1])
+
+
 def test_collapse_parts_has_each_combination_of_what_a_collapse_changes():
     recipe, released = RECIPES["collapse_parts"], RECIPES["resnet50_448nodes"]
     main, *ends = recipe.stages

@@ -90,14 +90,15 @@ def obvious_training(recipe, data, seed):
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}
-    ends, step = {}, 0
+    ends, places, step, place = {}, {}, 0, 0  # `place` counts the steps that led to these weights
     for stage in recipe.stages:
         state = dict(ends[stage.starts_from]) if stage.starts_from else state
+        place = places[stage.starts_from] if stage.starts_from else place
         history = dict.fromkeys(WEIGHTS, 0)
         for iteration in range(stage.iterations):
             gradients, statistics = [], []
             for worker in range(recipe.workers):
-                images, labels = stream.batch(step, worker, stage.augmentation)
+                images, labels = stream.batch(place, worker, stage.augmentation)
                 leaves = {name: value.clone().requires_grad_(name in WEIGHTS) for name, value in state.items()}
                 logits, means = obvious_network(leaves, images.double())
                 loss = F.cross_entropy(logits, labels)
@@ -117,8 +118,8 @@ def obvious_training(recipe, data, seed):
                 for part, buffer in enumerate((f"{name}.running_mean", f"{name}.running_var")):
                     mean = sum(each[name][part] for each in statistics).detach() / recipe.workers
                     state[buffer] = state[buffer] + fraction * (mean - state[buffer])
-            step += 1
-        ends[stage.name] = dict(state)
+            step, place = step + 1, place + 1
+        ends[stage.name], places[stage.name] = dict(state), place
     return ends
 
 

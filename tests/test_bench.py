@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import report, step
+from bench import apparent_size, report, step
 from bench.report import Goal
 from repro.comm import Alone
+from repro.data import Images
 
 
 def test_a_small_peer_computes_the_same_loss():
@@ -67,3 +68,18 @@ def test_every_row_is_made_of_variants_that_are_measured_and_is_published(tmp_pa
 def test_a_goal_in_seconds_has_no_peer_to_draw():
     rows = [report.row("import", [0.1], [1.0], report.SECOND, "s", Goal("<=", 0.15)), report.row("a", [1.0], [1.0], "b", "s")]
     assert report.ratios(rows).empty
+
+
+def test_digits_of_size_one_are_the_test_set_and_others_differ_in_size_alone(digits, monkeypatch):
+    monkeypatch.setattr(apparent_size, "NUMBER", 1000)
+    images = Images(digits, "test")
+    expected, labels = images.test_batch(0, 1000)
+    for make in (apparent_size.drawn, apparent_size.scaled):
+        found, same = make(images, 1.0)
+        assert torch.equal(found, expected) and torch.equal(same, labels)
+    small, large = (apparent_size.drawn(images, size)[0] for size in (0.9, 1.2))
+    scaled, _ = apparent_size.scaled(images, 1.2)
+    corner = [float(each[:, 0, :2, :2].std()) for each in (expected, small, scaled)]  # mostly background
+    assert corner[1] == pytest.approx(corner[0], rel=0.03) and corner[2] < 0.95 * corner[0], "scaling smooths the noise"
+    ink = [float((each.mean((0, 1)) - each[:, 0, :2, :2].mean()).sum()) for each in (small, expected, large)]
+    assert ink[0] < 0.9 * ink[1] and ink[2] > 1.2 * ink[1]

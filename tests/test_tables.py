@@ -338,7 +338,7 @@ def test_figures_tell_kinds_apart(out):
     table = tables.only(answered(out), shrink=SHRINK)
     drawn = [text.get_text().replace("\n", " ") for text in figures.answers(table).axes[0].get_yticklabels()]
     run = table[(table.n > 0) & (table.n_other > 0)]
-    assert drawn == list(run.claim)[::-1] and len(drawn) == 5
+    assert drawn == list(run.claim)[::-1] and len(drawn) == 4
 
 
 def test_what_is_not_there_is_named(out):
@@ -371,4 +371,4 @@ def test_findings_leave_out_what_there_is_not(tmp_path):
     tables.save(answered(tmp_path / "runs"), tmp_path, "answers")
     said = report._findings(report._table(tmp_path, "answers"))
     assert "nan" not in said and "interval" not in said and "not run" not in said
-    assert said.count(f"(digits, {SHRINK}: ") == said.count(", n = 2; ") == 5
+    assert said.count(f"(digits, {SHRINK}: ") == said.count(", n = 2; ") == 4

@@ -55,7 +55,7 @@ def test_what_is_kept_is_small_and_complete(tmp_path):
 
 
 def test_it_says_first_what_it_will_do(results):
-    assert (results / "printed").read_text().startswith(f"profile smoke: {len(TASKS)} runs on digits, n = 1; ")
+    assert (results / "printed").read_text().startswith("profile smoke asks on digits: collapse (n = 1), ensemble (n = 1); ")
 
 
 def test_every_run_is_complete_and_every_product_is_there(results):

@@ -1,0 +1,51 @@
+"""How many seeds do the questions need? From a pilot on validation images, with seeds that no reported run has.
+
+Looks at spreads only: for each question the standard deviation, and the number of seeds that puts its difference into an
+interval of +-0.3 points, by the pilot's own deviation and by the upper limit of it, for a pilot is small.
+
+    mpiexec -n 2 python -m bench.pilot [--out results/bench/pilot]
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from repro import comm
+from repro.paper import questions, statistics, tables
+from repro.paths import RESULTS, replacing
+from repro.train import train_all
+
+SEEDS = 100, 101, 102, 103
+
+
+def spreads(answers: pd.DataFrame) -> pd.DataFrame:
+    """One row per question with three seeds or more on each side: topic, claim, paired, n, sd, sd_limit, seeds, seeds_limit."""
+    rows = []
+    for row in answers.itertuples():
+        n = min(row.n, row.n_other)
+        if n >= statistics.FEWEST:
+            limit = statistics.sd_limit(row.sd, n, row.paired)
+            seeds, most = (statistics.needed(sd, paired=row.paired) for sd in (row.sd, limit))
+            rows.append((row.topic, row.claim, row.paired, n, row.sd, limit, seeds, most))
+    return pd.DataFrame(rows, columns=["topic", "claim", "paired", "n", "sd", "sd_limit", "seeds", "seeds_limit"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / "bench" / "pilot", help="folder (default: %(default)s)")
+    parser.add_argument("--data", default="digits", help="data set (default: %(default)s)")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tasks = questions.tasks(arguments.data, "laptop", list(SEEDS), out=str(arguments.out), split="val", device="cpu")
+    train_all(tasks, questions.averages())
+    if comm.world().rank == 0:
+        models = tables.models(arguments.out).assign(variant="")  # which says that the images are those of validation
+        found = spreads(questions.answers(models, arguments.out))
+        print(found.round(2).to_string(index=False))
+        with replacing(arguments.out.with_suffix(".csv")) as temporary:
+            found.round(3).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -185,6 +185,21 @@ def digits_answers() -> str:
     return table(head, lines) + "\n\n" + origin()
 
 
+def digits_pilot() -> str:
+    lines = [
+        [
+            row["topic"],
+            row["claim"],
+            row["n"],
+            *(f"{float(row[key]):.2f}" for key in ("sd", "sd_limit")),
+            row["seeds"],
+            row["seeds_limit"],
+        ]
+        for row in rows_of(f"{REFERENCE}/bench/pilot.csv")
+    ]
+    return table("topic | claim | n | sd | upper limit of sd | seeds for +-0.3 | by the upper limit", lines)
+
+
 def digits_size() -> str:
     rows = rows_of(f"{REFERENCE}/bench/apparent_size.csv")
 
@@ -396,6 +411,7 @@ PLACES = {
     "results": results,
     "digits-answers": digits_answers,
     "digits-ratios": digits_ratios,
+    "digits-pilot": digits_pilot,
     "digits-size": digits_size,
     "digits-regime": digits_regime,
     "digits-accuracy": digits_accuracy,

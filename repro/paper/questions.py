@@ -72,14 +72,14 @@ BATCH = (
 )
 
 COLLAPSE = tuple(
-    Question("collapse", claim, Side("collapse_parts", better), Side("collapse_parts", other), paired=True, control=control)
-    for claim, better, other, control in (
-        ("The released collapse is better than the plain end of the linear decay", "zero-crop-x2", "plain", False),
-        ("Of the collapse, the rate's fall to zero helps", "zero-main-x1", "keep-main-x1", False),
-        ("Of the collapse, the view helps", "zero-crop-x1", "zero-main-x1", False),
-        ("Of the collapse, the doubled weight decay helps", "zero-crop-x2", "zero-crop-x1", False),
-        ("A quadratic end of the decay is better than the linear one", "zero-main-x1", "plain", False),
-        ("Of the view, batch norm's statistics without new weights help", "statistics", "zero-main-x1", True),
+    Question("collapse", claim, Side("collapse_parts", better), Side("collapse_parts", other), paired=True)
+    for claim, better, other in (
+        ("The released collapse is better than the plain end of the linear decay", "zero-crop-x2", "plain"),
+        ("Of the collapse, the rate's fall to zero helps", "zero-main-x1", "keep-main-x1"),
+        ("Of the collapse, the view helps", "zero-crop-x1", "zero-main-x1"),
+        ("Of the collapse, the doubled weight decay helps", "zero-crop-x2", "zero-crop-x1"),
+        ("A quadratic end of the decay is better than the linear one", "zero-main-x1", "plain"),
+        ("Of the view, batch norm's statistics alone help, without new weights", "statistics", "zero-main-x1"),
     )
 )
 

@@ -25,7 +25,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser clean distclean
+.PHONY: help setup dev reproduce verify plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -46,6 +46,9 @@ dev: .venv/options  ## setup with the tools of CONTRIBUTING.md and the hook that
 
 reproduce: .venv/options  ## train, measure and write tables, figures and the report into results/
 	.venv/bin/python -m repro reproduce --profile $(PROFILE) $(ARGS)
+
+verify: .venv/options  ## print the ledger: each claim, and whether it stands here (exit status 4 if one is missed)
+	.venv/bin/python -m repro verify $(ARGS)
 
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)

@@ -114,7 +114,7 @@ def difference(row: dict) -> str:
 
 def results() -> str:
     """The README's table: what is claimed, and where to look at each step from a recipe to a number."""
-    published = {row["id"]: row["value"] for row in rows_of(f"{PUBLISHED}/claims.csv")}
+    published = {row["id"]: row["published"] for row in rows_of(f"{PUBLISHED}/claims.csv")}
     published |= {row["id"]: row["top1"] for row in rows_of(f"{PUBLISHED}/released_runs.csv")}
     measured = max(rows_of(f"{REFERENCE}/tables/scaling_measured.csv"), key=lambda row: (int(row["ranks"]), int(row["images"])))
 

@@ -19,6 +19,7 @@ from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
 from repro.settings import Settings
 
 STATUS_BROKEN = 3  # `doctor` found something broken
+STATUS_MISSED = 4  # `verify` found a claim that does not hold
 STATUS_STOPPED = 75  # the run was stopped on request: the same command continues it (EX_TEMPFAIL)
 STATUS_INTERRUPTED = 130  # the run was stopped at once, by a second request: it continues from its last checkpoint
 
@@ -106,6 +107,15 @@ def doctor(arguments: dict) -> None:
 
     if not doctor():
         sys.exit(STATUS_BROKEN)
+
+
+def verify(arguments: dict) -> None:
+    from repro.paper.ledger import verify
+
+    text, missed = verify(arguments["results"], arguments["json"])
+    print(text)
+    if missed:
+        sys.exit(STATUS_MISSED)
 
 
 def recipes(arguments: dict) -> None:
@@ -230,6 +240,11 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
 
     command("keep", here("repro.paper.reproduce:keep"), "copy the results, without the models, to results/reference")
+    ledger = command(
+        "verify", verify, "print the ledger: each claim, what was found, and whether it stands; exit status 4 if one is missed"
+    )
+    ledger.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results; without runs, the reference)")
+    ledger.add_argument("--json", action="store_true", help="all columns, as JSON")
     command("doctor", doctor, "check MPI, engines, disk, packages and data; exit status 3 if something is broken")
 
     listing = command("recipes", recipes, "list the recipes")

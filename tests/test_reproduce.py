@@ -65,7 +65,8 @@ def test_every_run_is_complete_and_every_product_is_there(results):
         "answers",
         "ratios",
         "recipes",
-        "published_claims",
+        "ledger",
+        "time_to_train",
         "predictions",
         "runs",
         "evaluations",
@@ -75,7 +76,7 @@ def test_every_run_is_complete_and_every_product_is_there(results):
         "scaling_published",
     ):
         assert (results / "tables" / f"{name}.csv").stat().st_size > 100
-    for name in ("learning_rates", "training_curves", "budget", "headline", "answers", "published", "scaling"):
+    for name in ("learning_rates", "training_curves", "budget", "headline", "answers", "time_to_train", "scaling"):
         for suffix in ("svg", "png", "csv"):
             assert (results / "figures" / f"{name}.{suffix}").stat().st_size > 100
     assert not list(results.glob("**/*.failed.ipynb"))

@@ -183,21 +183,30 @@ def budget(points: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def published(released: pd.DataFrame, peers: pd.DataFrame) -> plt.Figure:
-    """Published time to train against published top-1: this paper's releases among their peers. No number is ours."""
-    peers = peers[~peers.work.str.contains("release")].rename(columns={"work": "label"})
-    released = released.assign(label=released.id + " " + released.recipe)
-    shown = pd.concat([peers.assign(group="peers"), released.assign(group="this paper's releases")])
-    shown = shown.assign(top1=pd.to_numeric(shown.top1, errors="coerce")).dropna(subset=["minutes", "top1"])
-    figure, axes = plt.subplots(figsize=(9, 4.5))
-    sns.scatterplot(shown, x="minutes", y="top1", hue="group", style="group", s=70, ax=axes)
-    for number, row in enumerate(shown.sort_values(["top1", "minutes"]).itertuples()):
-        axes.annotate(
-            row.label, (row.minutes, row.top1), (6, 4 if number % 2 else -9), textcoords="offset points", fontsize=8
-        )  # alternately above and below: some points coincide
-    axes.set(xscale="log", xlabel="minutes to train (published)", ylabel="top-1 on ImageNet-1K, % (published)")
-    axes.margins(x=0.25)
-    sns.move_legend(axes, "lower right", title=None)
+def time_to_train(table: pd.DataFrame) -> plt.Figure:
+    """Published minutes to train on ImageNet-1K, one line per run, with its top-1. Expects `tables.time_to_train`."""
+    figure, axes = plt.subplots(figsize=(9, 0.36 * len(table) + 1.2))
+    ours = table.run.str.startswith("Codreanu")
+    for position, (row, own) in enumerate(zip(table.itertuples(), ours)):
+        colour = "C3" if own else "0.35"
+        axes.plot(row.minutes, position, "o", color=colour)
+        accuracy = (
+            ""
+            if pd.isna(row.top1)
+            else f"{row.top1}%"
+            if str(row.top1)[-1].isdigit()
+            else f"{str(row.top1).replace(' ', '% ')}"
+        )
+        text = f"{row.minutes:.3g} min" + (f", {accuracy}" if accuracy else "")
+        axes.annotate(text, (row.minutes, position), (8, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
+    labels = [f"{row.run}, {row.year}" + ("" if pd.isna(row.hardware) else f": {row.hardware}") for row in table.itertuples()]
+    axes.set_yticks(range(len(table)), labels, fontsize=9)
+    for label, own in zip(axes.get_yticklabels(), ours):
+        label.set_color("C3" if own else "0.2")
+    axes.set(xscale="log", xlabel="minutes to train on ImageNet-1K, and top-1 (published)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(table.minutes.min() / 1.5, table.minutes.max() * 25)
+    axes.grid(axis="y", visible=False)
     figure.tight_layout()
     return figure
 

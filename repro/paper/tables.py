@@ -272,6 +272,35 @@ def held_back(bench: Path | str) -> pd.DataFrame:
 NINETY = 90 * IMAGENET_IMAGES / 60  # 90 epochs: images/s times minutes
 
 
+def time_to_train() -> pd.DataFrame:
+    """Published runs on ImageNet-1K by their minutes: this paper, its releases and its peers; no number is ours.
+
+    Columns: run, year, hardware, nodes, global_batch, epochs, minutes, images_per_s, per_node (images/s of a node), computed
+    (True where images/s are epochs over minutes, not published), top1, source. The paper's references 21 and 23 are not in it:
+    no number of theirs is known to this project.
+    """
+    released, peers = published("released_runs"), published("peers")
+    hardware = released.nodes.astype(str) + " nodes of 2 Xeon Platinum 8160"
+    released = released.assign(run="Codreanu et al., release " + released.id, year=2018, hardware=hardware)
+    table = pd.concat([released, peers.rename(columns={"work": "run"})], ignore_index=True)
+    epochs = table.epochs * IMAGENET_IMAGES / 60 / table.minutes
+    table = table.assign(computed=table.images_per_s.isna() & epochs.notna(), images_per_s=table.images_per_s.fillna(epochs))
+    table["per_node"] = table.images_per_s / table.nodes
+    columns = [
+        "hardware",
+        "nodes",
+        "global_batch",
+        "epochs",
+        "minutes",
+        "images_per_s",
+        "per_node",
+        "computed",
+        "top1",
+        "source",
+    ]
+    return table.sort_values("minutes", ascending=False)[["run", "year", *columns]].reset_index(drop=True)
+
+
 def published_runs() -> list[steptime.Published]:
     """R3, R1, the abstract's 28 minutes, You et al.: published runs on many nodes of x86 cores; none is ours.
 

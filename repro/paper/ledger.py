@@ -1,0 +1,234 @@
+"""The ledger: for each claim what was published, what we found, at which scale, and whether it stands. `make verify` prints it.
+
+`results/published/claims.csv` has the claims, with what is compared and why within that tolerance. A claim on ImageNet is
+tested by runs on ImageNet alone. A small run answers a question of its own (D1, D2, ...) and never turns such a claim green.
+
+PASS            ours is the published number within the tolerance; of a question: supported
+MISSED          it is not
+EQUIVALENT      the two sides of a question are shown to differ by less than the margin
+CONTRADICTED    they are shown to differ, with the other sign
+NOT-RESOLVED    the data at hand cannot tell
+NOT-RUN         its cost in node-hours stands beside it, where it is known
+"""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from repro import records
+from repro.model import builder
+from repro.paper import questions, tables
+from repro.paths import REFERENCE
+from repro.recipes import RECIPES
+from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
+
+STATES = {
+    "supported": "PASS",
+    "equivalent": "EQUIVALENT",
+    "contradicted": "CONTRADICTED",
+    "not resolved": "NOT-RESOLVED",
+    "not run": "NOT-RUN",
+}
+CLAIM = ["id", "claim", "published", "source", "scale", "test", "tolerance", "why"]
+FOUND = ["state", "ours", "n", "low", "high", "node_hours", "node_hours_cpu", "node_hours_gpu", "runs", "commit"]
+TEST_IMAGES = 50_000  # of ImageNet-1K
+ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
+
+
+def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
+    """One row per claim, columns `CLAIM` and `FOUND`, from the runs and from the table of answers in `results`."""
+    claims = tables.published("claims")
+    rows = [claim | _found(claim, Path(runs)) for claim in claims.to_dict("records")]
+    return pd.DataFrame(rows + _questions(Path(runs), Path(results))).reindex(columns=[*CLAIM, *FOUND])
+
+
+def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
+    """The ledger of `results`, or of the reference if that has no runs, as text; and whether a claim is MISSED."""
+    own = records.complete_runs(Path(results) / "runs")
+    results = Path(results) if own else REFERENCE
+    table = ledger(results / "runs", results)
+    if as_json:
+        return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
+    lines = [f"claims by the runs in {results}"]
+    for row in table.fillna({"ours": "", "published": ""}).itertuples():
+        lines.append(f"{row.id:4} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
+        interval = "" if pd.isna(row.low) or "+-" in row.ours else f" ({row.low:.2f} to {row.high:.2f}, n = {row.n:.0f})"
+        cost = "" if pd.isna(row.node_hours) else f"cost: {row.node_hours:.0f} node-hours"
+        lines += [f"{'':17} {text}" for text in (row.ours and f"ours: {row.ours}{interval}", cost) if text]
+    counts = table.state.value_counts()
+    lines.append(", ".join(f"{number} {state}" for state, number in counts.items()))
+    return "\n".join(lines), bool((table.state == "MISSED").any())
+
+
+def _found(claim: dict, runs: Path) -> dict:
+    if claim["scale"] == "ImageNet":
+        return _on_imagenet(claim, runs)
+    if claim["test"] == "test images":
+        return _beyond_test_images(claim)
+    ours = _of_code(claim) if claim["scale"] == "code" else _of_published(claim["id"])
+    agrees = abs(ours - claim["number"]) <= claim["tolerance"]
+    return {"ours": f"{ours:,.0f}" if ours > 1e5 else f"{ours:.4g}", "state": "PASS" if agrees else "MISSED"}
+
+
+# --- What the code itself shows -----------------------------------------------------------------------------------------
+
+
+def _of_code(claim: dict) -> float:
+    """A number of parameters, or the largest difference from the published numbers."""
+    r2, r3 = RECIPES["resnet50_448nodes"], RECIPES["resnet50_custom_lr"]
+    if claim["test"] == "parameters":
+        parameters = builder("resnet50", 1000, 3, 224)().named_parameters()
+        return sum(value.numel() for name, value in parameters if claim["id"] == "S1" or name != "conv1.bias")
+    ours = {
+        "S3": [r3.epochs(end) for end in r3.starts[1:]],
+        "S4": [r2.epochs(end) for end in r2.starts[1:]],
+        "S5": [_decayed(r2, "main"), *(_decayed(r3, stage) for stage in ("init", "cyc2", "cyc3"))],
+        "S6": [_after_warmup(r2, "main"), *(_after_warmup(r3, stage) for stage in ("init", "cyc2"))],
+    }[claim["id"]]
+    published = [float(number) for number in claim["published"].split(";")]
+    relative = claim["test"] == "largest relative difference"
+    pairs = zip(ours, published, strict=True)
+    return max(abs(mine - theirs) / (theirs if relative else 1) for mine, theirs in pairs)
+
+
+def _decayed(recipe: Recipe, stage: str) -> float:
+    """The rate at the end of a stage whose decay counts from the end of warm-up."""
+    return learning_rate(recipe, recipe.starts[_place(recipe, stage) + 1] - 1, "as_designed")
+
+
+def _after_warmup(recipe: Recipe, stage: str) -> float:
+    place = _place(recipe, stage)
+    return learning_rate(recipe, recipe.starts[place] + recipe.stages[place].warmup_iterations, "as_released")
+
+
+def _place(recipe: Recipe, stage: str) -> int:
+    return [each.name for each in recipe.stages].index(stage)
+
+
+# --- Whether the published numbers fit together -------------------------------------------------------------------------
+
+
+def _of_published(id: str) -> float:
+    released = tables.published("released_runs").set_index("id")
+    r3, _, paper, you = tables.published_runs()
+    if id == "C1":
+        return paper.images_per_s / paper.nodes / (you.images_per_s / you.nodes)
+    if id == "C2":
+        return r3.images_per_s * released.minutes["R3"] * 60 / IMAGENET_IMAGES
+    r2 = RECIPES["resnet50_448nodes"]
+    return released.minutes["R1"] * r2.epochs(r2.starts[1]) / released.epochs["R1"] + 5  # the collapse's "about 5 minutes"
+
+
+def _beyond_test_images(claim: dict) -> dict:
+    """Whether a difference of two single models is more than their test images alone explain, in 95% of cases.
+
+    Takes the two as independent; models that are right for the same images differ by less.
+    """
+    lower, higher = (float(number) / 100 for number in claim["published"].split(";"))
+    noise = 196 * math.sqrt((lower * (1 - lower) + higher * (1 - higher)) / TEST_IMAGES)
+    difference = 100 * (higher - lower)
+    state = "PASS" if difference > noise else "NOT-RESOLVED"
+    return {
+        "ours": f"{difference:.2f} +- {noise:.2f}",
+        "n": 1,
+        "low": difference - noise,
+        "high": difference + noise,
+        "state": state,
+    }
+
+
+# --- ImageNet -----------------------------------------------------------------------------------------------------------
+
+
+def _on_imagenet(claim: dict, runs: Path) -> dict:
+    cost = {"state": "NOT-RUN", **costs(claim["id"])}
+    if claim["test"] == "MODEL":
+        return cost | {"ours": _modelled(claim["id"])}
+    found = [
+        (folder.name, record)
+        for folder in records.complete_runs(runs)
+        if (record := records.read(folder))["base"] == claim["test"]
+        and (record["shrink"], record["variant"], record["data"]["name"]) == ("none", "", "imagenet")
+    ]
+    if not found:
+        return cost
+    last = [record["ends"][record["recipe"]["stages"][-1]["name"]] for _, record in found]
+    top1 = pd.Series([100 * end["top1"] / end["images"] for end in last])
+    agrees = abs(top1.mean() - claim["number"]) <= claim["tolerance"]
+    return {
+        "ours": f"{top1.mean():.2f}%",
+        "n": len(top1),
+        "low": top1.min(),
+        "high": top1.max(),
+        "state": "PASS" if agrees else "MISSED",
+        "runs": " ".join(name for name, _ in found),
+        "commit": " ".join(sorted({record["version"].partition("+")[2] for _, record in found})),
+    }
+
+
+def costs(id: str) -> dict[str, float]:
+    """Node-hours of an ImageNet claim's run: on the nodes that it was published for, and on two kinds that can be rented.
+
+    Of A3 and A4 no configuration was released: their epochs at R3's images/s. The other nodes are at the images/s that their
+    MLPerf logs show, by other software and in other precision. A1 takes no whole run.
+    """
+    released, peers = tables.published("released_runs").set_index("id"), tables.published("peers").set_index("work")
+    r3 = released.loc["R3"]
+    if id == "A1":
+        return {}
+    if id == "A2":
+        epochs, hours = 90.0, 1536 * 28 / 60
+    elif id in released.index:
+        epochs, hours = released.epochs[id], released.nodes[id] * released.minutes[id] / 60
+    else:
+        epochs = RECIPES["collapsed_ensemble"].epochs() if id == "A4" else 90.0
+        hours = epochs * IMAGENET_IMAGES / (r3.images_per_s / r3.nodes) / 3600
+    cpu, gpu = peers.loc["MLPerf v3.0 Intel (PyTorch on CPUs)"], peers.loc["MLPerf v4.0 NVIDIA"]
+    rates = {"node_hours_cpu": cpu.images_per_s / 16, "node_hours_gpu": gpu.images_per_s}
+    return {"node_hours": hours} | {name: epochs * IMAGENET_IMAGES / rate / 3600 for name, rate in rates.items()}
+
+
+def _modelled(id: str) -> str:
+    """What MODEL says of A1 and A2, on nodes like R3's; never a measurement."""
+    rows = tables.on_the_papers_nodes().query("images == 16").set_index(["nodes", "buckets"])
+    parts = []
+    for buckets, how in ((1, "without"), (rows.index.get_level_values("buckets").max(), "with")):
+        if id == "A1":
+            row = rows.loc[448, buckets]
+            parts.append(f"{row.efficiency:.0f}% ({row.efficiency_low:.0f} to {row.efficiency_high:.0f}) {how} overlap")
+        else:
+            parts.append(f"{rows.loc[448, buckets].minutes_90:.0f} minutes for 90 epochs on 448 nodes {how} overlap")
+    return "MODEL: " + ", ".join(parts)
+
+
+# --- Small runs ---------------------------------------------------------------------------------------------------------
+
+
+def _questions(runs: Path, results: Path) -> list[dict]:
+    """The questions of the small test bed, by the table of answers in `results`: D1, D2, ..."""
+    path = results / "tables" / "answers.csv"
+    answers = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["claim", "data", "shrink"])
+    answers = answers[answers["shrink"] != "smoke"]
+    rows = []
+    for number, question in enumerate(questions.QUESTIONS, start=1):
+        asked = {"id": f"D{number}", "claim": question.claim + (" (control)" if question.control else "")}
+        asked |= {"test": f"question, topic {question.topic}", "why": "declared margin; Holm over all questions"}
+        found = answers[answers.claim == question.claim]
+        if found.empty:
+            rows.append(asked | {"scale": "digits", "state": "NOT-RUN"})
+        for answer in found.itertuples():
+            row = asked | {"scale": answer.data, "tolerance": answer.margin, "state": STATES[answer.verdict]}
+            if answer.n and answer.n_other:
+                sides = dict.fromkeys(
+                    f"{side.recipe}-{answer.shrink}-{answer.data}-*" for side in (question.better, question.other)
+                )
+                row |= {"ours": f"{answer.difference:+.2f} points", "n": min(answer.n, answer.n_other)}
+                row |= {"low": answer.low, "high": answer.high, "runs": " ".join(sides), "commit": _commits(runs, sides)}
+            rows.append(row)
+    return rows
+
+
+def _commits(runs: Path, patterns) -> str:
+    folders = [folder for pattern in patterns for folder in runs.glob(pattern)]
+    return " ".join(sorted({records.read(folder)["version"].partition("+")[2] for folder in folders}))

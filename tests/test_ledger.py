@@ -1,0 +1,128 @@
+"""The ledger: what agrees passes, what was changed by hand is missed, and no small run turns a claim on ImageNet green."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from repro.paper import ledger, questions, tables
+from repro.paths import REFERENCE
+
+from conftest import python
+
+
+@pytest.fixture(scope="module")
+def found():
+    return ledger.ledger(REFERENCE / "runs", REFERENCE).set_index("id")
+
+
+def changed(monkeypatch, id, **values):
+    """The ledger after a claim was changed by hand."""
+    read = tables.published
+
+    def published(name):
+        table = read(name)
+        if name == "claims":
+            for column, value in values.items():
+                table[column] = table[column].astype(object)
+                table.loc[table.id == id, column] = value
+        return table
+
+    monkeypatch.setattr(tables, "published", published)
+    return ledger.ledger(REFERENCE / "runs", REFERENCE).set_index("id")
+
+
+def test_no_claim_of_the_reference_is_missed_and_each_has_a_source_and_a_state(found):
+    assert "MISSED" not in set(found.state) and set(found.state) <= {"PASS", "NOT-RUN", *ledger.STATES.values()}
+    assert found.index.is_unique
+    assert found.source[[id for id in found.index if id[0] != "D"]].notna().all()
+    assert (found.state[["S1", "S2", "S3", "S4", "S5", "S6", "C1", "C2", "C3"]] == "PASS").all()
+    assert found.state["C4"] == "NOT-RESOLVED"  # half a point, one run each
+
+
+@pytest.mark.parametrize(
+    "id, values",
+    [
+        ("S1", {"number": 25557032}),
+        ("S2", {"number": 25557096}),
+        ("S3", {"published": "24.94; 36.93; 52.11; 67.30; 72.39"}),
+        ("S4", {"published": "85.47; 90.00"}),
+        ("S5", {"published": "0.254; 1.02; 0.191; 0.149"}),
+        ("S6", {"published": "4.8; 1.467; 0.574"}),
+        ("C1", {"number": 1.2}),
+        ("C2", {"number": 90}),
+        ("C3", {"number": 75}),
+    ],
+)
+def test_a_claim_that_was_changed_by_hand_is_missed(monkeypatch, found, id, values):
+    states = changed(monkeypatch, id, **values).state
+    assert states[id] == "MISSED"
+    others = states.index != id
+    assert (states[others] == found.state[others]).all()
+
+
+def test_claims_on_imagenet_are_not_run_and_say_what_they_would_cost(found):
+    claims = found[found.scale == "ImageNet"]
+    assert list(claims.index) == ["A1", "A2", "A3", "A4", "R1", "R2", "R3"] and set(claims.state) == {"NOT-RUN"}
+    assert claims.node_hours["R1"] == 448 and claims.node_hours["R3"] == 256  # nodes times hours
+    assert claims.node_hours["A2"] == pytest.approx(1536 * 28 / 60)
+    assert claims.ours[["A1", "A2"]].str.startswith("MODEL").all() and claims.ours.drop(["A1", "A2"]).isna().all()
+    assert (claims.node_hours_gpu.dropna() < claims.node_hours_cpu.dropna()).all()
+
+
+def run_on(tmp_path, data, shrink="none", top1=38076, variant=""):
+    """The reference's folder with one run changed into one of resnet50_448nodes, right for `top1` of 50,000 images."""
+    results = tmp_path / "results"
+    shutil.copytree(REFERENCE / "tables", results / "tables")
+    old = next((REFERENCE / "runs").glob("resnet50_448nodes-*"))
+    shutil.copytree(old, results / "runs" / old.name)
+    file = results / "runs" / old.name / "run.json"
+    record = json.loads(file.read_text())
+    record |= {"shrink": shrink, "variant": variant, "data": record["data"] | {"name": data}}
+    record["ends"]["collapse"] |= {"top1": top1, "images": 50_000}
+    file.write_text(json.dumps(record))
+    return ledger.ledger(results / "runs", results).set_index("id")
+
+
+def test_a_run_on_imagenet_passes_or_misses_its_claim(tmp_path):
+    (tmp_path / "good").mkdir()
+    good = run_on(tmp_path / "good", "imagenet").loc["R2"]
+    assert (good.state, good.ours, good.n) == ("PASS", "76.15%", 1) and good.runs.startswith("resnet50_448nodes-")
+    (tmp_path / "bad").mkdir()
+    assert run_on(tmp_path / "bad", "imagenet", top1=37_000).state["R2"] == "MISSED"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"data": "digits"}, {"data": "imagenet", "shrink": "laptop"}, {"data": "imagenet", "variant": "lr_formula=as_designed"}],
+)
+def test_no_other_run_turns_a_claim_on_imagenet_green(tmp_path, other):
+    found = run_on(tmp_path, **other)
+    assert set(found.state[found.scale == "ImageNet"]) == {"NOT-RUN"}
+
+
+def test_questions_have_ids_of_their_own_and_their_verdicts(found):
+    answers = pd.read_csv(REFERENCE / "tables" / "answers.csv").set_index("claim")
+    for number, question in enumerate(questions.QUESTIONS, start=1):
+        row = found.loc[f"D{number}"]
+        assert row.claim.startswith(question.claim) and pd.isna(row.published)
+        if question.claim in answers.index:
+            assert row.state == ledger.STATES[answers.verdict[question.claim]]
+            if row.state != "NOT-RUN":
+                assert row.low <= answers.difference[question.claim] <= row.high and row.commit
+
+
+def test_a_missed_claim_ends_the_command_with_status_4(tmp_path):
+    code = (
+        "import sys; from repro.paper import tables; read = tables.published\n"
+        "def published(name):\n"
+        "    table = read(name)\n"
+        "    return table.assign(number=table.number.replace(25557096, 1)) if name == 'claims' else table\n"
+        "tables.published = published; sys.argv = ['repro', 'verify', '--results', '{}']\n"
+        "from repro.__main__ import main; sys.exit(main())"
+    )
+    missed = python("-c", code.format(tmp_path))
+    assert missed.returncode == 4 and "S1   MISSED" in missed.stdout and "1 MISSED" in missed.stdout
+    done = python("-m", "repro", "verify", "--results", tmp_path, "--json")
+    assert done.returncode == 0 and {row["id"] for row in json.loads(done.stdout)} >= {"A1", "R3", "S6", "C5", "D1"}

@@ -231,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--images", type=_numbers, default=[2, 4, 8], help="images per worker (default: 2,4,8)")
     measure.add_argument("--data", default="", help="data set for steps with the loader (default: random images in memory)")
     measure.add_argument("--seconds", type=float, default=60.0, help="approximate duration (default: 60)")
+    measure.add_argument("--least", type=int, default=1, help="fewest times of each row, however long it takes (default: 1)")
     measure.add_argument("--out", help="file to write (default: standard output)")
     _add_settings(measure, without="seed")
 

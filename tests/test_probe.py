@@ -1,13 +1,17 @@
 """The probe: what it measures on 1 and 2 ranks, and what it refuses. Times are looked at for being there, never for speed."""
 
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 
 import pytest
 
 from repro import ReproError
+from repro.comm import Alone
 from repro.scaling import steptime
-from repro.scaling.probe import machine, probe
+from repro.scaling.probe import _core_seconds, machine, probe
 
 from conftest import mpiexec, python
 
@@ -44,6 +48,24 @@ def test_two_ranks_compute_apart_and_together_and_average(on_two):
     assert kinds["step", 2] == 2 and kinds["compute", 2] >= 2 and kinds["allreduce", 2] >= 1
     assert all(len(row["seconds"]) == row["ranks"] and min(map(min, row["seconds"])) > 0 for row in on_two["rows"])
     assert {len(times) for row in on_two["rows"] for times in row["seconds"]} != {0}
+
+
+def test_it_goes_on_until_each_row_has_enough_times_and_says_how_busy_the_machine_was():
+    found = probe("resnet11", [2], size=16, seconds=0.01, least=4)
+    assert {row["kind"] for row in found["rows"]} == {"compute"} and min(len(row["seconds"][0]) for row in found["rows"]) >= 4
+    assert 0 <= found["busy"] <= 1 and found["noise"] == pytest.approx(steptime.noise(found["rows"]), abs=0.01)
+
+
+def test_other_programs_count_as_busy_and_the_ranks_do_not():
+    before = _core_seconds(Alone())
+    started = time.process_time()
+    while time.process_time() < started + 1:  # a rank at work
+        pass
+    own = _core_seconds(Alone()) - before
+    with subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"]) as other:
+        other.wait()
+    assert _core_seconds(Alone()) - before - own >= 0.8
+    assert own < 60, "seconds of a few cores"
 
 
 def test_the_vector_is_that_of_the_trainer(on_two):

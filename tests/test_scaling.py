@@ -195,7 +195,47 @@ def test_parts_of_a_step_by_hand():
     assert parts["waiting"] == pytest.approx(0)
     assert parts["allreduce"] == pytest.approx(2 * 2e-5 + (1 << 26) * 1.5e-9 + 4 * 1e-5 + 2 * 3 / 4 * (1 << 26) * 1e-9)
     assert parts["loading"] == pytest.approx(0.001 * 24)
-    assert parts["total"] == pytest.approx(sum(parts[part] for part in ("compute", "waiting", "allreduce", "loading")))
+    assert parts["total"] == pytest.approx(
+        sum(parts[part] for part in ("compute", "waiting", "copying", "allreduce", "loading"))
+    )
+    assert parts["copying"] == 0, "nothing is hidden"
+
+
+def test_what_is_hidden_costs_the_cores_that_compute():
+    link, layout = Link(1e-5, 1e-9), Layout(nodes=4, per_node=2, buckets=4)
+    free = steptime.step(TRUTH, layout, 8, 3, link)
+    paid = steptime.step(dataclasses.replace(TRUTH, copying=1e-9), layout, 8, 3, link)
+    assert paid["copying"] == pytest.approx(2 * 3 / 4 * (1 << 26) * 1e-9)  # the bytes that one rank sends
+    assert free["total"] < paid["total"] <= free["total"] + paid["copying"] + 1e-12
+    assert paid["allreduce"] <= free["allreduce"], "the backward pass takes longer, and hides more"
+
+
+def test_copying_is_found_where_communication_is_hidden_and_what_it_used_is_not_predicted():
+    truth = dataclasses.replace(TRUTH, spread=0.0, copying=1.2e-9)
+    rows = wired(8000, truth)["rows"]
+    found, left = steptime.copying(rows, steptime.fit(rows), buckets=4)
+    assert found == pytest.approx(1.2e-9, rel=0.02)
+    assert {row["images"] for row in left if row["kind"] == "step"} == {2, 4}
+    assert steptime.copying(wired(8000)["rows"], steptime.fit(rows), buckets=4)[0] == pytest.approx(0, abs=1e-13)
+
+
+def test_noise_is_the_difference_of_two_halves():
+    def row(*seconds):
+        return {"kind": "compute", "seconds": [list(seconds)]}
+
+    assert steptime.noise([row(1, 1, 1.1, 1.1)]) == pytest.approx(100 / 11)
+    assert steptime.noise([row(1, 1, 1, 1), row(1, 1, 2, 2), row(1, 1, 2, 2)]) == pytest.approx(50)
+    assert np.isnan(steptime.noise([row(1, 2, 3)]))
+
+
+def test_bytes_beyond_the_cache_have_a_price_of_their_own():
+    link = Link(1e-6, 1e-10, beyond=1e-9)
+    assert link.seconds(2, 1 << 20) == pytest.approx(2e-6 + (1 << 20) * 1e-10)
+    assert link.seconds(2, 3 << 20) == pytest.approx(2e-6 + (1 << 20) * 1e-10 + (2 << 20) * 1e-9)
+    truth = dataclasses.replace(TRUTH, link=link)
+    rows = synthetic(truth)
+    found = steptime.fit(rows).link
+    assert (found.latency, found.byte, found.beyond) == pytest.approx((1e-6, 1e-10, 1e-9), rel=0.02)
 
 
 def test_the_band_covers_the_truth_about_as_often_as_it_says():
@@ -312,12 +352,13 @@ def probe_of(truth: Fit, **facts) -> dict:
         "reduction": "exact",
         "precision": "fp32",
         "buckets": 4,
+        "noise": 1.0,
     } | facts
 
 
-def wired(megabits: int) -> dict:
+def wired(megabits: int, truth: Fit = TRUTH) -> dict:
     """A probe of two nodes: of the bytes' seconds, 1e-9 are the software's and the rest the wire's."""
-    truth = dataclasses.replace(TRUTH, spread=0.0, link=Link(2e-5, 1e-9 + 8e-6 / megabits))
+    truth = dataclasses.replace(truth, spread=0.0, link=Link(2e-5, 1e-9 + 8e-6 / megabits))
     found = probe_of(truth)
     for row in found["rows"]:
         if row["kind"] == "step":
@@ -334,6 +375,20 @@ def test_checks_of_a_machine_that_is_as_the_model_says_find_no_error():
         errors[row["check"]].append(abs(row["error_percent"]))
     assert len(errors) == 4 + 2 * 4
     assert all(max(found) < 0.5 for found in errors.values()), errors
+    assert {(row["state"], row["allowed_percent"]) for row in rows} == {("PASS", 10.0)}
+
+
+def test_a_wrong_term_is_missed(monkeypatch):
+    """Without the slowest rank's time, or with a backward pass that hides everything."""
+    two, tcp = probe_of(TRUTH), {500: wired(500), 2000: wired(2000)}
+    monkeypatch.setattr(steptime, "exposed", lambda communication, size, buckets, backward: 0.0)
+    assert "MISSED" in {row["state"] for row in bench_scaling.checks(two, tcp)}
+
+
+def test_noise_widens_what_is_allowed():
+    row = {"error_percent": -14.0}
+    assert bench_scaling.judged(row, [{"noise": 2.0}]) == {"allowed_percent": 10.0, "state": "MISSED"}
+    assert bench_scaling.judged(row, [{"noise": 2.0}, {"noise": 8.0}]) == {"allowed_percent": 16.0, "state": "PASS"}
 
 
 def test_no_check_sees_what_it_predicts():

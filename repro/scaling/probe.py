@@ -5,6 +5,7 @@ result is plain JSON.
 """
 
 import os
+import platform
 import resource
 import time
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from repro import ReproError, comm, evaluate, records, whole_number
@@ -100,10 +102,15 @@ def probe(
     stride: str = "v1.5",
     decoders: int = 2,
     seconds: float = 60.0,
+    least: int = 1,
     images_per_worker: int = 0,
     **settings,
 ) -> dict:
     """Measures for about `seconds`; returns the same result on every rank. Collective.
+
+    If a row has fewer than `least` times by then, it goes on until each has as many. `busy` of the result is the share of this
+    node's cores that other programs used meanwhile, `noise` what `steptime.noise` says of the rows: with either of them high,
+    the times say little.
 
     For each number of `images` per worker, times steps with one worker per rank: on the first 1, 2, 4, ... ranks without
     communication (`compute`), and on all ranks with it (`step`); for the smallest number, also with two workers per rank. Also
@@ -121,6 +128,7 @@ def probe(
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
         whole_number("decoders", decoders)
+        whole_number("least", least, 1)
         view: dict[str, Any] = dict(normalization=asked.normalization, size=asked.size)
         train_images = Images(data, "train", **view) if data else None
         device = find_device(asked.device, world.node_rank)
@@ -132,7 +140,9 @@ def probe(
     began, load = time.monotonic(), os.getloadavg()[0]
     keep_freed()
     torch.set_num_threads(asked.threads)
-    rows = _measure(world, steps, images, began + seconds)
+    before = _core_seconds(world)
+    rows = _measure(world, steps, images, began + seconds, least)
+    busy = (_core_seconds(world) - before) / (time.monotonic() - began) / (os.cpu_count() or 1)
     facts = {
         "model": model,
         "data": train_images.name if train_images else "",
@@ -159,13 +169,23 @@ def probe(
         "when": records.now(),
         "wall": round(time.monotonic() - began, 1),
         "load_before": load,
+        "busy": round(max(0.0, busy), 3),
+        "noise": round(steptime.noise(rows), 2),
         "version": records.code_version(),
         **machine(),
     }
 
 
-def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[dict]:
-    """The rows, with at least one time of each kind even if the deadline has passed."""
+def _core_seconds(world) -> float:
+    """Seconds that this node's cores have worked since it was started, for others than the ranks that run on it."""
+    used, times = time.process_time(), psutil.cpu_times()
+    own = sum(seconds for node, seconds in world.gather((platform.node(), used)) if node == platform.node())
+    # Not the kernel's interrupts: the messages of the ranks themselves make most of them.
+    return times.user + times.nice + times.system + getattr(times, "steal", 0.0) - own
+
+
+def _measure(world, steps: _Steps, images: list[int], deadline: float, least: int) -> list[dict]:
+    """The rows, with at least one time of each kind even if the deadline has passed; if `least` is not 1, of each row."""
     kind = np.int64 if steps.settings.reduction == "exact" else np.float32
     vector = steps.average.bytes
     groups = [1 << power for power in range(world.size.bit_length()) if 1 << power < world.size]
@@ -195,11 +215,11 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float) -> list[d
 
     first, times = {}, {}
     for setting in settings:
-        if not over() or setting[0] not in {name for name, *_ in first}:
+        if least > 1 or not over() or setting[0] not in {name for name, *_ in first}:
             first[setting], times[setting] = burst(setting, 1), []  # warms up, and determines how many steps make a burst
     lengths = {setting: int(min(MOST, max(1, BURST / max(world.gather(one[0]))))) for setting, one in first.items()}
-    for setting in (setting for _ in range(ROUNDS) for setting in first):
-        if over():
+    for setting in (setting for _ in range(max(ROUNDS, least)) for setting in first):
+        if over() and (least == 1 or min(map(len, times.values())) >= least):
             break
         seconds = burst(setting, lengths[setting])
         times[setting] += seconds[1:] if len(seconds) > 3 else seconds  # the first has cold caches

@@ -7,6 +7,8 @@
     allreduce Hockney's model: a message of n bytes takes latency + n seconds_per_byte, so the rounds and bytes of an
               algorithm determine its cost (`rabenseifner`); with several buckets a part of it is hidden behind the
               backward pass (`exposed`)
+    copying   what is hidden is not free: the cores that compute also copy and add the bytes, unless communication has
+              cores of its own
 
 The cost of the additions is included in seconds_per_byte: for each byte sent in a reduce-scatter one is added, so
 2 (p - 1)/p n beta + (p - 1)/p n gamma = 2 (p - 1)/p n (beta + gamma/2), also for numbers that are not powers of two.
@@ -40,10 +42,22 @@ BACKWARD = 2 / 3  # share of a step's compute that produces gradients: backward 
 
 @dataclass(frozen=True)
 class Link:
-    """Hockney's two parameters: a message of n bytes takes `latency` + n * `byte` seconds."""
+    """Hockney's two parameters: a message of n bytes takes `latency` + n * `byte` seconds.
+
+    In shared memory the bytes beyond those that a core's cache holds (`CACHE`) take `beyond` seconds each, if it is given.
+    """
 
     latency: float
     byte: float
+    beyond: float | None = None
+
+    def seconds(self, rounds: float, sent: float) -> float:
+        """Of `rounds` messages with `sent` bytes together."""
+        inside = sent if self.beyond is None else min(sent, CACHE)
+        return rounds * self.latency + inside * self.byte + (sent - inside) * (self.beyond or 0.0)
+
+
+CACHE = 1 << 20  # bytes; measured: up to here 0.1 to 0.3 ns a byte, from 4 MB on two to ten times as much
 
 
 def rabenseifner(link: Link, ranks: int, size: float) -> float:
@@ -53,11 +67,15 @@ def rabenseifner(link: Link, ranks: int, size: float) -> float:
     first send their whole vector to a neighbour and receive the sum at the end: 2 more rounds and 2 n more bytes, about
     twice the bytes.
     """
+    rounds, sent = _messages(ranks)
+    return link.seconds(rounds, sent * size)
+
+
+def _messages(ranks: int) -> tuple[int, float]:
+    """Rounds of messages, and the bytes that a rank sends in them, as a multiple of the vector's."""
     power = 1 << (ranks.bit_length() - 1)
     rounds, sent = 2 * (power.bit_length() - 1), 2 * (power - 1) / power
-    if power < ranks:
-        rounds, sent = rounds + 2, sent + 2
-    return rounds * link.latency + sent * size * link.byte
+    return (rounds + 2, sent + 2) if power < ranks else (rounds, sent)
 
 
 def allreduce(link: Link, nodes: int, size: float, within: Link, per_node: int) -> float:
@@ -114,6 +132,7 @@ class Fit:
     spread: float  # between ranks, see `slowest`
     ranks: int  # number of ranks that computed at the same time
     size: int  # bytes allreduced at each step
+    copying: float = 0.0  # per byte sent behind a backward pass, of the cores that compute; 0 if others do it
 
     def compute(self, images: float, workers: int = 1) -> float:
         """Median seconds of one rank's step with `images` images per worker, without communication."""
@@ -146,19 +165,53 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
 
 
 def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
-    """Latency from messages up to 64 KB, fitted by a line with its own slope; seconds per byte from those of vector/8 and more.
-
-    One line does not fit all sizes: messages that fit into the caches are up to three times as fast.
+    """Latency from messages up to 64 KB, fitted by a line with its own slope; then one slope for what fits into the cache,
+    from the messages up to there, and one for what is beyond, from those of 4 `CACHE` and more.
     """
     rows = sorted((row["bytes"], median(row)) for row in measurements if row["kind"] == "allreduce" and row["ranks"] == ranks)
     if not rows:
         return Link(0.0, 0.0)
-    cost = {size: (rabenseifner(Link(1, 0), ranks, size), rabenseifner(Link(0, 1), ranks, size)) for size, _ in rows}
+    rounds, sent = _messages(ranks)
     short = [row for row in rows if row[0] <= 1 << 16] or rows[:1]
-    latency, _ = _nonnegative(np.array([cost[size] for size, _ in short], float), [seconds for _, seconds in short])
-    long = [row for row in rows if row[0] >= vector / 8] or rows[-1:]
-    byte = float(np.median([max(0.0, seconds - latency * cost[size][0]) / cost[size][1] for size, seconds in long]))
-    return Link(latency, byte)
+    latency, _ = _nonnegative(np.array([(rounds, sent * size) for size, _ in short], float), [time for _, time in short])
+
+    def slope(chosen: list[tuple[int, float]], known: Link, start: float) -> float:
+        return float(
+            np.median([max(0.0, time - known.seconds(rounds, start)) / (sent * size - start) for size, time in chosen])
+        )
+
+    inside = [row for row in rows if 1 << 16 < sent * row[0] <= CACHE] or rows[-1:]
+    link = Link(latency, slope(inside, Link(latency, 0.0), 0.0))
+    long = [row for row in rows if row[0] >= max(4 * CACHE, vector / 32)]
+    return replace(link, beyond=slope(long, link, CACHE)) if long else link
+
+
+def copying(measurements: list[dict], fitted: Fit, buckets: int) -> tuple[float, list[dict]]:
+    """Seconds per byte that hidden communication takes from the cores that compute; and the rows that are left to predict.
+
+    From the steps of nodes with one rank each, at the largest number of images, where the backward pass hides most: what they
+    take longer than the model without copying says, per byte that a rank sends.
+    """
+    steps = [row for row in measurements if row["kind"] == "step"]
+    most_images = max(row["images"] for row in steps)
+    used = [row for row in steps if row["images"] == most_images]
+
+    def total(row: dict, cost: float) -> float:
+        layout = Layout(nodes=row["ranks"], buckets=buckets)
+        return step(replace(fitted, copying=cost), layout, row["images"], row["workers"], fitted.link)["total"]
+
+    costs = []
+    for row in used:
+        missing = median(row) - total(row, 0.0)
+        # At most what a byte takes in all: more would not be copying.
+        most = fitted.link.beyond or fitted.link.byte
+        if missing <= 0:
+            costs.append(0.0)
+        elif total(row, most) <= median(row):
+            costs.append(most)
+        else:
+            costs.append(brentq(lambda cost, row=row: total(row, cost) - median(row), 0.0, most))
+    return float(np.median(costs)), [row for row in measurements if row not in used]
 
 
 def _nonnegative(columns: np.ndarray, seconds: list[float]) -> list[float]:
@@ -271,7 +324,7 @@ class Layout:
 
 
 def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Link | None = None, loaded: bool = False) -> dict:
-    """One step's seconds: compute, waiting (for the slowest rank), allreduce (exposed), loading, total.
+    """One step's seconds: compute, waiting (for the slowest rank), copying, allreduce (exposed), loading, total.
 
     `images` per worker, `workers` per rank; `link` between nodes; `loaded` counts the loader.
     """
@@ -290,10 +343,13 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
     def communication(size: float) -> float:
         return allreduce(link or fitted.link, layout.nodes, size, fitted.link, layout.per_node)
 
+    buckets = layout.buckets if layout.nodes > 1 else 1
+    copying = fitted.copying * _messages(layout.nodes)[1] * fitted.size if buckets > 1 else 0.0
     parts = {
         "compute": compute,
         "waiting": compute * (slowest(layout.ranks, fitted.spread) - 1),
-        "allreduce": exposed(communication, fitted.size, layout.buckets if layout.nodes > 1 else 1, BACKWARD * compute),
+        "copying": copying,
+        "allreduce": exposed(communication, fitted.size, buckets, BACKWARD * compute + copying),
         "loading": fitted.loading * images * workers if loaded else 0.0,
     }
     return parts | {"total": sum(parts.values())}
@@ -425,6 +481,21 @@ def held_back(steps: list[dict], fitted: Fit, check: str, buckets: int = 0) -> l
                 }
             )
     return rows
+
+
+def noise(measurements: list[dict]) -> float:
+    """By how much the same quantity differs if it is measured twice, in per cent: a row's first half against its second.
+
+    The median over the rows with at least four times; NaN if there are none.
+    """
+    differences = []
+    for row in measurements:
+        times = np.array(row["seconds"])
+        half = times.shape[1] // 2
+        if half >= 2:
+            first, second = (median(row | {"seconds": part}) for part in (times[:, :half], times[:, half : 2 * half]))
+            differences.append(100 * abs(first / second - 1))
+    return float(np.median(differences)) if differences else float("nan")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""How many small images a second: several workers in a pass, views as array operations, against one at a time each.
+
+Every rank trains by itself, all at the same time, as in `make reproduce`. The four settings take turns for several rounds.
+Writes results/bench/passes.json:
+
+    mpiexec -n 2 python -m bench.passes
+"""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from bench import report
+from repro import comm, train
+from repro.data import Stream, load_ahead
+from repro.memory import keep_freed
+from repro.replica import assemble
+
+RECIPES = "collapsed_ensemble", "resnet50_448nodes"  # 2 workers of 32 images a step, and 14 of 16
+ROUNDS, SECONDS = 7, 4.0
+
+
+class Setting:
+    """Steps of a recipe on digits, with one worker in a pass, or with views of one image at a time, or neither."""
+
+    def __init__(self, recipe: str, single_workers: bool, single_images: bool):
+        task = train.prepare(recipe, "digits", "laptop", device="cpu")
+        if single_workers:
+            task = replace(task, recipe=replace(task.recipe, workers_per_pass=1))
+        if single_images:
+            task.train.__dict__["arrays"] = None  # as of images of different sizes
+        self.recipe = task.recipe
+        self.replica = assemble(comm.Alone(), task)
+        stream = Stream(task.train, 0, self.recipe.workers, self.recipe.images_per_worker)
+        workers, each = self.recipe.workers, self.recipe.workers_per_pass
+        self.batches = load_ahead(
+            stream,
+            (
+                (step, worker, "scale_aspect", min(each, workers - worker))
+                for step in range(10**9)
+                for worker in range(0, workers, each)
+            ),
+            threads=0,
+        )
+
+    def images_per_second(self, seconds: float) -> float:
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() < start + seconds:
+            float(train.step(self.replica, self.batches, 0.0, 0.0, self.recipe.bn_momentum).loss)
+            steps += 1
+        return steps * self.recipe.global_batch / (time.perf_counter() - start)
+
+
+def main() -> None:
+    world = comm.world()
+    torch.set_num_threads(1)
+    keep_freed()
+    rows = []
+    for recipe in RECIPES:
+        before = "one worker in a pass, views image by image"
+        settings = {
+            "passes of several workers, views as arrays": Setting(recipe, False, False),
+            before: Setting(recipe, True, True),
+            "passes alone": Setting(recipe, False, True),
+            "views alone": Setting(recipe, True, False),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in settings}
+        for number in range(ROUNDS + 1):
+            for name, setting in settings.items():
+                world.gather(None)
+                together = sum(world.gather(setting.images_per_second(SECONDS if number else 0.5)))
+                rates[name] += [together] if number else []  # the first round warms up
+        goal = report.Goal(">=", 3.0)
+        for name, rate in rates.items():
+            if name != before:
+                what = f"{recipe}, {name}"
+                rows.append(report.row(what, rate, rates[before], before, "images/s", goal if "alone" not in name else None))
+    if world.rank == 0:
+        report.publish("passes", rows, {"command": f"mpiexec -n {world.size} python -m bench.passes"})
+
+
+if __name__ == "__main__":
+    main()

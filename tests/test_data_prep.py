@@ -167,7 +167,7 @@ def test_a_drawing_is_the_original_turned_scaled_sheared_and_shifted():
 
 def test_the_distortions_fill_their_ranges_and_the_noise_is_normal(monkeypatch):
     numbers = []
-    monkeypatch.setattr(drawing, "distort", lambda ink, n: numbers.append(n) or np.full((len(ink), 18, 18), 0.5))
+    monkeypatch.setattr(drawing, "distort", lambda ink, n, size: numbers.append(n) or np.full((len(ink), 18, 18), 0.5))
     pixels = drawing.draw(np.zeros((2000, 8, 8)), "trial", 0, 0.1) / 255
     assert pixels.mean() == pytest.approx(0.5, abs=0.001) and pixels.std() == pytest.approx(0.1, abs=0.001)
     assert [(abs(pixels - 0.5) < width).mean() for width in (0.1, 0.2)] == pytest.approx([0.683, 0.954], abs=0.01)

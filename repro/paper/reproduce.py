@@ -27,10 +27,10 @@ class Profile:
 SMALL = {"collapse": 3, "ensemble": 3}
 # By a pilot (docs/digits.md): so many seeds put most differences of the first topics into an interval of +-0.3 points. The
 # others differ by more between seeds, and would take hundreds; what they ask about is larger.
-FULL = {"collapse": 24, "ensemble": 24, "cost": 24, "batch": 12, "length": 12}
+FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "length": 6}
 PROFILES = {
     "laptop": Profile("digits", "laptop", SMALL, {}, "12 minutes on two cores"),
-    "full": Profile("digits", "laptop", FULL, {}, "3 hours on two cores: all questions"),
+    "full": Profile("digits", "laptop", FULL, {}, "two hours on two cores: all questions"),
     "letters": Profile("letters", "laptop", FULL, {}, "as long, on the second data set"),
     "cifar10": Profile("cifar10", "laptop", SMALL, {}, "not run by us; see `make plan`"),
     "smoke": Profile(

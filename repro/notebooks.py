@@ -352,7 +352,8 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
                 str(source),
                 str(unfinished),
                 parameters,
-                cwd=str(FOLDER),
+                # The kernel's folder. By `cwd` papermill would change that of this process, whose other threads run notebooks, too.
+                resources={"metadata": {"path": str(FOLDER)}},
                 kernel_name="python3",
                 progress_bar=False,
                 log_output=False,

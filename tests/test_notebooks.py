@@ -185,13 +185,15 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
 
 
 def test_notebooks_at_the_same_time_have_kernels_of_their_own_and_leave_no_sockets(folder, tmp_path):
-    folder("import os, time; time.sleep(1); print('kernel', os.getpid())")
+    folder("import os, time; time.sleep(1); print('kernel', os.getpid()); print(os.getcwd())")
+    before = os.getcwd()
     with ThreadPoolExecutor(2) as pool:
         outputs = [tmp_path / str(number) / "trial.ipynb" for number in range(2)]
         for done in [pool.submit(notebooks.execute, "trial", {}, output) for output in outputs]:
             done.result(timeout=60)
     kernels = {re.search(r"kernel (\d+)", output.read_text())[1] for output in outputs}
     assert len(kernels) == 2
+    assert all(str(notebooks.FOLDER) in output.read_text() for output in outputs) and os.getcwd() == before
     assert sorted(path.name for path in notebooks.FOLDER.iterdir()) == ["0", "1", "trial.ipynb"]
 
 

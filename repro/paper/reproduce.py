@@ -47,6 +47,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     Raises ReproError at the first failure and records.Stopped on a request; a later call continues from there.
     """
     chosen = PROFILES[choose("profile", profile, PROFILES)]
+    results = results.resolve()
     began, runs, kept = time.monotonic(), str(results / "runs"), results / "notebooks"
     pack_embedded(chosen.data)
     shared = dict(data=chosen.data, shrink=chosen.shrink, out=runs, live=False)

@@ -352,7 +352,7 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
                 str(source),
                 str(unfinished),
                 parameters,
-                # The kernel's folder. By `cwd` papermill would change that of this process, whose other threads run notebooks, too.
+                # The kernel's folder; with `cwd`, papermill would change that of this whole process, threads and all.
                 resources={"metadata": {"path": str(FOLDER)}},
                 kernel_name="python3",
                 progress_bar=False,

@@ -379,6 +379,7 @@ def scaling_checks() -> str:
                 len(checks),
                 f"{min(steps)} to {max(steps)}",
                 sum(abs(error) <= 10 for error in errors),
+                sum(check.get("state") == "PASS" for check in checks),
                 f"{median(map(abs, errors)):.1f}%",
                 f"{min(errors):+.0f} to {max(errors):+.0f}%",
             ]
@@ -386,10 +387,14 @@ def scaling_checks() -> str:
     probes = found["probes"]
     loads = [probe["load_before"] for probe in probes]
     machine = f"{probes[0]['cores']} cores ({probes[0]['processor']})"
-    more = f"other programs running: load {min(loads):.1f} to {max(loads):.1f} before each probe"
+    shares = {what: [100 * probe[what] for probe in probes if what in probe] for what in ("busy", "noise")}
+    more = f"load {min(loads):.1f} to {max(loads):.1f} before each probe"
+    for what, said in (("busy", "used by other programs"), ("noise", "noise")):
+        if shares[what]:
+            more += f"; {said}: {min(shares[what]):.1f} to {max(shares[what]):.1f}%"
     versions = {probe["version"] for probe in probes}
     return (
-        table("predicted | n | timed steps in each | within 10% | median error | range", lines)
+        table("predicted | n | timed steps in each | within 10% | within max(10%, 2 x noise) | median error | range", lines)
         + "\n\n"
         + made(path, found["command"], found["when"], versions, machine, more)
     )

@@ -372,3 +372,13 @@ def test_findings_leave_out_what_there_is_not(tmp_path):
     said = report._findings(report._table(tmp_path, "answers"))
     assert "nan" not in said and "interval" not in said and "not run" not in said
     assert said.count(f"(digits, {SHRINK}: ") == said.count(", n = 2; ") == 4
+
+
+def test_the_parts_of_a_step_are_drawn_as_long_as_they_take():
+    table = tables.on_the_papers_nodes(draws=20)
+    assert sorted(set(table.nodes)) == [64, 448, 1536]
+    figure = figures.step_parts(table)
+    for axes, (_, rows) in zip(figure.axes, table.groupby("images")):
+        ends = [max(bar.get_x() + bar.get_width() for bar in axes.patches if round(bar.get_y() + 0.35) == n) for n in range(6)]
+        assert ends == pytest.approx(list(1000 * (rows.compute + rows.waiting + rows.allreduce)))
+        assert [text.get_text() for text in axes.texts] == [f" {value:.0f}%" for value in rows.efficiency]

@@ -236,6 +236,33 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def step_parts(table: pd.DataFrame) -> plt.Figure:
+    """MODEL: where the time of a step goes on the paper's nodes, without and with overlap; at each bar's end the efficiency.
+
+    Expects `tables.on_the_papers_nodes`. The parts are medians over what was not published, so they need not add up exactly.
+    """
+    figure, all_axes = plt.subplots(1, 2, figsize=(9, 2.9), sharey=True)
+    parts = (("compute", "0.35", "computing"), ("waiting", "C1", "waiting for the slowest"), ("allreduce", "C0", "allreduce"))
+    for axes, (images, rows) in zip(all_axes, table.groupby("images")):
+        names = []
+        for position, row in enumerate(rows.itertuples()):
+            names.append(f"{row.nodes} nodes, " + ("overlapped" if row.buckets > 1 else "nothing hidden"))
+            left = 0.0
+            for part, colour, _ in parts:
+                axes.barh(position, 1000 * getattr(row, part), left=left, color=colour, height=0.7)
+                left += 1000 * getattr(row, part)
+            axes.annotate(f" {row.efficiency:.0f}%", (left, position), va="center", fontsize=9)
+        axes.set_yticks(range(len(names)), names, fontsize=9)
+        axes.set(xlabel="ms per step (MODEL), and efficiency", title=f"{images} images per process")
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.margins(x=0.16)
+        axes.grid(axis="y", visible=False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour, _ in parts]
+    figure.legend(handles, [name for _, _, name in parts], ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.94), fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
 def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame) -> plt.Figure:
     """Measured steps beside the model; efficiency, minutes and minutes to an accuracy over nodes, with 5 to 95% bands.
 

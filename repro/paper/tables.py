@@ -266,7 +266,8 @@ def held_back(bench: Path | str) -> pd.DataFrame:
     """The checks that `make bench-scaling` wrote into the folder `bench`; no rows if there are none."""
     path = Path(bench) / "scaling.json"
     checks = json.loads(path.read_text())["checks"] if path.exists() else []
-    return pd.DataFrame(checks, columns=["model", "check", "ranks", "images", "n", "predicted", "measured", "error_percent"])
+    columns = ["model", "check", "ranks", "images", "n", "predicted", "measured", "error_percent", "allowed_percent", "state"]
+    return pd.DataFrame(checks, columns=columns)
 
 
 NINETY = 90 * IMAGENET_IMAGES / 60  # 90 epochs: images/s times minutes

@@ -210,5 +210,5 @@ def over_originals(
     correct = ((of_better @ better - of_other @ other) * of_originals).sum(1)
     differences = 100 * correct / (of_originals @ drawings)
     difference = 100 * (better.mean(0).sum() - other.mean(0).sum()) / drawings.sum()
-    low, high = stats.t.interval(1 - LEVEL, fewest - 1, difference, differences.std(ddof=1))
-    return float(low), float(high)
+    half = stats.t.ppf(1 - LEVEL / 2, fewest - 1) * differences.std(ddof=1)
+    return float(difference - half), float(difference + half)

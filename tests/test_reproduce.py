@@ -37,13 +37,21 @@ def results(tmp_path_factory):
 
 def test_what_is_kept_is_small_and_complete(tmp_path):
     results, reference = tmp_path / "results", tmp_path / "reference"
-    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "runs/a/correct/m.npz", "figures/answers.svg"]
-    left = ["tables/evaluations.csv", "runs/a/snapshots/main.safetensors", "runs/b/correct/m.npz", "figures/answers.png"]
+    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "runs/a/correct/plain.npz", "figures/answers.svg"]
+    left = [
+        "tables/evaluations.csv",
+        "runs/a/snapshots/main.safetensors",
+        "runs/a/correct/main.npz",
+        "runs/b/correct/plain.npz",
+        "figures/answers.png",
+    ]
     for name in kept + left:
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).touch()
     for name, status in (("a", "complete"), ("b", "running")):
-        (results / "runs" / name / "run.json").write_text(json.dumps({"format": records.FORMAT, "status": status}))
+        (results / "runs" / name / "run.json").write_text(
+            json.dumps({"format": records.FORMAT, "status": status, "base": "collapse_parts"})
+        )
     (reference / "runs" / "old").mkdir(parents=True)
     measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
     for name in measured:

@@ -25,6 +25,11 @@ class Side(NamedTuple):
     members: str
     average: str = ""
 
+    @property
+    def file(self) -> str:
+        """The name under which `records.save_correct` has its predictions in the run's folder."""
+        return self.members.replace(" ", "") + (f".{self.average}" if self.average else "")
+
 
 class Question(NamedTuple):
     """A claim: `better` is right for more test images than `other`. Paired: both sides come from one run of each seed.
@@ -140,6 +145,11 @@ QUESTIONS = (*BATCH, *COLLAPSE, *ENSEMBLES, *COST, *LENGTH)
 TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
 
 
+def read() -> set[tuple[str, str]]:
+    """What the answers read of each run's stored predictions: (recipe, name of the file)."""
+    return {(side.recipe, side.file) for question in QUESTIONS for side in (question.better, question.other)}
+
+
 def averages() -> dict[str, list[tuple[list[str], str]]]:
     """The ensembles to evaluate, by recipe: (stages, softmax or logit). Of five_members also the first two, four and five."""
     wanted: dict[str, list[tuple[list[str], str]]] = {}
@@ -237,8 +247,7 @@ def _over_originals(question: Question, better: pd.DataFrame, other: pd.DataFram
     for side, rows in ((question.better, better), (question.other, other)):
         found = []
         for row in rows.itertuples():
-            model = side.members.replace(" ", "") + (f".{side.average}" if side.average else "")
-            correct = records.load_correct(out / str(row.folder), model)["test"]
+            correct = records.load_correct(out / str(row.folder), side.file)["test"]
             originals = np.arange(len(correct)) % row.originals
             drawings = np.bincount(originals)
             found.append(np.bincount(originals, weights=correct))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from repro import ReproError, choose, engines, notebooks, records, tidy, watch
 from repro.packed import pack_embedded
-from repro.paper import report, tables
+from repro.paper import questions, report, tables
 from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
 
@@ -103,10 +103,14 @@ def _run(parameters: dict[str, dict], kept: Path, cluster: engines.Cluster | Non
         notebook.result()
 
 
+KEPT = "tables/*.csv", "figures/*.svg", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"
+
+
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     """Copies the small files of a finished reproduction to results/reference, to be committed.
 
-    Leaves out models, notebooks, incomplete runs, and evaluations.csv, which `repro.runs` computes from the runs' metrics.
+    Leaves out models, notebooks, incomplete runs, predictions that no question reads, and evaluations.csv, which `repro.runs`
+    computes from the runs' metrics.
     What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench.
     """
     if not (results / "report" / "index.html").exists():
@@ -115,23 +119,15 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
         for path in (reference / folder).glob("*"):
             if not path.name.startswith("bench-"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for pattern in (
-        "tables/*.csv",
-        "figures/*.svg",
-        "figures/*.csv",
-        "report/index.html",
-        "bench/*.json",
-        "runs/*/run.json",
-        "runs/*/metrics.jsonl",
-        "runs/*/ensembles.json",
-        "runs/*/correct/*.npz",
-    ):
-        for path in results.glob(pattern):
-            if path.name == "evaluations.csv":
-                continue
-            run = results / "runs" / path.relative_to(results).parts[1]
-            if path.relative_to(results).parts[0] != "runs" or records.read(run).get("status") == "complete":
-                target = reference / path.relative_to(results)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+    copied = [path for pattern in KEPT for path in results.glob(pattern) if path.name != "evaluations.csv"]
+    read = questions.read()
+    for run in (results / "runs").glob("*"):
+        record = records.read(run)
+        if record.get("status") == "complete":
+            copied += [run / name for name in ("run.json", "metrics.jsonl", "ensembles.json") if (run / name).exists()]
+            copied += [path for path in run.glob("correct/*.npz") if (record.get("base"), path.stem) in read]
+    for path in copied:
+        target = reference / path.relative_to(results)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     return reference

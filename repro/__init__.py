@@ -37,6 +37,7 @@ def choose(kind: str, value, choices):
 def whole_number(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int:
     """Return `value` if it is an integer from `least` to `most`; otherwise raise an error that says so."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        upper = "" if most == 2**63 - 1 else f" and at most {most}"
+        told = most < 2**63 - 1 or isinstance(value, int) and value > most
+        upper = f" and at most {most}" if told else ""
         raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}{upper}")
     return value

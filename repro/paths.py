@@ -56,11 +56,13 @@ def replacing(path: Path | str):
 
 def writable_folder(path: Path | str) -> Path:
     """Returns the folder, created if it is missing; raises ReproError if nothing can be written there."""
-    path = Path(path).resolve()
+    path = Path(path)
     try:
+        path = path.resolve()
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        raise ReproError(f"cannot write to the folder {path} ({error.strerror}): choose another one with --out") from error
+    except (OSError, RuntimeError) as error:  # a circle of symbolic links is a RuntimeError before Python 3.13
+        reason = getattr(error, "strerror", None) or error
+        raise ReproError(f"cannot write to the folder {path} ({reason}): choose another one with --out") from error
     return path

@@ -37,6 +37,7 @@ import numpy as np
 from repro import ReproError, __version__, own
 from repro.paths import ROOT, named, replacing, writable_folder
 from repro.settings import non_default
+from repro.shapes import NUMBER, check
 
 log = logging.getLogger("repro")
 
@@ -74,6 +75,28 @@ PACKAGES = (
     "safetensors",
     "lmdb",
 )
+
+# What the files must hold for those who read them; they hold more.
+RUN = {
+    **dict.fromkeys(("base", "shrink", "model", "variant", "model_source", "code", "status", "start", "version"), str),
+    "ranks": int,
+    "recipe": {
+        **dict.fromkeys(("name", "model", "stride"), str),
+        **dict.fromkeys(("workers", "images_per_worker", "epoch_images"), int),
+        "stages": [{"name": str, "iterations": int, "member": bool}],
+    },
+    "settings": {
+        **dict.fromkeys(("seed", "size", "threads"), int),
+        **dict.fromkeys(("normalization", "precision", "split"), str),
+    },
+    "data": {"name": str, "test": str, "originals": int},
+    "packages": dict,
+    "attempts": [dict],
+}
+COUNTS: dict = dict.fromkeys(("images", "top1", "top5"), int)
+COMPLETE = {**COUNTS, "seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
+ROW = {**{"step": int, "stage": str}, **dict.fromkeys(("epoch", "rate", "train_loss", "train_top1", "seconds"), NUMBER)}
+ENSEMBLES = [{"members": [str], "average": str, **COUNTS}]
 
 
 class Stopped(ReproError):
@@ -195,9 +218,11 @@ class Run:
     def begin(self, **facts) -> bool:
         """Writes run.json before the first step; the record of an earlier attempt is kept under `attempts`.
 
-        Returns False, and writes nothing, if the run is complete. Raises Locked if another process is training it.
+        Returns False, and writes nothing, if the run is complete; warns if its models are gone. Raises Locked if another
+        process is training it.
         """
         if self.complete:
+            self._warn_without_models()
             return False
         with named(self.folder):
             self.folder.mkdir(exist_ok=True)
@@ -225,6 +250,20 @@ class Run:
             packages=package_versions(),
         )
         return True
+
+    def _warn_without_models(self) -> None:
+        """A complete run keeps its results when its snapshots are deleted, but has no models any more."""
+        snapshots = [self.snapshot(stage["name"]) for stage in self.record["recipe"]["stages"]]
+        files = [path.with_suffix(suffix) for path in snapshots for suffix in (".safetensors", ".json")]
+        if gone := [file for file in files if not file.is_file()]:
+            log.warning(
+                "the results are complete, but %d of %d files of the models are gone, such as %s: what they are needed for "
+                "(ensemble, export) fails; to train again, delete %s",
+                len(gone),
+                len(files),
+                gone[0],
+                self.folder,
+            )
 
     def _take_lock(self) -> None:
         self.lock = open(self.folder / "lock", "a+")  # noqa: SIM115  closed by `release`
@@ -268,35 +307,52 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _load(path: Path, shape, otherwise: str):
+    """What a JSON file holds, in this shape; None if there is no such file. Raises ReproError that names the file."""
+    try:
+        value = json.loads(path.read_text())
+        check(value, shape)
+        return value
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ReproError(f"{path} is damaged ({error}): {otherwise}") from error
+
+
+AGAIN = "delete the folder to train again"
+
+
 def read(folder: Path | str) -> dict:
     """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it has another format."""
     path = Path(folder) / "run.json"
-    try:
-        run = json.loads(path.read_text())
-    except FileNotFoundError:
+    run = _load(path, {"recipe": (dict, str)}, AGAIN)
+    if run is None:
         return {}
-    except (ValueError, OSError, RecursionError) as error:
-        raise ReproError(f"{path} is damaged ({error}): delete the folder to train again") from error
-    if not isinstance(run, dict) or not isinstance(run.get("attempts", []), list):
-        raise ReproError(f"{path} is damaged (it is valid JSON, but not a run): delete the folder to train again")
     if run.get("format") != FORMAT:
         raise OldRun(
             f"{folder} was written by an earlier version of this project, in a format that this one cannot read: use the "
             f"version that it names ({run.get('version', 'none')}), or delete the folder to train again"
         )
+    try:
+        check(run, RUN)
+        if run["status"] == "complete":
+            check(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in run["recipe"]["stages"]}})
+    except ValueError as error:
+        raise ReproError(f"{path} is damaged ({error}): {AGAIN}") from error
     return run
 
 
 def metric_rows(folder: Path | str) -> list[dict]:
     """Returns a run's rows so far, without a last line that was cut short by a kill or is still being written."""
+    path = Path(folder) / "metrics.jsonl"
     try:
-        lines = (Path(folder) / "metrics.jsonl").read_text().split("\n")
+        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        check(rows, [ROW], "row")
+        return rows
     except FileNotFoundError:
         return []
-    try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
-        raise ReproError(f"{folder}/metrics.jsonl is damaged ({error}): delete the folder to train again") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ReproError(f"{path} is damaged ({error}): {AGAIN}") from error
 
 
 def describe(row: dict, epochs: float) -> str:
@@ -329,20 +385,13 @@ def predict(out: Path | str, forecasts: dict[str, dict]) -> None:
 def predictions(out: Path | str) -> dict[str, dict]:
     """Returns what `predict` recorded; empty if it was never called."""
     path = Path(out).parent / "plan.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ReproError(f"{path} is damaged ({error}): delete it; `python -m repro plan` makes it again") from error
+    return _load(path, {str: {"ranks": int, "seconds": NUMBER}}, "delete it; `python -m repro plan` makes it again") or {}
 
 
 def ensembles(folder: Path | str) -> list[dict]:
     """The ensembles that were evaluated from a run's snapshots."""
-    try:
-        return json.loads((Path(folder) / "ensembles.json").read_text())
-    except FileNotFoundError:
-        return []
+    path = Path(folder) / "ensembles.json"
+    return _load(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
 
 def add_ensemble(folder: Path | str, entry: dict) -> None:

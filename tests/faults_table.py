@@ -19,6 +19,7 @@ CLAIMS = {
     "killed-in-save": "a save killed at any point leaves a verified checkpoint",
     "damage": "flipped bits and truncations found, in checkpoints and packed data; never a fresh start",
     "malformed-checkpoint": "malformed checkpoints refused by name",
+    "malformed-run": "run records and metric rows of another shape named",
     "work-lost": "work lost to SIGKILL: at most one checkpoint interval",
     "rank-fails": "a rank raises or is killed: the end within 5 s, its own words first",
     "rank-freezes": "a rank freezes or hangs: named within the time-out + 10 s",

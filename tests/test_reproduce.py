@@ -14,7 +14,7 @@ from PIL import Image
 
 from repro import engines, records
 from repro.paper import questions, reproduce
-from repro.paths import ROOT
+from repro.paths import REFERENCE, ROOT
 
 pytestmark = pytest.mark.slow  # all notebooks, some twice
 TASKS = questions.tasks("digits", "smoke", [0], ["collapse", "ensemble"])
@@ -49,9 +49,8 @@ def test_what_is_kept_is_small_and_complete(tmp_path):
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).touch()
     for name, status in (("a", "complete"), ("b", "running")):
-        (results / "runs" / name / "run.json").write_text(
-            json.dumps({"format": records.FORMAT, "status": status, "base": "collapse_parts"})
-        )
+        record = records.read(next((REFERENCE / "runs").iterdir())) | {"status": status, "base": "collapse_parts"}
+        (results / "runs" / name / "run.json").write_text(json.dumps(record))
     (reference / "runs" / "old").mkdir(parents=True)
     measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
     for name in measured:

@@ -76,9 +76,10 @@ def write_run(out, base, seed=0, shrink=SHRINK, model="resnet11", variant="", wo
         "shrink": shrink,
         "model": model,
         "variant": variant,
+        "model_source": "",
         "recipe": recipe,
         "settings": {"seed": seed} | DEFAULTS,
-        "data": {"name": "digits", "originals": ORIGINALS},
+        "data": {"name": "digits", "originals": ORIGINALS, "test": "7e57"},
         "code": "c0de",
         "ranks": 2,
         "status": "complete",
@@ -94,6 +95,8 @@ def write_run(out, base, seed=0, shrink=SHRINK, model="resnet11", variant="", wo
         "top5": 3900,
         "seconds": step / 100,
         "weights_sha256": "5a",
+        "attempts": [],
+        "ends": {row["stage"]: row for row in rows if "top1" in row},
     } | facts
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -459,12 +459,74 @@ def test_a_run_of_an_earlier_version_is_refused_by_name_and_passed_over_in_lists
     assert "skipped 1 run folder(s) of an earlier version" in caplog.text
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '{"attempts": null}', '{"attempts": "x"}', "[" * 100_000])
-def test_a_run_json_that_is_no_run_is_named(whole, tmp_path, content):
-    shutil.copytree(whole, tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(ReproError, match="run.json is damaged .* delete the folder to train again"):
-        records.read(tmp_path / "run")
+def without(record, key):
+    return {name: value for name, value in record.items() if name != key}
+
+
+@pytest.mark.counts_for("malformed-run")
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        *((content, "is damaged") for content in ("", "{", "[]", "3", "null", '{"attempts": "x"}', "[" * 100_000, "\0")),
+        (lambda record: record | {"attempts": None}, "attempts is None, not a list"),
+        (lambda record: record | {"attempts": [3]}, r"attempts\[0\] is 3, not an object"),
+        (lambda record: record | {"status": 1}, "status is 1, not text"),
+        (lambda record: record | {"recipe": "x"}, "recipe is 'x', not an object"),
+        (lambda record: record | {"recipe": record["recipe"] | {"stages": [{}]}}, r"name is missing in recipe.stages\[0\]"),
+        (lambda record: record | {"settings": []}, "settings is a list, not an object"),
+        (lambda record: record | {"settings": record["settings"] | {"threads": True}}, "settings.threads is True, not a whole"),
+        (lambda record: record | {"top1": "7"}, "top1 is '7', not a whole number"),
+        (lambda record: without(record, "seconds"), "seconds is missing in it"),
+        (lambda record: without(record, "data"), "data is missing in it"),
+        (lambda record: record | {"ends": without(record["ends"], "collapse")}, "collapse is missing in ends"),
+    ],
+)
+def test_a_run_json_that_is_no_run_is_named(whole, tmp_path, change, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    content = change if isinstance(change, str) else json.dumps(change(run_json(whole)))
+    (folder / "run.json").write_text(content)
+    with pytest.raises(ReproError, match=f"run/run.json is damaged .*{words.removeprefix('is damaged')}.* delete the folder"):
+        records.read(folder)
+
+
+@pytest.mark.counts_for("malformed-run")
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("run.json", "[]", "it is a list, not an object"),
+        ("metrics.jsonl", '{"a":1}\n', r"step is missing in row\[0\]"),
+        ("metrics.jsonl", "[1]\n", r"row\[0\] is a list, not an object"),
+        ("metrics.jsonl", "[" * 100_000 + "\n", "recursion"),
+        ("metrics.jsonl", b"\xff\n", "can't decode byte"),
+        ("metrics.jsonl", None, "Is a directory"),
+        ("run.json", None, "Is a directory"),
+    ],
+)
+def test_the_same_command_names_the_file_of_a_run_that_it_cannot_continue(cli, killed, digits, tmp_path, name, content, words):
+    file = shutil.copytree(killed, tmp_path / killed.name) / name
+    file.unlink()
+    file.mkdir() if content is None else file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    options = [f"--{name}={value}" for name, value in (SMOKE | {"data": digits, "out": tmp_path}).items() if name != "recipe"]
+    status, stdout, stderr = cli("train", SMOKE["recipe"], *options)
+    assert (status, stdout) == (2, "")
+    assert re.search(f"^error: {file} is damaged .*{words}.*: delete the folder to train again", stderr, re.M), stderr
+    assert "Traceback" not in stderr and stderr.count("error:") == 1
+
+
+def test_every_run_of_the_reference_has_the_shape_that_is_checked():
+    folders = records.complete_runs(ROOT / "results" / "reference" / "runs")
+    assert folders and all(records.metric_rows(folder) for folder in folders)
+
+
+@pytest.mark.parametrize("name, read", [("ensembles.json", records.ensembles), ("../plan.json", None)])
+@pytest.mark.parametrize("content", ["[3]", '{"a": 3}', "{", None])
+def test_a_list_of_ensembles_or_forecasts_that_is_none_is_named(tmp_path, name, read, content):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / name).mkdir() if content is None else (folder / name).write_text(content)
+    with pytest.raises(ReproError, match=f"{Path(name).name} is damaged .*: delete it; `python -m repro"):
+        (read or records.predictions)(folder)
 
 
 def test_run_json_is_there_before_the_first_step_and_tells_of_a_failure(tiny, tmp_path, monkeypatch):
@@ -487,6 +549,15 @@ def test_a_complete_run_is_left_as_it_is(tiny, monkeypatch):
     monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
     assert tiny() == folder
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*")} == before
+
+
+def test_a_complete_run_without_its_models_says_so(tiny, caplog):
+    folder = tiny()
+    tiny()
+    assert "gone" not in caplog.text
+    shutil.rmtree(folder / "snapshots")
+    assert tiny() == folder
+    assert f"6 of 6 files of the models are gone, such as {folder}/snapshots/" in caplog.text
 
 
 def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, monkeypatch):
@@ -516,7 +587,9 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
-WITHOUT_EFFECT = {"paths", "records", "labels", "memory", "watch", "recipes", "released", "controls", "settings", "own"}
+WITHOUT_EFFECT = set(
+    ["paths", "records", "shapes", "labels", "memory", "watch", "recipes", "released", "controls", "settings", "own"]
+)
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -578,7 +651,9 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         (["resnet50_448node"], "Did you mean resnet50_448nodes?"),
         (["one_model", "--shrink", "smok"], "Did you mean smoke?"),
         (["one_model", "--seed", "-1"], "seed is -1"),
+        (["one_model", "--seed", str(2**63)], f"and at most {2**63 - 1}"),
         (["one_model", "--threads", "0"], "threads is 0"),
+        (["one_model", "--threads", "1000000"], "threads is 1000000: it must be a whole number, at least 1 and at most 1024"),
         (["one_model", "--reduction", "exakt"], "Did you mean exact?"),
         (["one_model", "--precision", "fp16"], "Did you mean bf16?"),
         (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
@@ -587,11 +662,13 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py --out "),
         (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
         (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
+        (["one_model", "--out", "{tmp}/circle"], "cannot write to the folder {tmp}/circle ("),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, arguments, words):
     (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
     shutil.copytree(digits, tmp_path / "cifar10")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     defaults = [f"{key}={value}" for key, value in (("--data", digits), ("--out", tmp_path)) if key not in arguments]

@@ -153,6 +153,17 @@ def train(**arguments) -> str:
     return train(**arguments)
 
 
+def watch_run(arguments: dict) -> None:
+    if arguments["tensorboard"]:
+        say("loading torch, which writes the event files, takes some seconds")
+    from repro.monitor import watch
+
+    try:
+        show(watch(**arguments))
+    except KeyboardInterrupt:
+        say("\nno longer watched; the run goes on")
+
+
 def reproduce(arguments: dict) -> None:
     say(f"starting profile {arguments['profile']}: {PROFILES[arguments['profile']].about}")
     from repro.engines import end_with_make
@@ -249,6 +260,18 @@ def parser() -> Parser:
         default=600,
         help="seconds without a sign of life from a rank before all ranks are ended (default: 600)",
     )
+
+    watching = command(
+        "watch",
+        watch_run,
+        "follow a run that a notebook, mpiexec or a batch system has started",
+        "Prints a run's rows as they come, with a bar and the time left on a terminal; says if it stands still, and ends with "
+        "it: status 0 if it is complete, 75 if it was stopped or killed, 2 if it failed. Only reads the run's folder.",
+        example=A_RUN + f"{US} watch $RUN",
+    )
+    watching.add_argument("run", nargs="?", default="", help="the run's folder, or its name (default: what was begun last)")
+    watching.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    watching.add_argument("--tensorboard", default="", metavar="FOLDER", help="write event files for TensorBoard there")
 
     plan = command(
         "plan",

@@ -50,6 +50,8 @@ FOLDERS = {
 PACKING_MAY_USE = {"repro", "repro.paths", "repro.packed", "repro.ahead", "repro.labels"}  # no training code
 WITHOUT_TORCH = [
     "watch",
+    "monitor",
+    "arguments",
     "schedule",
     "recipes",
     "paths",
@@ -64,6 +66,7 @@ WITHOUT_TORCH = [
     "notebooks",
     "doctor",
     "scaling.steptime",
+    "paper.profiles",
     "paper.statistics",
     "paper.tables",
     "paper.figures",

@@ -3,40 +3,15 @@
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 
 from repro import ReproError, choose, engines, notebooks, records, tidy, watch
 from repro.packed import pack_embedded
 from repro.paper import questions, report, tables
+from repro.paper.profiles import PROFILES
 from repro.paths import REFERENCE, RESULTS, ROOT
 from repro.recipes import find, shrink
 
-
-@dataclass(frozen=True)
-class Profile:
-    """What one reproduction trains: the runs that the questions of some topics need, on a small data set."""
-
-    data: str
-    shrink: str
-    seeds: dict[str, int]  # topic of `questions`: number of seeds
-    scaling: dict  # parameters of 11-scaling
-    about: str  # what it costs, for people
-
-
-SMALL = {"collapse": 3, "ensemble": 3}
-# By a pilot (docs/digits.md): so many seeds put most differences of the first topics into an interval of +-0.3 points. The
-# others differ by more between seeds, and would take hundreds; what they ask about is larger.
-FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "length": 6}
-PROFILES = {
-    "laptop": Profile("digits", "laptop", SMALL, {}, "12 minutes on two cores"),
-    "full": Profile("digits", "laptop", FULL, {}, "two hours on two cores: all questions"),
-    "letters": Profile("letters", "laptop", FULL, {}, "as long, on the second data set"),
-    "cifar10": Profile("cifar10", "laptop", SMALL, {}, "not run by us; see `make plan`"),
-    "smoke": Profile(
-        "digits", "smoke", dict.fromkeys(SMALL, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
-    ),
-}
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
 

@@ -1,0 +1,59 @@
+"""An argument parser that says what was meant: short errors with a suggestion, and help that ends with an example."""
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+from repro import ReproError, choose
+
+
+class UsageError(ReproError):
+    """A command line that cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Like argparse's, but a misspelt command, option or choice is answered with the closest one.
+
+    Raises UsageError where argparse would exit. `example` is what the help ends with: lines of
+    shell that run as they are pasted into a terminal in the project's folder.
+    """
+
+    def __init__(self, *args, example: str = "", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_help(self) -> str:
+        lines = "".join(f"  {line}\n" for line in self.example.splitlines())
+        return super().format_help() + (f"\nexample:\n{lines}" if lines else "")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Of a subcommand, too, which gets what follows its name: so errors are about it, and not about the whole program."""
+        args = sys.argv[1:] if args is None else list(args)
+        for word in args:
+            self._check_option(word)
+            if self._subparsers and not word.startswith("-"):
+                break  # the rest is the subcommand's
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"{rest[0]!r} is one argument too many")
+        return namespace, rest
+
+    def _check_option(self, word: str) -> None:
+        """Misspelt options come first: otherwise an argument that seems to be missing would be reported in their place."""
+        name = word.partition("=")[0]
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        if name.startswith("--") and not any(option.startswith(name) for option in known):  # argparse takes beginnings, too
+            closest = difflib.get_close_matches(name, known, n=1)
+            self.error(f"unknown option {name}." + (f" Did you mean {closest[0]}?" if closest else ""))
+
+    def _check_value(self, action: argparse.Action, value) -> None:
+        if action.choices is not None:
+            try:
+                choose("/".join(action.option_strings) or action.dest, value, action.choices)
+            except ReproError as error:
+                self.error(str(error))
+
+    def error(self, message: str) -> NoReturn:
+        places = " ".join(str(action.metavar or action.dest).upper() for action in self._get_positional_actions())
+        raise UsageError(f"{message}\nusage: {self.prog} {places} [options]; --help lists them")

@@ -1,0 +1,29 @@
+"""The profiles of `make reproduce`: what each trains, and what it costs. Loads nothing, for the command line's help."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one reproduction trains: the runs that the questions of some topics need, on a small data set."""
+
+    data: str
+    shrink: str
+    seeds: dict[str, int]  # topic of `questions`: number of seeds
+    scaling: dict  # parameters of 11-scaling
+    about: str  # what it costs, for people
+
+
+SMALL = {"collapse": 3, "ensemble": 3}
+# By a pilot (docs/digits.md): so many seeds put most differences of the first topics into an interval of +-0.3 points. The
+# others differ by more between seeds, and would take hundreds; what they ask about is larger.
+FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "length": 6}
+PROFILES = {
+    "laptop": Profile("digits", "laptop", SMALL, {}, "12 minutes on two cores"),
+    "full": Profile("digits", "laptop", FULL, {}, "two hours on two cores: all questions"),
+    "letters": Profile("letters", "laptop", FULL, {}, "as long, on the second data set"),
+    "cifar10": Profile("cifar10", "laptop", SMALL, {}, "not run by us; see `make plan`"),
+    "smoke": Profile(
+        "digits", "smoke", dict.fromkeys(SMALL, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
+    ),
+}

@@ -1,0 +1,161 @@
+"""`python -m repro`: what it answers to a slip of the pen, what it says first, and that its examples can be pasted."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from repro import __main__, evaluate, model, packed
+from repro.__main__ import parser
+from repro.paper.profiles import PROFILES
+from repro.scaling import steptime
+
+from conftest import SMOKE, launch, mpiexec, python
+
+COMMANDS = parser()._subparsers._group_actions[0].choices
+OPTIONS = [
+    *("--data", "digits", "--out", "/tmp/x"),
+    *(f"--{name}={value}" for name, value in SMOKE.items() if name != "recipe"),
+]
+
+
+@pytest.mark.parametrize(
+    "words, answer",
+    [
+        ("trian one_model", "unknown command 'trian'. Did you mean train?"),
+        ("--verion", "unknown option --verion. Did you mean --version?"),
+        ("train one_model --shrnk smoke", "unknown option --shrnk. Did you mean --shrink?"),
+        ("train --shrnk=smoke one_model", "unknown option --shrnk. Did you mean --shrink?"),
+        ("train one_model --seeds 0", "unknown option --seeds. Did you mean --seed?"),
+        ("train one_model --qqq 0", "unknown option --qqq.\n"),
+        ("lr one_model --stps 0", "unknown option --stps. Did you mean --steps?"),  # and not that --steps is missing
+        ("train one_model --shrink smoek", "unknown --shrink 'smoek'. Did you mean smoke? Choose one of: laptop, smoke,"),
+        ("train one_model --precision fp23", "unknown --precision 'fp23'. Did you mean fp32?"),
+        ("train one_model --bn-momentum 0.2", "unknown --bn-momentum 0.2. "),
+        ("train one_model two_models", "'two_models' is one argument too many"),
+        ("train one_model --seed x", "argument --seed: invalid int value: 'x'"),
+        ("train", "the following arguments are required: recipe"),
+        ("train one_modle", "unknown recipe 'one_modle'. Did you mean one_model?"),
+        ("train one_model --model resnet51", "unknown model 'resnet51'. Did you mean resnet50?"),
+        ("train one_model --data digts", "unknown data set 'digts'. Did you mean digits?"),
+        ("train one_model --threads 1000000", "threads is 1000000: it must be a whole number, at least 1 and at most 1024"),
+        ("train one_model --seed -1", "seed is -1: "),
+        ("plan one_model --decoders 1000000", "decoders is 1000000: "),
+        ("plan one_model --nodes -1", "nodes is -1: "),
+        ("reproduce --profile labtop", "unknown --profile 'labtop'. Did you mean laptop?"),
+        ("probe --model resnet11 --images 2,x", "argument --images: '2,x' is not a list of whole numbers such as 2,4,8"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(cli, words, answer):
+    status, printed, said = cli(*words.split())
+    assert (status, printed) == (2, "") and said.startswith(f"error: {answer}"), said
+    assert len(said.splitlines()) <= 2, "and with no page of usage"
+    if said.count("usage: "):
+        command = words.split()[0] if words.split()[0] in COMMANDS else "COMMAND"
+        assert f"usage: .venv/bin/python -m repro {command}" in said
+
+
+def test_the_beginning_of_an_option_is_enough_and_what_follows_a_command_is_its_own():
+    assert parser().parse_args(["train", "one_model", "--shr", "smoke"]).shrink == "smoke"
+    assert parser().parse_args(["train", "one_model", "--shrink=none", "--decay-bn", "FALSE"]).decay_bn is False
+
+
+def test_choices_that_are_listed_without_loading_torch_are_those_of_the_modules():
+    assert set(__main__.MODELS) == set(model.MODELS)
+    assert __main__.AVERAGES == evaluate.AVERAGES
+    assert set(__main__.NETWORKS) == set(steptime.INTERCONNECTS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example_that_can_be_pasted(name):
+    text = COMMANDS[name].format_help()
+    lines = [line.strip() for line in text.rpartition("\nexample:\n")[2].splitlines()]
+    assert any(f"-m repro {name}" in line for line in lines), text
+    for line in lines:
+        assert re.match(r"(RUN=\$\()?\.venv/bin/(mpiexec -n 2 \.venv/bin/)?python -m repro ", line), line
+        for part in re.findall(r"-m repro ([^()]*)", line):
+            words = shlex.split(part)
+            required = words[0] == "evaluate" and "--data" not in words  # the words inside $( ) stand between
+            parser().parse_args([*words, *(["models.safetensors", "--data", "digits"] if required else [])])
+
+
+def test_help_says_what_every_argument_is():
+    for name, command in COMMANDS.items():
+        for action in command._actions:
+            assert action.help or isinstance(action, argparse._HelpAction), (name, action.dest)
+    assert all(
+        f"{profile}: {PROFILES[profile].about}" in " ".join(COMMANDS["reproduce"].format_help().split()) for profile in PROFILES
+    )
+
+
+def test_a_value_is_checked_before_torch_and_mpi_are_loaded():
+    code = "import sys; sys.modules['torch'] = sys.modules['mpi4py'] = None; from repro.__main__ import main; sys.exit(main())"
+    said = python("-c", code, "train", "one_model", "--model", "resnet51")
+    assert said.returncode == 2 and "Did you mean resnet50?" in said.stderr
+
+
+def test_embedded_data_are_packed_if_they_are_missing_and_not_again(cli, digits, tmp_path, monkeypatch):
+    for module in (__main__, packed):
+        monkeypatch.setattr(module, "DATA", tmp_path)
+    packing = []
+
+    def script(command, **options):
+        if not str(command[-1]).endswith("digits.py"):
+            return run(command, **options)
+        packing.append(shutil.copytree(digits, tmp_path / "digits"))
+        return SimpleNamespace(returncode=0)
+
+    run = packed.subprocess.run
+    monkeypatch.setattr(packed.subprocess, "run", script)
+    said = [cli("train", SMOKE["recipe"], "--shrink=smoke", "--steps=1", f"--out={tmp_path / 'runs'}") for _ in range(2)]
+    assert [status for status, _, _ in said] == [75, 75], said
+    assert [error.count("packing digits, once") for _, _, error in said] == [1, 0] and len(packing) == 1
+
+
+def test_on_several_ranks_one_says_it():
+    said = mpiexec(2, "-m", "repro", "train", "one_modle")
+    assert said.returncode != 0 and said.stderr.count("Did you mean one_model?") == 1
+
+
+def test_the_first_word_comes_before_torch():
+    process = launch(sys.executable, "-X", "importtime", "-m", "repro", "train", SMOKE["recipe"], *OPTIONS)
+    try:
+        before = []
+        for line in process.stderr:
+            if line.startswith("starting one rank: loading torch"):
+                break
+            before.append(line)
+        assert before and not [line for line in before if re.search(r"\| +(torch|mpi4py|scipy|pandas|matplotlib)$", line)]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_that_is_continued_says_where(cli, digits, killed, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / killed.name)
+    task = ["train", SMOKE["recipe"], *OPTIONS, "--data", digits, "--out", str(tmp_path)]
+    (status, _, first), (_, _, second) = cli(*task), cli(*task)
+    assert status == 0, first
+    steps = max(int(path.stem) for path in killed.glob("checkpoints/*.json"))
+    recipe = json.loads((folder / "run.json").read_text())["recipe"]
+    epoch = steps * recipe["workers"] * recipe["images_per_worker"] / recipe["epoch_images"]
+    whole = sum(stage["iterations"] for stage in recipe["stages"]) * epoch / steps
+    assert f"continuing at epoch {epoch:.4g} of {whole:.4g}: {killed.name}\n" in first
+    assert "continuing at" not in second and "training " not in second
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: more ranks are no gain")
+def test_one_rank_on_several_cores_is_told_of_the_others(cli, digits, tmp_path):
+    few = ["--steps", "1", "--out", str(tmp_path), "--data", digits]
+    status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", *few)
+    assert status == 75 and "this is one rank, on one core; `.venv/bin/mpiexec -n " in said
+    pasted = re.search(r"-m repro (train .*)` trains", said)[1]
+    assert parser().parse_args(shlex.split(pasted)).data == digits
+    status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", "--threads", "2", *few)
+    assert status == 75 and "one rank, on" not in said

@@ -1,0 +1,217 @@
+"""`python -m repro watch`: what it shows of a run that another process trains, from the run's files alone."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from repro import ReproError, monitor, records
+
+from conftest import SMOKE, launch, python
+
+RECIPE = {"workers": 4, "images_per_worker": 8, "epoch_images": 320, "stages": [{"iterations": 60}, {"iterations": 40}]}
+START = "2020-02-02T02:02:02+00:00"
+
+
+def row(step: int, **more) -> dict:
+    values = {"step": step, "epoch": step / 10, "stage": "main", "rate": 0.1, "train_loss": 2.0, "train_top1": 0.25}
+    return values | {"seconds": step / 2} | more
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of 100 steps and 10 epochs that has begun."""
+    path = tmp_path / "runs" / "tiny-seed0-12345678"
+    (path / "heartbeats").mkdir(parents=True)
+    record(path, "running")
+    (path / "lock").write_text(f"process {os.getpid()} on {platform.node()}")
+    return path
+
+
+def record(folder, status: str, **more) -> None:
+    facts = {"format": records.FORMAT, "recipe": RECIPE, "start": START, "ranks": 2, "host": "here"}
+    (folder / "run.json").write_text(json.dumps(facts | {"status": status} | more))
+
+
+def add(folder, *rows: dict) -> None:
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def beat(folder, rank: int, number: int, beats: int, waits: int, at: str = "step 31 of 100") -> None:
+    (folder / "heartbeats" / str(rank)).write_text(f"{number} {beats} {waits} host{rank} 4{rank} {at}")
+
+
+def test_a_run_is_found_by_its_folder_its_name_or_as_the_last_begun(folder):
+    out = folder.parent
+    shutil.copytree(folder, out / "older")
+    os.utime(out / "older" / "run.json", (1, 1))
+    assert monitor.find(str(folder)) == monitor.find(folder.name, out) == monitor.find("", out) == folder
+    assert monitor.find("older", out) == out / "older"
+    with pytest.raises(ReproError, match="Did you mean tiny-seed0-12345678"):
+        monitor.find("tiny-seed1-12345678", out)
+    with pytest.raises(ReproError, match="there are no runs in"):
+        monitor.find("", out / "nowhere")
+
+
+def test_rows_are_printed_as_they_come_until_the_run_ends(folder, capsys):
+    add(folder, *(row(step) for step in range(1, 21)))
+
+    def train():
+        time.sleep(0.2)
+        add(folder, row(60), row(100, top1=30, top5=60, images=64, loss=1.5))
+        time.sleep(0.05)
+        record(folder, "complete", top1=30, images=64, seconds=50.0)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    outcome = monitor.watch(str(folder), interval=0.01)
+    thread.join()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"tiny-seed0-12345678: 10 epochs, since {START} on 2 ranks of here"
+    shown = [*range(11, 21), 60, 100]  # of what was there before, the last ten
+    assert [float(line.split("/")[0].split()[1]) for line in printed[1:]] == [step / 10 for step in shown]
+    assert printed[-1].endswith("top-1 46.88%  50 s")
+    assert outcome == f"complete: top-1 46.88% in 50 s: {folder}"
+
+
+@pytest.mark.parametrize(
+    "status, error, words",
+    [
+        ("stopped", records.Stopped, "stopped at epoch 3 of 10; the command that started it continues it"),
+        ("failed", ReproError, "failed at epoch 3 of 10: OSError: on purpose"),
+    ],
+)
+def test_it_ends_with_a_run_that_is_not_complete(folder, status, error, words):
+    add(folder, row(30))
+    record(folder, status, error="OSError: on purpose")
+    with pytest.raises(error, match=words):
+        monitor.watch(str(folder))
+
+
+def test_a_run_whose_process_is_gone_was_killed(folder):
+    assert monitor.state(folder) == "running"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (folder / "lock").write_text(f"process {gone.pid} on {platform.node()}")
+    with pytest.raises(records.Stopped, match=f"was killed \\(process {gone.pid} on .* is gone\\) at epoch 0 of 10"):
+        monitor.watch(str(folder))
+    (folder / "lock").write_text(f"process {gone.pid} on another-host")  # nothing can be known from here
+    assert monitor.state(folder) == "running"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds): lets so many seconds pass."""
+    now = [1000.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_ranks_that_beat_or_wait_for_one_that_beats_do_not_stand_still(folder, clock):
+    pulse = monitor.Pulse(folder)
+    for number in range(40):
+        beat(folder, 0, number, number, 0)
+        beat(folder, 1, number, 7, 1)
+        assert pulse.look([]) == ""
+        clock(2)
+
+
+def test_a_rank_that_computes_without_progress_is_named_and_not_those_that_wait_for_it(folder, clock):
+    pulse = monitor.Pulse(folder)
+    for number in range(12):
+        beat(folder, 0, number, 7, 1)
+        beat(folder, 1, number, 6, 0)
+        wrong = pulse.look([])
+        assert bool(wrong) == (2 * number >= monitor.TOGETHER)
+        clock(2)
+    assert wrong == "stands still: rank 1 (process 41 on host1) computes without progress at step 31 of 100"
+    beat(folder, 1, 12, 7, 0)
+    assert pulse.look([]) == ""
+
+
+def test_a_frozen_rank_is_named(folder, clock):
+    pulse = monitor.Pulse(folder)
+    beat(folder, 0, 1, 6, 0)
+    for number in range(8):
+        beat(folder, 1, number, number, 1)
+        wrong = pulse.look([])
+        assert bool(wrong) == (2 * number > monitor.SILENT)
+        clock(2)
+    assert wrong == "stands still: rank 0 (process 40 on host0) gives no sign of life at step 31 of 100"
+
+
+def test_a_single_rank_stands_still_if_its_rows_are_late(folder, clock):
+    """It has no heartbeats, and rows of large images are minutes apart."""
+    pulse, rows = monitor.Pulse(folder), [row(10, seconds=100.0), row(20, seconds=200.0)]
+    assert pulse.look(rows) == ""
+    clock(299)
+    assert pulse.look(rows) == ""
+    clock(2)
+    assert pulse.look(rows) == "no news for 5 minutes"
+    assert pulse.look([*rows, row(30, seconds=501.0)]) == ""
+
+
+def test_the_bar_is_of_the_steps_done_and_time_left_of_the_pace_of_the_last_rows():
+    whole = {"steps": 100, "batch": 32, "epochs": 10.0}
+    slow, fast = [row(step, seconds=100 * step) for step in (1, 2)], [row(step, seconds=190 + step) for step in range(10, 21)]
+    assert monitor.progress([], whole) == "[....................]   0%  epoch 0.0 of 10  (begins)"
+    said = monitor.progress(slow + fast, whole)  # of late: a step, 32 images, a second
+    assert said == "[####................]  20%  epoch 2.0 of 10, 32 images/s, about 80 s left  (main)"
+    assert "[##########..........]  50%  epoch 5.0 of 10, 32 images/s, about 50 s left" in monitor.progress(
+        slow + fast, whole, 50
+    )
+
+
+def test_a_terminal_gets_a_line_that_is_written_over(folder):
+    """`script` gives the command a terminal; the run stands still in it, until it is stopped."""
+    if not shutil.which("script"):
+        pytest.skip("no `script` (util-linux) to make a terminal with")
+    add(folder, row(30))
+    beat(folder, 0, 1, 1, 0, "step 51 of 100")
+    process = launch("script", "-qec", f"{sys.executable} -m repro watch {folder}", "/dev/null")
+    time.sleep(2.5)
+    record(folder, "stopped")
+    printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert "\x1b[K[##########..........]  50%  epoch 5.0 of 10, 64 images/s, about 25 s left" in printed
+    assert printed.rstrip().endswith(f"{folder.name} stopped at epoch 3 of 10; the command that started it continues it")
+
+
+def test_watching_needs_no_torch_and_the_run_takes_no_notice(whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    code = "import sys; sys.modules['torch'] = sys.modules['mpi4py'] = None; from repro.__main__ import main; sys.exit(main())"
+    said = python("-c", code, "watch", whole.name, "--out", whole.parent)
+    assert said.returncode == 0, said.stderr
+    assert len(said.stdout.splitlines()) == monitor.EARLIER + 2 and "complete: top-1 " in said.stdout
+    assert said.stdout.splitlines()[0].startswith(f"{SMOKE['recipe']}-smoke-digits-seed5-")
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_event_files_have_the_rows_and_twice_is_once(folder, tmp_path):
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed: no event files to read")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    add(folder, row(10), row(30, top1=30, top5=60, images=64, loss=1.5))
+    record(folder, "complete", top1=30, images=64, seconds=50.0)
+    for _ in range(2):
+        monitor.watch(str(folder), tensorboard=str(tmp_path / "board"))
+    events = EventAccumulator(str(tmp_path / "board" / folder.name)).Reload()
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found["train/loss"] == [(10, 2.0), (30, 2.0)]
+    assert found["train/top-1 %"] == [(10, 25.0), (30, 25.0)]
+    assert found["test/top-1 %"] == [(30, 46.875)] and found["test/loss"] == [(30, 1.5)]
+    assert found["images per second"] == [(10, 64.0), (30, 64.0)]
+    assert events.Scalars("train/loss")[1].wall_time == pytest.approx(1580608922 + 15)
+
+
+def test_without_the_package_it_is_said_how_to_install_it(folder, cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    status, _, said = cli("watch", str(folder), "--tensorboard", "board")
+    assert status == 2 and "`.venv/bin/uv pip install --python .venv/bin/python tensorboard`" in said

@@ -9,7 +9,7 @@ import pytest
 
 import repro
 from repro import ReproError, recipes, records
-from repro.paper import figures, questions, report, tables
+from repro.paper import figures, names, questions, report, tables
 
 from conftest import python
 
@@ -331,13 +331,18 @@ def test_half_of_a_comparison_is_not_run(tmp_path):
     assert (last.n, last.n_other) == (3, 3) and last.verdict != "not run"
 
 
+def titles(figure):
+    return {axis.get_title(loc="left").replace("\n", " ").replace("\u00a0", " ") for axis in figure.axes}
+
+
 def test_figures_tell_kinds_apart(out):
     kinds_beside(out)
     curves = tables.only(tables.curves(out), shrink=SHRINK)
-    legend = {text.get_text() for text in figures.training_curves(curves).axes[0].get_legend().get_texts()}
-    assert {"one_model, resnet11", "one_model, resnet18", "one_model, resnet11, lr_formula=as_designed"} <= legend
-    legend = figures.training_curves(tables.only(curves, model="resnet11", variant="")).axes[0].get_legend()
-    assert {text.get_text() for text in legend.get_texts()} == set(RUNS)
+    one = names.recipe("one_model")
+    wanted = {f"{one}, resnet11 (n = 4)", f"{one}, resnet18 (n = 4)", f"{one}, resnet11, lr_formula=as_designed (n = 4)"}
+    assert wanted <= titles(figures.training_curves(curves))
+    plain = tables.only(curves, model="resnet11", variant="")
+    assert titles(figures.training_curves(plain)) == {f"{names.recipe(base)} (n = 4)" for base in RUNS}
     table = tables.only(answered(out), shrink=SHRINK)
     drawn = [text.get_text().replace("\n", " ") for text in figures.answers(table).axes[0].get_yticklabels()]
     run = table[(table.n > 0) & (table.n_other > 0)]

@@ -190,6 +190,7 @@ def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MA
 
 MEMBER_LABEL, ENSEMBLE_LABEL = "a member of the ensemble", "Collapsed Ensemble, first to fifth member"
 ONE_MODEL_LABEL = "one model, equal images and exposure"
+SNAPSHOT_CROP_LABEL = "snapshot ensemble, ends in the collapse's view"
 
 
 def budget(models: pd.DataFrame) -> pd.DataFrame:
@@ -204,7 +205,7 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     drawn += [(ENSEMBLE_LABEL, True, n, _mean("five_members", all_members[:n])) for n in range(2, 6)]
     drawn += [("one model at batch 4096", True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
     drawn += [(ONE_MODEL_LABEL, False, 1, ONE_MODEL)]
-    others = {"snapshot ensemble": "snapshot_ensemble", "the same, ends in the collapse's view": "snapshot_ensemble_crop"}
+    others = {"snapshot ensemble": "snapshot_ensemble", SNAPSHOT_CROP_LABEL: "snapshot_ensemble_crop"}
     for label, recipe in {**others, "three models of a third each": "three_models"}.items():
         side = next(question.other for question in ENSEMBLES if question.other.recipe == recipe)
         drawn.append((label, False, 3, side))

@@ -1,0 +1,137 @@
+"""Every figure: text that is text, a PDF beside it, the same bytes twice, one look for one thing, and labels that are apart."""
+
+import itertools
+import xml.etree.ElementTree as ET
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+
+from repro import recipes
+from repro.paper import figures, names, questions, tables
+
+from conftest import ROOT
+
+REFERENCE = ROOT / "results" / "reference"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def rates():
+    found = tables.rates([recipes.find("collapsed_ensemble")], points=50)
+    return found[found.formula == "as_released"]
+
+
+def points():
+    """A budget with two lines, and three models with the same number of epochs whose means almost meet."""
+    drawn = [(questions.MEMBER_LABEL, True, n, 2.0 * n, 80 + n) for n in range(1, 4)]
+    drawn += [(questions.ENSEMBLE_LABEL, True, n, 2.0 * n, 83.0) for n in range(2, 4)]
+    drawn += [(questions.ONE_MODEL_LABEL, False, 1, 5.0, 82.0), ("snapshot ensemble", False, 3, 5.0, 82.01)]
+    drawn += [("three models of a third each", False, 3, 5.0, 81.99)]
+    rows = [(*row[:4], row[4] + seed / 10, seed, "digits") for row in drawn for seed in range(3)]
+    return pd.DataFrame(rows, columns=["label", "line", "members", "epochs", "top1", "seed", "data"])
+
+
+def answers():
+    return pd.read_csv(REFERENCE / "tables" / "answers.csv").fillna({"shrink": ""})
+
+
+def drawings():
+    yield "headline", figures.headline(rates(), points())
+    yield "rates", figures.learning_rates(tables.rates([recipes.find("resnet50_448nodes")], points=20), columns=1)
+    yield "budget", figures.budget(points())
+    yield "method", figures.headline(rates(), points().iloc[:0])
+    yield "answers", figures.answers(answers())
+    yield "time", figures.time_to_train(tables.time_to_train())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("figures") for _ in range(2)]
+    for folder in folders:
+        for name, figure in itertools.islice(drawings(), 3):
+            figures.save(figure, pd.DataFrame({"x": [1]}), folder, name)
+    return [folder / "figures" for folder in folders]
+
+
+def test_text_is_text_and_beside_each_svg_is_a_pdf_with_its_fonts(saved):
+    files = sorted(saved[0].glob("*.svg"))
+    assert len(files) == 3
+    for path in files:
+        texts = ["".join(text.itertext()) for text in ET.parse(path).iter(f"{SVG}text")]
+        assert len(texts) > 5, path.name
+        pdf = path.with_suffix(".pdf").read_bytes()
+        assert pdf.startswith(b"%PDF") and b"/CIDFontType2" in pdf or b"/TrueType" in pdf, path.name
+        assert b"/Type3" not in pdf, path.name
+    words = " ".join("".join(text.itertext()) for text in ET.parse(saved[0] / "headline.svg").iter(f"{SVG}text"))
+    assert "cycle 1" in words and "the ensemble" in words
+
+
+def test_a_second_run_writes_the_same_bytes(saved):
+    first, second = saved
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_figures_are_as_wide_as_one_or_two_columns(saved):
+    for path in saved[0].glob("*.svg"):
+        width = float(ET.parse(path).getroot().get("width").removesuffix("pt")) / 72
+        assert width == pytest.approx(figures.ONE_COLUMN if path.stem == "rates" else figures.TWO_COLUMNS), path.name
+
+
+def grey(colour):
+    """Relative luminance of a colour by WCAG 2, from 0 to 1."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    return np.dot((0.2126, 0.7152, 0.0722), linear)
+
+
+def test_what_has_not_its_own_grey_has_its_own_marker_or_line():
+    shown_together = [
+        [questions.MEMBER_LABEL, questions.ENSEMBLE_LABEL, questions.ONE_MODEL_LABEL, "one model at batch 4096"]
+        + ["snapshot ensemble", questions.SNAPSHOT_CROP_LABEL, "three models of a third each"],
+        ["supported", "contradicted", "equivalent", "not resolved"],
+        ["as_released", "as_designed"],
+        ["weak", "strong"],
+    ]
+    for group in shown_together:
+        for one, other in itertools.combinations(group, 2):
+            first, second = names.LOOKS[one], names.LOOKS[other]
+            assert first[1:] != second[1:] or abs(grey(first.colour) - grey(second.colour)) > 0.2, (one, other)
+    assert {look.colour for look in names.LOOKS.values()} <= set(names.COLOURS.values())
+    assert (1 + 0.05) / (grey(names.GREY) + 0.05) > 4.5, "grey text on white"
+
+
+def test_labels_are_apart_and_on_the_page():
+    """The boxes are matplotlib's own, of the text without its line."""
+    for name, figure in drawings():
+        figure.canvas.draw()
+        page = figure.bbox.padded(1)
+        for axis in figure.axes:
+            inside = [text for text in axis.texts if text.get_text()]
+            boxes = {text: Text.get_window_extent(text) for text in inside}
+            for one, other in itertools.combinations(inside, 2):
+                apart = not boxes[one].shrunk(0.97, 0.9).overlaps(boxes[other].shrunk(0.97, 0.9))
+                assert apart, (name, one.get_text(), other.get_text())
+            for text in [*inside, axis.xaxis.label, axis.yaxis.label, axis._left_title]:
+                box = Text.get_window_extent(text)
+                assert not text.get_text() or page.containsx(box.x0) and page.containsx(box.x1), (name, text.get_text(), box)
+                assert not text.get_text() or page.containsy(box.y0) and page.containsy(box.y1), (name, text.get_text(), box)
+
+
+def test_every_recipe_has_a_name_of_its_own_and_yours_keeps_its():
+    shown = [names.recipe(name) for name in recipes.RECIPES]
+    assert len(set(shown)) == len(shown) and not any("_" in name for name in shown)
+    assert names.recipe("my_recipe") == "my_recipe"
+
+
+def test_the_style_is_set_by_the_module():
+    assert matplotlib.rcParams["svg.fonttype"] == "none" and matplotlib.rcParams["pdf.fonttype"] == 42

@@ -60,6 +60,7 @@ WITHOUT_TORCH = [
     "labels",
     "memory",
     "notebooks",
+    "progress",
     "doctor",
     "scaling.steptime",
     "paper.statistics",

@@ -24,6 +24,12 @@ def runs(out=None):
     return tidy.runs(out) if out else tidy.runs()
 
 
+def live(folder=None) -> None:
+    """In a notebook, follow a run that any process trains until it ends (default: in results/runs), see `progress.live`."""
+    progress = importlib.import_module("repro.progress")
+    progress.live(folder) if folder else progress.live()
+
+
 def choose(kind: str, value, choices):
     """Return `value` if it is one of `choices`; otherwise raise an error that suggests the closest one and lists them all."""
     choices = list(choices)

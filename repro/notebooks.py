@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from repro import ReproError, choose, own, recipes, records, watch, whole_number
+from repro import ReproError, choose, own, progress, recipes, records, watch, whole_number
 from repro.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError
 from repro.packed import Packed, data_folder, pack_embedded
 from repro.paths import ROOT, writable_folder
@@ -145,8 +145,8 @@ def cores() -> int:
 def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
     """Trains a recipe on the engines, shows its progress, and returns the run's folder.
 
-    `task` has the other parameters of `repro.train.train`; `live` is as for `Progress`. A complete run is left unchanged,
-    an incomplete one is continued. An interrupt makes all ranks stop after their step, with a checkpoint: it raises
+    `task` has the other parameters of `repro.train.train`; `live` is as for `progress.Progress`. A complete run is left
+    unchanged, an incomplete one is continued. An interrupt makes all ranks stop after their step, with a checkpoint: it raises
     records.Stopped, which says how far they got, and the engines stay. A second interrupt ends the engines at once: it
     raises EnginesEnded. Raises RankError if a rank fails.
     """
@@ -172,13 +172,11 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
 
 
 def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> None:
-    begun = _saved_epoch(plan)
-    if begun:
+    saved = progress.saved_step(plan["folder"])
+    if saved:
         print(f"continuing at {_reached(plan)}")
     job = engine.submit("repro.train:train", recipe, **task)
-    with Progress(plan, live, begun) as progress:
-        for row in records.follow(plan["folder"], lambda: job.done() or watch.asked.is_set()):
-            progress.show(row)
+    progress.follow(plan["folder"], lambda: job.done() or watch.asked.is_set(), live, saved)
     asked = watch.asked.is_set() and not job.done()
     if asked:
         how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
@@ -259,64 +257,7 @@ def _share(plans: list[dict]) -> float:
 
 
 def _reached(plan: dict) -> str:
-    return f"epoch {_saved_epoch(plan):.1f} of {plan['epochs']:.4g}"
-
-
-def _saved_epoch(plan: dict) -> float:
-    """The epoch of the newest checkpoint; 0.0 if there is none."""
-    saved = [int(path.stem) for path in Path(plan["folder"], "checkpoints").glob("*.json") if path.stem.isdecimal()]
-    return max(saved, default=0) * plan["epochs"] / plan["iterations"]
-
-
-class Progress:
-    """Shows a run's metric rows as they come: curves and a bar that update in place, or one line per epoch.
-
-    Leaving the block closes the bar; if it stayed open, the next bar would write every update on a new line.
-    """
-
-    def __init__(self, plan: dict, live: bool, begun: float = 0.0):
-        """`plan` as returned by `train.describe`; `live` True for JupyterLab, False for a log; `begun` is the first epoch."""
-        self.plan, self.live, self.begun, self.rows = plan, live, begun, []
-        if live:
-            from IPython.display import display
-            from tqdm import tqdm
-
-            # The figure comes first and the bar below it: text around a figure would be split into two outputs.
-            self.handle = display(self._figure(), display_id=True)
-            epochs = dict(total=round(plan["epochs"]), initial=round(begun), unit="epoch")
-            self.bar = tqdm(desc=plan["recipe"], file=sys.stdout, **epochs)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.live:
-            self.bar.close()
-
-    def show(self, row: dict) -> None:
-        self.rows.append(row)
-        if row["epoch"] <= self.begun:  # a row of an earlier attempt: only the curves show it
-            return
-        if not self.live:
-            print(records.describe(row, self.plan["epochs"]), flush=True)
-            return
-        self.bar.set_postfix_str(f"{row['stage']}, loss {row['train_loss']:.3f}", refresh=False)
-        self.bar.update(round(row["epoch"]) - self.bar.n)
-        if "top1" in row:  # drawing takes longer than an epoch of a small run
-            self.handle.update(self._figure())
-
-    def _figure(self):
-        import matplotlib.pyplot as plt
-
-        tested = [row for row in self.rows if "top1" in row]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
-        left.plot([row["epoch"] for row in self.rows], [row["train_loss"] for row in self.rows])
-        left.set(xlabel="epoch", ylabel="training loss", xlim=(0, self.plan["epochs"]))
-        right.plot([row["epoch"] for row in tested], [100 * row["top1"] / row["images"] for row in tested], "o-")
-        right.set(xlabel="epoch", ylabel="test top-1, %", xlim=(0, self.plan["epochs"]))
-        figure.tight_layout()
-        plt.close(figure)  # it is displayed explicitly
-        return figure
+    return f"epoch {progress.saved_step(plan['folder']) * plan['epochs'] / plan['iterations']:.1f} of {plan['epochs']:.4g}"
 
 
 def complete() -> None:

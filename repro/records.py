@@ -21,7 +21,6 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 import zipfile
 import zlib
 from contextlib import suppress
@@ -361,19 +360,6 @@ def describe(row: dict, epochs: float) -> str:
     if "top1" in row:
         line += f"  top-1 {100 * row['top1'] / row['images']:.2f}%"
     return f"{line}  {row['seconds']:.0f} s"
-
-
-def follow(folder: Path | str, done, interval: float = 0.3):
-    """Yields a run's new metric rows as they are written, until `done()` is true; `interval` in seconds."""
-    seen = 0
-    while True:
-        finished = done()
-        rows = metric_rows(folder)
-        yield from rows[seen:]
-        seen = len(rows)
-        if finished:
-            return
-        time.sleep(interval)
 
 
 def predict(out: Path | str, forecasts: dict[str, dict]) -> None:

@@ -64,6 +64,7 @@ WITHOUT_TORCH = [
     "labels",
     "memory",
     "notebooks",
+    "progress",
     "doctor",
     "scaling.steptime",
     "paper.profiles",

@@ -1,0 +1,316 @@
+"""What a user sees of a run from its folder: lines, curves and a bar; and who trains it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+
+import IPython.display
+import pytest
+
+import repro
+from repro import ReproError, progress, recipes, records
+from repro.progress import Curves, Display, Progress
+
+from conftest import python
+
+MYSELF = f"process {os.getpid()} on {platform.node()}"
+SMALL = recipes.shrink(recipes.find("collapsed_ensemble"), "smoke")
+
+
+def row(step: int, seconds: float, loss: float = 1.0, **evaluated) -> dict:
+    stage = SMALL.stage_at(step - 1)[0].name
+    return {
+        "step": step,
+        "epoch": SMALL.epochs(step),
+        "stage": stage,
+        "rate": 0.1,
+        "train_loss": loss,
+        "seconds": seconds,
+        **evaluated,
+    }
+
+
+class Folder:
+    """A run's folder, written as `records.Run` writes it."""
+
+    def __init__(self, path, status="running", owner=MYSELF):
+        self.path = path
+        path.mkdir(parents=True)
+        (path / "lock").write_text(owner)
+        self.record(status=status)
+
+    def record(self, **facts):
+        known = {"format": records.FORMAT, "recipe": asdict(SMALL), "start": "2026-01-01T00:00:00+00:00", "ranks": 2}
+        (self.path / "run.json").write_text(json.dumps(known | facts))
+
+    def write(self, *rows):
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps(each) + "\n" for each in rows)
+
+    def keep(self, *rows):
+        (self.path / "metrics.jsonl").unlink()
+        self.write(*rows)
+
+    def at(self, step, age=0.0):
+        sign = self.path / "heartbeats" / "0"
+        sign.parent.mkdir(exist_ok=True)
+        sign.write_text(f"7 30 1 node 12 step {step} of {SMALL.iterations}")
+        os.utime(sign, (time.time() - age,) * 2)
+
+    def finish(self):
+        self.record(status="complete", seconds=12.3, top1=150, images=200)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path / "runs" / "trial")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The pictures that a notebook would show: the latest of each display."""
+    pictures = []
+
+    class Handle:
+        def update(self, picture):
+            pictures.append(picture)
+
+    def display(picture, display_id):
+        pictures.append(picture)
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    return pictures
+
+
+# --- Lines ------------------------------------------------------------------------------------------------------------
+def test_each_row_is_one_line_as_it_comes(folder, capsys):
+    with Progress(folder.path, live=False) as lines:
+        lines.look()
+        assert capsys.readouterr().out == ""
+        for step in (9, 18, 27):
+            folder.write(row(step, step / 10))
+            lines.look()
+            lines.look()
+            assert capsys.readouterr().out.startswith(f"epoch {SMALL.epochs(step):6.2f}/8.2  {row(step, 0)['stage']}")
+
+
+def test_a_run_that_has_not_begun_shows_nothing(tmp_path, capsys, shown):
+    for live in (False, True):
+        with Progress(tmp_path / "none", live) as nothing:
+            nothing.look()
+    assert capsys.readouterr().out == "" and shown == []
+
+
+def test_only_what_this_attempt_trains_is_told(folder, capsys):
+    """The earlier attempt was killed after step 27; its checkpoint is of step 18."""
+    rows = [row(9, 1.0), row(18, 2.0), row(27, 3.0)]
+    folder.write(*rows)
+    with Progress(folder.path, live=False, step=18) as lines:
+        lines.look()
+        assert capsys.readouterr().out == ""
+        folder.keep(*rows[:2])  # `Run.rewind`
+        lines.look()
+        folder.write(row(27, 3.5))
+        lines.look()
+        assert capsys.readouterr().out.count("\n") == 1
+
+
+# --- Curves and bar ---------------------------------------------------------------------------------------------------
+def test_the_loss_is_drawn_before_any_evaluation():
+    curves = Curves(SMALL)
+    empty = curves.image([], 0).data
+    assert curves.image([row(9, 1.0, loss=1.7)], 9).data != empty
+    line = curves.losses[progress.TRUNK]
+    assert list(line.get_ydata()) == [1.7] and line.get_marker() == "." and curves.loss.get_ylim()[1] > 1.7
+
+
+def test_a_collapse_has_its_own_colour_in_every_curve():
+    steps = range(1, SMALL.iterations + 1)
+    rows = [row(step, step, loss=step, top1=step, images=100) for step in steps]
+    curves = Curves(SMALL)
+    curves.image(rows, 77)
+    collapsed = {step for step in steps if row(step, 0)["stage"].startswith("collapse")}
+    for lines in (curves.losses, curves.tested):
+        drawn = {colour: {y for y in line.get_ydata() if y == y} for colour, line in lines.items()}
+        assert drawn == {progress.COLLAPSE: collapsed, progress.TRUNK: set(steps) - collapsed}
+    assert progress.NOTE in [text.get_text() for text in curves.loss.texts]
+
+
+def test_a_loss_that_is_no_number_does_not_break_the_figure():
+    Curves(SMALL).image([row(9, 1.0, loss=float("nan")), row(18, 2.0, loss=float("inf")), row(27, 3.0)], 27)
+
+
+def test_what_is_shaded_is_the_collapses_of_every_recipe():
+    for recipe in recipes.RECIPES.values():
+        shaded = progress.other_views(recipe)
+        for stage, start in zip(recipe.stages, recipe.starts):
+            if stage.name.startswith("collapse"):
+                assert shaded[stage.name] == (recipe.epochs(start), recipe.epochs(start + stage.iterations))
+        assert not any(name.startswith(("main", "init", "cyc")) for name in shaded)
+
+
+def test_a_recipe_of_many_stages_and_one_without_collapse_can_be_drawn():
+    for name in ("collapse_parts", "batch_2048"):
+        curves = Curves(recipes.find(name))
+        assert curves.image([], 0).data.startswith(b"\x89PNG")
+        assert (progress.NOTE in [text.get_text() for text in curves.loss.texts]) == (name == "collapse_parts")
+    pair = progress.schedule(recipes.find("resnet50_448nodes"), recipes.find("collapsed_ensemble"))
+    assert pair.data.startswith(b"\x89PNG") and pair.width == 810
+
+
+def test_the_rate_is_drawn_through_every_joint(tmp_path):
+    from matplotlib.figure import Figure
+
+    from repro.schedule import learning_rate
+
+    for recipe in (SMALL, recipes.find("resnet50_custom_lr")):
+        axis = Figure().subplots()
+        progress.draw_rate(axis, recipe)
+        drawn = {epoch: rate for line in axis.lines for epoch, rate in zip(*line.get_data())}
+        joints = {start + offset for start in recipe.starts for offset in (-1, 0)}
+        joints |= {start + stage.warmup_iterations for stage, start in zip(recipe.stages, recipe.starts)}
+        for step in sorted(joints & set(range(recipe.iterations))):
+            assert drawn[recipe.epochs(step)] == learning_rate(recipe, step)
+        assert len(drawn) <= min(recipe.iterations, 500)
+
+
+def test_the_bar_counts_images_and_is_closed(folder, shown, capsys):
+    from tqdm import tqdm
+
+    with Progress(folder.path, live=True) as bar:
+        bar.look()
+        folder.write(row(9, 1.0, loss=1.5), row(18, 2.0, loss=1.25))
+        bar.look()
+        assert (bar.display.bar.n, bar.display.bar.total) == (18 * 32, 77 * 32)
+        assert "images/s" in str(bar.display.bar) and "init, loss 1.250" in str(bar.display.bar)
+        with pytest.raises(KeyboardInterrupt), bar:
+            raise KeyboardInterrupt
+    assert not tqdm._instances and "init, loss 1.250" in capsys.readouterr().out
+
+
+def test_between_two_rows_signs_of_life_move_the_bar(folder, shown):
+    with Progress(folder.path, live=True) as bar:
+        folder.at(31, age=progress.RECENT + 1)  # of an attempt that is over
+        bar.look()
+        assert bar.display.bar.n == 0
+        folder.at(31)
+        bar.look()
+        assert bar.display.bar.n == 30 * 32
+        assert bar.display.curves.here.get_xdata() == [SMALL.epochs(30)]
+
+
+def test_a_continued_run_starts_its_bar_where_it_continues(folder, shown):
+    folder.write(row(9, 1.0), row(18, 2.0))
+    with Progress(folder.path, live=True, step=18) as bar:
+        bar.look()
+        assert (bar.display.bar.initial, bar.display.bar.n) == (18 * 32, 18 * 32)
+        assert len(bar.display.curves.losses[progress.TRUNK].get_xdata()) == 2  # the curve has the earlier rows too
+
+
+def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    display, rows = Display(SMALL, 0), []
+    for step in range(1, 61):  # 60 rows in 6 seconds
+        clock[0] += 0.1
+        rows = [*rows, row(step, step)]
+        display.show(rows, rows, step)
+    assert 4 <= len(shown) <= 8
+    display.close()
+    assert len(display.curves.losses[progress.TRUNK].get_xdata()) == 60
+
+
+# --- Who trains -------------------------------------------------------------------------------------------------------
+def test_a_process_on_this_machine_counts_while_it_lives(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    folder = Folder(tmp_path / "trial", owner=f"process {process.pid} on {platform.node()}")
+    assert progress.trained_by(folder.path) == f"process {process.pid} on {platform.node()}"
+    process.kill()
+    time.sleep(0.1)
+    assert progress.trained_by(folder.path) == ""  # not yet waited for
+    process.wait()
+    assert progress.trained_by(folder.path) == ""
+
+
+def test_a_later_process_of_the_same_number_does_not_count(folder):
+    assert progress.trained_by(folder.path)
+    os.utime(folder.path / "lock", (1000.0, 1000.0))
+    assert progress.trained_by(folder.path) == ""
+
+
+def test_a_process_elsewhere_counts_while_it_writes(tmp_path):
+    folder = Folder(tmp_path / "trial", owner="process 7 on another-node")
+    folder.at(3)
+    assert progress.trained_by(folder.path) == "process 7 on another-node"
+    for file in folder.path.glob("**/*"):
+        os.utime(file, (time.time() - progress.SILENT - 1,) * 2)
+    assert progress.trained_by(folder.path) == ""
+    folder.at(4)
+    assert progress.trained_by(folder.path)
+
+
+@pytest.mark.parametrize("status", ["complete", "stopped", "failed"])
+def test_a_run_that_has_ended_is_trained_by_nobody(tmp_path, status):
+    assert progress.trained_by(Folder(tmp_path / "trial", status).path) == ""
+
+
+# --- live -------------------------------------------------------------------------------------------------------------
+def test_live_follows_a_run_of_another_process_to_its_end(folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "POLL", 0.02)
+    folder.write(row(9, 1.0))
+
+    def train():
+        for step in (18, 27):
+            time.sleep(0.1)
+            folder.write(row(step, step / 9))
+        folder.finish()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    repro.live(folder.path.parent)  # the run that is being trained there
+    thread.join()
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"trial: trained by {MYSELF} since 2026-01-01T00:00:00+00:00"
+    assert [line.split()[2] for line in told[1:-1]] == ["init", "cyc1"]
+    assert told[-1] == "trial: complete, after 12 seconds of training: top-1 75.00%"
+
+
+def test_live_says_what_has_become_of_a_run(folder, tmp_path, capsys):
+    (folder.path / "checkpoints").mkdir()
+    (folder.path / "checkpoints" / "18.json").write_text("{}")
+    for status, said in [("stopped", "stopped"), ("failed", "failed (Disk: full)"), ("running", "its process has ended")]:
+        folder.record(status=status, error="Disk: full")
+        (folder.path / "lock").write_text(f"process 999999999 on {platform.node()}")
+        repro.live(folder.path)
+        saved = "epoch 1.9 of 8.213 is saved, and the same command continues from there"
+        assert capsys.readouterr().out.splitlines()[-1] == f"trial: {said}; {saved}"
+    repro.live(folder.path.parent)
+    assert capsys.readouterr().out == f"no run is being trained in {folder.path.parent}\n"
+
+
+def test_an_interrupt_ends_only_the_following(folder, capsys, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.time, "sleep", interrupt)
+    repro.live(folder.path)
+    assert capsys.readouterr().out.splitlines()[-1] == "no longer followed; the run goes on"
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(ReproError, match=f"^there is no run in {tmp_path}: repro.live"):
+        repro.live(tmp_path)
+
+
+def test_following_needs_no_torch(folder):
+    folder.finish()
+    said = python(
+        "-c", f"import sys, repro; repro.live({str(folder.path)!r}); print('torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    assert said.stdout.splitlines()[-1] == "False False", said.stderr

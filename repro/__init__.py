@@ -30,6 +30,11 @@ def live(folder=None) -> None:
     progress.live(folder) if folder else progress.live()
 
 
+def load(file, model: str = ""):
+    """Return the model in a file that `python -m repro export` wrote, ready for evaluation, see `export.load`."""
+    return importlib.import_module("repro.export").load(file, model)  # imported here because it loads torch
+
+
 def choose(kind: str, value, choices):
     """Return `value` if it is one of `choices`; otherwise raise an error that suggests the closest one and lists them all."""
     choices = list(choices)

@@ -1,7 +1,7 @@
 """Exported models: a file of tensors and a model card that says what the model is, how to use it, and how good it is.
 
     <name>.safetensors  parameters and running statistics, float32, under torchvision's names
-    <name>.json         the card: everything that `evaluate` needs, and the model's origin
+    <name>.json         the card: everything that `load` and `evaluate` need, and the model's origin
 
 A card contains the SHA-256 of its tensors. Both files are data: nothing in them is ever executed.
 """
@@ -11,38 +11,38 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save_file
+from torch import nn
 
 from repro import ReproError, checkpoint, choose, comm, own, whole_number
-from repro.data import Images
+from repro.data import Images, test_view
 from repro.evaluate import AVERAGES, build_again, counts, open_run
 from repro.labels import compare_labels
 from repro.model import build, builder, find_device
+from repro.packed import Preprocessing
 from repro.paths import replacing, writable_folder
+from repro.resnet import ResNet
 from repro.schedule import STRIDES
 from repro.settings import Settings
+from repro.shapes import NUMBER, check
 
 FORMAT = "scaleout-repro exported model, version 2"
 TRAINING_ONLY = ("mirror", "smallest_area")  # fields of a data set's `Preprocessing` that the test view does not use
-# Keys that `evaluate` needs in a card, including those inside its preprocessing and settings.
-KEYS = {
-    "model": str,
-    "model_source": str,
-    "stride": str,
-    "channels": int,
-    "classes": list,
-    "preprocessing": dict,
-    "settings": dict,
-    "bytes": int,
-    "sha256": str,
-    "view": dict,
-    "normalization": str,
-    "size": int,
-    "precision": str,
-    "threads": int,
+# What a card must say before the model is built; it says more.
+CARD = {
+    **dict.fromkeys(("model", "model_source", "stride", "sha256"), str),
+    **dict.fromkeys(("channels", "bytes"), int),
+    "classes": [str],
+    "preprocessing": {
+        "normalization": str,
+        "size": int,
+        "view": {"size": int, "short_side": int, "mean": [NUMBER], "scale": [NUMBER], "bgr": bool},
+    },
+    "settings": {"precision": str, "threads": int},
 }
 VIEW = "the short side scaled to short_side (cubic), the centre of size x size cut out, less mean, times scale"
 
@@ -76,7 +76,9 @@ def export(folder: str | Path, stages: list[str] | None = None, out: str | Path 
         "code": run["code"],
         "packages": run["packages"],
     }
-    names = {name for name, value in build_again(run, images).state_dict().items() if value.is_floating_point()}
+    network = build_again(run, images)
+    card["stem"] = _stem(network)
+    names = {name for name, value in network.state_dict().items() if value.is_floating_point()}
     out = writable_folder(out or folder / "models")
     files = []
     for stage in stages:
@@ -93,6 +95,19 @@ def _view(images: Images) -> dict:
     return json.loads(json.dumps(numbers))
 
 
+def _stem(network: nn.Module) -> dict | None:
+    """The first layers of one of our networks, where it is not torchvision's; None for a user's own model."""
+    if not isinstance(network, ResNet):
+        return None
+    first, pool = network.conv1, network.maxpool
+    pooling = {key: getattr(pool, key, None) for key in ("kernel_size", "stride", "padding", "ceil_mode")}
+    return {
+        **{key: getattr(first, key)[0] for key in ("kernel_size", "stride", "padding")},
+        "bias": first.bias is not None,
+        "pooling": pooling if isinstance(pool, nn.MaxPool2d) else None,
+    }
+
+
 def _write(path: Path, values: dict[str, torch.Tensor], card: dict) -> Path:
     """Writes `path`.safetensors, then the card that makes it valid."""
     tensors, described = Path(f"{path}.safetensors"), Path(f"{path}.json")
@@ -106,7 +121,60 @@ def _write(path: Path, values: dict[str, torch.Tensor], card: dict) -> Path:
     return tensors
 
 
-def _model(path: Path, card: dict, model: str) -> torch.nn.Module:
+class Exported(nn.Module):
+    """An exported model in evaluation mode: images (N, C, size, size), as `preprocess` returns them, to logits (N, classes).
+
+    `network` is the model itself, with torchvision's names, and `card` what is known of it: "classes", "stem",
+    "preprocessing", "accuracy" and more. It computes in the precision of its run, which `card["settings"]` names.
+    """
+
+    def __init__(self, network: nn.Module, card: dict):
+        super().__init__()
+        self.network, self.card = network, card
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bf16 = self.card["settings"]["precision"] == "bf16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return self.network(images)
+
+    def preprocess(self, image: np.ndarray) -> torch.Tensor:
+        """The test view of one image, uint8, (H, W) grey or (H, W, 3) RGB: (1, C, size, size) float32.
+
+        Raises ReproError if the image has other channels than the model.
+        """
+        channels, seen = self.card["channels"], Preprocessing(**self.card["preprocessing"]["view"])
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.shape[2:] != ((3,) if channels == 3 else ()) or image.ndim < 2:
+            raise ReproError(
+                f"the image is {image.dtype} {image.shape}: this model needs uint8, "
+                f"{'(height, width, 3) in the order RGB' if channels == 3 else '(height, width), grey'}"
+            )
+        image = image[..., ::-1] if channels == 3 and seen.bgr else image
+        pixels = test_view(np.ascontiguousarray(image), seen).reshape(1, seen.size, seen.size, channels)
+        mean, scale = (np.asarray(numbers, np.float32) for numbers in (seen.mean, seen.scale))
+        return torch.from_numpy((pixels.astype(np.float32) - mean) * scale).permute(0, 3, 1, 2)
+
+
+def load(file: str | Path, model: str = "") -> Exported:
+    """The model in a file that `export` wrote, ready for evaluation on the CPU; `file` may be that of the card, too.
+
+    `model` (`mine.py:my_net`) is the source of a user's own model. Not collective. Raises ReproError if a file is missing,
+    damaged, or not what the card says.
+    """
+    path = _path(file)
+    card = _card(path)
+    network, state = _member(path, card, model)
+    network.load_state_dict(state)
+    return Exported(network, card)
+
+
+def _path(file: str | Path) -> Path:
+    """The path of a model without a suffix, from that of its tensors or of its card."""
+    return Path(str(file).removesuffix(".json").removesuffix(".safetensors"))
+
+
+def _model(path: Path, card: dict, model: str) -> nn.Module:
     """The card's model. A card is data and never says what to run, so the source of a user's own model has to be named."""
     classes, channels, size = len(card["classes"]), card["channels"], card["preprocessing"]["view"]["size"]
     if not own.is_own(card["model"]):
@@ -134,7 +202,7 @@ def evaluate(
         choose("split", split, ("test", "val", "train"))
         if not files:
             raise ReproError("no file was named: pass the exported .safetensors files")
-        paths = [Path(str(file).removesuffix(".json").removesuffix(".safetensors")) for file in files]
+        paths = [_path(file) for file in files]
         cards = [_card(path) for path in paths]
         seen, precision, threads = _shared(paths, cards)
         images = Images(data, split, normalization=seen["normalization"], size=seen["size"])
@@ -155,19 +223,21 @@ def _card(path: Path) -> dict:
     described = Path(f"{path}.json")
     try:
         card = json.loads(described.read_text())
+        check(card, {"format": str})
         if card["format"] != FORMAT:
             raise ExportError(
                 f"{described} is in the format {card['format']!r}, and this code reads {FORMAT!r}: use "
                 f"the code that wrote it, or export the model again"
             )
-        given = {**card["settings"], **card["preprocessing"], **card}
-        wrong = [key for key, kind in KEYS.items() if not isinstance(given[key], kind)]
-        if wrong or not all(isinstance(name, str) for name in card["classes"]):
-            raise ValueError(f"{', '.join(wrong or ['classes'])} is not what it should be")
+        check(card, CARD)
         choose("number of channels", card["channels"], (1, 3))
         choose("stride", card["stride"], STRIDES)
-        Settings(**card["settings"])
-        whole_number("size of the view", card["preprocessing"]["view"]["size"], 1, 1 << 14)
+        choose("precision", Settings(**card["settings"]).precision, ("fp32", "bf16"))
+        view = card["preprocessing"]["view"]
+        for name in ("size", "short_side"):
+            whole_number(f"{name} of the view", view[name], 1, 1 << 14)
+        if not len(view["mean"]) == len(view["scale"]) == card["channels"] or view["short_side"] < view["size"]:
+            raise ValueError(f"the view {view} does not fit {card['channels']} channels")
         return card
     except FileNotFoundError as error:
         raise ExportError(f"no model card {described}: a model is a .safetensors and a .json file, get both") from error
@@ -206,7 +276,7 @@ def _check_fits(path: Path, card: dict, images: Images) -> None:
         )
 
 
-def _member(path: Path, card: dict, model: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def _member(path: Path, card: dict, model: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """The model and its tensors, which are parsed only if their size and digest match the card."""
     file = Path(f"{path}.safetensors")
     try:
@@ -229,4 +299,6 @@ def _member(path: Path, card: dict, model: str) -> tuple[torch.nn.Module, dict[s
                 f"{file} does not hold a {card['model']} of {len(card['classes'])} classes: {name} is "
                 f"{found.get(name, 'missing')}, the model's is {expected.get(name, 'not there')}"
             )
+        if not state[name].isfinite().all():
+            raise ExportError(f"{file} is of no use: {name} holds numbers that are not finite (NaN or infinite)")
     return network, state

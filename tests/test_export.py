@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -13,13 +14,17 @@ import torch
 from digits import PREPROCESSING
 from safetensors.torch import load_file, save_file
 
+import repro
 from repro import ReproError, checkpoint, packed, records
 from repro.data import Images
-from repro.export import evaluate, export
+from repro.export import Exported, evaluate, export
+from repro.export import _stem as stem
 from repro.labels import compare_labels
 from repro.model import build
 
-from conftest import mpiexec
+from conftest import ROOT, mpiexec
+
+USAGE = ROOT / "docs" / "usage.md"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,108 @@ def test_an_export_of_what_is_not_there_is_refused(whole, digits, tmp_path):
     (run / "run.json").write_text(json.dumps(records.read(run) | {"status": "running"}))
     with pytest.raises(ReproError, match="not the folder of a complete run"):
         export(run, data=digits)
+
+
+# --- Loading ----------------------------------------------------------------------------------------------------------
+
+
+def rgb(images, index):
+    """A stored image as others give it: (H, W) grey or (H, W, 3) RGB, uint8."""
+    pixels = images.load(index)[1]
+    return pixels if images.channels == 1 else np.asarray(pixels[..., ::-1])
+
+
+def test_a_loaded_model_sees_and_says_what_the_evaluation_does(exported, digits):
+    images = Images(digits, "test")
+    for file in (exported[0], str(exported[0].with_suffix(".json"))):
+        network = repro.load(file)
+        assert not any(module.training for module in network.modules()) and network.card == card(exported[0])
+        seen = torch.cat([network.preprocess(rgb(images, index)) for index in range(300)])
+        expected, labels = images.test_batch(0, 300)
+        assert torch.equal(seen, expected)
+        with torch.no_grad():
+            logits = network(seen)
+        found, _ = scores(exported[0], "resnet11", images)
+        assert torch.allclose(logits.double().softmax(1), found[:300], atol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["release", "torchvision"])
+def test_a_photograph_is_given_in_rgb_whatever_order_the_model_sees(exported, digits, tmp_path, normalization):
+    generator = np.random.default_rng(0)
+    coded = [cv2.imencode(".png", generator.integers(0, 256, (40, 50, 3), np.uint8))[1].tobytes() for _ in range(3)]
+    items = [packed.Item(number, image) for number, image in enumerate(coded)]
+    packed.write(tmp_path / "photos" / "test.lmdb", "photos", "test", ["a", "b", "c"], lambda start: items[start:])
+    images = Images(str(tmp_path / "photos"), "test", normalization=normalization, size=24)
+    view = {key: getattr(images.preprocessing, key) for key in ("size", "short_side", "bgr", "mean", "scale")}
+    network = Exported(torch.nn.Flatten(), {"channels": 3, "preprocessing": {"view": view}})
+    assert torch.equal(torch.cat([network.preprocess(rgb(images, index)) for index in range(3)]), images.test_batch(0, 3)[0])
+    for wrong in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8)):
+        with pytest.raises(ReproError, match="needs uint8, .height, width, 3. in the order RGB"):
+            network.preprocess(wrong)
+    with pytest.raises(ReproError, match="needs uint8, .height, width., grey"):
+        repro.load(exported[0]).preprocess(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_model_of_a_run_in_bf16_computes_in_bf16(model):
+    images = torch.randn(4, 1, 16, 16)
+    before = repro.load(model)(images)
+    recard(model, settings=card(model)["settings"] | {"precision": "bf16"})
+    after = repro.load(model)(images)
+    assert (before.dtype, after.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_a_damaged_file_is_not_loaded(model):
+    model.write_bytes(flip(model.read_bytes()))
+    with pytest.raises(ReproError, match="is damaged, or another file"):
+        repro.load(model)
+    with pytest.raises(ReproError, match="no model card"):
+        repro.load(model.with_name("other.safetensors"))
+
+
+def test_the_card_names_the_stem(exported, tmp_path):
+    assert card(exported[0])["stem"] == {"kernel_size": 3, "stride": 2, "padding": 1, "bias": False, "pooling": None}
+    pooling = {"kernel_size": 3, "stride": 2, "padding": 0, "ceil_mode": True}
+    assert stem(build("resnet18", 10)) == {"kernel_size": 7, "stride": 2, "padding": 3, "bias": True, "pooling": pooling}
+    assert stem(torch.nn.Flatten()) is None
+
+
+def block(word) -> str:
+    """The Python block of docs/usage.md that has this word."""
+    (found,) = [text for text in re.findall(r"```python\n(.*?)```", USAGE.read_text(), re.S) if word in text]
+    return found
+
+
+@pytest.mark.parametrize("stride", ["v1.5", "v1"])
+def test_torchvision_takes_the_file_as_the_page_says(exported, tmp_path, stride):
+    """The page's own lines, on a ResNet-50 that nobody trained; its statistics are random, too, so that all count."""
+    torch.manual_seed(0)
+    network, file = build("resnet50", 10, 3, stride, zero_gamma="none"), tmp_path / "MODEL.safetensors"
+    state = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+    for name, value in state.items():
+        if name.endswith(("running_mean", "conv1.bias")):
+            value.normal_()
+    save_file(state, file)
+    shutil.copy(exported[0].with_suffix(".json"), file.with_suffix(".json"))
+    view = {"size": 64, "short_side": 73, "mean": [104, 117, 123], "scale": [1 / 128] * 3, "bgr": True}
+    preprocessing = {"normalization": "release", "size": 64, "view": view}
+    recard(file, model="resnet50", channels=3, stride=stride, preprocessing=preprocessing)
+    names: dict = {}
+    exec(block("torchvision").replace("data/models/MODEL.safetensors", str(file)), names)
+    theirs, ours = names["theirs"], names["ours"]
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = ours(images)
+        assert torch.allclose(theirs(images), expected, rtol=1e-3, atol=1e-4)
+        theirs.maxpool = torch.nn.MaxPool2d(3, stride=2, padding=1)
+        assert not torch.allclose(theirs(images), expected, rtol=0.1, atol=0.1), "the page says that this is another network"
+
+
+def test_the_pages_lines_name_the_class_of_a_photograph(exported, tmp_path, capsys):
+    photo = str(tmp_path / "photo.jpg")
+    cv2.imwrite(photo, np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+    lines = block("photo.jpg").replace("data/models/MODEL.safetensors", str(exported[1])).replace('"RGB"', '"L"')
+    exec(lines.replace("photo.jpg", photo), {})
+    assert capsys.readouterr().out.strip() in card(exported[1])["classes"]
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------
@@ -287,6 +394,11 @@ def test_a_card_that_is_none_is_refused(model, digits, content):
         evaluate([str(model)], digits)
 
 
+def changed_view(**change):
+    view = {"size": 16, "short_side": 18, "mean": [112], "scale": [1 / 52], "bgr": True}
+    return {"normalization": "release", "size": 0, "view": view | change}
+
+
 @pytest.mark.counts_for("malformed-checkpoint")
 @pytest.mark.parametrize(
     "key, value",
@@ -297,17 +409,32 @@ def test_a_card_that_is_none_is_refused(model, digits, content):
         ("sha256", None),
         ("settings", {}),
         ("settings", {"precision": "evil", "threads": 1}),
-        ("settings", {"precision": "fp32", "threads": 0}),
+        ("settings", {"precision": "auto", "threads": 1}),
+        *(("settings", {"precision": "fp32", "threads": threads}) for threads in (0, -5, True, 10**6, "1")),
         ("channels", -1),
         ("channels", 10**30),
         ("stride", "v2"),
         ("preprocessing", {"normalization": "release"}),
+        *(("preprocessing", changed_view(**change)) for change in ({"bgr": 1}, {"size": 0}, {"mean": []}, {"mean": ["x"]})),
+        ("preprocessing", changed_view(short_side=15)),
     ],
 )
 def test_a_card_with_a_part_missing_or_of_another_kind_is_refused(model, digits, key, value):
     recard(model, **{key: value})
     with pytest.raises(ReproError, match="model.json is not a whole model card"):
         evaluate([str(model)], digits)
+
+
+@pytest.mark.counts_for("malformed-checkpoint")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_and_not_counted(cli, model, digits, value):
+    state = load_file(model)
+    state["layer2.0.bn1.running_var"][3] = value
+    save_file(state, model)
+    recard(model)
+    status, stdout, stderr = cli("evaluate", str(model), "--data", digits, "--device", "cpu")
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith(f"error: {model} ") and "layer2.0.bn1.running_var holds numbers that are not finite" in stderr
 
 
 class Hostile:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import repro
 from repro import ReproError, evaluate, export, own, recipes, records, train
 from repro.schedule import Recipe, Stage
 
@@ -139,6 +140,8 @@ def test_the_ensemble_of_ones_own_models_is_evaluated_and_exported(mine, digits,
         export.evaluate(files, digits, model=f"{other}:my_net")
     found = export.evaluate(files, digits, model=f"{mine}:my_net")
     assert [member["top1"] for member in found["members"]] == [ends[name]["top1"] for name in ("first", "second")]
+    loaded = repro.load(files[1], model=f"{mine}:my_net")
+    assert loaded(torch.zeros(2, 1, 16, 16)).shape == (2, 10) and loaded.card["stem"] is None
     mine.write_text(MINE.replace("nn.ReLU()", "nn.Tanh()"))
     with pytest.raises(ReproError, match="no longer what it was when the run was trained"):
         evaluate.ensemble(folder, data=digits)

@@ -587,19 +587,8 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
-WITHOUT_EFFECT = {
-    "paths",
-    "records",
-    "shapes",
-    "labels",
-    "memory",
-    "watch",
-    "recipes",
-    "released",
-    "controls",
-    "settings",
-    "own",
-}
+WITHOUT_EFFECT = {"paths", "records", "shapes", "labels", "memory", "watch", "own"}
+WITHOUT_EFFECT |= {"recipes", "released", "controls", "settings"}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):

@@ -145,6 +145,7 @@ class Cluster:
         self._client: Any = None
         self._job: Job | None = None
         self._views, self._ended = [], ""
+        self._starting: tuple[str, float] | None = None  # mpiexec and time-out of engines that `ready` has to wait for
 
     def __enter__(self) -> "Cluster":
         return self
@@ -163,6 +164,36 @@ class Cluster:
         running = self._guard.poll() is None if self._guard else os.path.exists(self.connection_file)
         return running and not self._ended
 
+    def ready(self) -> None:
+        """Waits until the engines answer, if they were started without waiting; raises what `start` raises."""
+        if not self._starting or self._ended:
+            return
+        mpiexec, timeout = self._starting
+        self._starting = None
+        try:
+            _, size, _, library = self._connect(self.ranks, timeout)[0]
+            if size != self.ranks:
+                raise MixedMPI(
+                    f"{self.ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to "
+                    f"another MPI than the library that mpi4py loads ({library}). Use that library's own "
+                    f"mpiexec: {MPI_HELP}"
+                )
+        except BaseException as error:
+            reason = self.end()
+            self.close()
+            if isinstance(error, StartTimeout):
+                raise StartTimeout(f"{error}\n{reason}") from None
+            if isinstance(error, EnginesEnded):
+                raise EnginesEnded(
+                    f"the engines ended while they started: {reason}\n{mpiexec} started them; it must "
+                    f"belong to the same MPI as the library that mpi4py loads: {MPI_HELP}"
+                ) from None
+            if isinstance(error, RankError):
+                raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("interrupted while the engines started: none of them is left") from None
+            raise
+
     def run(self, function: Callable | str, /, *args, **kwargs) -> list:
         """Calls `function` on all ranks and waits: `submit(...).result()`."""
         return self.submit(function, *args, **kwargs).result()
@@ -174,6 +205,7 @@ class Cluster:
         (a function defined in a notebook must contain its own imports). Raises EnginesError while an earlier job of this
         object is running, EnginesEnded if the engines are gone.
         """
+        self.ready()
         if not self.alive:
             self.end()
             raise self._ended_error()
@@ -268,12 +300,12 @@ class Cluster:
         return EnginesEnded(f"the engines have ended: {self._ended}\n{AGAIN}")
 
 
-def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
+def start(ranks: int = 2, timeout: float = 60.0, wait: bool = True) -> Cluster:
     """Starts `ranks` MPI engines on this machine; they end with this process, or on `close`.
 
     They run in this process's working directory, import what it can import, and compute with one OpenMP thread unless
     OMP_NUM_THREADS says otherwise. Raises NoMpiexec, MixedMPI, StartTimeout after `timeout` seconds, or EnginesEnded
-    with the last lines of the log.
+    with the last lines of the log. With `wait=False` it returns at once, and the first use of the engines waits and raises.
     """
     if ranks < 1:
         raise EnginesError(f"{ranks} engines cannot be started: ask for 1 or more")
@@ -290,29 +322,9 @@ def start(ranks: int = 2, timeout: float = 60.0) -> Cluster:
         start_new_session=True,
     )
     cluster = Cluster(connection_path(folder, "client"), guard)
-    try:
-        _, size, _, library = cluster._connect(ranks, timeout)[0]
-        if size != ranks:
-            raise MixedMPI(
-                f"{ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to "
-                f"another MPI than the library that mpi4py loads ({library}). Use that library's own "
-                f"mpiexec: {MPI_HELP}"
-            )
-    except BaseException as error:
-        reason = cluster.end()
-        cluster.close()
-        if isinstance(error, StartTimeout):
-            raise StartTimeout(f"{error}\n{reason}") from None
-        if isinstance(error, EnginesEnded):
-            raise EnginesEnded(
-                f"the engines ended while they started: {reason}\n{mpiexec} started them; it must "
-                f"belong to the same MPI as the library that mpi4py loads: {MPI_HELP}"
-            ) from None
-        if isinstance(error, RankError):
-            raise EnginesError(f"MPI does not work on the engines: {error}\n{MPI_HELP}") from None
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("interrupted while the engines started: none of them is left") from None
-        raise
+    cluster.ranks, cluster._starting = ranks, (mpiexec, timeout)
+    if wait:
+        cluster.ready()
     return cluster
 
 
@@ -336,12 +348,12 @@ def join(connection_file: str, timeout: float = 60.0) -> Cluster:
 _started: Cluster | None = None  # most recently, by `start_or_join`
 
 
-def start_or_join(connection_file: str, ranks: int) -> Cluster:
+def start_or_join(connection_file: str, ranks: int, wait: bool = True) -> Cluster:
     """Joins the engines of `connection_file`, whatever their number; if it is "", returns `ranks` engines of this process.
 
     A process has one such set: the engines of an earlier call are returned again if they are alive, idle and of the same
     number; otherwise they are closed before new ones are started. So a notebook that runs again, after it failed or was
-    interrupted, does not start a second set.
+    interrupted, does not start a second set. `wait` is as for `start`. Prints that engines are started, which takes seconds.
     """
     global _started
     if connection_file:
@@ -349,7 +361,9 @@ def start_or_join(connection_file: str, ranks: int) -> Cluster:
     if _started and not (_started.alive and _started.idle and _started.ranks == ranks):
         _started.close()
         _started = None
-    _started = _started or start(ranks)
+    if not _started:
+        print(f"starting {ranks} {'engine' if ranks == 1 else 'engines'} ...", flush=True)
+        _started = start(ranks, wait=wait)
     return _started
 
 
@@ -449,6 +463,11 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
 
 def _forget_request() -> None:
     watch.asked.clear()
+
+
+def load(module: str) -> None:
+    """Imports a module on an engine: `cluster.submit("repro.engines:load", module)` does so while the caller goes on."""
+    importlib.import_module(module)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Strict notebooks: parameters are checked before anything runs, and only a notebook whose last cell ran passes.
 
-Inside a notebook: `check_parameters` and `check_run` (in the cell after the parameters), `train` (with a bar and curves,
-or with lines of text) and `complete` (the last cell). Outside: `execute` runs a notebook with papermill.
+Inside a notebook: `check_parameters` and `check_run` (in the cell after the parameters), `begin`, `train` (with a
+bar and curves, or with lines of text) and `complete` (the last cell). Outside: `execute` runs a notebook with papermill.
 """
 
 import ast
@@ -9,14 +9,15 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from repro import ReproError, choose, own, progress, recipes, records, watch, whole_number
-from repro.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError
+from repro.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError, start_or_join
 from repro.packed import Packed, data_folder, pack_embedded
 from repro.paths import ROOT, writable_folder
 from repro.schedule import Recipe
@@ -100,7 +101,7 @@ def check_run(
         whole_number("seed", seed)
     ranks = ranks_for([recipes.shrink(recipe, profile) for recipe, profile in zip(originals, shrinks)], ranks)
     if data:
-        pack_embedded(data)
+        pack(data)
         folder = data_folder(data)
         train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
         for recipe, profile in zip(originals, shrinks):
@@ -139,6 +140,43 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+# --- What takes a while before training ------------------------------------------------------------------------------
+
+
+def begin(connection_file: str, ranks: int, data: str) -> Cluster:
+    """As `engines.start_or_join`, but returns at once: engines start, and `data` is packed, while the notebook goes on.
+
+    The first use of the engines waits for them; `train` also waits for the data.
+    """
+    threading.Thread(target=_pack_quietly, args=(data,), daemon=True).start()
+    return start_or_join(connection_file, ranks, wait=False)
+
+
+_packing = threading.Lock()
+
+
+def pack(data: str) -> None:
+    """Packs an embedded data set, unless it is packed; waits if `begin` is at it."""
+    with saying(f"packing {data}, once ..."), _packing:
+        pack_embedded(data)
+
+
+def _pack_quietly(data: str) -> None:
+    with suppress(ReproError), _packing:  # `train` tries again, and then it is an error
+        pack_embedded(data)
+
+
+@contextmanager
+def saying(text: str, after: float = 1.0):
+    """Prints `text` if the block takes longer than `after` seconds, so that no cell is silent for long."""
+    timer = threading.Timer(after, print, [text], {"flush": True})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 # --- Training in a notebook -------------------------------------------------------------------------------------------
 
 
@@ -151,9 +189,16 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
     raises EnginesEnded. Raises RankError if a rank fails.
     """
     plan = {}
+    with saying("waiting for the engines ..."):
+        engine.ready()
     with watch.listening(signal.SIGINT):  # the first interrupt only sets `watch.asked`, the second one raises
         try:
-            plan = engine.run("repro.train:describe", recipe, **task)[0]
+            loading = engine.submit("repro.engines:load", "repro.train")
+            pack(task.get("data", "digits"))
+            with saying("the engines load torch ..."):
+                loading.result()
+            with saying("the engines check the run ..."):
+                plan = engine.run("repro.train:describe", recipe, **task)[0]
             if plan["complete"]:
                 print(f"already complete: {Path(plan['folder']).name}")
             elif not watch.asked.is_set():

@@ -182,7 +182,9 @@ class Display:
         self.drawn, self.next = self.state, 0.0
         # The figure comes first and the bar below it: text around a figure would be split into two outputs.
         self.handle = display(self.curves.image(*self.state), display_id=True)
-        images = dict(total=recipe.iterations * self.batch, initial=step * self.batch, unit=" images", unit_scale=True)
+        images = dict(
+            total=recipe.iterations * self.batch, initial=step * self.batch, unit=" images", unit_scale=True, smoothing=0.1
+        )
         self.bar = tqdm(desc=recipe.name, file=sys.stdout, **images)
 
     def show(self, rows: list[dict], new: list[dict], step: int) -> None:
@@ -235,8 +237,8 @@ class Curves:
         self.loss, self.top1, rate = axes
         name_stages(self.loss, recipe)
         draw_rate(rate, recipe)
-        self.losses = {colour: self.loss.plot([], [], ".-", color=colour)[0] for colour in (TRUNK, COLLAPSE)}
-        self.tested = {colour: self.top1.plot([], [], "o", color=colour)[0] for colour in (TRUNK, COLLAPSE)}
+        self.losses = {colour: self.loss.plot([], [], ".-", color=colour, clip_on=False)[0] for colour in (TRUNK, COLLAPSE)}
+        self.tested = {colour: self.top1.plot([], [], "o", color=colour, clip_on=False)[0] for colour in (TRUNK, COLLAPSE)}
         self.here = rate.plot([], [], "o", color=HERE, markersize=7, clip_on=False)[0]
         self.loss.set(ylabel="training loss")
         self.top1.set(ylabel="test top-1, %")
@@ -256,7 +258,9 @@ class Curves:
             line.set_data([epoch for epoch, _ in points], [percent for _, percent in points])
         at = min(step, self.recipe.iterations - 1)
         self.here.set_data([self.recipe.epochs(at)], [learning_rate(self.recipe, at)])
-        self.loss.set_ylim(0, 1.25 * max((row["train_loss"] for row in rows if math.isfinite(row["train_loss"])), default=2.0))
+        losses = [row["train_loss"] for row in rows if math.isfinite(row["train_loss"])] or [0.0, 2.0]
+        low = max(0.0, 2 * min(losses) - max(losses)) if max(losses) > min(losses) else 0.0
+        self.loss.set_ylim(low, max(losses) + 0.25 * (max(losses) - low))  # room for the note
         found = [percent for _, percent in tested] or [0, 100]
         self.top1.set_ylim(max(0, min(found) - 3), min(100, max(found) + 3))
         return _image(self.figure)

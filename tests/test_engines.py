@@ -318,6 +318,22 @@ def test_a_second_call_returns_the_engines_of_the_first_unless_they_do_not_fit(t
     traces.assert_gone(within=0)
 
 
+def test_without_waiting_the_first_call_waits(traces):
+    began = time.monotonic()
+    with engines.start(2, wait=False) as cluster:
+        assert time.monotonic() - began < 2 and cluster.alive and cluster.idle and cluster.pids == []
+        assert len(cluster.run("os:getpid")) == 2 == len(cluster.pids)
+    traces.assert_gone(within=0)
+
+
+def test_engines_that_nobody_waited_for_can_be_closed(traces):
+    cluster = engines.start(1, wait=False)
+    cluster.close()
+    with pytest.raises(engines.EnginesEnded, match="they were closed"):
+        cluster.run("os:getpid")
+    traces.assert_gone(within=0)
+
+
 # --- Failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -485,7 +501,7 @@ def test_mpiexec_that_fails_is_quoted(traces, monkeypatch):
 def test_engines_that_never_come_are_given_up(traces, monkeypatch):
     fake_mpiexec(traces.folder, monkeypatch, "import time; time.sleep(60)")
     with pytest.raises(engines.StartTimeout, match="not ready in time"):
-        engines.start(2, timeout=2)
+        engines.start(2, timeout=2, wait=False).run("os:getpid")
     traces.assert_gone(within=0)
 
 

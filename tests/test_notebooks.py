@@ -484,6 +484,13 @@ class Engines:
     def __init__(self, complete: bool, during):
         self.complete, self.during, self.ended = complete, during, False
 
+    def ready(self):
+        pass
+
+    def submit(self, function, module):
+        assert (function, module) == ("repro.engines:load", "repro.train")
+        return SimpleNamespace(result=lambda: [None])
+
     def run(self, function, recipe, **task):
         self.during()
         return [{"folder": "/runs/trial", "complete": self.complete, "epochs": 8.0, "iterations": 80}]
@@ -498,13 +505,13 @@ def interrupt():
 
 @pytest.mark.parametrize("complete, done", [(False, "nothing was started"), (True, "this run is complete")])
 def test_an_interrupt_before_training_starts_nothing_and_ends_the_cell_too(complete, done):
-    engine = Engines(complete, interrupt)  # it cannot train: it has no `submit`
+    engine = Engines(complete, interrupt)  # it cannot train
     with pytest.raises(ReproError, match=f"^stopped: {done}; run this cell again to continue$"):
-        notebooks.train(engine, "trial", live=False)
+        notebooks.train(engine, "trial", live=False, data="mine")
     assert not engine.ended
     engine.during = lambda: None
     engine.complete = True
-    assert notebooks.train(engine, "trial", live=False) == "/runs/trial"  # the earlier interrupt is forgotten
+    assert notebooks.train(engine, "trial", live=False, data="mine") == "/runs/trial"  # the earlier interrupt is forgotten
 
 
 def test_a_second_interrupt_ends_the_engines_wherever_it_comes():
@@ -515,5 +522,5 @@ def test_a_second_interrupt_ends_the_engines_wherever_it_comes():
 
     engine = Engines(False, twice)
     with pytest.raises(ReproError, match="^interrupted twice: the engines were ended at once"):
-        notebooks.train(engine, "trial", live=False)
+        notebooks.train(engine, "trial", live=False, data="mine")
     assert engine.ended

@@ -185,6 +185,7 @@ def test_the_bar_counts_images_and_is_closed(folder, shown, capsys):
 
     with Progress(folder.path, live=True) as bar:
         bar.look()
+        assert "?" in str(bar.display.bar)
         folder.write(row(9, 1.0, loss=1.5), row(18, 2.0, loss=1.25))
         bar.look()
         assert (bar.display.bar.n, bar.display.bar.total) == (18 * 32, 77 * 32)

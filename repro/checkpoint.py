@@ -11,8 +11,10 @@ from safetensors.torch import save as serialize
 
 from repro import ReproError
 from repro.paths import named, replacing
+from repro.shapes import NUMBER, check
 
 FORMAT = "scaleout-repro snapshot, version 1"
+PROGRESS = {"run": str, "step": int, "seconds": NUMBER, "losses": [NUMBER], "corrects": [NUMBER]}  # of a checkpoint
 
 
 class CheckpointError(ReproError):
@@ -45,7 +47,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         return parse(content), sealed["progress"]
     except FileNotFoundError as error:
         raise CheckpointError(f"no snapshot {path}: {error.filename} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"snapshot {path} cannot be read: {error}") from error
 
 
@@ -60,21 +62,26 @@ def generations(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Returns the newest undamaged checkpoint; raises CheckpointError if all of them are damaged."""
+    """Returns the newest checkpoint that can be used; raises CheckpointError, which names all, if none can."""
     damage = []
     for path in generations(folder):
         try:
-            return load(path)
+            tensors, progress = load(path)
+            check(progress, PROGRESS, "progress")
+            return tensors, progress
         except CheckpointError as error:
             damage.append(str(error))
+        except ValueError as error:
+            damage.append(f"{path}.json does not say how far a run is: {error}")
     raise CheckpointError("no checkpoint can be used: " + "; ".join(damage) + f". Delete {folder.parent} to start again.")
 
 
 def prune(folder: Path, keep: int = 3) -> None:
     """Deletes all but the newest checkpoints."""
     for path in generations(folder)[keep:]:
-        path.with_suffix(".json").unlink()
-        path.with_suffix(".safetensors").unlink(missing_ok=True)
+        with named(path):
+            path.with_suffix(".json").unlink()
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

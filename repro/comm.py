@@ -8,6 +8,7 @@ import socket
 import sys
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -157,7 +158,9 @@ def world() -> Alone:
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}."
         )
-    return World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
+    found = World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
+    _unname_shared_memory()
+    return found
 
 
 def roll_call() -> list[str]:
@@ -181,11 +184,19 @@ def introduce() -> tuple[int, int, int, str]:
     from mpi4py import MPI
 
     MPI.COMM_WORLD.Barrier()
-    # MPICH leaves its shared-memory file (2 MB) behind when ranks are killed. All have opened it by now: it needs no name.
-    with suppress(OSError), open("/proc/self/maps") as maps:
-        for file in {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}:
-            os.unlink(file)
+    _unname_shared_memory()
     return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.getpid(), _library(MPI)
+
+
+def _unname_shared_memory() -> None:
+    """Removes the name of MPICH's shared-memory file, which it leaves behind (2 MB and more) when ranks are killed.
+
+    Called when the ranks have met in a collective: each has opened the file by then, and it lasts as long as one of them lives.
+    """
+    with suppress(OSError), open("/proc/self/maps") as maps:
+        files = {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line and "(deleted)" not in line}
+        for file in files:
+            Path(file).unlink(missing_ok=True)  # another rank may have been faster
 
 
 def _library(mpi) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields
 
 from repro import choose, whole_number
 
+MOST_THREADS = 1024  # of one kind in a rank: a million of them end in a crash without a word
+
 
 def _setting(default, help: str, choices: tuple = (), least: int = 0, most: int = 2**63 - 1):
     return field(default=default, metadata={"help": help, "choices": choices, "least": least, "most": most})
@@ -26,7 +28,7 @@ class Settings:
     )
     split: str = _setting("test", "images that models are tested on; val to choose anything by", ("test", "val"))
     device: str = _setting("auto", "auto: a GPU if torch sees one, otherwise the CPU", ("auto", "cpu", "cuda"))
-    threads: int = _setting(1, "threads per rank for computation", least=1, most=1024)
+    threads: int = _setting(1, "threads per rank for computation", least=1, most=MOST_THREADS)
 
     def __post_init__(self):
         for setting in fields(self):

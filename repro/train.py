@@ -31,7 +31,7 @@ from repro.packed import pack_embedded
 from repro.paths import RUNS
 from repro.replica import Replica, assemble
 from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, corrected_from, learning_rate
-from repro.settings import Settings, non_default
+from repro.settings import MOST_THREADS, Settings, non_default
 
 log = logging.getLogger("repro")
 
@@ -165,8 +165,9 @@ def prepare(
     ours = original.name in recipes.RECIPES
     shrink = recipes.shrink_for(original, shrink)
     asked = Settings(**{name: value for name, value in options.items() if name in known})
-    for name, value, least in (("decoders", decoders, 0), ("steps", steps, 0), ("patience", patience, 1)):
-        whole_number(name, value, least)
+    whole_number("decoders", decoders, 0, MOST_THREADS)
+    whole_number("steps", steps)
+    whole_number("patience", patience, 1)
     splits = "train", asked.split
     train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in splits)
     if difference := compare_labels(train.classes, test.classes):

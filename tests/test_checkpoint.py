@@ -3,11 +3,12 @@
 import ast
 import random
 import re
+import shutil
 
 import pytest
 import torch
 
-from repro import checkpoint
+from repro import ReproError, checkpoint
 from repro.checkpoint import CheckpointError, generations, load, newest, prune, save
 
 from conftest import ROOT, python
@@ -15,12 +16,16 @@ from conftest import ROOT, python
 TENSORS = {"weights": torch.arange(40.0).reshape(5, 8), "count": torch.tensor(7), "empty": torch.zeros(0)}
 
 
+def progress(step) -> dict:
+    return {"run": "a-run", "step": step, "seconds": 1.5, "losses": [2.5, 2], "corrects": []}
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A folder of three generations, 10, 9 and 2: numbers, which sort otherwise than words."""
     folder = tmp_path / "checkpoints"
     for step in (2, 9, 10):
-        save(folder / str(step), {"weights": torch.full((20,), float(step))}, {"step": step, "seconds": 1.5})
+        save(folder / str(step), {"weights": torch.full((20,), float(step))}, progress(step))
     return folder
 
 
@@ -81,8 +86,56 @@ def test_the_newest_undamaged_generation_counts(saved):
     assert [path.name for path in generations(saved)] == ["10", "9", "2"]
     assert newest(saved)[1]["step"] == 10
     (saved / "10.safetensors").write_bytes(b"")
-    tensors, progress = newest(saved)
-    assert progress["step"] == 9 and tensors["weights"].eq(9).all()
+    tensors, told = newest(saved)
+    assert told["step"] == 9 and tensors["weights"].eq(9).all()
+
+
+@pytest.mark.counts_for("malformed-checkpoint")
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_one_that_cannot_be_opened_is_named_and_an_older_one_is_used(saved, suffix):
+    """A folder stands for whatever the system refuses to open or read; nobody is refused as root."""
+    (saved / "10").with_suffix(suffix).unlink()
+    (saved / "10").with_suffix(suffix).mkdir()
+    with pytest.raises(CheckpointError, match=r"checkpoints/10 cannot be read: .*Is a directory.*checkpoints/10\."):
+        load(saved / "10")
+    assert newest(saved)[1]["step"] == 9
+    with pytest.raises(ReproError, match="checkpoints/10 cannot be written"):
+        prune(saved, keep=0)
+
+
+@pytest.mark.counts_for("malformed-checkpoint")
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"step": "x"}, "progress.step is 'x', not a whole number"),
+        ({"step": True}, "progress.step is True, not a whole number"),
+        ({"losses": "x"}, "progress.losses is 'x', not a list"),
+        ({"losses": [None]}, r"progress.losses\[0\] is None, not a whole number or a number"),
+        ({"seconds": None}, "progress.seconds is None"),
+        ({"run": 3}, "progress.run is 3, not text"),
+        (None, "corrects is missing in progress"),
+        ([], "progress is a list, not an object"),
+    ],
+)
+def test_a_sealed_one_that_does_not_say_how_far_it_is_is_passed_over_and_named(saved, change, words):
+    told = progress(10) | change if isinstance(change, dict) else change
+    if change is None:
+        told = {key: value for key, value in progress(10).items() if key != "corrects"}
+    save(saved / "10", TENSORS, told)
+    assert newest(saved)[1]["step"] == 9
+    for step in (2, 9):
+        (saved / f"{step}.json").unlink()
+    with pytest.raises(CheckpointError, match=f"checkpoints/10.json does not say how far a run is: {words}"):
+        newest(saved)
+
+
+@pytest.mark.counts_for("malformed-checkpoint")
+def test_a_copy_under_another_name_is_not_looked_at(saved):
+    for name in ("10 (copy).json", "foo.json", ".10.json.tmp", "-1.json", "1e1.json"):
+        shutil.copy(saved / "10.json", saved / name)
+    assert [path.name for path in generations(saved)] == ["10", "9", "2"] and newest(saved)[1]["step"] == 10
+    prune(saved, keep=1)
+    assert {path.name for path in saved.glob("*.json")} >= {"10.json", "10 (copy).json", "foo.json"}
 
 
 @pytest.mark.counts_for("damage")
@@ -94,7 +147,7 @@ def test_when_all_are_damaged_the_error_names_them_and_what_to_do(saved):
 
 
 def test_prune_keeps_the_three_newest(saved):
-    save(saved / "11", TENSORS, {"step": 11, "seconds": 0})
+    save(saved / "11", TENSORS, progress(11))
     prune(saved)
     assert sorted(path.name for path in saved.iterdir()) == [
         f"{step}.{suffix}" for step in (10, 11, 9) for suffix in ("json", "safetensors")
@@ -108,11 +161,12 @@ def test_a_save_killed_at_any_point_leaves_a_checkpoint_to_continue_from(tmp_pat
 import os, signal, sys
 from pathlib import Path
 import torch
-from repro import checkpoint
+from repro import ReproError, checkpoint
 out, outcomes = Path(sys.argv[1]), set()
 
 def save(folder, step):
-    checkpoint.save(folder / str(step), {"weights": torch.full((999,), float(step))}, {"step": step})
+    progress = {"run": "", "step": step, "seconds": 0, "losses": [], "corrects": []}
+    checkpoint.save(folder / str(step), {"weights": torch.full((999,), float(step))}, progress)
 
 def killed_at(call, folder):  # a child that SIGKILL ends at the call of a function (Python's or C's) with this number
     calls = 0

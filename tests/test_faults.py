@@ -703,6 +703,22 @@ def test_nothing_outlives_whoever_dies(tmp_path, who, number, record_property):
         process.communicate()
 
 
+@counts_for("orphans")
+@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=slow)])
+def test_a_command_that_is_killed_leaves_nothing_in_shared_memory(trial, ranks):
+    """SIGKILL to mpiexec and all that it started, at once, so that nobody can clean up."""
+    process, pid = trial.pause(ranks, ranks - 1, "step-3")
+    mapped = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/mpich_shm_" in line]
+    if not mapped:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.skip("this MPI is not MPICH, or has no shared memory here")
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        each.kill()
+    process.communicate()
+    files = {line.split("/dev/shm/")[1].removesuffix(" (deleted)") for line in mapped}
+    assert [name for name in files if (Path("/dev/shm") / name).exists()] == []
+
+
 # --- make reproduce, and the page -------------------------------------------------------------------------------------
 
 

@@ -653,6 +653,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         (["one_model", "--seed", str(2**63)], f"and at most {2**63 - 1}"),
         (["one_model", "--threads", "0"], "threads is 0"),
         (["one_model", "--threads", "1000000"], "threads is 1000000: it must be a whole number, at least 1 and at most 1024"),
+        (["one_model", "--decoders", "1000000"], "decoders is 1000000: it must be a whole number, at least 0 and at most 1024"),
         (["one_model", "--reduction", "exakt"], "Did you mean exact?"),
         (["one_model", "--precision", "fp16"], "Did you mean bf16?"),
         (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),

@@ -29,7 +29,7 @@ from repro.overlap import BUCKET, average_for
 from repro.packed import PHOTOGRAPHS
 from repro.replica import Replica
 from repro.scaling import steptime
-from repro.settings import Settings
+from repro.settings import MOST_THREADS, Settings
 from repro.train import step
 
 CLASSES, CHANNELS = 1000, 3  # of the network, unless a data set determines them
@@ -127,7 +127,7 @@ def probe(
             raise ReproError("images is empty: it must be a list of whole numbers of images per worker, such as [2, 4, 8]")
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise ReproError(f"seconds is {seconds!r}: it must be a positive number of seconds to measure for")
-        whole_number("decoders", decoders)
+        whole_number("decoders", decoders, 0, MOST_THREADS)
         whole_number("least", least, 1)
         view: dict[str, Any] = dict(normalization=asked.normalization, size=asked.size)
         train_images = Images(data, "train", **view) if data else None

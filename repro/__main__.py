@@ -165,14 +165,29 @@ def watch_run(arguments: dict) -> None:
 
 
 def reproduce(arguments: dict) -> None:
-    say(f"starting profile {arguments['profile']}: {PROFILES[arguments['profile']].about}")
+    profile = PROFILES[arguments["profile"]]
+    asked = ", ".join(f"{topic} (n = {number})" for topic, number in profile.seeds.items())
+    print(f"profile {arguments['profile']} asks on {profile.data}: {asked}; {profile.about}", flush=True)
     from repro.engines import end_with_make
     from repro.paper.reproduce import reproduce
 
     end_with_make()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("papermill").setLevel(
+        logging.WARNING
+    )  # it names each notebook's file, which is called .failed until it ends
     with watch.listening(signal.SIGINT, signal.SIGUSR1):
         reproduce(**arguments)
+
+
+def make_one(kind: str) -> Callable[[dict], None]:
+    def handler(arguments: dict) -> None:
+        say(f"making the {kind} {arguments['name']}")
+        from repro.paper.single import make
+
+        show(make(f"{kind}s", **arguments))
+
+    return handler
 
 
 def doctor(arguments: dict) -> None:
@@ -368,6 +383,20 @@ def parser() -> Parser:
     whole.add_argument("--profile", choices=tuple(PROFILES), default="laptop", help=f"(default: laptop) {costs}")
     whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
+    whole.add_argument("--verbose", action="store_true", help="print what the notebooks print, too")
+
+    for kind in ("table", "figure"):
+        one = command(
+            kind,
+            make_one(kind),
+            f"make one {kind} of the report, from the runs in results or, without any, the reference's",
+            example=f"{US} {kind} answers",
+        )
+        one.add_argument("name", help=f"such as answers; a wrong name lists the {kind}s")
+        one.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
+        if kind == "figure":
+            one.add_argument("--data", help="data set of the runs to draw (default: digits)")
+            one.add_argument("--shrink", help="of the runs to draw (default: laptop)")
 
     command("keep", here("repro.paper.reproduce:keep"), "copy the results, without the models, to results/reference")
     ledger = command(

@@ -50,10 +50,10 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value) -> None:
         if action.choices is not None:
             try:
-                choose("/".join(action.option_strings) or action.dest, value, action.choices)
-            except ReproError as error:
-                self.error(str(error))
+                choose((action.option_strings or [action.dest])[0].lstrip("-"), value, action.choices)
+            except ReproError as error:  # it lists the choices, so no usage is needed
+                raise UsageError(error) from None
 
     def error(self, message: str) -> NoReturn:
-        places = " ".join(str(action.metavar or action.dest).upper() for action in self._get_positional_actions())
-        raise UsageError(f"{message}\nusage: {self.prog} {places} [options]; --help lists them")
+        places = [str(action.metavar or action.dest).upper() for action in self._get_positional_actions()]
+        raise UsageError(f"{message}\nusage: {' '.join([self.prog, *places])} [options]; --help lists them")

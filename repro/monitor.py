@@ -9,8 +9,11 @@ import platform
 import re
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+
+import psutil
 
 from repro import ReproError, choose, records
 from repro.paths import RUNS
@@ -36,19 +39,18 @@ def state(folder: Path) -> str:
     """complete, stopped, failed, running, or killed: recorded as running, but its process on this machine is gone."""
     recorded = records.read(folder).get("status", "running")
     owner = re.fullmatch(r"process (\d+) on (.*)", _text(folder / "lock"))
-    if recorded == "running" and owner and owner[2] == platform.node() and not _lives(int(owner[1])):
+    if recorded == "running" and owner and owner[2] == platform.node() and not _lives(int(owner[1]), folder / "lock"):
         return "killed"
     return recorded
 
 
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0: none is sent
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True
+def _lives(number: int, lock: Path) -> bool:
+    # The lock itself is not tried: a run that is starting at that moment would believe that another process trains it.
+    with suppress(psutil.NoSuchProcess, OSError):
+        process = psutil.Process(number)
+        later = process.create_time() > lock.stat().st_mtime + 1  # another process, which has got its number
+        return not later and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _text(path: Path) -> str:
@@ -76,7 +78,7 @@ class Pulse:
         if still < limit and not silent:
             return ""
         if not signs:
-            return f"no news for {_duration(still)}"
+            return f"no news for {duration(still)}"
         late = sorted(silent or {rank for rank, sign in signs.items() if sign[2] == "0"} or signs, key=int)
         _, _, _, host, process, where = signs[late[0]]
         others = f" and {len(late) - 1} more" if len(late) > 1 else ""
@@ -124,7 +126,7 @@ def watch(run: str = "", out: Path | str = RUNS, tensorboard: str = "", interval
         elif warned and not wrong:
             line.print("goes on")
         warned = wrong
-        line.update(progress(rows, whole, signs_of_step(folder)) + (f"; {wrong}" if wrong else ""))
+        line.update(progress(rows, whole, _step_now(folder)) + (f"; {wrong}" if wrong else ""))
         time.sleep(interval)
     line.clear()
     return _outcome(folder, now, rows, whole)
@@ -137,7 +139,7 @@ def _whole(record: dict) -> dict:
     return {"steps": steps, "batch": batch, "epochs": steps * batch / recipe["epoch_images"]}
 
 
-def signs_of_step(folder: Path) -> int:
+def _step_now(folder: Path) -> int:
     """The step that the ranks are at, by their heartbeats; 0 if unknown."""
     found = [re.search(r" step (\d+) of ", _text(path)) for path in (folder / "heartbeats").glob("*")]
     return max((int(match[1]) - 1 for match in found if match), default=0)
@@ -152,11 +154,11 @@ def progress(rows: list[dict], whole: dict, step: int = 0) -> str:
     before: dict = rows[-6] if len(rows) > 5 else {"step": 0, "seconds": 0.0}
     if rows and last["seconds"] > before["seconds"] and last["step"] > before["step"]:
         pace = (last["step"] - before["step"]) / (last["seconds"] - before["seconds"])
-        text += f", {pace * whole['batch']:.3g} images/s, about {_duration((whole['steps'] - step) / pace)} left"
+        text += f", {pace * whole['batch']:.3g} images/s, about {duration((whole['steps'] - step) / pace)} left"
     return f"{text}  ({last['stage']})"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
@@ -166,7 +168,7 @@ def _outcome(folder: Path, now: str, rows: list[dict], whole: dict) -> str:
     record = records.read(folder)
     at = f"at epoch {rows[-1]['epoch'] if rows else 0:.4g} of {whole['epochs']:.4g}"
     if now == "complete":
-        return f"complete: top-1 {100 * record['top1'] / record['images']:.2f}% in {_duration(record['seconds'])}: {folder}"
+        return f"complete: top-1 {100 * record['top1'] / record['images']:.2f}% in {duration(record['seconds'])}: {folder}"
     if now == "failed":
         raise ReproError(f"{folder.name} failed {at}: {record['error']}")
     how = "stopped" if now == "stopped" else f"was killed ({_text(folder / 'lock')} is gone)"

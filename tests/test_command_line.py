@@ -35,9 +35,9 @@ OPTIONS = [
         ("train one_model --seeds 0", "unknown option --seeds. Did you mean --seed?"),
         ("train one_model --qqq 0", "unknown option --qqq.\n"),
         ("lr one_model --stps 0", "unknown option --stps. Did you mean --steps?"),  # and not that --steps is missing
-        ("train one_model --shrink smoek", "unknown --shrink 'smoek'. Did you mean smoke? Choose one of: laptop, smoke,"),
-        ("train one_model --precision fp23", "unknown --precision 'fp23'. Did you mean fp32?"),
-        ("train one_model --bn-momentum 0.2", "unknown --bn-momentum 0.2. "),
+        ("train one_model --shrink smoek", "unknown shrink 'smoek'. Did you mean smoke? Choose one of: laptop, smoke,"),
+        ("train one_model --precision fp23", "unknown precision 'fp23'. Did you mean fp32?"),
+        ("train one_model --bn-momentum 0.2", "unknown bn-momentum 0.2. "),
         ("train one_model two_models", "'two_models' is one argument too many"),
         ("train one_model --seed x", "argument --seed: invalid int value: 'x'"),
         ("train", "the following arguments are required: recipe"),
@@ -48,7 +48,7 @@ OPTIONS = [
         ("train one_model --seed -1", "seed is -1: "),
         ("plan one_model --decoders 1000000", "decoders is 1000000: "),
         ("plan one_model --nodes -1", "nodes is -1: "),
-        ("reproduce --profile labtop", "unknown --profile 'labtop'. Did you mean laptop?"),
+        ("reproduce --profile labtop", "unknown profile 'labtop'. Did you mean laptop?"),
         ("probe --model resnet11 --images 2,x", "argument --images: '2,x' is not a list of whole numbers such as 2,4,8"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from repro import engines, records
-from repro.paper import questions, reproduce
+from repro.paper import questions, reproduce, single
 from repro.paths import REFERENCE, ROOT
 
 pytestmark = pytest.mark.slow  # all notebooks, some twice
@@ -89,10 +89,34 @@ def test_every_run_is_complete_and_every_product_is_there(results):
     assert not list(results.glob("**/*.failed.ipynb"))
 
 
-def test_one_line_an_epoch_was_printed(results):
+def test_one_line_a_run_was_printed_and_no_notebook_seems_to_have_failed(results):
     printed = (results / "printed").read_text()
-    epochs = re.findall(r"^epoch +[\d.]+/9\.0  main", printed, flags=re.M)
-    assert len(epochs) >= 8  # resnet50_448nodes alone: about nine epochs
+    lines = re.findall(r"^run (\d+) of (\d+): (\w+), seed 0: top-1 [\d.]+% after \d+ s; (\d+)%", printed, flags=re.M)
+    count = len(TASKS) + 1
+    assert [(int(number), int(total)) for number, total, _, _ in lines] == [(n, count) for n in range(1, count + 1)]
+    assert {name for _, _, name, _ in lines} == {reproduce.DISTRIBUTED, *(task["recipe"] for task in TASKS)}
+    assert int(lines[-1][3]) == 100 and "failed" not in printed and "epoch" not in printed
+    assert len(printed.splitlines()) < count + 12
+
+
+def test_a_second_call_finds_nothing_to_do(results):
+    before = {path: path.stat().st_mtime_ns for path in results.glob("**/*")}
+    done = run(sys.executable, "-X", "importtime", "-m", "repro", "reproduce", "--profile", "smoke", "--results", str(results))
+    assert done.returncode == 0 and "nothing to do: all is as it was made" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"report: {results / 'report' / 'index.html'}"
+    assert not re.search(r"\| +torch$", done.stderr, re.M), "without starting anything"
+    assert {path: path.stat().st_mtime_ns for path in results.glob("**/*")} == before
+
+
+def test_one_table_and_one_figure_alone_are_those_of_the_whole(results, tmp_path):
+    alone = tmp_path / "results"
+    alone.mkdir()
+    (alone / "runs").symlink_to(results / "runs")
+    (alone / "tables").mkdir()
+    single.make("tables", "answers", alone)
+    single.make("figures", "budget", alone, shrink="smoke")
+    for name in ("tables/answers.csv", "figures/budget.csv", "figures/budget.svg"):
+        assert (alone / name).read_bytes() == (results / name).read_bytes(), name
 
 
 def test_the_same_run_by_mpiexec_has_the_same_weights(results, tmp_path):

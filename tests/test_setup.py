@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from repro.paper.profiles import PROFILES
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -70,6 +72,20 @@ def test_make_alone_lists_every_target():
     listed = re.findall(r"^  ([a-z-]+)  +\w", said.stdout, re.M)
     assert listed == targets
     assert set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M)) == set(targets)
+    assert re.findall(r"^  ([a-z]+-NAME)  +\w", said.stdout, re.M) == ["table-NAME", "figure-NAME"]
+
+
+def test_help_lists_each_profile_with_its_cost():
+    said = make("help").stdout
+    listed = dict(re.findall(r"^ {25,}(\w+)  +(\w.*)$", said, re.M))
+    assert listed == {name: profile.about.replace("`", "'") for name, profile in PROFILES.items()}
+
+
+def test_one_table_or_figure_is_a_target():
+    assert ".venv/bin/python -m repro table answers \n" in make("-n", "table-answers").stdout
+    assert (
+        ".venv/bin/python -m repro figure budget --shrink smoke\n" in make("-n", "figure-budget", "ARGS=--shrink smoke").stdout
+    )
 
 
 def test_make_hands_options_on():

@@ -674,7 +674,7 @@ def test_a_bad_input_ends_with_status_2_and_one_line(cli, digits, tmp_path, argu
     defaults = [f"{key}={value}" for key, value in (("--data", digits), ("--out", tmp_path)) if key not in arguments]
     status, stdout, stderr = cli("train", *arguments, *defaults, "--device", "cpu")
     assert (status, stdout) == (2, "")
-    assert re.fullmatch(r"error: .+\n", stderr) and words.format(tmp=tmp_path) in stderr
+    assert re.fullmatch(r"(starting one rank: .+\n)?error: .+\n", stderr) and words.format(tmp=tmp_path) in stderr
 
 
 @pytest.mark.counts_for("parameters")
@@ -717,4 +717,4 @@ def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     comm.world.cache_clear()
     status, stdout, stderr = cli("train", "one_model")
     comm.world.cache_clear()
-    assert (status, stdout) == (2, "") and re.fullmatch(r"error: 2 ranks were started.+\n", stderr)
+    assert (status, stdout) == (2, "") and re.fullmatch(r"starting 2 ranks: .+\nerror: 2 ranks were started.+\n", stderr)

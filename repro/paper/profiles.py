@@ -27,3 +27,4 @@ PROFILES = {
         "digits", "smoke", dict.fromkeys(SMALL, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
     ),
 }
+DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

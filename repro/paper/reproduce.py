@@ -7,75 +7,96 @@ from pathlib import Path
 
 from repro import ReproError, choose, engines, notebooks, records, tidy, watch
 from repro.packed import pack_embedded
-from repro.paper import questions, report, tables
-from repro.paper.profiles import PROFILES
-from repro.paths import REFERENCE, RESULTS, ROOT
+from repro.paper import current, questions, report, tables
+from repro.paper.overall import Overall
+from repro.paper.profiles import DISTRIBUTED, PROFILES
+from repro.paths import REFERENCE, RESULTS
 from repro.recipes import find, shrink
 
-DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster
+STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
 
 
-def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
+def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bool = False) -> Path:
     """Trains the missing runs of a profile and makes its tables, figures and report; returns the report's path.
 
+    If nothing has changed since the last time, nothing is done. With `verbose`, what the notebooks print is printed, too.
     Raises ReproError at the first failure and records.Stopped on a request; a later call continues from there.
     """
     chosen = PROFILES[choose("profile", profile, PROFILES)]
     results = results.resolve()
     began, runs, kept = time.monotonic(), str(results / "runs"), results / "notebooks"
+    page = results / "report" / "index.html"
     pack_embedded(chosen.data)
+    changed = current.difference(profile, results)
+    if not changed:
+        print(f"nothing to do: all is as it was made (delete {results / current.NAME} to make it again)\nreport: {page}")
+        return page
+    overall = Overall(chosen, runs)
+    print(f"{changed}; {len(overall.complete)} of {len(overall.planned)} runs are complete", flush=True)
     shared = dict(data=chosen.data, shrink=chosen.shrink, out=runs, live=False)
     together = min(ranks or notebooks.cores(), shrink(find(DISTRIBUTED), chosen.shrink).passes)
     apart = ranks or notebooks.cores()
-    asked = ", ".join(f"{topic} (n = {number})" for topic, number in chosen.seeds.items())
-    print(f"profile {profile} asks on {chosen.data}: {asked}; {chosen.about}", flush=True)
     with engines.start(together) as cluster:
         joined = {"cluster": cluster.connection_file}
         parameters = {"recipe": DISTRIBUTED, "seeds": [0], **shared, **joined}
-        _run({"10-train": parameters}, kept, cluster)
+        _run({"10-train": parameters}, kept, overall, cluster, verbose)
         scaling = {"results": str(results), **chosen.scaling, **joined}
-        _run({"11-scaling": scaling}, kept, cluster)
+        _run({"11-scaling": scaling}, kept, overall, cluster, verbose)
     with engines.start(apart) as cluster:
         numbers = sorted(set(chosen.seeds.values()), reverse=True)
         for number in numbers:
             topics = [topic for topic, seeds in chosen.seeds.items() if seeds == number]
             parameters = {"topics": topics, "seeds": list(range(number)), **shared, "cluster": cluster.connection_file}
-            _run({"12-questions": parameters}, kept / "-".join(topics) if len(numbers) > 1 else kept, cluster)
+            folder = kept / "-".join(topics) if len(numbers) > 1 else kept
+            _run({"12-questions": parameters}, folder, overall, cluster, verbose)
     for name, table in zip(("runs", "evaluations"), tidy.runs(runs)):
         tables.save(table, results, name)
     tables.save(tables.predictions(runs), results, "predictions")
     made = {"runs": runs, "results": str(results)}
     figures = {"data": chosen.data, "shrink": chosen.shrink, **made}
-    _run({"01-recipes": {"results": str(results)}, "20-tables": made, "21-figures": figures}, kept)
-    page = report.write(results)
-    print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
+    _run({"01-recipes": {"results": str(results)}, "20-tables": made, "21-figures": figures}, kept, overall)
+    report.write(results)
+    current.note(profile, results)
+    print(f"done in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
     return page
 
 
-def _run(parameters: dict[str, dict], kept: Path, cluster: engines.Cluster | None = None) -> None:
+def _run(
+    parameters: dict[str, dict], kept: Path, overall: Overall, cluster: engines.Cluster | None = None, verbose: bool = False
+) -> None:
     """Executes notebooks, by name with their parameters, at the same time; without a cluster they only read and draw."""
+    if watch.asked.is_set():
+        raise records.Stopped(STOPPED)
+    overall.begin(", ".join(parameters))
     # In threads, because papermill handles signals itself where it can, but the first one is only a request to stop.
     with ThreadPoolExecutor(len(parameters)) as pool:
         running = []
         for name, values in parameters.items():
             output = kept / f"{name}.ipynb"
-            print(f"\n== {name} -> {output.relative_to(ROOT) if output.is_relative_to(ROOT) else output}", flush=True)
             timeout = None if cluster else DRAWING
-            running.append(pool.submit(notebooks.execute, name, values, output, log=bool(cluster), timeout=timeout))
+            running.append(pool.submit(notebooks.execute, name, values, output, log=verbose and bool(cluster), timeout=timeout))
         asked = False
         try:
             while wait(running, timeout=engines.POLL).not_done:
-                if watch.asked.is_set() and cluster and not asked:
-                    cluster.ask_to_stop()
+                overall.show()
+                if watch.asked.is_set():
+                    if cluster and not asked:
+                        cluster.ask_to_stop()
                     asked = True
+                    if not overall.training:  # nothing is lost; again and again, since a kernel may only be starting
+                        notebooks.end_kernels()
         except BaseException:  # on a second request; the notebook ends when its kernel does
             notebooks.end_kernels()
             raise
     if watch.asked.is_set():
-        raise records.Stopped("stopped on request; what was trained so far is kept. The same command continues.")
+        for name in parameters:  # it has not failed
+            (kept / f"{name}.failed.ipynb").unlink(missing_ok=True)
+        raise records.Stopped(STOPPED)
     for notebook in running:
         notebook.result()
+    for name in parameters:
+        overall.end(name)
 
 
 KEPT = "tables/*.csv", "figures/*.svg", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"

@@ -1,0 +1,63 @@
+"""Whether a reproduction is current: a small file beside the results has digests of all that went into them and came out."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from repro import records
+from repro.packed import SPLITS, Packed, PackedError, data_folder
+from repro.paper.profiles import PROFILES
+from repro.paths import PUBLISHED, ROOT, replacing
+
+NAME = "reproduced.json"
+CODE = "repro/**/*.py", "data_prep/*.py", "notebooks/*.ipynb"
+RUNS = "runs/*/*.json", "runs/*/*.jsonl", "runs/*/correct/*"
+MADE = "tables/*", "figures/*", "report/*", "bench/*", "notebooks/**/*.ipynb"
+
+
+def difference(profile: str, results: Path) -> str:
+    """What has changed since the last complete reproduction in `results`, in words; "" if nothing has."""
+    try:
+        last = json.loads((results / NAME).read_text())
+    except (OSError, ValueError):
+        return "no reproduction was completed here yet"
+    now = _state(profile, results)
+    changed = [name for name in now if not isinstance(last, dict) or now[name] != last.get(name)]
+    return f"changed since the last time: {', '.join(changed)}" if changed else ""
+
+
+def note(profile: str, results: Path) -> None:
+    """Records that a reproduction is complete."""
+    with replacing(results / NAME) as temporary:
+        temporary.write_text(json.dumps(_state(profile, results), indent=1))
+
+
+def _state(profile: str, results: Path) -> dict[str, str]:
+    return {
+        "profile": profile,
+        "code": _digest(ROOT, CODE),
+        "packages": " ".join(f"{name} {version}" for name, version in records.package_versions().items()),
+        "published numbers": _digest(PUBLISHED, ["*"]),
+        "data": _data(PROFILES[profile].data),
+        "runs": _digest(results, RUNS),
+        "results": _digest(results, MADE),
+    }
+
+
+def _digest(folder: Path, patterns: Iterable[str]) -> str:
+    """SHA-256 over names and contents of files."""
+    total = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _data(name: str) -> str:
+    try:
+        folder = data_folder(name)
+        found = [Packed(folder / f"{split}.lmdb", name, split).manifest["sha256"] for split in SPLITS]
+    except PackedError as error:
+        return str(error)
+    return " ".join(found)

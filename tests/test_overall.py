@@ -1,0 +1,216 @@
+"""What `make reproduce` says on the way, whether it has anything to do, and one table or figure alone: with small files."""
+
+import ast
+import builtins
+import json
+import os
+import platform
+
+import pandas as pd
+import pytest
+
+from repro import ReproError, packed, records
+from repro.paper import current, overall, questions, single, tables
+from repro.paper.profiles import DISTRIBUTED, PROFILES
+
+SMOKE = PROFILES["smoke"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds): lets so many seconds pass."""
+    now = [1000.0]
+    monkeypatch.setattr(overall.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Packed digits, as far as anything here looks at them."""
+    monkeypatch.setattr(packed, "DATA", tmp_path / "data")
+    for split in packed.SPLITS:
+        items = lambda start: [packed.Item(0, b"ink")] * 300  # noqa: E731
+        packed.write(tmp_path / "data" / "digits" / f"{split}.lmdb", "digits", split, ["0"], items)
+
+
+@pytest.fixture
+def reproduction(data, tmp_path, clock):
+    """A smoke reproduction of which nothing is done yet."""
+    (tmp_path / "runs").mkdir()
+    return overall.Overall(SMOKE, tmp_path / "runs")
+
+
+def train(of: overall.Overall, run: overall.Planned, steps: int, status: str = "running", **changed) -> None:
+    """Writes what a run has in its folder after so many steps."""
+    folder = of.runs / f"{run.prefix}{changed.get('code', 'ours')[:8]:0<8}"
+    folder.mkdir(exist_ok=True)
+    facts = {"format": records.FORMAT, "status": status, "code": of.code, "data": {"train": of.data}}
+    facts |= {"top1": 9, "images": 10, "seconds": 40.0} if status == "complete" else {}
+    (folder / "run.json").write_text(json.dumps(facts | changed))
+    (folder / "lock").write_text(f"process {os.getpid()} on {platform.node()}")
+    row = {"step": steps, "epoch": run.epochs * steps / run.steps}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def test_what_is_planned_is_what_the_notebooks_train():
+    full = PROFILES["full"]
+    runs = overall.planned(full, 20_000)
+    wanted = {(DISTRIBUTED, 0)}
+    for topic, seeds in full.seeds.items():
+        wanted |= {(task["recipe"], task["seed"]) for task in questions.tasks("digits", "laptop", range(seeds), [topic])}
+    assert {(run.recipe, run.seed) for run in runs} == wanted and len(runs) == len(wanted)
+    (deep,) = {run.cost for run in runs if run.recipe == "one_deep_model"}
+    (other,) = {run.cost for run in runs if run.recipe == "one_model"}
+    assert deep == overall.DEEP * other
+
+
+def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace(reproduction, clock, capsys):
+    first, second, *others = reproduction.planned
+    reproduction.begin("10-train")
+    assert capsys.readouterr().out == "10-train\n"
+    clock(10)
+    train(reproduction, first, first.steps // 2)
+    reproduction.show()
+    assert capsys.readouterr().out == "" and reproduction.training == [f"{first.recipe} seed 0 at epoch 4 of 9"]
+    clock(10)
+    train(reproduction, first, first.steps, "complete")
+    train(reproduction, second, 0)
+    reproduction.show()
+    work, total = first.steps * first.cost, sum(run.steps * run.cost for run in reproduction.planned)
+    left = 20 * (total - work) / work + sum(overall.NOT_TRAINING.values()) + SMOKE.scaling["seconds"]
+    said = capsys.readouterr().out
+    count = len(reproduction.planned)
+    assert said.startswith(f"run 1 of {count}: {first.recipe}, seed 0: top-1 90.00% after 40 s; {work / total:.0%}, about ")
+    assert said.endswith(f"about {overall.monitor.duration(left)} left\n")
+    clock(10)
+    reproduction.show()
+    assert capsys.readouterr().out == "", "it is not said twice"
+
+
+def test_runs_of_other_code_or_data_or_an_earlier_version_do_not_count(reproduction, clock):
+    first = reproduction.planned[0]
+    train(reproduction, first, first.steps, "complete", code="another")
+    train(reproduction, first, first.steps, "complete", data={"train": "another"})
+    clock(2)
+    reproduction.show()
+    assert not reproduction.complete
+    train(reproduction, first, first.steps, "complete", format=1)
+    clock(2)
+    reproduction.show()
+    assert not reproduction.complete
+    train(reproduction, first, first.steps, "complete")
+    clock(2)
+    reproduction.show()
+    assert reproduction.complete == {first}
+
+
+def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock):
+    """A request to stop would otherwise wait for it."""
+    first = reproduction.planned[0]
+    train(reproduction, first, 3)
+    (lock,) = reproduction.runs.glob("*/lock")
+    lock.write_text(f"process {2**22 + 1} on {platform.node()}")
+    reproduction.show()
+    assert reproduction.training == []
+
+
+# --- Is there anything to do? -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(data, tmp_path, monkeypatch):
+    """A folder of results that is current, and one of code beside it."""
+    for name in ("code/repro/a.py", "code/notebooks/b.ipynb", "results/runs/r/run.json", "results/tables/t.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(current, "ROOT", tmp_path / "code")
+    assert current.difference("smoke", tmp_path / "results") == "no reproduction was completed here yet"
+    current.note("smoke", tmp_path / "results")
+    assert current.difference("smoke", tmp_path / "results") == ""
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize(
+    "name, what",
+    [
+        ("code/repro/a.py", "code"),
+        ("code/notebooks/b.ipynb", "code"),
+        ("results/runs/r/run.json", "runs"),
+        ("results/runs/r/correct/m.npz", "runs"),
+        ("results/tables/t.csv", "results"),
+        ("results/figures/f.svg", "results"),
+    ],
+)
+@pytest.mark.parametrize("change", ["changed", "deleted"])
+def test_whatever_changes_is_found(results, name, what, change):
+    path = results.parent / name
+    if change == "changed":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("2")
+    elif path.exists():
+        path.unlink()
+    else:
+        return
+    assert current.difference("smoke", results) == f"changed since the last time: {what}"
+
+
+def test_another_profile_other_packages_and_other_data_are_changes(results, monkeypatch):
+    assert current.difference("letters", results).startswith("changed since the last time: profile, data")
+    monkeypatch.setattr(records, "package_versions", lambda: {"torch": "0"})
+    assert current.difference("smoke", results) == "changed since the last time: packages"
+    (results / current.NAME).write_text("[]")
+    assert current.difference("smoke", results).startswith("changed since the last time: profile, code")
+    (results / current.NAME).write_text("{")
+    assert current.difference("smoke", results) == "no reproduction was completed here yet"
+
+
+# --- One table or figure ----------------------------------------------------------------------------------------------
+
+
+def test_a_statement_needs_what_defines_its_names_and_what_changes_them_and_shows_nothing():
+    lines = ast.parse(
+        "import os\n"  # 0
+        "import sys\n"
+        "a = os.sep\n"  # 2
+        "b = sys.path\n"
+        "rows = []\n"  # 4
+        "for part in b:\n    rows.append(part)\n"  # 5: it changes rows
+        "rows.append(1)\n"  # an expression: dropped, as what only shows or checks something
+        "c: str = ''\n"
+        "tables.save(a, rows, 'x')\n"  # 8
+    ).body
+    assert single.needed(lines) == [lines[number] for number in (0, 1, 2, 3, 4, 5, 8)]
+
+
+def all_of(kind: str) -> list[str]:
+    with pytest.raises(ReproError) as error:
+        single.make(kind, "?")
+    return str(error.value).rpartition("Choose one of: ")[2].rstrip(".").split(", ")
+
+
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind in ("tables", "figures") for name in all_of(kind)])
+def test_every_table_and_figure_has_all_that_it_needs(kind, name):
+    """Every name that its lines use is defined by them."""
+    for notebook in single.NOTEBOOKS:
+        lines = single.statements(notebook)
+        for last, line in enumerate(lines):
+            if single._saved(line) == (kind, name):
+                chosen = single.needed(lines[: last + 1])
+                used = set.union(*(single._names(line, ast.Load) for line in chosen))
+                defined = set.union(*(single._names(line, ast.Store) for line in chosen))
+                assert used - defined - set(dir(builtins)) == set(), name
+
+
+def test_a_table_is_written_and_nothing_else(tmp_path):
+    made = single.make("tables", "recipes", tmp_path)
+    assert made == [tmp_path / "tables" / "recipes.csv"] == [path for path in tmp_path.rglob("*") if path.is_file()]
+    shown = ["recipe", "global batch", "epochs"]
+    whole = tables.recipes()
+    assert pd.read_csv(made[0])[shown].equals(
+        whole[whole.recipe.isin(pd.read_csv(made[0]).recipe)][shown].reset_index(drop=True)
+    )
+
+
+def test_a_parameter_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ReproError, match="dta is no parameter here; there are: runs, data, shrink, results"):
+        single.make("figures", "time_to_train", tmp_path, dta="digits")

@@ -72,7 +72,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS) -> Path:
     made = {"runs": runs, "results": str(results)}
     figures = {"data": chosen.data, "shrink": chosen.shrink, **made}
     _run({"01-recipes": {"results": str(results)}, "20-tables": made, "21-figures": figures}, kept)
-    page = report.write(results)
+    page = report.write(results, chosen.data, chosen.shrink)
     print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
     return page
 
@@ -117,6 +117,7 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     for pattern in (
         "tables/*.csv",
         "figures/*.svg",
+        "figures/*.pdf",
         "figures/*.csv",
         "report/index.html",
         "bench/*.json",

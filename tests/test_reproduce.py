@@ -37,7 +37,8 @@ def results(tmp_path_factory):
 
 def test_what_is_kept_is_small_and_complete(tmp_path):
     results, reference = tmp_path / "results", tmp_path / "reference"
-    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "runs/a/correct/m.npz", "figures/answers.svg"]
+    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "runs/a/correct/m.npz"]
+    kept += ["figures/answers.svg", "figures/answers.pdf"]
     left = ["tables/evaluations.csv", "runs/a/snapshots/main.safetensors", "runs/b/correct/m.npz", "figures/answers.png"]
     for name in kept + left:
         (results / name).parent.mkdir(parents=True, exist_ok=True)

@@ -76,11 +76,7 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
             _marked(_read(results, "time_to_train")),
             ["run", "year", "hardware", "global_batch", "epochs", "minutes", "images_per_s", "top1", "source"],
         ),
-        "measured": _table(
-            measured.assign(band=_intervals(measured, ".3f")),
-            ["model", "ranks", "images", ("n", "n_steps"), "seconds", "band", "seconds_MODEL", ("images_per_s", "step_rate")]
-            + ["efficiency"],
-        ),
+        "measured": _measured(measured),
         "papers_nodes": _papers_nodes(_read(results, "scaling_papers_nodes")),
         "between": _between(_read(results, "scaling_published")),
         "checks": _table(
@@ -187,6 +183,12 @@ def _marked(peers: pd.DataFrame) -> pd.DataFrame:
     return peers.assign(images_per_s=texts)
 
 
+def _measured(table: pd.DataFrame) -> Table:
+    columns: list[str | tuple[str, str]] = ["model", "ranks", "images", ("n", "n_steps"), "seconds", "band", "seconds_MODEL"]
+    columns += [("images_per_s", "step_rate"), "efficiency"]
+    return _table(table.assign(band=_intervals(table, ".3f")), columns)
+
+
 def _papers_nodes(table: pd.DataFrame) -> Table:
     band = [f"{row.efficiency:.0f} ({_interval(row.efficiency_low, row.efficiency_high, '.0f')})" for row in table.itertuples()]
     columns = ["nodes", "images", "buckets", "images_per_s", "efficiency_text", "efficiency_48_cores", "minutes_90"]
@@ -198,7 +200,13 @@ def _between(table: pd.DataFrame) -> Table:
         f"{row.images_per_s:,.0f} ({_interval(row.images_per_s_low, row.images_per_s_high, ',.0f')})"
         for row in table.itertuples()
     ]
-    columns = ["known", ("predicted", "predicted_run"), "rate_text", ("published", "published_rate"), "error_percent"]
+    columns: list[str | tuple[str, str]] = [
+        "known",
+        ("predicted", "predicted_run"),
+        "rate_text",
+        ("published", "published_rate"),
+        "error_percent",
+    ]
     return _table(table.assign(rate_text=band), columns)
 
 

@@ -38,6 +38,7 @@ def results(tmp_path_factory):
 def test_what_is_kept_is_small_and_complete(tmp_path):
     results, reference = tmp_path / "results", tmp_path / "reference"
     kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "runs/a/correct/plain.npz", "figures/answers.svg"]
+    kept += ["figures/answers.pdf"]
     left = [
         "tables/evaluations.csv",
         "runs/a/snapshots/main.safetensors",
@@ -84,7 +85,7 @@ def test_every_run_is_complete_and_every_product_is_there(results):
     ):
         assert (results / "tables" / f"{name}.csv").stat().st_size > 100
     for name in ("learning_rates", "training_curves", "budget", "headline", "answers", "time_to_train", "scaling"):
-        for suffix in ("svg", "png", "csv"):
+        for suffix in ("svg", "pdf", "png", "csv"):
             assert (results / "figures" / f"{name}.{suffix}").stat().st_size > 100
     assert not list(results.glob("**/*.failed.ipynb"))
 
@@ -156,20 +157,21 @@ def test_the_ensemble_counts_of_the_command_line_are_those_of_the_notebook(resul
 
 def test_the_report_stands_alone(results):
     page = (results / "report" / "index.html").read_text()
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
-    assert page.count("<img ") == 6 and "not resolved" in page and "not run" in page
-    assert page.index('class="published"') < page.index('class="own"')
+    assert not re.search(r"""src=|href=["'](?!#|https://arxiv.org/abs/1711.04291"|https://github.com/sara-nl/caffe")""", page)
+    assert page.count("<figure ") == 9 and "not resolved" in page and "NOT-RUN" in page
+    assert "Their accuracies mean nothing" in page and "Other runs found" not in page
 
 
 def test_the_run_of_all_ranks_was_predicted_and_the_report_shows_the_error(results):
     table = pd.read_csv(results / "tables" / "predictions.csv")
     assert list(table.recipe) == [reproduce.DISTRIBUTED, "all"] and table.error.notna().all()
-    assert "Predicted and measured time" in (results / "report" / "index.html").read_text()
+    assert "as forecast by a probe beforehand" in (results / "report" / "index.html").read_text()
 
 
 def test_what_the_scaling_model_says_is_labelled_and_apart_from_what_was_measured(results):
     page = (results / "report" / "index.html").read_text()
-    assert page.index("Scaling</h2>") < page.index('class="model"') < page.index("Nothing in this section was measured")
+    section = page[page.index('<section id="scaling">') :]
+    assert section.count('class="badge model"') >= 3 and "What is labelled MODEL was not measured" in section
     assert set(pd.read_csv(results / "tables" / "scaling_model.csv").label) == {"MODEL"}
     assert set(pd.read_csv(results / "tables" / "scaling_measured.csv").label) == {"measured"}
     assert set(pd.read_csv(results / "figures" / "scaling.csv").label) == {"MODEL", "measured", "published"}
@@ -190,7 +192,7 @@ def test_the_report_opens_in_a_browser(results, tmp_path):
     ]
     run(CHROMIUM, *flags, "--window-size=1100,6000", f"--screenshot={picture}", page.as_uri(), timeout=90)
     pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
-    for colour in ((244, 241, 234), (238, 243, 246), (1, 115, 178)):  # the two sections' grounds; the palette's blue
+    for colour in ((244, 244, 242), (0, 114, 178), (213, 94, 0)):  # the contents' ground; the palette's blue and vermilion
         assert (np.abs(pixels - np.array(colour)).max(1) <= 3).sum() > 500, colour
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import repro
 from repro import ReproError, recipes, records
-from repro.paper import figures, names, questions, report, tables
+from repro.paper import figures, names, questions, tables
 
 from conftest import python
 
@@ -369,17 +369,6 @@ def test_rates_show_both_sides_of_each_joint():
 def test_without_runs_the_error_names_the_command(tmp_path):
     with pytest.raises(ReproError, match="make reproduce"):
         tables.runs_or_reference(str(tmp_path))
-
-
-# --- The report -------------------------------------------------------------------------------------------------------
-def test_findings_leave_out_what_there_is_not(tmp_path):
-    for seed in range(2):
-        for base in ("one_model", "five_members"):
-            write_run(tmp_path / "runs", base, seed)
-    tables.save(answered(tmp_path / "runs"), tmp_path, "answers")
-    said = report._findings(report._table(tmp_path, "answers"))
-    assert "nan" not in said and "interval" not in said and "not run" not in said
-    assert said.count(f"(digits, {SHRINK}: ") == said.count(", n = 2; ") == 4
 
 
 def test_the_parts_of_a_step_are_drawn_as_long_as_they_take():

@@ -56,7 +56,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bo
     made = {"runs": runs, "results": str(results)}
     figures = {"data": chosen.data, "shrink": chosen.shrink, **made}
     _run({"01-recipes": {"results": str(results)}, "20-tables": made, "21-figures": figures}, kept, overall)
-    report.write(results)
+    report.write(results, chosen.data, chosen.shrink)
     current.note(profile, results)
     print(f"done in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
     return page
@@ -99,7 +99,7 @@ def _run(
         overall.end(name)
 
 
-KEPT = "tables/*.csv", "figures/*.svg", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"
+KEPT = "tables/*.csv", "figures/*.svg", "figures/*.pdf", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:

@@ -1,0 +1,182 @@
+"""The report as a page: numbered figures and tables, contents that lead somewhere, no nan, and no markup from files."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from repro.paper import names, questions, report, svg
+
+from conftest import ROOT
+
+REFERENCE = ROOT / "results" / "reference"
+HOSTILE = "<img src=x onerror=alert(1)>"
+PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 518 200">
+<defs><style type="text/css">*{color: red}</style><path id="m1" d="M 0 0"/></defs><clipPath id="p1"><rect/></clipPath>
+<g id="axes_1"><g clip-path="url(#p1)"><use xlink:href="#m1" style="fill: #0072b2; stroke: #222222"/></g>
+<text style="fill: #222222">a &lt;b&gt; of a picture</text></g></svg>"""
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements with their attributes, ids, links, and the text of each figure and table cell."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.cells, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+    def all(self, tag, name=None):
+        return [attributes.get(name) if name else attributes for found, attributes in self.elements if found == tag]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The reference's tables, and a picture for every figure."""
+    shutil.copytree(REFERENCE / "tables", tmp_path / "tables")
+    (tmp_path / "figures").mkdir()
+    for name in ("headline", "learning_rates", "answers-collapse", "budget", "training_curves"):
+        (tmp_path / "figures" / f"{name}.svg").write_text(PICTURE)
+    return tmp_path
+
+
+def change(results, name, **columns):
+    path = results / "tables" / f"{name}.csv"
+    table = pd.read_csv(path)
+    for column, value in columns.items():
+        table[column] = value(table[column]) if callable(value) else value
+    table.to_csv(path, index=False)
+
+
+def page_of(results, *arguments):
+    text = report.write(results, *arguments).read_text()
+    page = Page(text)
+    assert page.open == [], "every element is closed"
+    return text, page
+
+
+def test_every_figure_has_a_number_a_caption_and_a_description_and_every_table_a_number(results):
+    text, page = page_of(results)
+    assert len(page.all("figure")) == len(page.all("figcaption")) == len(page.all("svg")) == 5
+    assert all(len(alt) > 20 for alt in page.all("svg", "aria-label")) and set(page.all("svg", "role")) == {"img"}
+    for word, number in (("Figure", 5), ("Table", len(page.all("table")))):
+        assert [int(found) for found in re.findall(rf"<b>{word} (\d+)\.</b>", text)] == list(range(1, number + 1))
+    assert len(page.all("caption")) == len(page.all("table")) >= 10
+
+
+def test_contents_and_links_lead_somewhere_and_no_id_occurs_twice(results):
+    _, page = page_of(results)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    inside = [link for link in page.all("a", "href") if link.startswith("#")]
+    assert len(inside) >= 8 and {link[1:] for link in inside} <= set(ids)
+    outside = {link for link in page.all("a", "href") if not link.startswith("#")}
+    assert outside == {"https://arxiv.org/abs/1711.04291", "https://github.com/sara-nl/caffe"}
+    assert not page.all("script") and not page.all("link") and not page.all("img")
+
+
+def test_what_is_missing_is_an_empty_cell_and_whose_number_it_is_is_a_word(results):
+    text, page = page_of(results)
+    assert not re.search(r"\b(nan|NaN|None|inf)\b", text)
+    assert all(not re.fullmatch(r"nan|\[.*\]|<.*>", cell) for cell in page.cells)
+    for caption in re.findall(r"<(?:fig)?caption>(.*?)</(?:fig)?caption>", text, re.S):
+        assert re.search(r'class="badge (published|own|model)">(PUBLISHED|OWN|MODEL)<', caption), caption
+
+
+def test_columns_have_names_for_people_and_cells_say_their_column_on_a_narrow_window(results):
+    text, page = page_of(results)
+    headings = re.findall(r'<th scope="col" class="[\w ]+">(.*?)</th>', text)
+    assert headings and not any("_" in heading for heading in headings)
+    assert all(page.all("td", "data-label"))
+
+
+def test_two_runs_give_no_interval_and_no_nan(results):
+    change(
+        results, "answers", n=lambda n: n.clip(upper=2), n_other=lambda n: n.clip(upper=2), low=float("nan"), high=float("nan")
+    )
+    text, _ = page_of(results)
+    assert "nan" not in text and "n = 2 seeds" in text
+    findings = text[text.index('<section id="findings">') : text.index('<section id="scaling">')]
+    assert 'data-label="95% interval"' not in findings
+
+
+def test_names_from_files_are_text(results):
+    for name, column in (("runs", "folder"), ("answers", "claim"), ("ledger", "ours"), ("accuracy", "members")):
+        change(results, name, **{column: lambda values: values.where(values.isna(), HOSTILE)})
+    change(results, "runs", processor=HOSTILE)
+    text, page = page_of(results)
+    assert not page.all("img") and not any("onerror" in attributes for _, attributes in page.elements)
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 50
+
+
+def test_runs_that_are_not_of_the_profile_are_listed_at_the_end_and_nowhere_else(results):
+    path = results / "tables" / "runs.csv"
+    runs = pd.read_csv(path)
+    stray = runs.iloc[[0]].assign(folder="a-stray-run", shrink="laptop-few")
+    pd.concat([runs, stray, runs.iloc[[1]].assign(folder="half-a-run", status="stopped")]).to_csv(path, index=False)
+    text, _ = page_of(results)
+    start = text.index('<section id="others">')
+    assert "Other runs found" in text[start:] and text.count("a-stray-run") == text.count("half-a-run") == 1
+    assert text.index("a-stray-run") > start and f"{len(runs)} complete runs" in text
+
+
+def test_a_page_of_another_data_set_shows_none_of_these_runs(results):
+    text, page = page_of(results, "letters", "laptop")
+    assert "No complete run of this data set and size answers a question yet." in text
+    assert "There are no complete runs" in text and not re.search(r'href="#finding-', text)
+
+
+def test_commands_name_notebooks_and_targets_that_exist(results):
+    text, _ = page_of(results)
+    for notebook in re.findall(r"notebooks/([\w-]+)\.ipynb", text):
+        assert (ROOT / "notebooks" / f"{notebook}.ipynb").exists()
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"\bmake ([\w-]+)", text)) <= set(targets)
+
+
+def test_an_svg_becomes_part_of_the_page_with_ids_of_its_own_and_the_pages_colours():
+    inline = svg.inline(PICTURE, "one", 'a "picture"')
+    assert 'id="one-m1"' in inline and 'href="#one-m1"' in inline and "url(#one-p1)" in inline and "axes_1" not in inline
+    assert "var(--blue)" in inline and "var(--ink)" in inline and "#222222" not in inline and "<style" not in inline
+    assert "a &lt;b&gt; of a picture</text>" in inline and 'aria-label="a &quot;picture&quot;"' in inline
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<script>alert(1)</script>",
+        "<foreignObject><iframe src='http://x'/></foreignObject>",
+        "<image href='http://x/y.png'/>",
+        "<path onload='alert(1)'/>",
+        "<use href='http://x/y.svg#z'/>",
+        "<g style='fill: url(http://x/y.svg#z)'/>",
+        "<a href='javascript:alert(1)'><text>x</text></a>",
+        "<style>@import 'http://x/y.css';</style>",
+    ],
+)
+def test_of_an_svg_only_shapes_and_text_are_kept(hostile):
+    inline = svg.inline(PICTURE.replace("</svg>", f"{hostile}</svg>"), "one", "a picture")
+    assert not re.search(r"script|iframe|http|alert|import|image", inline)
+
+
+def test_every_column_of_the_page_and_every_topic_has_a_name():
+    assert set(names.TOPICS) == set(questions.TOPICS)
+    assert set(names.LOOKS) >= {"supported", "contradicted", "equivalent", "not resolved"}

@@ -18,7 +18,7 @@ from repro import notebooks
 
 from conftest import ROOT
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: `pip install playwright`, or EXTRAS=browser")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: `make setup` installs it")
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run"]
 FLAGS += ["disable-background-networking", "disable-component-update", "disable-sync"]
@@ -42,8 +42,8 @@ def lab(tmp_path):
     token = secrets.token_hex(8)
     # The announcements are as `make lab` has them; no setting of this user's is read or written.
     (tmp_path / "config" / "labconfig").mkdir(parents=True)
-    disabled = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-    (tmp_path / "config" / "labconfig" / "page_config.json").write_text(json.dumps(disabled))
+    written = re.search(r"labconfig/page_config.json: .*\n.*\n\t@echo '(.*)' >\$@", (ROOT / "Makefile").read_text())
+    (tmp_path / "config" / "labconfig" / "page_config.json").write_text(written[1])
     private = {"JUPYTER_CONFIG_DIR": "config", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
     options = ["--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", f"--IdentityProvider.token={token}"]
     with open(tmp_path / "lab.log", "w") as log:

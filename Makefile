@@ -103,9 +103,18 @@ bench-size: .venv/options  ## test the models of make reproduce on digits of oth
 bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (half an hour; run nothing beside it)
 	.venv/bin/python -m bench.scaling
 
-# The address is loopback whatever the user's configuration is; the token is Jupyter's own.
-lab: .venv/options  ## open the notebooks in JupyterLab, on this machine only
-	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m jupyterlab --ServerApp.ip=127.0.0.1 $(ARGS) notebooks
+# The address is loopback whatever the user's configuration is; the token is Jupyter's own. Jupyter refuses to run as root,
+# as who is in a container often does, unless it is told to.
+lab: .venv/options .venv/etc/jupyter/labconfig/page_config.json  ## open the notebooks in JupyterLab, on this machine only
+	@echo "lab: JupyterLab opens in your browser, or open the address that it prints; Ctrl-C here ends it$(if $(AS_ROOT), (as root))"
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m jupyterlab --ServerApp.ip=127.0.0.1 $(AS_ROOT) $(ARGS) notebooks
+
+AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# JupyterLab would ask each user about news of its own.
+.venv/etc/jupyter/labconfig/page_config.json: .venv/options
+	@mkdir -p $(@D)
+	@echo '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}' >$@
 
 # Versions that still fit are kept; ARGS=--upgrade updates them. A machine's own indexes, links and torch builds are ignored.
 lock: | .venv/bin/uv  ## pin the dependencies of pyproject.toml, with hashes, for all platforms
@@ -113,14 +122,14 @@ lock: | .venv/bin/uv  ## pin the dependencies of pyproject.toml, with hashes, fo
 	  .venv/bin/uv pip compile --quiet --no-config --universal --generate-hashes --custom-compile-command "make lock" \
 	  --extra mpich --extra test --extra dev $(ARGS) --output-file requirements.lock pyproject.toml
 
-# The report's test opens the page in a browser and is skipped without one, so nothing here may fail.
-browser:  ## install Chromium for the report's test with apt-get, where possible
+# Tests open the report and JupyterLab in a browser and are skipped without one, so nothing here may fail.
+browser:  ## install Chromium for the tests of report and JupyterLab with apt-get, where possible
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "browser: no Chromium on PATH, the report's test will be skipped"; exit 0; fi; \
+	  echo "browser: no Chromium on PATH, the tests that open one will be skipped"; exit 0; fi; \
 	echo "browser: installing Chromium with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
 	{ timeout 120 apt-get update -qq && timeout 480 apt-get install -qq --yes --no-install-recommends chromium; } \
-	  </dev/null >/dev/null 2>&1 || echo "browser: apt-get could not install Chromium, the report's test will be skipped"
+	  </dev/null >/dev/null 2>&1 || echo "browser: apt-get could not install Chromium, the tests that open one will be skipped"
 
 clean:  ## remove caches and build leftovers
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*

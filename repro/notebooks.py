@@ -302,7 +302,7 @@ def _share(plans: list[dict]) -> float:
 
 
 def _reached(plan: dict) -> str:
-    return f"epoch {progress.saved_step(plan['folder']) * plan['epochs'] / plan['iterations']:.1f} of {plan['epochs']:.4g}"
+    return f"epoch {progress.saved_step(plan['folder']) * plan['epochs'] / plan['iterations']:.1f} of {plan['epochs']:.1f}"
 
 
 def complete() -> None:

@@ -117,7 +117,7 @@ def _outcome(folder: Path) -> str:
     if run["status"] == "complete":
         return f"complete, after {run['seconds']:.0f} seconds of training: top-1 {100 * run['top1'] / run['images']:.2f}%"
     recipe = recipe_of(run)
-    reached = f"epoch {recipe.epochs(saved_step(folder)):.1f} of {recipe.epochs():.4g}"
+    reached = f"epoch {recipe.epochs(saved_step(folder)):.1f} of {recipe.epochs():.1f}"
     ended = {"stopped": "stopped", "failed": f"failed ({run.get('error')})"}.get(run["status"], "its process has ended")
     return f"{ended}; {reached} is saved, and the same command continues from there"
 

@@ -411,7 +411,7 @@ def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_c
     kernel.manager.interrupt_kernel()
     assert not kernel.follow(timeout=SOON)
     assert time.monotonic() - began < SOON
-    stopped = re.fullmatch(r"stopped at epoch (\d\.\d) of 8\.\d+, saved; run this cell again to continue", kernel.error.shown)
+    stopped = re.fullmatch(r"stopped at epoch (\d\.\d) of 8\.2, saved; run this cell again to continue", kernel.error.shown)
     assert stopped and kernel.error.kind == "Stopped"
     (folder,) = tmp_path.glob("collapsed_ensemble-*")
     assert list((folder / "checkpoints").glob("*.json"))

@@ -289,7 +289,7 @@ def test_live_says_what_has_become_of_a_run(folder, tmp_path, capsys):
         folder.record(status=status, error="Disk: full")
         (folder.path / "lock").write_text(f"process 999999999 on {platform.node()}")
         repro.live(folder.path)
-        saved = "epoch 1.9 of 8.213 is saved, and the same command continues from there"
+        saved = "epoch 1.9 of 8.2 is saved, and the same command continues from there"
         assert capsys.readouterr().out.splitlines()[-1] == f"trial: {said}; {saved}"
     repro.live(folder.path.parent)
     assert capsys.readouterr().out == f"no run is being trained in {folder.path.parent}\n"

@@ -102,8 +102,10 @@ def test_jupyter_keeps_its_token_and_its_address():
     assert [
         path.name
         for path, content in text.items()
-        if "allow-root" in content and not path.name.startswith("test_") and path.name != "engines.py"
+        if "allow-root" in content and not path.name.startswith("test_") and path.name not in ("engines.py", "Makefile")
     ] == []  # Open MPI's mpiexec has an option of that name too
+    makefile = text[ROOT / "Makefile"]
+    assert makefile.count("--allow-root") == makefile.count("$(if $(filter 0,$(shell id -u)),--allow-root)") == 1
 
 
 @contextmanager

@@ -1,0 +1,155 @@
+"""00-start-here in JupyterLab, in a real browser: run, interrupted, continued, to its last table."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from repro import notebooks
+
+from conftest import ROOT
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: `make setup` installs it")
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+FLAGS = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run"]
+FLAGS += ["disable-background-networking", "disable-component-update", "disable-sync"]
+PATIENCE = 240  # seconds for anything to appear, on a busy machine
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `make browser` installs it")]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of JupyterLab with a copy of the notebook, whose runs go into `tmp_path`."""
+    (tmp_path / "notebooks").mkdir()
+    book = (notebooks.FOLDER / "00-start-here.ipynb").read_text()
+    default = json.dumps('out: str = ""')[1:-1]
+    assert default in book
+    book = book.replace(default, json.dumps(f'out: str = "{tmp_path / "runs"}"')[1:-1])
+    (tmp_path / "notebooks" / "tour.ipynb").write_text(book)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(8)
+    # The announcements are as `make lab` has them; no setting of this user's is read or written.
+    (tmp_path / "config" / "labconfig").mkdir(parents=True)
+    written = re.search(r"labconfig/page_config.json: .*\n.*\n\t@echo '(.*)' >\$@", (ROOT / "Makefile").read_text())
+    (tmp_path / "config" / "labconfig" / "page_config.json").write_text(written[1])
+    private = {"JUPYTER_CONFIG_DIR": "config", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    options = ["--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", f"--IdentityProvider.token={token}"]
+    with open(tmp_path / "lab.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options, "--allow-root", str(tmp_path / "notebooks")],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **{name: str(tmp_path / folder) for name, folder in private.items()}},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/lab/tree/tour.ipynb?token={token}"
+    finally:
+        server.send_signal(signal.SIGTERM)  # it ends its kernels, and they their engines
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def page(lab, tmp_path):
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS])
+        # So tall that the whole notebook is visible: JupyterLab does not draw cells that are not.
+        page = browser.new_page(viewport={"width": 1300, "height": 3500})
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(lab)
+        yield page
+        page.screenshot(path=tmp_path / "last.png")
+        browser.close()
+
+
+def run_all(page) -> None:
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def cell_of(page, source: str):
+    """The code cell that contains this text."""
+    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=source))
+
+
+def output_of(cell) -> str:
+    return "\n".join(cell.locator(".jp-OutputArea-output").all_inner_texts())
+
+
+def wait_for(what, seconds=PATIENCE):
+    """Waits until `what()` is true, and returns it."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "not seen"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_user_runs_the_tour_interrupts_it_and_continues(page, tmp_path):
+    cell_of(page, "notebooks.complete()").wait_for()  # cells are drawn one after the other
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
+    training, picture = cell_of(page, "notebooks.train("), cell_of(page, "progress.schedule(")
+    began = time.monotonic()
+    run_all(page)
+    picture.locator("img").wait_for()
+    print(f"first picture after {time.monotonic() - began:.1f} s")
+    assert not training.locator("img").count(), "the first picture comes before the engines are there"
+
+    # The bar and the figure move.
+    figure = training.locator("img")
+    figure.wait_for()
+    first = figure.get_attribute("src")
+    wait_for(lambda: re.search(r"[1-9]\d*%.*images/s.*loss \d", output_of(training)))
+    print(f"first losses after {time.monotonic() - began:.1f} s")
+    wait_for(lambda: figure.get_attribute("src") != first)
+    page.screenshot(path=tmp_path / "training.png")
+
+    # One line ends the interrupted cell, and the bar stays where it was.
+    page.locator('[data-jp-item-name="interrupt"]').locator("jp-button").click()
+    error = training.locator('[data-mime-type="application/vnd.jupyter.stderr"]')
+    error.wait_for()
+    told = error.inner_text().strip()
+    stopped = re.fullmatch(r"stopped at epoch (\d\.\d) of 8\.2, saved; run this cell again to continue", told)
+    assert stopped, told
+    page.screenshot(path=tmp_path / "interrupted.png")
+
+    # The next Run All continues, with one bar that updates in place.
+    run_all(page)
+    wait_for(lambda: f"continuing at epoch {stopped[1]} of 8.2" in output_of(training))
+    end = cell_of(page, "notebooks.complete()")
+    wait_for(lambda: notebooks.MARK in output_of(end))
+    shown = output_of(training)
+    assert shown.count("images/s") == 1 and "100%" in shown, shown
+    assert not page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count()
+    page.screenshot(path=tmp_path / "end.png")
+
+    rows = cell_of(page, "pd.DataFrame").locator("tbody tr").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == [
+        "init", "cyc1", "collapse1", "cyc2", "collapse2", "cyc3", "collapse3", "ensemble"
+    ]  # fmt: skip
+    verdict = output_of(cell_of(page, "resolves nothing"))
+    assert re.match(r"The ensemble has \d+\.\d\d%, \d+\.\d\d points (above|below) collapse\d, its best member", verdict)
+    assert not page.locator(".jp-toast, .Toastify__toast").count(), "nothing pops up"

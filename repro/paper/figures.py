@@ -346,25 +346,26 @@ def step_parts(table: pd.DataFrame) -> plt.Figure:
 
     Expects `tables.on_the_papers_nodes`. The parts are medians over what was not published, so they need not add up exactly.
     """
-    figure, all_axes = plt.subplots(1, 2, figsize=(9, 2.9), sharey=True)
-    parts = (("compute", "0.35", "computing"), ("waiting", "C1", "waiting for the slowest"), ("allreduce", "C0", "allreduce"))
+    figure, all_axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.3), sharey=True)
+    parts = (("compute", GREY, "computing"), ("waiting", names.ORANGE, "waiting"), ("allreduce", names.BLUE, "allreduce"))
     for axes, (images, rows) in zip(all_axes, table.groupby("images")):
-        names = []
+        labels = []
         for position, row in enumerate(rows.itertuples()):
-            names.append(f"{row.nodes} nodes, " + ("overlapped" if row.buckets > 1 else "nothing hidden"))
+            labels.append(f"{row.nodes} nodes, " + ("overlapped" if row.buckets > 1 else "nothing hidden"))
             left = 0.0
-            for part, colour, _ in parts:
-                axes.barh(position, 1000 * getattr(row, part), left=left, color=colour, height=0.7)
-                left += 1000 * getattr(row, part)
-            axes.annotate(f" {row.efficiency:.0f}%", (left, position), va="center", fontsize=9)
-        axes.set_yticks(range(len(names)), names, fontsize=9)
-        axes.set(xlabel="ms per step (MODEL), and efficiency", title=f"{images} images per process")
-        axes.set_ylim(len(names) - 0.4, -0.6)
+            for part, colour, label in parts:
+                width = 1000 * getattr(row, part)
+                axes.barh(position, width, left=left, color=colour, height=0.7)
+                if position == 0:  # where nothing is hidden, all parts are to be seen
+                    place, side = {"waiting": (left + width, "right"), "allreduce": (left, "left")}.get(part, (0, "left"))
+                    axes.annotate(label, (place, -0.5), ha=side, color=colour, fontsize=SMALL)
+                left += width
+            axes.annotate(f" {row.efficiency:.0f}%", (left, position), va="center", fontsize=SMALL)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(xlabel="ms a step, and efficiency (MODEL)", title=f"{images} images per process")
+        axes.set_ylim(len(labels) - 0.4, -1.1)
         axes.margins(x=0.16)
         axes.grid(axis="y", visible=False)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour, _ in parts]
-    figure.legend(handles, [name for _, _, name in parts], ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.94), fontsize=9)
-    figure.tight_layout()
     return figure
 
 

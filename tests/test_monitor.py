@@ -12,10 +12,14 @@ import time
 import pytest
 
 from repro import ReproError, monitor, records
+from repro.paths import REFERENCE
 
-from conftest import SMOKE, launch, python
+from conftest import launch, python
 
-RECIPE = {"workers": 4, "images_per_worker": 8, "epoch_images": 320, "stages": [{"iterations": 60}, {"iterations": 40}]}
+KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
+STAGES = [{"name": "main", "iterations": 60, "member": False}, {"name": "collapse", "iterations": 40, "member": True}]
+RECIPE = KNOWN["recipe"] | {"workers": 4, "images_per_worker": 8, "epoch_images": 320, "stages": STAGES}
+COUNTS = {"images": 64, "top1": 30, "top5": 60}
 START = "2020-02-02T02:02:02+00:00"
 
 
@@ -35,7 +39,8 @@ def folder(tmp_path):
 
 
 def record(folder, status: str, **more) -> None:
-    facts = {"format": records.FORMAT, "recipe": RECIPE, "start": START, "ranks": 2, "host": "here"}
+    facts = KNOWN | {"recipe": RECIPE, "start": START, "ranks": 2, "host": "here"}
+    facts |= {"ends": {stage["name"]: COUNTS for stage in STAGES}, "seconds": 50.0, **COUNTS}
     (folder / "run.json").write_text(json.dumps(facts | {"status": status} | more))
 
 
@@ -67,7 +72,7 @@ def test_rows_are_printed_as_they_come_until_the_run_ends(folder, capsys):
         time.sleep(0.2)
         add(folder, row(60), row(100, top1=30, top5=60, images=64, loss=1.5))
         time.sleep(0.05)
-        record(folder, "complete", top1=30, images=64, seconds=50.0)
+        record(folder, "complete")
 
     thread = threading.Thread(target=train)
     thread.start()
@@ -184,14 +189,15 @@ def test_a_terminal_gets_a_line_that_is_written_over(folder):
     assert printed.rstrip().endswith(f"{folder.name} stopped at epoch 3 of 10; the command that started it continues it")
 
 
-def test_watching_needs_no_torch_and_the_run_takes_no_notice(whole):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+def test_watching_needs_no_torch_and_the_run_takes_no_notice(folder):
+    add(folder, *(row(step) for step in range(1, 16)))
+    record(folder, "complete")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     code = "import sys; sys.modules['torch'] = sys.modules['mpi4py'] = None; from repro.__main__ import main; sys.exit(main())"
-    said = python("-c", code, "watch", whole.name, "--out", whole.parent)
+    said = python("-c", code, "watch", folder.name, "--out", folder.parent)
     assert said.returncode == 0, said.stderr
-    assert len(said.stdout.splitlines()) == monitor.EARLIER + 2 and "complete: top-1 " in said.stdout
-    assert said.stdout.splitlines()[0].startswith(f"{SMOKE['recipe']}-smoke-digits-seed5-")
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    assert len(said.stdout.splitlines()) == monitor.EARLIER + 2 and "complete: top-1 46.88% in 50 s" in said.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_event_files_have_the_rows_and_twice_is_once(folder, tmp_path):
@@ -199,7 +205,7 @@ def test_event_files_have_the_rows_and_twice_is_once(folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     add(folder, row(10), row(30, top1=30, top5=60, images=64, loss=1.5))
-    record(folder, "complete", top1=30, images=64, seconds=50.0)
+    record(folder, "complete")
     for _ in range(2):
         monitor.watch(str(folder), tensorboard=str(tmp_path / "board"))
     events = EventAccumulator(str(tmp_path / "board" / folder.name)).Reload()

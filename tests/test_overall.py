@@ -5,15 +5,19 @@ import builtins
 import json
 import os
 import platform
+import threading
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from repro import ReproError, packed, records
-from repro.paper import current, overall, questions, single, tables
+from repro import ReproError, notebooks, packed, records, watch
+from repro.paper import current, overall, questions, reproduce, single, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
+from repro.paths import REFERENCE
 
 SMOKE = PROFILES["smoke"]
+KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
 
 
 @pytest.fixture
@@ -44,11 +48,11 @@ def train(of: overall.Overall, run: overall.Planned, steps: int, status: str = "
     """Writes what a run has in its folder after so many steps."""
     folder = of.runs / f"{run.prefix}{changed.get('code', 'ours')[:8]:0<8}"
     folder.mkdir(exist_ok=True)
-    facts = {"format": records.FORMAT, "status": status, "code": of.code, "data": {"train": of.data}}
-    facts |= {"top1": 9, "images": 10, "seconds": 40.0} if status == "complete" else {}
-    (folder / "run.json").write_text(json.dumps(facts | changed))
+    facts = KNOWN | {"status": status, "code": of.code, "data": KNOWN["data"] | {"train": of.data}}
+    (folder / "run.json").write_text(json.dumps(facts | {"top1": 9, "images": 10, "seconds": 40.0} | changed))
     (folder / "lock").write_text(f"process {os.getpid()} on {platform.node()}")
-    row = {"step": steps, "epoch": run.epochs * steps / run.steps}
+    row = {"step": steps, "epoch": run.epochs * steps / run.steps, "stage": "main", "rate": 0.1, "seconds": 1.0}
+    row |= {"train_loss": 2.0, "train_top1": 0.5}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
@@ -90,7 +94,7 @@ def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace
 def test_runs_of_other_code_or_data_or_an_earlier_version_do_not_count(reproduction, clock):
     first = reproduction.planned[0]
     train(reproduction, first, first.steps, "complete", code="another")
-    train(reproduction, first, first.steps, "complete", data={"train": "another"})
+    train(reproduction, first, first.steps, "complete", data=KNOWN["data"])
     clock(2)
     reproduction.show()
     assert not reproduction.complete
@@ -112,6 +116,30 @@ def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock
     lock.write_text(f"process {2**22 + 1} on {platform.node()}")
     reproduction.show()
     assert reproduction.training == []
+
+
+@pytest.mark.parametrize("training", [[], ["one_model seed 0 at epoch 4 of 9"]])
+def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_path, monkeypatch):
+    ended, asked, others = threading.Event(), threading.Event(), SimpleNamespace(training=training)
+    others.begin = others.end = lambda name: None
+    others.show = watch.asked.set  # the request comes while the notebook runs
+
+    def execute(*arguments, **options):
+        assert (asked if training else ended).wait(10), "the engines are asked to stop, or else the kernel is ended"
+        (tmp_path / "10-train.failed.ipynb").touch()
+        raise notebooks.NotebookError("stopped")
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    monkeypatch.setattr(notebooks, "end_kernels", ended.set)
+    try:
+        with pytest.raises(records.Stopped, match="what was trained so far is kept"):
+            reproduce._run({"10-train": {}}, tmp_path, others, SimpleNamespace(ask_to_stop=asked.set))
+        assert asked.is_set() and ended.is_set() == (not training) and not list(tmp_path.iterdir())
+        monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("a notebook was begun after the request"))
+        with pytest.raises(records.Stopped):
+            reproduce._run({"10-train": {}}, tmp_path, others)
+    finally:
+        watch.asked.clear()
 
 
 # --- Is there anything to do? -----------------------------------------------------------------------------------------
@@ -194,7 +222,7 @@ def test_every_table_and_figure_has_all_that_it_needs(kind, name):
     for notebook in single.NOTEBOOKS:
         lines = single.statements(notebook)
         for last, line in enumerate(lines):
-            if single._saved(line) == (kind, name):
+            if (kind, name) in single._saved(line):
                 chosen = single.needed(lines[: last + 1])
                 used = set.union(*(single._names(line, ast.Load) for line in chosen))
                 defined = set.union(*(single._names(line, ast.Store) for line in chosen))

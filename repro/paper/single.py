@@ -8,27 +8,29 @@ from repro import ReproError, choose, notebooks, records
 from repro.paper.tables import runs_or_reference
 from repro.paths import RESULTS
 
-NOTEBOOKS = "20-tables", "21-figures", "01-recipes"  # those that only read and draw; of two that make it, the first does
+NOTEBOOKS = "20-tables", "21-figures", "01-recipes"  # those that only read and draw; if two make the same, the first does
 
 
 def make(kind: str, name: str, results: Path = RESULTS, **parameters) -> list[Path]:
     """Writes one of the "tables" or "figures" into `results`, from the runs there or, without any, from the reference's.
 
-    `parameters` are those of the notebook that makes it, such as data="letters". Returns the files that were written.
+    `parameters` are those of the notebook that makes it, such as data="letters". Returns the files.
     """
-    known: dict[str, str] = {}
-    for notebook in NOTEBOOKS:
-        known |= {
-            found: notebook for of_kind, found in map(_saved, statements(notebook)) if of_kind == kind and found not in known
-        }
-    lines = statements(known[choose(kind.removesuffix("s"), name, known)])
-    last = next(number for number, line in enumerate(lines) if _saved(line) == (kind, name))
+    programs = {notebook: statements(notebook) for notebook in reversed(NOTEBOOKS)}
+    known = {
+        name: notebook
+        for notebook, lines in programs.items()
+        for of_kind, name in sorted(set().union(*map(_saved, lines)))
+        if of_kind == kind
+    }
+    lines = programs[notebook := known[choose(kind.removesuffix("s"), name, known)]]
+    last = next(number for number, line in enumerate(lines) if (kind, name) in _saved(line))
     runs = results / "runs"
     values = {"runs": str(runs_or_reference(str(runs) if records.complete_runs(runs) else "")), "results": str(results)}
     _set(lines, values | parameters)
     program = ast.Module(needed(lines[: last + 1]), type_ignores=[])
-    exec(compile(program, f"{known[name]}.ipynb", "exec"), {})
-    return sorted((results / kind).glob(f"{name}.*"))
+    exec(compile(program, f"{notebook}.ipynb", "exec"), {})
+    return sorted((results / kind).glob(f"{name}[.-]*"))
 
 
 def statements(notebook: str) -> list[ast.stmt]:
@@ -63,12 +65,19 @@ def _names(line: ast.AST, how: type = ast.expr_context) -> set[str]:
     return found | imported
 
 
-def _saved(line: ast.stmt) -> tuple[str, str]:
-    """("tables" or "figures", name) of a statement that saves one by `tables.save` or `figures.save`; ("", "") of others."""
-    for node in ast.walk(line):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tables.save", "figures.save"):
-            return ast.unparse(node.func).removesuffix(".save"), ast.literal_eval(node.args[-1])
-    return "", ""
+def _saved(line: ast.stmt) -> set[tuple[str, str]]:
+    """What a statement saves by `tables.save` or `figures.save`: ("tables" or "figures", name).
+
+    A loop over (name, table) pairs saves all names that it lists.
+    """
+    found = set()
+    for call in ast.walk(line):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("tables.save", "figures.save"):
+            pairs = [pair.elts[0] for pair in ast.walk(line) if isinstance(pair, ast.Tuple)]
+            for name in [call.args[-1]] if isinstance(call.args[-1], ast.Constant) else pairs:
+                if isinstance(name, ast.Constant):
+                    found.add((ast.unparse(call.func).removesuffix(".save"), str(name.value)))
+    return found
 
 
 def _set(lines: list[ast.stmt], values: dict) -> None:

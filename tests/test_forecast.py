@@ -168,6 +168,18 @@ def test_what_cannot_be_planned_is_named(digits, tmp_path, change, said):
         forecast.plan(**{**SMOKE, "data": digits, "out": str(tmp_path / "runs"), "seconds": 0.5} | change)
 
 
+def test_a_plan_of_a_run_that_was_begun_says_what_is_left():
+    found = forecast.estimate(SMALL, probed(), 100, Layout(per_node=2)) | {
+        "complete": False,
+        "data_bytes": 1,
+        "folder": "runs/it",
+    }
+    planned = {"others": [], "hours": 0, "memory": 1}
+    begun = forecast.describe(planned | {"asked": found | {"step": 4}})
+    assert f"\n40% of it is done, in runs/it: {0.6 * found['hours']:.3g} hours are left" in begun
+    assert "is done" not in forecast.describe(planned | {"asked": found | {"step": 0}})
+
+
 def test_damaged_predictions_are_named(tmp_path):
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(ReproError, match="plan.json is damaged"):

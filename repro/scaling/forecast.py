@@ -74,7 +74,12 @@ def forecast(
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
     forecasts = [
-        {"folder": str(task.run.folder), "complete": task.run.complete, "shrink": task.run.record["shrink"]}
+        {
+            "folder": str(task.run.folder),
+            "complete": task.run.complete,
+            "step": task.run.newest_step,
+            "shrink": task.run.record["shrink"],
+        }
         | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
         | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": records.now()}
         for task, values in zip(prepared, tasks)
@@ -251,6 +256,9 @@ def describe(planned: dict) -> str:
     )
     if asked["complete"]:
         lines.append(f"already complete: {asked['folder']}")
+    elif asked["step"]:
+        left = 1 - asked["step"] / asked["iterations"]
+        lines.append(f"{1 - left:.0%} of it is done, in {asked['folder']}: {left * asked['hours']:.3g} hours are left")
     if planned["hours"]:
         lines.append(
             f"within {planned['hours']:g} hours: "

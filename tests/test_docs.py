@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from repro.__main__ import parser
+from repro.paper import single
 
 from conftest import ROOT, python
 
@@ -87,6 +88,7 @@ def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = [line.split()[1] for line in commands(page) if line.startswith("make ")]
     named += re.findall(r"`make ([a-z-]+)", PAGES[page])
+    targets |= {f"{kind}-{name}" for kind in ("table", "figure") for name in single.names(f"{kind}s")}
     assert set(named) <= targets
 
 

@@ -210,13 +210,7 @@ def test_a_statement_needs_what_defines_its_names_and_what_changes_them_and_show
     assert single.needed(lines) == [lines[number] for number in (0, 1, 2, 3, 4, 5, 8)]
 
 
-def all_of(kind: str) -> list[str]:
-    with pytest.raises(ReproError) as error:
-        single.make(kind, "?")
-    return str(error.value).rpartition("Choose one of: ")[2].rstrip(".").split(", ")
-
-
-@pytest.mark.parametrize("kind, name", [(kind, name) for kind in ("tables", "figures") for name in all_of(kind)])
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind in ("tables", "figures") for name in single.names(kind)])
 def test_every_table_and_figure_has_all_that_it_needs(kind, name):
     """Every name that its lines use is defined by them."""
     for notebook in single.NOTEBOOKS:

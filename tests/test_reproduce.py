@@ -92,7 +92,7 @@ def test_every_run_is_complete_and_every_product_is_there(results):
 
 def test_one_line_a_run_was_printed_and_no_notebook_seems_to_have_failed(results):
     printed = (results / "printed").read_text()
-    lines = re.findall(r"^run (\d+) of (\d+): (\w+), seed 0: top-1 [\d.]+% after \d+ s; (\d+)%", printed, flags=re.M)
+    lines = re.findall(r"^run (\d+) of (\d+): (\w+), seed 0: top-1 [\d.]+% after \d+ \w+; (\d+)%", printed, flags=re.M)
     count = len(TASKS) + 1
     assert [(int(number), int(total)) for number, total, _, _ in lines] == [(n, count) for n in range(1, count + 1)]
     assert {name for _, _, name, _ in lines} == {reproduce.DISTRIBUTED, *(task["recipe"] for task in TASKS)}
@@ -101,6 +101,7 @@ def test_one_line_a_run_was_printed_and_no_notebook_seems_to_have_failed(results
 
 
 def test_a_second_call_finds_nothing_to_do(results):
+    """Before any test that changes something in these results."""
     before = {path: path.stat().st_mtime_ns for path in results.glob("**/*")}
     done = run(sys.executable, "-X", "importtime", "-m", "repro", "reproduce", "--profile", "smoke", "--results", str(results))
     assert done.returncode == 0 and "nothing to do: all is as it was made" in done.stdout

@@ -16,14 +16,8 @@ def make(kind: str, name: str, results: Path = RESULTS, **parameters) -> list[Pa
 
     `parameters` are those of the notebook that makes it, such as data="letters". Returns the files.
     """
-    programs = {notebook: statements(notebook) for notebook in reversed(NOTEBOOKS)}
-    known = {
-        name: notebook
-        for notebook, lines in programs.items()
-        for of_kind, name in sorted(set().union(*map(_saved, lines)))
-        if of_kind == kind
-    }
-    lines = programs[notebook := known[choose(kind.removesuffix("s"), name, known)]]
+    known = names(kind)
+    lines = statements(notebook := known[choose(kind.removesuffix("s"), name, known)])
     last = next(number for number, line in enumerate(lines) if (kind, name) in _saved(line))
     runs = results / "runs"
     values = {"runs": str(runs_or_reference(str(runs) if records.complete_runs(runs) else "")), "results": str(results)}
@@ -31,6 +25,16 @@ def make(kind: str, name: str, results: Path = RESULTS, **parameters) -> list[Pa
     program = ast.Module(needed(lines[: last + 1]), type_ignores=[])
     exec(compile(program, f"{notebook}.ipynb", "exec"), {})
     return sorted((results / kind).glob(f"{name}[.-]*"))
+
+
+def names(kind: str) -> dict[str, str]:
+    """The names of all "tables" or "figures" that can be made, each with its notebook."""
+    return {
+        name: notebook
+        for notebook in reversed(NOTEBOOKS)
+        for of_kind, name in sorted(set().union(*map(_saved, statements(notebook))))
+        if of_kind == kind
+    }
 
 
 def statements(notebook: str) -> list[ast.stmt]:

@@ -61,8 +61,7 @@ STYLE: dict[str, Any] = {
     "axes.prop_cycle": cycler(color=[names.BLUE, names.VERMILION, names.GREEN, names.PURPLE, names.ORANGE, names.SKY, INK]),
     "figure.figsize": (TWO_COLUMNS, 3.6),
     "figure.dpi": 120,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 300,
+    "savefig.dpi": 200,
     "svg.fonttype": "none",  # text is text, which can be searched and selected
     "svg.hashsalt": "repro",
     "pdf.fonttype": 42,  # TrueType, which journals ask for
@@ -121,7 +120,9 @@ def image_grid(rows: dict[str, list]) -> plt.Figure:
     """A grid of images, each (H, W, 3) in RGB or (H, W), with one named row per entry."""
     columns = max(map(len, rows.values()))
     side = min(1.2, TWO_COLUMNS / columns)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(side * columns, side * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), columns, layout="constrained", figsize=(side * columns, side * len(rows)), squeeze=False
+    )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     for row, (name, images) in zip(axes, rows.items()):
@@ -136,7 +137,7 @@ def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
     groups = list(rates.groupby("recipe", sort=False))
     rows = -(-len(groups) // columns)
     size = TWO_COLUMNS if columns > 1 else ONE_COLUMN, 1.55 * rows + 0.3
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False)
     for axis, (recipe, group) in zip(axes.flat, groups):
         for formula, part in group.groupby("formula", sort=False):
             look = LOOKS[formula]
@@ -164,7 +165,7 @@ def training_curves(curves: pd.DataFrame, column: str = "top1", columns: int = 4
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     size = TWO_COLUMNS if columns > 1 else ONE_COLUMN, 1.5 * rows + 0.5
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+    figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False, sharey=True)
     for axis, (name, panel) in zip(axes.flat, panels):
         before: dict[str, tuple[float, float]] = {}  # the end of each stage: epoch, mean
         for stage, part in panel.groupby("stage", sort=False):
@@ -202,7 +203,7 @@ def _origin(recipe: str, stage: str, before: list[str]) -> str:
 def answers(table: pd.DataFrame) -> plt.Figure:
     """Each question's difference with its 95% interval, and in two other views. Expects `questions.answers` of one data set."""
     table = table[(table.n > 0) & (table.n_other > 0)].iloc[::-1]
-    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 0.33 * len(table) + 0.75))
+    figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 0.33 * len(table) + 0.75))
     margin = table.margin.iloc[0]
     axes.axvspan(-margin, margin, color=PALE, alpha=0.6, zorder=0, linewidth=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -235,7 +236,7 @@ def apparent_size(table: pd.DataFrame, median: float) -> plt.Figure:
 
     `median` is the size at which the training view shows the median object.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.8), sharey=True)
+    figure, panels = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.8), sharey=True)
     titles = {"drawn": "only the size changes (drawn again)", "scaled": "size and noise change (scaled)"}
     for axes, (how, title) in zip(panels, titles.items()):
         ends = []
@@ -264,7 +265,7 @@ def _interval(groups) -> tuple[pd.Series, pd.Series]:
 
 def budget(points: pd.DataFrame) -> plt.Figure:
     """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `questions.budget`."""
-    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 3.6))
+    figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):
         look, line = LOOKS[label], part.line.iloc[0]
@@ -282,7 +283,7 @@ def budget(points: pd.DataFrame) -> plt.Figure:
 
 def time_to_train(table: pd.DataFrame) -> plt.Figure:
     """Published minutes to train on ImageNet-1K, one line per run, with its top-1. Expects `tables.time_to_train`."""
-    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 0.21 * len(table) + 0.6))
+    figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 0.21 * len(table) + 0.6))
     ours = table.run.str.startswith("Codreanu")
     for position, (row, own) in enumerate(zip(table.itertuples(), ours)):
         look = LOOKS["this paper" if own else "published"]
@@ -312,7 +313,7 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
     Expects columns label, round, ratio (of that round), of_medians, sign (">=" or "<=") and bound of the goal, met (bool).
     """
     labels = list(dict.fromkeys(rows.label))
-    figure, axes = plt.subplots(figsize=(TWO_COLUMNS, 0.36 * len(labels) + 0.7))
+    figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 0.36 * len(labels) + 0.7))
     for position, label in enumerate(reversed(labels)):
         shown = rows[rows.label == label]
         met = shown.met.iloc[0]
@@ -374,7 +375,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
 
     Expects `tables.measured_throughput`, `tables.extrapolated` and `tables.published_points`, which ran on other nodes.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(TWO_COLUMNS, 5.8))
+    figure, axes = plt.subplots(2, 2, layout="constrained", figsize=(TWO_COLUMNS, 5.8))
     steps, efficiency, minutes, accuracy = axes.flat
     ends = []
     for look, (ranks, part) in zip(names.RANKS, measured.groupby("ranks")):
@@ -436,10 +437,10 @@ def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
     Expects `tables.rates` of collapsed_ensemble with one formula, and `questions.budget` of one data set, or no rows.
     """
     if points.empty:
-        figure, left = plt.subplots(figsize=(TWO_COLUMNS, 2.9))
+        figure, left = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 2.9))
         _branches(left, rates)
         return figure
-    figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.9), width_ratios=(1.75, 1))
+    figure, (left, right) = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.9), width_ratios=(1.75, 1))
     _branches(left, rates)
     rows = {MEMBER: "a member", ENSEMBLE: "the ensemble", ONE_MODEL: "one model,\nas many\nimages"}
     points = points[points.label.isin(rows) & (points.members <= 3)]
@@ -486,6 +487,7 @@ def _branches(axis: Axes, rates: pd.DataFrame) -> None:
     )
     for height, colour, text in said:
         axis.text(29, height * top, text, color=colour, va="top", fontsize=SMALL)
+    axis.grid(visible=False)
     axis.set_title("The Collapsed Ensemble's learning rate, as for ImageNet")
     axis.set(xlabel="epochs that lead to a model", ylabel="learning rate", yticks=(0, 0.5, 1, 1.5))
     axis.set(xlim=(-2, 80), ylim=(-0.19 * top, 1.32 * top))

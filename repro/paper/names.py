@@ -98,7 +98,7 @@ TOPICS = {
 
 
 class Column(NamedTuple):
-    """A column's heading, with its unit, and how a number in it is written ("" for text)."""
+    """A column's heading, with its unit, and how a number in it is written: a format, "any" for any size, "" for text."""
 
     heading: str
     form: str = ""
@@ -141,8 +141,8 @@ COLUMNS = {
     "hardware": Column("hardware"),
     "source": Column("source of the published number"),
     "ratio": Column("ratio"),
-    "imagenet": Column("ImageNet", ",.4g"),
-    "small": Column("test bed", ",.4g"),
+    "imagenet": Column("ImageNet", "any"),
+    "small": Column("test bed", "any"),
     "factor": Column("factor", ".2f"),
     "kept": Column("kept"),
     "reason": Column("if not, why"),

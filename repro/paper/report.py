@@ -164,6 +164,8 @@ def _cell(value: Any, name: str, form: str) -> str:
         if text.startswith("MODEL: "):
             return Markup('<span class="badge model">MODEL</span> {}').format(text.removeprefix("MODEL: "))
         return text
+    if form == "any":
+        form = ",.0f" if abs(value) >= 1000 else ".4g"
     return format(value, form)
 
 

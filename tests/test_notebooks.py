@@ -129,6 +129,44 @@ def test_ranks_without_a_recipe_are_limited_by_cores_alone(monkeypatch):
         notebooks.ranks_for([], 5)
 
 
+# --- What takes a while -----------------------------------------------------------------------------------------------
+def test_a_block_that_takes_long_says_so_and_a_short_one_is_silent(capsys):
+    with notebooks.saying("short ...", after=5):
+        pass
+    with notebooks.saying("long ...", after=0.05):
+        time.sleep(0.3)
+    time.sleep(0.1)
+    assert capsys.readouterr().out == "long ...\n"
+
+
+def test_data_is_packed_while_the_notebook_goes_on_and_training_waits_for_it(monkeypatch):
+    done = []
+
+    def packing(data):
+        time.sleep(0.3 if not done else 0)
+        done.append(data)
+
+    monkeypatch.setattr(notebooks, "pack_embedded", packing)
+    monkeypatch.setattr(notebooks, "start_or_join", lambda file, ranks, wait: (file, ranks, wait))
+    began = time.monotonic()
+    assert notebooks.begin("", 2, "digits") == ("", 2, False)
+    time.sleep(0.1)
+    assert not done and time.monotonic() - began < 0.3
+    notebooks.pack("digits")
+    assert done == ["digits", "digits"]  # the second call finds it packed
+
+
+def test_packing_that_fails_in_the_background_is_an_error_where_the_data_is_needed(monkeypatch):
+    def packing(data):
+        raise ReproError("no space")
+
+    monkeypatch.setattr(notebooks, "pack_embedded", packing)
+    monkeypatch.setattr(notebooks, "start_or_join", lambda *_, wait: None)
+    notebooks.begin("", 2, "digits")
+    with pytest.raises(ReproError, match="no space"):
+        notebooks.pack("digits")
+
+
 # --- Nothing is falsely green -----------------------------------------------------------------------------------------
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -31,6 +31,10 @@ MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet1
 AVERAGES = ("softmax", "logit")
 NETWORKS = ("omni-path", "ethernet")
 MOST_THREADS = 1024
+LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: the rank, the number of ranks
+    ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"),
+    ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
+)
 
 
 # --- Running a command ------------------------------------------------------------------------------------------------
@@ -38,9 +42,9 @@ MOST_THREADS = 1024
 
 def launched() -> tuple[int, int]:
     """This process's rank and the number of ranks, as its launcher says, before MPI is loaded."""
-    rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or 0
-    ranks = os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1
-    return int(rank), int(ranks)
+    found = (next((os.environ[name] for name in names if name in os.environ), None) for names in LAUNCHERS)
+    rank, ranks = (int(number) if number else fallback for number, fallback in zip(found, (0, 1)))
+    return rank, ranks
 
 
 def say(text: str) -> None:
@@ -101,9 +105,15 @@ def pack(world, data: str | None) -> None:
                 pack_embedded(data)
 
 
-def here(function: str) -> Callable[[dict], None]:
-    """Return a handler that calls `module:function` in this process and prints the result."""
-    return lambda arguments: show(_named(function)(**arguments))
+def here(function: str, loads: str = "") -> Callable[[dict], None]:
+    """Return a handler that calls `module:function` in this process and prints the result; `loads` as for `on_all_ranks`."""
+
+    def handler(arguments: dict) -> None:
+        if loads:
+            say(f"loading {loads} takes some seconds")
+        show(_named(function)(**arguments))
+
+    return handler
 
 
 def _named(function: Callable | str) -> Callable:
@@ -143,7 +153,8 @@ def train(**arguments) -> str:
             say(f"continuing at epoch {recipe.epochs(done):.4g} of {recipe.epochs():.4g}: {run.folder.name}")
         elif not run.complete:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
-            say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {run.folder.name}`")
+            name = run.folder.name if run.folder.parent == RUNS else run.folder
+            say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
         ranks = min(len(os.sched_getaffinity(0)), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
@@ -323,7 +334,7 @@ def parser() -> Parser:
 
     export = command(
         "export",
-        here("repro.export:export"),
+        here("repro.export:export", loads="torch"),
         "write a run's models and their model cards, for use elsewhere",
         example=A_RUN + f"{US} export $RUN",
     )

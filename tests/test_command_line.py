@@ -123,6 +123,24 @@ def test_on_several_ranks_one_says_it():
     assert said.returncode != 0 and said.stderr.count("Did you mean one_model?") == 1
 
 
+@pytest.mark.parametrize(
+    "variables, rank, ranks",
+    [
+        ({}, 0, 1),
+        ({"PMI_RANK": "3", "PMI_SIZE": "8"}, 3, 8),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}, 3, 8),
+        ({"PMIX_RANK": "3", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, 3, 8),
+        ({"PMI_RANK": "3", "PMI_SIZE": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, 3, 8),  # mpiexec started by srun
+    ],
+)
+def test_the_launcher_says_which_rank_this_is(monkeypatch, variables, rank, ranks):
+    for name in sum(__main__.LAUNCHERS, ()):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert __main__.launched() == (rank, ranks)
+
+
 def test_the_first_word_comes_before_torch():
     process = launch(sys.executable, "-X", "importtime", "-m", "repro", "train", SMOKE["recipe"], *OPTIONS)
     try:

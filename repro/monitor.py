@@ -17,6 +17,7 @@ import psutil
 
 from repro import ReproError, choose, records
 from repro.paths import RUNS
+from repro.progress import saved_step
 
 ALONE = 60.0  # seconds without a row after which a run without heartbeats stands still; more if its rows take longer
 TOGETHER = 20.0  # seconds without a beat of any rank, likewise
@@ -166,7 +167,8 @@ def duration(seconds: float) -> str:
 
 def _outcome(folder: Path, now: str, rows: list[dict], whole: dict) -> str:
     record = records.read(folder)
-    at = f"at epoch {rows[-1]['epoch'] if rows else 0:.4g} of {whole['epochs']:.4g}"
+    step = saved_step(folder) or (rows[-1]["step"] if rows else 0)  # a run that failed at once has saved nothing
+    at = f"at epoch {step * whole['epochs'] / whole['steps']:.4g} of {whole['epochs']:.4g}"
     if now == "complete":
         return f"complete: top-1 {100 * record['top1'] / record['images']:.2f}% in {duration(record['seconds'])}: {folder}"
     if now == "failed":

@@ -100,6 +100,16 @@ def test_it_ends_with_a_run_that_is_not_complete(folder, status, error, words):
         monitor.watch(str(folder))
 
 
+def test_what_is_saved_is_where_it_stopped(folder):
+    """Its last row may be of long before."""
+    add(folder, row(30))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "34.json").touch()
+    record(folder, "stopped")
+    with pytest.raises(records.Stopped, match="stopped at epoch 3.4 of 10;"):
+        monitor.watch(str(folder))
+
+
 def test_a_run_whose_process_is_gone_was_killed(folder):
     assert monitor.state(folder) == "running"
     gone = subprocess.Popen(["true"])

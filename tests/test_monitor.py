@@ -191,9 +191,11 @@ def test_a_terminal_gets_a_line_that_is_written_over(folder):
     add(folder, row(30))
     beat(folder, 0, 1, 1, 0, "step 51 of 100")
     process = launch("script", "-qec", f"{sys.executable} -m repro watch {folder}", "/dev/null")
-    time.sleep(2.5)
+    printed = ""
+    while " left" not in printed and (letter := process.stdout.read(1)):
+        printed += letter
     record(folder, "stopped")
-    printed, _ = process.communicate(timeout=20)
+    printed += process.communicate(timeout=20)[0]
     assert process.returncode == 75
     assert "\x1b[K[##########..........]  50%  epoch 5.0 of 10, 64 images/s, about 25 s left" in printed
     assert printed.rstrip().endswith(f"{folder.name} stopped at epoch 3 of 10; the command that started it continues it")

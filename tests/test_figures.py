@@ -52,6 +52,7 @@ def drawings():
     yield "method", figures.headline(rates(), points().iloc[:0])
     yield "answers", figures.answers(answers())
     yield "time", figures.time_to_train(tables.time_to_train())
+    yield "step", figures.step_parts(pd.read_csv(REFERENCE / "tables" / "scaling_papers_nodes.csv"))
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,7 @@ def test_what_has_not_its_own_grey_has_its_own_marker_or_line():
         ["supported", "contradicted", "equivalent", "not resolved"],
         ["as_released", "as_designed"],
         ["weak", "strong"],
+        ["compute", "waiting", "allreduce"],
     ]
     for group in shown_together:
         for one, other in itertools.combinations(group, 2):

@@ -347,19 +347,19 @@ def step_parts(table: pd.DataFrame) -> plt.Figure:
 
     Expects `tables.on_the_papers_nodes`. The parts are medians over what was not published, so they need not add up exactly.
     """
-    figure, all_axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.3), sharey=True)
-    parts = (("compute", GREY, "computing"), ("waiting", names.ORANGE, "waiting"), ("allreduce", names.BLUE, "allreduce"))
+    figure, all_axes = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.3), sharey=True)
+    parts = {"compute": "computing", "waiting": "waiting", "allreduce": "allreduce"}
     for axes, (images, rows) in zip(all_axes, table.groupby("images")):
         labels = []
         for position, row in enumerate(rows.itertuples()):
             labels.append(f"{row.nodes} nodes, " + ("overlapped" if row.buckets > 1 else "nothing hidden"))
             left = 0.0
-            for part, colour, label in parts:
-                width = 1000 * getattr(row, part)
-                axes.barh(position, width, left=left, color=colour, height=0.7)
+            for part, label in parts.items():
+                look, width = LOOKS[part], 1000 * getattr(row, part)
+                axes.barh(position, width, left=left, color=look.colour, hatch=look.marker, edgecolor="white", height=0.7)
                 if position == 0:  # where nothing is hidden, all parts are to be seen
-                    place, side = {"waiting": (left + width, "right"), "allreduce": (left, "left")}.get(part, (0, "left"))
-                    axes.annotate(label, (place, -0.5), ha=side, color=colour, fontsize=SMALL)
+                    place, side, gap = (left + width, "right", -2) if part == "waiting" else (left, "left", 2)
+                    axes.annotate(label, (place, -0.55), (gap, 0), textcoords="offset points", ha=side, fontsize=SMALL)
                 left += width
             axes.annotate(f" {row.efficiency:.0f}%", (left, position), va="center", fontsize=SMALL)
         axes.set_yticks(range(len(labels)), labels)
@@ -394,7 +394,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     for (regime, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
         look, line = LOOKS[regime], "--" if buckets == 1 else "-"
         for axis, column in ((efficiency, "efficiency"), (minutes, "minutes"), (accuracy, "minutes_to_accuracy")):
-            axis.plot(part.nodes, part[column], line, color=look.colour)
+            axis.plot(part.nodes, part[column], look.marker + line, color=look.colour, markersize=2.5)
             axis.fill_between(
                 part.nodes, part[f"{column}_low"], part[f"{column}_high"], color=look.colour, alpha=0.15, linewidth=0
             )

@@ -55,6 +55,9 @@ LOOKS = {
     # Scaling
     "weak": Look(BLUE, "o"),
     "strong": Look(VERMILION, "s"),
+    "compute": Look(GREY, ""),  # parts of a bar: the marker is a hatch
+    "waiting": Look(ORANGE, "///"),
+    "allreduce": Look(BLUE, "..."),
 }
 RANKS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-."), Look(PURPLE, "v", ":")  # 1, 2, ... ranks
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from repro.paper.names import COLOURS
 
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-DRAWN = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "rect"}  # what matplotlib draws with
+DRAWN = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "pattern", "rect"}  # what matplotlib draws with
 PAPER = "#ffffff"
 
 

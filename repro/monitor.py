@@ -127,7 +127,7 @@ def watch(run: str = "", out: Path | str = RUNS, tensorboard: str = "", interval
         elif warned and not wrong:
             line.print("goes on")
         warned = wrong
-        line.update(progress(rows, whole, _step_now(folder)) + (f"; {wrong}" if wrong else ""))
+        line.update(progress(rows, whole, step_now(folder)) + (f"; {wrong}" if wrong else ""))
         time.sleep(interval)
     line.clear()
     return _outcome(folder, now, rows, whole)
@@ -140,7 +140,7 @@ def _whole(record: dict) -> dict:
     return {"steps": steps, "batch": batch, "epochs": steps * batch / recipe["epoch_images"]}
 
 
-def _step_now(folder: Path) -> int:
+def step_now(folder: Path) -> int:
     """The step that the ranks are at, by their heartbeats; 0 if unknown."""
     found = [re.search(r" step (\d+) of ", _text(path)) for path in (folder / "heartbeats").glob("*")]
     return max((int(match[1]) - 1 for match in found if match), default=0)

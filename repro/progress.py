@@ -9,21 +9,20 @@ Only files are read, so a run can be followed from any process that sees its fol
 
 import math
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from repro import ReproError, records
+from repro import ReproError, monitor, records
 from repro.paths import ROOT, RUNS
 from repro.schedule import Recipe, Stage, learning_rate
 
 POLL = 0.5  # seconds between two looks at the folder
 REDRAW = 1.0  # seconds between two drawings, at the least; and drawing takes at most a tenth of the time
-RECENT = 10.0  # seconds: an older sign of life says nothing about where a run is now
 SILENT = 600.0  # seconds after which a run on another machine counts as ended, if it gives no sign of life
 TRUNK, COLLAPSE, HERE = "0.3", "#d55e00", "#0173b2"
 NOTE = "collapse: another view of the images, so the loss jumps"
@@ -51,7 +50,7 @@ def live(folder: Path | str = RUNS) -> None:
         folder = running[-1]
     owner, run = trained_by(folder), records.read(folder)
     if owner:
-        print(f"{folder.name}: trained by {owner} since {run['start']}")
+        print(f"{folder.name}: trained by {owner} since {run['start'].replace('T', ' ').replace('+00:00', ' UTC')}")
     rows = records.metric_rows(folder)
     try:
         follow(folder, lambda: not trained_by(folder), "ipykernel" in sys.modules, rows[-1]["step"] if rows and owner else 0)
@@ -77,23 +76,15 @@ def trained_by(folder: Path | str) -> str:
 
     A process on another machine counts as long as something in the folder is less than `SILENT` seconds old.
     """
-    import psutil
-
     folder = Path(folder)
-    if records.read(folder).get("status") != "running":
+    if monitor.state(folder) != "running" or not (folder / "run.json").exists():
         return ""
-    with suppress(OSError, psutil.NoSuchProcess):
-        # The lock itself is left alone: a process that tries it, however briefly, could keep a run from starting.
-        lock = folder / "lock"
-        owner = lock.read_text()
-        found = re.fullmatch(r"process (\d+) on (.+)", owner)
-        if found and found[2] == platform.node():
-            process = psutil.Process(int(found[1]))
-            same = process.create_time() <= lock.stat().st_mtime + 1  # otherwise a later process has its number
-            return owner if same and process.status() != psutil.STATUS_ZOMBIE else ""
+    with suppress(OSError):
+        owner = (folder / "lock").read_text()
         signs = [folder / "run.json", folder / "metrics.jsonl", *folder.glob("heartbeats/*")]
         newest = max(sign.stat().st_mtime for sign in signs if sign.exists())
-        return owner if found and time.time() - newest < SILENT else ""
+        here = owner.endswith(f" on {platform.node()}")
+        return owner if here or time.time() - newest < SILENT else ""
     return ""
 
 
@@ -140,7 +131,7 @@ class Progress:
         self.recipe: Recipe | None = None  # known when the run has begun
         self.display: Display | None = None
         # What an earlier attempt wrote after its last checkpoint is dropped when the run continues.
-        self.told = set(map(_identity, records.metric_rows(folder)))
+        self.told, self.beat = set(map(_identity, records.metric_rows(folder))), monitor.step_now(self.folder)
 
     def __enter__(self) -> "Progress":
         return self
@@ -159,7 +150,9 @@ class Progress:
         rows = records.metric_rows(self.folder)
         new = [row for row in rows if row["step"] > self.step and _identity(row) not in self.told]
         if self.display:
-            self.display.show(rows, new, max([self.step, _sign_of_life(self.folder), *(row["step"] for row in new)]))
+            beat = monitor.step_now(self.folder)  # between two rows, if several ranks train
+            at = [self.step, *(row["step"] for row in new), *([beat] if beat != self.beat else [])]
+            self.display.show(rows, new, max(at))
             return
         for row in new:
             print(records.describe(row, self.recipe.epochs()), flush=True)
@@ -175,47 +168,43 @@ class Display:
 
     def __init__(self, recipe: Recipe, step: int):
         from IPython.display import display
-        from tqdm import tqdm
 
-        self.curves, self.batch = Curves(recipe), recipe.global_batch
+        self.recipe, self.curves = recipe, Curves(recipe)
+        self.bar: Any = None
         self.state: tuple[list[dict], int] = ([], step)  # metric rows, steps done
         self.drawn, self.next = self.state, 0.0
         # The figure comes first and the bar below it: text around a figure would be split into two outputs.
         self.handle = display(self.curves.image(*self.state), display_id=True)
-        images = dict(
-            total=recipe.iterations * self.batch, initial=step * self.batch, unit=" images", unit_scale=True, smoothing=0.1
-        )
-        self.bar = tqdm(desc=recipe.name, file=sys.stdout, **images)
 
     def show(self, rows: list[dict], new: list[dict], step: int) -> None:
         """`rows` are all metric rows, `new` those of this attempt, `step` the number of steps done."""
         self.state = rows, step
+        if not self.bar:  # it measures from here: the first drawing took a while
+            self.bar = self._open(step)
         if new:
             self.bar.set_postfix_str(f"{new[-1]['stage']}, loss {new[-1]['train_loss']:.3f}", refresh=False)
-        self.bar.update(step * self.batch - self.bar.n)
+        self.bar.update(step * self.recipe.global_batch - self.bar.n)
         if time.monotonic() > self.next and self.state != self.drawn:
             self._draw()
 
     def close(self) -> None:
         if self.state != self.drawn:
             self._draw()
-        self.bar.close()
+        if self.bar:
+            self.bar.close()
+
+    def _open(self, step: int):
+        from tqdm import tqdm
+
+        batch, total = self.recipe.global_batch, self.recipe.iterations
+        images = dict(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.1)
+        return tqdm(desc=self.recipe.name, file=sys.stdout, **images)
 
     def _draw(self) -> None:
         began = time.monotonic()
         self.handle.update(self.curves.image(*self.state))
         ended = time.monotonic()
         self.drawn, self.next = self.state, ended + max(REDRAW, 9 * (ended - began))
-
-
-def _sign_of_life(folder: Path) -> int:
-    """The steps done by rank 0's sign of life (see `watch`), which is there between two rows, if several ranks train; or 0."""
-    sign = folder / "heartbeats" / "0"
-    with suppress(OSError):
-        at = re.search(r" step (\d+) of \d+$", sign.read_text())
-        if at and time.time() - sign.stat().st_mtime < RECENT:
-            return int(at[1]) - 1
-    return 0
 
 
 # --- Drawing ----------------------------------------------------------------------------------------------------------

@@ -1,13 +1,11 @@
 """What a user sees of a run from its folder: lines, curves and a bar; and who trains it."""
 
-import json
 import os
 import platform
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
 
 import IPython.display
 import pytest
@@ -15,6 +13,7 @@ import pytest
 import repro
 from repro import ReproError, progress, recipes, records
 from repro.progress import Curves, Display, Progress
+from repro.settings import Settings
 
 from conftest import python
 
@@ -23,52 +22,37 @@ SMALL = recipes.shrink(recipes.find("collapsed_ensemble"), "smoke")
 
 
 def row(step: int, seconds: float, loss: float = 1.0, **evaluated) -> dict:
-    stage = SMALL.stage_at(step - 1)[0].name
-    return {
-        "step": step,
-        "epoch": SMALL.epochs(step),
-        "stage": stage,
-        "rate": 0.1,
-        "train_loss": loss,
-        "seconds": seconds,
-        **evaluated,
-    }
+    known = {"step": step, "epoch": SMALL.epochs(step), "stage": SMALL.stage_at(step - 1)[0].name, "rate": 0.1}
+    return known | {"train_loss": loss, "train_top1": 0.5, "seconds": seconds} | evaluated
 
 
 class Folder:
-    """A run's folder, written as `records.Run` writes it."""
+    """The folder of a run that this process trains, or `owner` (as its lock has it)."""
 
-    def __init__(self, path, status="running", owner=MYSELF):
-        self.path = path
-        path.mkdir(parents=True)
-        (path / "lock").write_text(owner)
-        self.record(status=status)
-
-    def record(self, **facts):
-        known = {"format": records.FORMAT, "recipe": asdict(SMALL), "start": "2026-01-01T00:00:00+00:00", "ranks": 2}
-        (self.path / "run.json").write_text(json.dumps(known | facts))
+    def __init__(self, out, owner=MYSELF):
+        data = {"name": "digits", "test": "digest", "originals": 897}
+        origin = dict.fromkeys(("variant", "model_source"), "") | {"base": "collapsed_ensemble", "shrink": "smoke"}
+        self.run = records.Run(out, SMALL, Settings(), data, **origin)
+        self.run.begin(ranks=2)
+        self.path, self.name = self.run.folder, self.run.folder.name
+        (self.path / "lock").write_text(owner)
 
     def write(self, *rows):
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(each) + "\n" for each in rows)
+        for each in rows:
+            self.run.metric(each)
 
-    def keep(self, *rows):
-        (self.path / "metrics.jsonl").unlink()
-        self.write(*rows)
-
-    def at(self, step, age=0.0):
-        sign = self.path / "heartbeats" / "0"
-        sign.parent.mkdir(exist_ok=True)
-        sign.write_text(f"7 30 1 node 12 step {step} of {SMALL.iterations}")
-        os.utime(sign, (time.time() - age,) * 2)
+    def at(self, step):
+        (self.run.heartbeats / "0").write_text(f"7 30 1 node 12 step {step} of {SMALL.iterations}")
 
     def finish(self):
-        self.record(status="complete", seconds=12.3, top1=150, images=200)
+        counts = {"images": 200, "top1": 150, "top5": 190}
+        ends = {stage.name: counts for stage in SMALL.stages}
+        self.run.finish(ends=ends, **counts, seconds=12.3, weights_sha256="digest")
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return Folder(tmp_path / "runs" / "trial")
+    return Folder(tmp_path / "runs")
 
 
 @pytest.fixture
@@ -114,7 +98,7 @@ def test_only_what_this_attempt_trains_is_told(folder, capsys):
     with Progress(folder.path, live=False, step=18) as lines:
         lines.look()
         assert capsys.readouterr().out == ""
-        folder.keep(*rows[:2])  # `Run.rewind`
+        folder.run.rewind(18)
         lines.look()
         folder.write(row(27, 3.5))
         lines.look()
@@ -196,8 +180,8 @@ def test_the_bar_counts_images_and_is_closed(folder, shown, capsys):
 
 
 def test_between_two_rows_signs_of_life_move_the_bar(folder, shown):
+    folder.at(61)  # of an attempt that is over
     with Progress(folder.path, live=True) as bar:
-        folder.at(31, age=progress.RECENT + 1)  # of an attempt that is over
         bar.look()
         assert bar.display.bar.n == 0
         folder.at(31)
@@ -212,6 +196,14 @@ def test_a_continued_run_starts_its_bar_where_it_continues(folder, shown):
         bar.look()
         assert (bar.display.bar.initial, bar.display.bar.n) == (18 * 32, 18 * 32)
         assert len(bar.display.curves.losses[progress.TRUNK].get_xdata()) == 2  # the curve has the earlier rows too
+
+
+def test_the_bar_measures_from_where_it_opens(shown):
+    """The first drawing takes seconds, in which a run goes on: they would count as if nothing had taken time."""
+    display = Display(SMALL, 9)
+    display.show([], [], 31)
+    assert (display.bar.initial, display.bar.n) == (31 * 32, 31 * 32)
+    display.close()
 
 
 def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
@@ -230,7 +222,7 @@ def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
 # --- Who trains -------------------------------------------------------------------------------------------------------
 def test_a_process_on_this_machine_counts_while_it_lives(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    folder = Folder(tmp_path / "trial", owner=f"process {process.pid} on {platform.node()}")
+    folder = Folder(tmp_path, owner=f"process {process.pid} on {platform.node()}")
     assert progress.trained_by(folder.path) == f"process {process.pid} on {platform.node()}"
     process.kill()
     time.sleep(0.1)
@@ -246,7 +238,7 @@ def test_a_later_process_of_the_same_number_does_not_count(folder):
 
 
 def test_a_process_elsewhere_counts_while_it_writes(tmp_path):
-    folder = Folder(tmp_path / "trial", owner="process 7 on another-node")
+    folder = Folder(tmp_path, owner="process 7 on another-node")
     folder.at(3)
     assert progress.trained_by(folder.path) == "process 7 on another-node"
     for file in folder.path.glob("**/*"):
@@ -257,8 +249,9 @@ def test_a_process_elsewhere_counts_while_it_writes(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["complete", "stopped", "failed"])
-def test_a_run_that_has_ended_is_trained_by_nobody(tmp_path, status):
-    assert progress.trained_by(Folder(tmp_path / "trial", status).path) == ""
+def test_a_run_that_has_ended_is_trained_by_nobody(folder, status):
+    folder.run.update(status=status) if status != "complete" else folder.finish()
+    assert progress.trained_by(folder.path) == ""
 
 
 # --- live -------------------------------------------------------------------------------------------------------------
@@ -277,20 +270,21 @@ def test_live_follows_a_run_of_another_process_to_its_end(folder, capsys, monkey
     repro.live(folder.path.parent)  # the run that is being trained there
     thread.join()
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"trial: trained by {MYSELF} since 2026-01-01T00:00:00+00:00"
+    since = folder.run.record["start"].replace("T", " ").replace("+00:00", " UTC")
+    assert told[0] == f"{folder.name}: trained by {MYSELF} since {since}"
     assert [line.split()[2] for line in told[1:-1]] == ["init", "cyc1"]
-    assert told[-1] == "trial: complete, after 12 seconds of training: top-1 75.00%"
+    assert told[-1] == f"{folder.name}: complete, after 12 seconds of training: top-1 75.00%"
 
 
 def test_live_says_what_has_become_of_a_run(folder, tmp_path, capsys):
     (folder.path / "checkpoints").mkdir()
     (folder.path / "checkpoints" / "18.json").write_text("{}")
     for status, said in [("stopped", "stopped"), ("failed", "failed (Disk: full)"), ("running", "its process has ended")]:
-        folder.record(status=status, error="Disk: full")
+        folder.run.update(status=status, error="Disk: full")
         (folder.path / "lock").write_text(f"process 999999999 on {platform.node()}")
         repro.live(folder.path)
         saved = "epoch 1.9 of 8.2 is saved, and the same command continues from there"
-        assert capsys.readouterr().out.splitlines()[-1] == f"trial: {said}; {saved}"
+        assert capsys.readouterr().out.splitlines()[-1] == f"{folder.name}: {said}; {saved}"
     repro.live(folder.path.parent)
     assert capsys.readouterr().out == f"no run is being trained in {folder.path.parent}\n"
 

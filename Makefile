@@ -25,7 +25,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce verify plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser clean distclean
+.PHONY: help setup dev reproduce verify plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -116,11 +116,16 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 	@mkdir -p $(@D)
 	@echo '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}' >$@
 
+docs: .venv/options  ## build the documentation site into docs/_build/html
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --constraints requirements.lock --group docs
+	.venv/bin/python -m sphinx -q -W --keep-going -c docs $(ARGS) . docs/_build/html
+	@echo "site: docs/_build/html/index.html"
+
 # Versions that still fit are kept; ARGS=--upgrade updates them. A machine's own indexes, links and torch builds are ignored.
 lock: | .venv/bin/uv  ## pin the dependencies of pyproject.toml, with hashes, for all platforms
 	env -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_TORCH_BACKEND \
 	  .venv/bin/uv pip compile --quiet --no-config --universal --generate-hashes --custom-compile-command "make lock" \
-	  --extra mpich --extra test --extra dev $(ARGS) --output-file requirements.lock pyproject.toml
+	  --extra mpich --extra test --extra dev --group docs $(ARGS) --output-file requirements.lock pyproject.toml
 
 # Tests open the report and JupyterLab in a browser and are skipped without one, so nothing here may fail.
 browser:  ## install Chromium for the tests of report and JupyterLab with apt-get, where possible
@@ -132,7 +137,7 @@ browser:  ## install Chromium for the tests of report and JupyterLab with apt-ge
 	  </dev/null >/dev/null 2>&1 || echo "browser: apt-get could not install Chromium, the tests that open one will be skipped"
 
 clean:  ## remove caches and build leftovers
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
+	rm -rf build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 # Runs and packed data cost hours, so it is left to you to remove them.

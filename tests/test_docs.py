@@ -1,29 +1,61 @@
-"""README and docs: short enough, links that lead somewhere, numbers from files, and commands that exist."""
+"""README and docs: short enough, links that lead somewhere, numbers from files, and code blocks that run."""
 
+import csv
 import re
 import shlex
 import subprocess
+from typing import NamedTuple
 
+import nbformat
+import papermill
 import pytest
+import yaml
 
+from repro import notebooks, own, recipes
 from repro.__main__ import parser
 from repro.paper import single
 
+import generated
 from conftest import ROOT, python
 
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text()
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data_prep" / "README.md"]
-}
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data_prep/README.md")]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [*FRONT, *sorted((ROOT / "docs").glob("*.md"))]}
 SCRIPT = ROOT / "docs" / "write_numbers.py"
 each_page = pytest.mark.parametrize("page", PAGES)
 
 
+class Block(NamedTuple):
+    reason: str  # why it is not run; "": it is
+    language: str  # "": commands for a terminal
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Those that a backslash continues as one."""
+        return [line.strip() for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def blocks(page: str) -> list[Block]:
+    found = re.findall(r"^(?:<!-- not run: (.+) -->\n)?```([\w{}-]*)\n(.*?)^```$", PAGES[page], re.M | re.S)
+    return [Block(*parts) for parts in found if not parts[1].startswith("{")]  # {toctree} and the like are Sphinx's
+
+
 def commands(page: str) -> list[str]:
-    """The lines of the page's code blocks, those that a backslash continues as one; not those of Python."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES[page], re.M | re.S)
-    text = "".join(block for language, block in blocks if language != "python")
-    return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    """The lines for a terminal in the page's code blocks."""
+    return [line for block in blocks(page) if not block.language for line in block.lines]
+
+
+def ours(page: str) -> list:
+    """The parsed commands `python -m repro ...` of a page, in blocks and within the text."""
+    inline = re.findall(r"`([^`\n]*-m repro [^`]*)`", PAGES[page])
+    found = []
+    for line in [*commands(page), *inline]:
+        if "-m repro " in line and " COMMAND" not in line:
+            try:
+                found.append(parser().parse_args(shlex.split(line.split("-m repro ", 1)[1], comments=True)))
+            except SystemExit:
+                pytest.fail(f"does not parse: {line}")
+    return found
 
 
 def history(*words: str) -> subprocess.CompletedProcess:
@@ -50,7 +82,9 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page):
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), link
         if heading:
-            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            text = [target.read_text()]
+            generated.fill(None, "", text)
+            titles = re.findall(r"^#+ (.*)$", text[0], re.M)
             assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
@@ -94,15 +128,75 @@ def test_every_make_target_exists(page):
 
 @each_page
 def test_every_command_of_ours_parses(page):
-    inline = re.findall(r"`([^`\n]*-m repro [^`]*)`", PAGES[page])
-    for line in [*commands(page), *inline]:
-        if "-m repro " not in line:
-            continue
-        words = shlex.split(line.split("-m repro ", 1)[1], comments=True)
-        try:
-            parser().parse_args(words)
-        except SystemExit:
-            pytest.fail(f"does not parse: {line}")
+    for arguments in ours(page):
+        recipe = getattr(arguments, "recipe", "RECIPE")
+        if recipe != "RECIPE" and not own.is_own(recipe):
+            recipes.find(recipe)
+        if getattr(arguments, "shrink", None) not in (None, "", "none"):
+            assert arguments.shrink in recipes.SHRINKS
+
+
+# What the tests of this file look at in a line for a terminal; a block with any other line says why it is not run.
+KNOWN = (r"make [a-z-]+( |$)", r"-m repro ", r"(data_prep|docs)/\w+\.py", r"papermill notebooks/", r"slurm/\w+\.sbatch")
+
+
+@each_page
+def test_every_block_is_checked_or_says_why_not(page):
+    for block in blocks(page):
+        assert block.language in ("", "python", "text", "diff"), block
+        if not block.language and not block.reason:
+            for line in block.lines:
+                assert any(re.search(kind, line) for kind in KNOWN), line
+
+
+@each_page
+def test_python_blocks_run_in_order_and_define_what_the_commands_name(page, tmp_path, monkeypatch):
+    """In an empty folder that has only the reference run, without papermill. A block `# mine.py` is that file, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(papermill, "execute_notebook", lambda path, _, given: check_parameters(path, given))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "reference").symlink_to(ROOT / "results" / "reference")
+    names: dict = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python" and not block.reason:
+            exec(compile(block.text, page, "exec"), names)
+            if block.text.startswith("# mine.py\n"):
+                with open("mine.py", "a") as file:
+                    file.write(block.text)
+    if (tmp_path / "mine.py").exists():
+        for arguments in ours(page):
+            for name in filter(own.is_own, (arguments.recipe, getattr(arguments, "model", ""))):
+                own.load(name)
+            if arguments.command == "lr":
+                arguments.handler(vars(arguments))
+
+
+@each_page
+def test_parameters_given_to_papermill_exist_and_have_the_right_type(page):
+    for line in commands(page):
+        if "papermill notebooks/" in line:
+            words = shlex.split(line.split("papermill ", 1)[1])
+            given = {words[i + 1]: yaml.safe_load(words[i + 2]) for i, word in enumerate(words) if word == "-p"}
+            for i, word in enumerate(words):
+                given |= yaml.safe_load(words[i + 1]) if word == "-y" else {}
+            check_parameters(words[0], given)
+
+
+def check_parameters(path, given):
+    cells = nbformat.read(ROOT / path, as_version=4).cells
+    notebooks.check(
+        given, next(notebooks.declared(cell.source) for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    )
+
+
+def test_the_results_page_has_every_column():
+    named = set(re.findall(r"`([^`\n]+)`", PAGES["docs/results.md"]))
+    for path in sorted((ROOT / "results" / "reference" / "tables").glob("*.csv")):
+        if path.stem not in ("runs", "evaluations"):  # `tidy.runs` describes these
+            with path.open(newline="") as file:
+                columns = next(csv.reader(file))
+            assert {re.sub("_(low|high)$", "", name) for name in columns} - {"low", "high"} <= named | {"low_originals"}, path
+            assert path.stem in named
 
 
 @each_page

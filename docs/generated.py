@@ -1,0 +1,84 @@
+"""What the site's pages say that the code says already: recipes, commands and their options.
+
+A page marks the place by <!-- generated: NAME -->, where NAME is a key of PLACES.
+"""
+
+import argparse
+import re
+
+from repro.__main__ import parser
+from repro.controls import CONTROLS
+from repro.recipes import SHRINKS
+from repro.released import RELEASED
+from repro.schedule import Recipe
+
+PLACE = re.compile(r"<!-- generated: ([\w-]+) -->")
+
+
+def fill(app, name: str, source: list[str]) -> None:
+    """Sphinx's `source-read`: fills every place that the page marks."""
+    source[0] = PLACE.sub(lambda found: PLACES[found[1]](), source[0])
+
+
+def table(head: str, rows: list[list]) -> str:
+    columns = head.split(" | ")
+    cells = [columns, ["---"] * len(columns), *([str(cell).replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join("|" + "|".join(row) + "|" for row in cells)
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+
+def commands() -> str:
+    """A section for each command of `python -m repro`, from its parser."""
+    (listed,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return "\n\n".join(command(name, subparser) for name, subparser in listed.choices.items())
+
+
+def command(name: str, subparser: argparse.ArgumentParser) -> str:
+    parts = [f"## {name}", subparser.description or "", "```\n" + subparser.format_usage().removeprefix("usage: ") + "```"]
+    rows = [[f"`{written(action)}`", meaning(subparser, action)] for action in subparser._actions if action.dest != "help"]
+    if rows:
+        parts.append(table("argument | meaning", rows))
+    if subparser.epilog:
+        parts.append("```\n" + subparser.epilog.strip() + "\n```")
+    return "\n\n".join(parts)
+
+
+def written(action: argparse.Action) -> str:
+    """How an argument is written: `--seed SEED`, `FILE`."""
+    value = action.metavar or action.dest
+    if not action.option_strings:
+        return str(value)
+    return action.option_strings[-1] + (f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else "")
+
+
+def meaning(subparser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    text = subparser._get_formatter()._expand_help(action) if action.help else ""
+    missing = [str(choice) for choice in action.choices or () if str(choice) not in text]
+    return text + (f" ({', '.join(map(str, action.choices or ()))})" if missing else "")
+
+
+# --- Recipes ----------------------------------------------------------------------------------------------------------
+
+
+def released() -> str:
+    rows = [[*row(recipe), recipe.reported or "not stated"] for recipe in RELEASED]
+    return table("recipe | what it is | workers x images | batch | epochs | stages | top-1 / top-5, % (ImageNet-1K)", rows)
+
+
+def controls() -> str:
+    return table("recipe | what it is | workers x images | batch | epochs | stages", [row(recipe) for recipe in CONTROLS])
+
+
+def row(recipe: Recipe) -> list:
+    stages = ", ".join(stage.name for stage in recipe.stages)
+    shape = f"{recipe.workers} x {recipe.images_per_worker}"
+    return [f"`{recipe.name}`", recipe.summary, shape, recipe.global_batch, f"{recipe.epochs():.2f}", stages]
+
+
+def shrinks() -> str:
+    return table("shrink | what it does", [[f"`{name}`", shrink.summary] for name, shrink in SHRINKS.items()])
+
+
+PLACES = {"commands": commands, "released": released, "controls": controls, "shrinks": shrinks}

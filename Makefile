@@ -118,6 +118,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: .venv/options  ## build the documentation site into docs/_build/html
 	@.venv/bin/uv pip install --quiet --python .venv/bin/python --constraints requirements.lock --group docs
+	rm -rf docs/_build/html
 	.venv/bin/python -m sphinx -q -W --keep-going -c docs $(ARGS) . docs/_build/html
 	@echo "site: docs/_build/html/index.html"
 

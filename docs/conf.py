@@ -36,7 +36,7 @@ nb_output_stderr = "remove"
 nb_merge_streams = True
 
 default_role = "code"
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
@@ -57,3 +57,4 @@ def setup(app):
     app.connect("source-read", generated.fill)
     app.connect("source-read", executed.replace)
     app.connect("autodoc-process-docstring", docstrings.as_rst)
+    app.connect("autodoc-process-signature", docstrings.without_fields)

@@ -18,6 +18,11 @@ def as_rst(app, what: str, name: str, thing, options, lines: list[str]) -> None:
         lines += ["", *fields(thing)]
 
 
+def without_fields(app, what: str, name: str, thing, options, signature: str, returned: str):
+    """Autodoc's `autodoc-process-signature`: a dataclass's would only repeat its list of fields."""
+    return ("", None) if what == "class" and dataclasses.is_dataclass(thing) else None
+
+
 def literal(lines: list[str]) -> list[str]:
     """Each block of indented lines becomes a literal block."""
     result: list[str] = []

@@ -44,13 +44,19 @@ def shown(name: str) -> str:
         copy = BUILD / source.name
         if not copy.exists() or copy.stat().st_mtime < newest(source):
             notebooks.execute(name, DRAWING[name], copy, timeout=600)
-    return copy.read_text()
+    notebook = nbformat.read(copy, as_version=4)
+    notebook.cells = own_cells(notebook)
+    return nbformat.writes(notebook).replace(f"{ROOT}/", "")
 
 
 def cells(path: Path) -> list[str]:
-    """A notebook's cells, without the one in which papermill injects parameters."""
-    read = nbformat.read(path, as_version=4).cells
-    return [cell.source for cell in read if "injected-parameters" not in cell.metadata.get("tags", [])]
+    """The text of a notebook's cells."""
+    return [cell.source for cell in own_cells(nbformat.read(path, as_version=4))]
+
+
+def own_cells(notebook) -> list:
+    """Without the cell in which papermill injects parameters."""
+    return [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
 def newest(source: Path) -> float:

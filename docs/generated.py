@@ -36,8 +36,11 @@ def commands() -> str:
 
 
 def command(name: str, subparser: argparse.ArgumentParser) -> str:
-    parts = [f"## {name}", subparser.description or "", "```\n" + subparser.format_usage().removeprefix("usage: ") + "```"]
-    rows = [[f"`{written(action)}`", meaning(subparser, action)] for action in subparser._actions if action.dest != "help"]
+    arguments = [action for action in subparser._actions if action.dest != "help"]
+    needed = [written(action) for action in arguments if action.required]
+    usage = " ".join([".venv/bin/python -m repro", name, *needed, *(["[OPTION ...]"] if len(needed) < len(arguments) else [])])
+    parts = [f"## {name}", subparser.description or "", f"```\n{usage}\n```"]
+    rows = [[f"`{written(action)}`", meaning(subparser, action)] for action in arguments]
     if rows:
         parts.append(table("argument | meaning", rows))
     if subparser.epilog:
@@ -46,11 +49,9 @@ def command(name: str, subparser: argparse.ArgumentParser) -> str:
 
 
 def written(action: argparse.Action) -> str:
-    """How an argument is written: `--seed SEED`, `FILE`."""
-    value = action.metavar or action.dest
-    if not action.option_strings:
-        return str(value)
-    return action.option_strings[-1] + (f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else "")
+    """How an argument is written: `--seed SEED`, `--json`, `FILE`."""
+    value = str(action.metavar or action.dest.upper())
+    return " ".join([*action.option_strings[-1:], *([value] if action.nargs != 0 else [])])
 
 
 def meaning(subparser: argparse.ArgumentParser, action: argparse.Action) -> str:
@@ -64,17 +65,20 @@ def meaning(subparser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 def released() -> str:
     rows = [[*row(recipe), recipe.reported or "not stated"] for recipe in RELEASED]
-    return table("recipe | what it is | workers x images | batch | epochs | stages | top-1 / top-5, % (ImageNet-1K)", rows)
+    return table(f"{COLUMNS} | top-1 / top-5, %", rows)
 
 
 def controls() -> str:
-    return table("recipe | what it is | workers x images | batch | epochs | stages", [row(recipe) for recipe in CONTROLS])
+    return table(COLUMNS, [row(recipe) for recipe in CONTROLS])
+
+
+COLUMNS = "recipe | batch | epochs | stages"
 
 
 def row(recipe: Recipe) -> list:
     stages = ", ".join(stage.name for stage in recipe.stages)
-    shape = f"{recipe.workers} x {recipe.images_per_worker}"
-    return [f"`{recipe.name}`", recipe.summary, shape, recipe.global_batch, f"{recipe.epochs():.2f}", stages]
+    batch = f"{recipe.global_batch} = {recipe.workers} x {recipe.images_per_worker}"
+    return [f"`{recipe.name}`<br>{recipe.summary}", batch, f"{recipe.epochs():.2f}", stages]
 
 
 def shrinks() -> str:

@@ -118,7 +118,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: .venv/options  ## build the documentation site into docs/_build/html
 	@.venv/bin/uv pip install --quiet --python .venv/bin/python --constraints requirements.lock --group docs
-	rm -rf docs/_build/html
+	@rm -rf docs/_build/html docs/api
 	.venv/bin/python -m sphinx -q -W --keep-going -c docs $(ARGS) . docs/_build/html
 	@echo "site: docs/_build/html/index.html"
 
@@ -138,7 +138,7 @@ browser:  ## install Chromium for the tests of report and JupyterLab with apt-ge
 	  </dev/null >/dev/null 2>&1 || echo "browser: apt-get could not install Chromium, the tests that open one will be skipped"
 
 clean:  ## remove caches and build leftovers
-	rm -rf build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
+	rm -rf build docs/_build docs/api *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 # Runs and packed data cost hours, so it is left to you to remove them.

@@ -21,10 +21,18 @@ copyright = author
 release = version = __version__
 
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "notebooks/*.ipynb", "data_prep/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+include_patterns = [
+    "docs/*.md",
+    "docs/api/*.rst",
+    "notebooks/*.ipynb",
+    "data_prep/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+]
 exclude_patterns = [".*", "data", "results", "docs/_build", "**/.ipynb_checkpoints"]
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
 suppress_warnings = ["config.cache"]  # functions in this file are not pickled
 
 myst_enable_extensions = ["html_image"]

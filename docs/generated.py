@@ -6,7 +6,8 @@ A page marks the place by <!-- generated: NAME -->, where NAME is a key of PLACE
 import argparse
 import re
 
-from repro.__main__ import parser
+from repro.__main__ import US, parser
+from repro.arguments import Parser
 from repro.controls import CONTROLS
 from repro.recipes import SHRINKS
 from repro.released import RELEASED
@@ -35,16 +36,15 @@ def commands() -> str:
     return "\n\n".join(command(name, subparser) for name, subparser in listed.choices.items())
 
 
-def command(name: str, subparser: argparse.ArgumentParser) -> str:
+def command(name: str, subparser: Parser) -> str:
     arguments = [action for action in subparser._actions if action.dest != "help"]
     needed = [written(action) for action in arguments if action.required]
-    usage = " ".join([".venv/bin/python -m repro", name, *needed, *(["[OPTION ...]"] if len(needed) < len(arguments) else [])])
+    usage = " ".join([US, name, *needed, *(["[OPTION ...]"] if len(needed) < len(arguments) else [])])
     parts = [f"## {name}", subparser.description or "", f"```\n{usage}\n```"]
     rows = [[f"`{written(action)}`", meaning(subparser, action)] for action in arguments]
     if rows:
         parts.append(table("argument | meaning", rows))
-    if subparser.epilog:
-        parts.append("```\n" + subparser.epilog.strip() + "\n```")
+    parts.append(f"For example:\n\n```\n{subparser.example.strip()}\n```")
     return "\n\n".join(parts)
 
 

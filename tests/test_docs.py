@@ -13,6 +13,7 @@ import yaml
 
 from repro import notebooks, own, recipes
 from repro.__main__ import parser
+from repro.arguments import UsageError
 from repro.paper import single
 
 import generated
@@ -53,7 +54,7 @@ def ours(page: str) -> list:
         if "-m repro " in line and " COMMAND" not in line:
             try:
                 found.append(parser().parse_args(shlex.split(line.split("-m repro ", 1)[1], comments=True)))
-            except SystemExit:
+            except UsageError:
                 pytest.fail(f"does not parse: {line}")
     return found
 

@@ -1,5 +1,6 @@
 """The documentation site: what is made from the code is complete, and the built pages have no link that leads nowhere."""
 
+import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlparse
 
@@ -24,6 +25,12 @@ def test_every_command_and_option_is_on_the_page():
         for action in subparser._actions:
             assert all(option in section for option in action.option_strings[-1:] if action.dest != "help"), name
             assert (action.help or "").split("(default")[0].strip() in section or action.dest == "help"
+
+
+def test_every_module_is_on_the_page():
+    page = (ROOT / "docs" / "api.md").read_text()
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "repro").rglob("[a-z]*.py")}
+    assert modules | {"repro"} == set(re.findall(r"^   (repro\S*)$", page, re.M))
 
 
 def test_every_recipe_is_on_the_page_once():

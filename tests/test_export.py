@@ -24,7 +24,7 @@ from repro.model import build
 
 from conftest import ROOT, mpiexec
 
-USAGE = ROOT / "docs" / "usage.md"
+PAGE = ROOT / "docs" / "exported.md"
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ def test_the_card_names_the_stem(exported, tmp_path):
 
 
 def block(word) -> str:
-    """The Python block of docs/usage.md that has this word."""
-    (found,) = [text for text in re.findall(r"```python\n(.*?)```", USAGE.read_text(), re.S) if word in text]
+    """The Python block of docs/exported.md that has this word."""
+    (found,) = [text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if word in text]
     return found
 
 

@@ -7,13 +7,12 @@ import dataclasses
 import inspect
 import re
 
-FIELD = re.compile(r"^    (\w+): ([^=#]+?)(?: = (.*?))?(?:  # (.*))?$")
+COMMENT = re.compile(r"^    (\w+): .*  # (.*)$", re.M)
 
 
 def as_rst(app, what: str, name: str, thing, options, lines: list[str]) -> None:
     """Autodoc's `autodoc-process-docstring`: changes `lines` in place."""
-    text = [line.replace("*", r"\*") if "`" not in line else line for line in lines]
-    lines[:] = literal(text)
+    lines[:] = literal([plain(line) for line in lines])
     if what == "class" and dataclasses.is_dataclass(thing):
         lines += ["", *fields(thing)]
 
@@ -39,10 +38,22 @@ def literal(lines: list[str]) -> list[str]:
 
 
 def fields(kind: type) -> list[str]:
-    """`name: type = default`, and its comment, for each field whose line in the source is complete."""
-    found = []
-    for line in inspect.getsource(kind).splitlines():
-        if (match := FIELD.match(line)) and match[1] in {field.name for field in dataclasses.fields(kind)}:
-            default = f" = {match[3]}" if match[3] else ""
-            found += [f"- ``{match[1]}: {match[2]}{default}``" + (f": {match[4]}" if match[4] else "")]
-    return found
+    """`name: type = default` of each field, and what its metadata or the comment behind it says."""
+    comments = dict(COMMENT.findall(inspect.getsource(kind)))
+    return [f"- ``{declaration(field)}``" + meaning(field, comments) for field in dataclasses.fields(kind)]
+
+
+def declaration(field: dataclasses.Field) -> str:
+    default = repr(field.default)
+    known = field.default is not dataclasses.MISSING and len(default) < 40
+    return f"{field.name}: {inspect.formatannotation(field.type)}" + (f" = {default}" if known else "")
+
+
+def meaning(field: dataclasses.Field, comments: dict[str, str]) -> str:
+    text = field.metadata.get("help") or comments.get(field.name, "")
+    return f": {plain(text)}" if text else ""
+
+
+def plain(line: str) -> str:
+    """A line without a star that would be read as emphasis."""
+    return line if "`" in line else line.replace("*", r"\*")

@@ -17,7 +17,6 @@ import psutil
 
 from repro import ReproError, choose, records
 from repro.paths import RUNS
-from repro.progress import saved_step
 
 ALONE = 60.0  # seconds without a row after which a run without heartbeats stands still; more if its rows take longer
 TOGETHER = 20.0  # seconds without a beat of any rank, likewise
@@ -144,6 +143,11 @@ def step_now(folder: Path) -> int:
     """The step that the ranks are at, by their heartbeats; 0 if unknown."""
     found = [re.search(r" step (\d+) of ", _text(path)) for path in (folder / "heartbeats").glob("*")]
     return max((int(match[1]) - 1 for match in found if match), default=0)
+
+
+def saved_step(folder: Path | str) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none."""
+    return max((int(path.stem) for path in Path(folder, "checkpoints").glob("*.json") if path.stem.isdecimal()), default=0)
 
 
 def progress(rows: list[dict], whole: dict, step: int = 0) -> str:

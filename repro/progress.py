@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from repro import ReproError, monitor, records
+from repro.monitor import saved_step
 from repro.paths import ROOT, RUNS
 from repro.schedule import Recipe, Stage, learning_rate
 
@@ -86,11 +87,6 @@ def trained_by(folder: Path | str) -> str:
         here = owner.endswith(f" on {platform.node()}")
         return owner if here or time.time() - newest < SILENT else ""
     return ""
-
-
-def saved_step(folder: Path | str) -> int:
-    """The step of a run's newest checkpoint; 0 if there is none."""
-    return max((int(path.stem) for path in Path(folder, "checkpoints").glob("*.json") if path.stem.isdecimal()), default=0)
 
 
 def _find(folder: Path | str) -> Path:

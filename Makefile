@@ -116,12 +116,6 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 	@mkdir -p $(@D)
 	@echo '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}' >$@
 
-docs: .venv/options  ## build the documentation site into docs/_build/html
-	@.venv/bin/uv pip install --quiet --python .venv/bin/python --constraints requirements.lock --group docs
-	@rm -rf docs/_build/html docs/api
-	.venv/bin/python -m sphinx -q -W --keep-going -c docs $(ARGS) . docs/_build/html
-	@echo "site: docs/_build/html/index.html"
-
 # Versions that still fit are kept; ARGS=--upgrade updates them. A machine's own indexes, links and torch builds are ignored.
 lock: | .venv/bin/uv  ## pin the dependencies of pyproject.toml, with hashes, for all platforms
 	env -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_TORCH_BACKEND \
@@ -136,6 +130,12 @@ browser:  ## install Chromium for the tests of report and JupyterLab with apt-ge
 	echo "browser: installing Chromium with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
 	{ timeout 120 apt-get update -qq && timeout 480 apt-get install -qq --yes --no-install-recommends chromium; } \
 	  </dev/null >/dev/null 2>&1 || echo "browser: apt-get could not install Chromium, the tests that open one will be skipped"
+
+docs: .venv/options  ## build the documentation site into docs/_build/html
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --constraints requirements.lock --group docs
+	@rm -rf docs/_build/html docs/api
+	.venv/bin/python -m sphinx -q -W --keep-going -c docs $(ARGS) . docs/_build/html
+	@echo "site: docs/_build/html/index.html"
 
 clean:  ## remove caches and build leftovers
 	rm -rf build docs/_build docs/api *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*

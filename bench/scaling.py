@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ GOAL = 10.0  # per cent; or twice the noise, where that is more
 
 def probed(parameters: dict, places: list[list[str]]) -> dict:
     """Runs a probe in its own processes, one rank in each of `places` (a command that runs another one; []: this machine)."""
+    time.sleep(two_nodes.SETTLE if places[0] else 0)
     flags = ["--seconds", str(SECONDS), "--least", str(LEAST)]
     for name, value in parameters.items():
         flags += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]

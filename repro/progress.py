@@ -54,7 +54,7 @@ def live(folder: Path | str = RUNS) -> None:
         print(f"{folder.name}: trained by {owner} since {run['start'].replace('T', ' ').replace('+00:00', ' UTC')}")
     rows = records.metric_rows(folder)
     try:
-        follow(folder, lambda: not trained_by(folder), "ipykernel" in sys.modules, rows[-1]["step"] if rows and owner else 0)
+        follow(folder, lambda: not trained_by(folder), _in_notebook(), rows[-1]["step"] if rows and owner else 0)
     except KeyboardInterrupt:
         print("no longer followed; the run goes on" if trained_by(folder) else "no longer followed")
         return
@@ -87,6 +87,14 @@ def trained_by(folder: Path | str) -> str:
         here = owner.endswith(f" on {platform.node()}")
         return owner if here or time.time() - newest < SILENT else ""
     return ""
+
+
+def _in_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return hasattr(get_ipython(), "kernel")
 
 
 def _find(folder: Path | str) -> Path:

@@ -1,7 +1,5 @@
 """What `make reproduce` says on the way, whether it has anything to do, and one table or figure alone: with small files."""
 
-import ast
-import builtins
 import json
 import os
 import platform
@@ -195,44 +193,19 @@ def test_another_profile_other_packages_and_other_data_are_changes(results, monk
 # --- One table or figure ----------------------------------------------------------------------------------------------
 
 
-def test_a_statement_needs_what_defines_its_names_and_what_changes_them_and_shows_nothing():
-    lines = ast.parse(
-        "import os\n"  # 0
-        "import sys\n"
-        "a = os.sep\n"  # 2
-        "b = sys.path\n"
-        "rows = []\n"  # 4
-        "for part in b:\n    rows.append(part)\n"  # 5: it changes rows
-        "rows.append(1)\n"  # an expression: dropped, as what only shows or checks something
-        "c: str = ''\n"
-        "tables.save(a, rows, 'x')\n"  # 8
-    ).body
-    assert single.needed(lines) == [lines[number] for number in (0, 1, 2, 3, 4, 5, 8)]
-
-
-@pytest.mark.parametrize("kind, name", [(kind, name) for kind in ("tables", "figures") for name in single.names(kind)])
-def test_every_table_and_figure_has_all_that_it_needs(kind, name):
-    """Every name that its lines use is defined by them."""
-    for notebook in single.NOTEBOOKS:
-        lines = single.statements(notebook)
-        for last, line in enumerate(lines):
-            if (kind, name) in single._saved(line):
-                chosen = single.needed(lines[: last + 1])
-                used = set.union(*(single._names(line, ast.Load) for line in chosen))
-                defined = set.union(*(single._names(line, ast.Store) for line in chosen))
-                assert used - defined - set(dir(builtins)) == set(), name
-
-
-def test_a_table_is_written_and_nothing_else(tmp_path):
+def test_a_table_is_written_by_the_notebook_that_makes_it(tmp_path):
     made = single.make("tables", "recipes", tmp_path)
-    assert made == [tmp_path / "tables" / "recipes.csv"] == [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert made == [tmp_path / "tables" / "recipes.csv"]
+    found, whole = pd.read_csv(made[0]), tables.recipes()
     shown = ["recipe", "global batch", "epochs"]
-    whole = tables.recipes()
-    assert pd.read_csv(made[0])[shown].equals(
-        whole[whole.recipe.isin(pd.read_csv(made[0]).recipe)][shown].reset_index(drop=True)
-    )
+    assert found[shown].equals(whole[whole.recipe.isin(found.recipe)][shown].reset_index(drop=True))
+
+
+def test_each_has_its_notebook():
+    assert single.names("tables")["answers"] == "20-tables" and single.names("figures")["budget"] == "21-figures"
+    assert single.names("figures")["learning_rates"] == "21-figures"  # the first of those that make it
 
 
 def test_a_parameter_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ReproError, match="dta is no parameter here; there are: runs, data, shrink, results"):
+    with pytest.raises(ReproError, match="unknown parameter 'dta'. Did you mean data?"):
         single.make("figures", "time_to_train", tmp_path, dta="digits")

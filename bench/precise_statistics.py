@@ -1,0 +1,94 @@
+"""Asks the questions again of the same weights with batch norm's statistics computed anew, as the mean over training images.
+
+Running statistics are averages over the last steps of training. Where the rate is still high, as at a kept rate or with a
+large batch, the weights move faster than the averages follow, and a model is tested with statistics that are not its own.
+What a question finds of that is no finding on weights.
+
+    python -m bench.precise_statistics [--results results]
+
+Needs the runs of `make reproduce` with their snapshots. Writes bench/precise_statistics.csv, the answers with both statistics.
+"""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from repro import checkpoint, comm, evaluate, records
+from repro.data import Images, Stream
+from repro.model import Network
+from repro.notebooks import cores
+from repro.packed import pack_embedded
+from repro.paper import questions, tables
+from repro.paths import RESULTS, replacing, writable_folder
+
+NUMBER = 8000  # training images, in the view of the stage that the model is the end of
+
+
+def recompute(network: Network, stream: Stream, view: str, step: int) -> None:
+    """Gives a network the statistics of its present weights: the mean over the workers' batches of the steps from `step` on."""
+    total, workers = torch.zeros_like(network.statistics), stream.workers
+    steps = -(-NUMBER // (workers * stream.images_per_worker))
+    network.model.train()
+    for number in range(steps):
+        images, _ = stream.batch(step + number, 0, view, workers)
+        with torch.no_grad():
+            network.model(images)
+        total += network.contribution[len(network.weights) : -2] / workers
+    network.statistics.copy_(total / steps)
+
+
+def tested(folder: Path) -> list[dict]:
+    """A row per model and ensemble of a run that the questions compare: top1 with the statistics computed anew, in per cent."""
+    torch.set_num_threads(1)
+    base = records.read(folder)["base"]
+    sides = {side for question in questions.QUESTIONS for side in (question.better, question.other) if side.recipe == base}
+    names = sorted({name for side in sides for name in side.members.split(" + ")})
+    run, names, images = evaluate.open_run(folder, names)
+    recipe, seed = run["recipe"], run["settings"]["seed"]
+    train = Images(run["data"]["name"], "train", normalization=run["settings"]["normalization"], size=run["settings"]["size"])
+    stream = Stream(train, seed, recipe["workers"], recipe["images_per_worker"])
+    views = {stage["name"]: stage["augmentation"] for stage in recipe["stages"]}
+    after = sum(stage["iterations"] for stage in recipe["stages"])  # of these steps no model has seen the drawing of images
+    model = evaluate.build_again(run, images)
+    network = Network(model, images_per_worker=recipe["images_per_worker"])
+    states = {}
+    for name in names:
+        network.load(checkpoint.load(folder / "snapshots" / name)[0])
+        recompute(network, stream, views[name], after)
+        states[name] = {key: value.clone() for key, value in model.state_dict().items()}
+    rows = []
+    for side in sorted(sides):
+        members = [(model, states[name]) for name in side.members.split(" + ")]
+        found = evaluate.counts(comm.Alone(), members, images, side.average or "softmax")
+        counted = found["ensemble"] if side.average else found["members"][0]
+        row = {"folder": folder.name, "members": side.members, "average": side.average}
+        rows.append(row | {"precise": 100 * counted["top1"] / found["images"]})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    results = parser.parse_args().results
+    pack_embedded("digits")
+    asked = {recipe for recipe, _ in questions.read()}
+    found = [path for path in records.complete_runs(results / "runs") if (path / "snapshots").is_dir()]
+    found = [path for path in found if records.read(path)["base"] in asked]
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
+        precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
+    models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
+    stored, anew = (questions.answers(table, results / "runs") for table in (models, models.assign(top1=models.precise)))
+    columns = ["topic", "claim", "n", "n_other", "difference", "low", "high", "verdict"]
+    table = anew[columns].assign(running=stored.difference, running_verdict=stored.verdict)
+    table = table[(table.n > 0) & (table.n_other > 0)]
+    print(table.round(2).to_string(index=False))
+    with replacing(writable_folder(results / "bench") / "precise_statistics.csv") as temporary:
+        table.round(4).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,7 @@ POLL = 0.5  # seconds between two looks at the folder
 REDRAW = 1.0  # seconds between two drawings, at the least; and drawing takes at most a tenth of the time
 SILENT = 600.0  # seconds after which a run on another machine counts as ended, if it gives no sign of life
 TRUNK, COLLAPSE, HERE = "0.3", "#d55e00", "#0173b2"
-NOTE = "collapse: another view of the images, so the loss jumps"
+NOTE = "collapse: another view of the images, so the loss changes at once"
 SLANT = 40  # degrees, of the name of a stage that is too narrow for it
 LETTER = 0.08  # inches, at the most, per letter of such a name
 

@@ -320,6 +320,10 @@ def speed() -> str:
     return measured_rows(f"{REFERENCE}/bench/bench.json")
 
 
+def passes() -> str:
+    return measured_rows(f"{REFERENCE}/bench/passes.json")
+
+
 def loader() -> str:
     return measured_rows(f"{REFERENCE}/bench/data.json")
 
@@ -435,6 +439,7 @@ PLACES = {
     "digits-loss": digits_loss,
     "speed": speed,
     "profile": profile,
+    "passes": passes,
     "loader": loader,
     "scaling-measured": scaling_measured,
     "scaling-papers-nodes": scaling_papers_nodes,

@@ -312,7 +312,14 @@ def measured_rows(path: str) -> str:
     return (
         table(head, lines)
         + "\n\n"
-        + made(path, found["command"], found["when"], {found["version"]}, machine, f"n = {found['rounds']} rounds")
+        + made(
+            path,
+            found["command"],
+            found["when"],
+            {found["version"]},
+            machine,
+            f"n = {len(found['rows'][0]['rounds']['ours'])} rounds",
+        )
     )
 
 
@@ -402,7 +409,7 @@ def scaling_checks() -> str:
     probes = found["probes"]
     loads = [probe["load_before"] for probe in probes]
     machine = f"{probes[0]['cores']} cores ({probes[0]['processor']})"
-    shares = {what: [100 * probe[what] for probe in probes if what in probe] for what in ("busy", "noise")}
+    shares = {what: [scale * probe[what] for probe in probes if what in probe] for what, scale in (("busy", 100), ("noise", 1))}
     more = f"load {min(loads):.1f} to {max(loads):.1f} before each probe"
     for what, said in (("busy", "used by other programs"), ("noise", "noise")):
         if shares[what]:

@@ -57,7 +57,7 @@ LOOKS = {
     "strong": Look(VERMILION, "s"),
     "compute": Look(GREY, ""),  # parts of a bar: the marker is a hatch
     "waiting": Look(ORANGE, "///"),
-    "allreduce": Look(BLUE, "..."),
+    "allreduce": Look(BLUE, "xxx"),
 }
 RANKS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-."), Look(PURPLE, "v", ":")  # 1, 2, ... ranks
 

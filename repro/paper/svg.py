@@ -9,12 +9,16 @@ SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 DRAWN = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "pattern", "rect"}  # what matplotlib draws with
 PAPER = "#ffffff"
 
+PLACES = {"d", "x", "y", "width", "height"}
+DECIMALS = re.compile(r"(\d\.\d)\d+")
+
 
 def inline(text: str, prefix: str, alt: str) -> str:
     """The SVG file's `text` as an element for HTML, described by `alt`.
 
-    A page has several figures, so ids get the `prefix`. The colours of `names` become the page's variables (--ink, --blue),
-    white becomes --paper. Of any file only shapes and text are kept: no script, style sheet or link to elsewhere.
+    Coordinates keep a decimal, of a point. A page has several figures, so ids get the `prefix`. The colours of `names`
+    become the page's variables (--ink, --blue), white becomes --paper. Of any file only shapes and text are kept: no script,
+    style sheet or link to elsewhere.
     Raises xml.etree.ElementTree.ParseError if the text is no XML.
     """
     root = ET.fromstring(text)
@@ -37,7 +41,7 @@ def inline(text: str, prefix: str, alt: str) -> str:
                     r"url\((#?)([^)]*)\)", lambda found: f"url(#{prefix}-{found[2]})" if found[1] else "none", value
                 )
             else:
-                kept[name] = _variables(value) if name == "style" else value
+                kept[name] = _variables(value) if name == "style" else DECIMALS.sub(r"\1", value) if name in PLACES else value
         element.attrib = kept
     width = root.attrib.get("viewBox", "0 0 518 0").split()[2]
     root.attrib = {"viewBox": root.attrib.get("viewBox", "")} | {"role": "img", "aria-label": alt, "style": f"width: {width}pt"}

@@ -262,12 +262,12 @@ def _loading(measurements: list[dict], ranks: int) -> float:
 def save(measured: dict, path: Path) -> None:
     """Writes a probe, or several under "probes"."""
     with replacing(writable_folder(path.parent) / path.name) as temporary:
-        temporary.write_text(json.dumps(measured, indent=1))
+        temporary.write_text(json.dumps(measured))
 
 
 def saved(folder: Path, facts: dict) -> dict:
-    """A probe in scaling.json or probe.json of `folder` that has all these facts; empty if there is none."""
-    for path in (folder / "scaling.json", folder / "probe.json"):
+    """A probe in probe.json or scaling.json of `folder` that has all these facts; empty if there is none."""
+    for path in (folder / "probe.json", folder / "scaling.json"):
         if path.exists():
             content = json.loads(path.read_text())
             for measured in content.get("probes", [content]):

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from repro import records
-from repro.paper import questions, ratios
+from repro.paper import questions, ratios, tables
 from repro.paper.questions import QUESTIONS, Side
+from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
 
 SEEDS, ORIGINALS, IMAGES = range(6), 40, 400
@@ -122,6 +123,17 @@ def test_the_ensemble_and_one_model_have_equal_images_and_equal_exposure():
     for question in questions.ENSEMBLES:
         if question.other.recipe in ("snapshot_ensemble", "three_models"):
             assert images(question.other) == pytest.approx(images(questions.ENSEMBLE), rel=1e-3)
+
+
+@pytest.mark.slow  # all answers of the reference, twice
+def test_a_collapse_that_keeps_its_rate_is_contradicted():
+    """The reference's own branches at a kept rate, in the main view, stand for the released collapse."""
+    models = tables.models(REFERENCE / "runs")
+    assert answer(models, REFERENCE / "runs", RELEASED).verdict == "supported"
+    kept = models[models.members == "keep-main-x2"].set_index("seed").top1
+    collapsed = models.members == COLLAPSED.members
+    models.loc[collapsed, "top1"] = models[collapsed].seed.map(kept)
+    assert answer(models, REFERENCE / "runs", RELEASED).verdict == "contradicted"
 
 
 def test_tasks_are_the_runs_that_the_topics_need():

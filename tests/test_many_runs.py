@@ -16,6 +16,7 @@ def weights(folder):
     return records.read(folder)["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_ranks_share_runs_and_each_has_the_weights_of_a_run_alone(digits, whole, tmp_path):
     task = SMOKE | {"data": digits, "out": str(tmp_path)}
     tasks = [task | {"seed": seed} for seed in (SMOKE["seed"], 6)] + [task | {"recipe": "three_models"}]

@@ -193,6 +193,7 @@ def test_another_profile_other_packages_and_other_data_are_changes(results, monk
 # --- One table or figure ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a kernel starts
 def test_a_table_is_written_by_the_notebook_that_makes_it(tmp_path):
     made = single.make("tables", "recipes", tmp_path)
     assert made == [tmp_path / "tables" / "recipes.csv"]

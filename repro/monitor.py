@@ -17,6 +17,7 @@ import psutil
 
 from repro import ReproError, choose, records
 from repro.paths import RUNS
+from repro.schedule import Recipe, Stage
 
 ALONE = 60.0  # seconds without a row after which a run without heartbeats stands still; more if its rows take longer
 TOGETHER = 20.0  # seconds without a beat of any rank, likewise
@@ -137,6 +138,12 @@ def _whole(record: dict) -> dict:
     recipe = record["recipe"]
     steps, batch = sum(stage["iterations"] for stage in recipe["stages"]), recipe["workers"] * recipe["images_per_worker"]
     return {"steps": steps, "batch": batch, "epochs": steps * batch / recipe["epoch_images"]}
+
+
+def recipe_of(record: dict) -> Recipe:
+    """The recipe that a run's record (`records.read`) has."""
+    stages = tuple(Stage(**stage | {"drops": tuple(stage["drops"])}) for stage in record["recipe"]["stages"])
+    return Recipe(**record["recipe"] | {"stages": stages})
 
 
 def step_now(folder: Path) -> int:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from repro import ReproError, monitor, records
-from repro.monitor import saved_step
+from repro.monitor import recipe_of, saved_step
 from repro.paths import ROOT, RUNS
-from repro.schedule import Recipe, Stage, learning_rate
+from repro.schedule import Recipe, learning_rate
 
 POLL = 0.5  # seconds between two looks at the folder
 REDRAW = 1.0  # seconds between two drawings, at the least; and drawing takes at most a tenth of the time
@@ -115,12 +115,6 @@ def _outcome(folder: Path) -> str:
     reached = f"epoch {recipe.epochs(saved_step(folder)):.1f} of {recipe.epochs():.1f}"
     ended = {"stopped": "stopped", "failed": f"failed ({run.get('error')})"}.get(run["status"], "its process has ended")
     return f"{ended}; {reached} is saved, and the same command continues from there"
-
-
-def recipe_of(run: dict) -> Recipe:
-    """The recipe that a run's record (`records.read`) has."""
-    stages = tuple(Stage(**stage | {"drops": tuple(stage["drops"])}) for stage in run["recipe"]["stages"])
-    return Recipe(**run["recipe"] | {"stages": stages})
 
 
 class Progress:

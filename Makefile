@@ -64,7 +64,7 @@ verify: .venv/options  ## print the ledger: each claim, and whether it stands he
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
-test: .venv/options  ## run the tests, all but the slow ones, in at most 6 minutes on two cores
+test: .venv/options  ## run the tests, all but the slow ones, in about 6 minutes on two cores
 	.venv/bin/python -m pytest -q -rs $(ARGS)
 
 test-all: .venv/options  ## run all tests

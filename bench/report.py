@@ -8,7 +8,6 @@ from statistics import median
 
 import pandas as pd
 
-from repro.paper import figures
 from repro.paths import RESULTS, replacing, writable_folder
 from repro.records import code_version, now, package_versions, processor
 
@@ -59,6 +58,8 @@ def save(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> N
 
 def publish(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> None:
     """Saves the rows, draws their ratios into figures/bench-NAME and prints them."""
+    from repro.paper import figures  # a GPU's machine may have no seaborn, and needs none to measure
+
     save(name, rows, facts, results)
     table = ratios(rows)
     figures.save(figures.ratios(table), table, results, f"bench-{name}")

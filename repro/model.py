@@ -8,7 +8,7 @@ then work on whole vectors and know nothing about layers.
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro import ReproError, choose, own
+from repro.graph import Graph
 from repro.resnet import NETWORKS, Bottleneck, ResNet
 
+ALIGNED = 4  # elements: cuBLAS and cuDNN read 16 bytes at once, and fail or fall back where a tensor begins in between
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 RANDOM = "draws random numbers from torch's generator in its forward pass, so the weights would depend on the number of ranks"
@@ -189,13 +191,16 @@ def _try(name: str, build_own: Callable, images: torch.Tensor, classes: int) -> 
 def find_device(name: str, node_rank: int = 0) -> str:
     """Returns the device of that name; "auto" is a GPU if torch sees one, otherwise the CPU.
 
-    From then on, "cuda" is the GPU of this rank: the ranks of a node are assigned to its GPUs alternately.
+    From then on, "cuda" is the GPU of this rank (the ranks of a node are assigned to its GPUs alternately), and its results
+    are the same each time.
     """
     if choose("device", name, DEVICES) == "cpu" or name == "auto" and not torch.cuda.is_available():
         return "cpu"
     if not torch.cuda.is_available():
         raise ReproError("device cuda was requested, but this torch sees no GPU: use --device cpu")
     torch.cuda.set_device(node_rank % torch.cuda.device_count())
+    torch.backends.cudnn.deterministic = True  # otherwise it adds in any order, and the same run twice has other weights
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means float32, also in convolutions
     return "cuda"
 
 
@@ -215,8 +220,8 @@ class Network:
     """A model whose parameters, statistics and gradients are views of flat vectors.
 
     weights       (P,) parameters, in the order in which backward yields their gradients; those of batch norm come last, from
-                  index `undecayed` on
-    statistics    (S,) running means and variances; S is 0 without batch norm
+                  index `undecayed` on. Each begins at a multiple of `ALIGNED`; what is between them stays zero
+    statistics    (S,) running means and variances, placed in the same way; S is 0 without batch norm
     contribution  (P + S + 2,) one pass's part of the average: gradients, batch means and variances, then the mean loss of a
                   worker's images and their number of correct predictions; each is a sum over the workers of the pass
 
@@ -233,12 +238,13 @@ class Network:
         trained = [parameter for parameter in reversed(list(model.parameters())) if parameter.requires_grad]
         gammas_betas = {id(p): p for norm in reversed(norms) for p in (norm.weight, norm.bias) if p.requires_grad}
         parameters = [p for p in trained if id(p) not in gammas_betas] + list(gammas_betas.values())
-        self.undecayed = sum(p.numel() for p in trained if id(p) not in gammas_betas)
-        size = sum(p.numel() for p in parameters)
-        self.weights = torch.empty(size, device=device)
+        self.undecayed = sum(_room(p) for p in trained if id(p) not in gammas_betas)
+        self.ends = list(accumulate(map(_room, parameters)))  # in `weights`, of each parameter
+        size = self.ends[-1]
+        self.weights = torch.zeros(size, device=device)
         running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
         batch = [buffer for norm in norms for buffer in (norm.batch_mean, norm.batch_var)]
-        self.statistics = torch.empty(sum(buffer.numel() for buffer in running), device=device)
+        self.statistics = torch.zeros(sum(map(_room, running)), device=device)
         self.contribution = torch.zeros(size + len(self.statistics) + 2, device=device)
         self.gradients = self.contribution[:size]
         self.loss, self.correct = self.contribution[-2], self.contribution[-1]
@@ -251,6 +257,8 @@ class Network:
         for norm in norms:
             norm.images_per_worker = images_per_worker
         self.examined = False
+        # Only of our own networks is it known that they do the same operations each time.
+        self.graphs: dict | None = {} if self.weights.is_cuda and isinstance(model, ResNet) else None
 
     def contribute(self, images: torch.Tensor, labels: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Forward and backward of the images (N, C, H, W) and labels (N,) of one or more workers; returns `contribution`.
@@ -260,9 +268,20 @@ class Network:
         """
         images, labels = images.to(self.weights.device), labels.to(self.weights.device)
         self.model.train()
+        if self.graphs is None or not self.examined:
+            self._compute(images, labels, precision)
+        else:
+            kind = images.shape, precision
+            if kind not in self.graphs:
+                self.graphs[kind] = Graph(partial(self._compute, precision=precision), images, labels)
+            self.graphs[kind].replay(images, labels)
+        return self.contribution
+
+    def _compute(self, images: torch.Tensor, labels: torch.Tensor, precision: str) -> None:
         self.gradients.zero_()
         before = {} if self.examined else self._constants()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        # Without a cache of converted weights: each is used once, and a graph must not depend on what is kept from before.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             logits = self.model(images)
         if not self.examined:
             self._examine(before, logits, labels)
@@ -270,7 +289,6 @@ class Network:
         loss.backward()
         self.loss.copy_(loss.detach())
         self.correct.copy_((logits.detach().argmax(1) == labels).sum())
-        return self.contribution
 
     def _constants(self) -> dict[str, torch.Tensor]:
         """Copies of what a forward pass must not change: buffers other than batch norm's, by name, and the generator as ""."""
@@ -353,9 +371,15 @@ def _check(model: nn.Module) -> None:
             raise ReproError(f"{what} stays in evaluation mode during training: leave its mode as model.train() sets it")
 
 
+def _room(tensor: torch.Tensor) -> int:
+    """The elements that a tensor takes in a flat vector, with those up to where the next one may begin."""
+    return -(-tensor.numel() // ALIGNED) * ALIGNED
+
+
 def _views(tensors, flat):
     """Views of `flat` in the tensors' shapes; convolution weights are channels-last, which is faster in oneDNN."""
-    for part, tensor in zip(flat.split([tensor.numel() for tensor in tensors]), tensors):
+    for room, tensor in zip(flat.split([_room(tensor) for tensor in tensors]), tensors):
+        part = room[: tensor.numel()]
         if tensor.dim() == 4:
             outputs, inputs, height, width = tensor.shape
             yield part.view(outputs, height, width, inputs).permute(0, 3, 1, 2)

@@ -7,7 +7,6 @@ nothing to gain: the cores that would copy are those that compute.
 
 from collections import deque
 from functools import partial
-from itertools import accumulate
 
 import torch
 
@@ -20,11 +19,12 @@ class OverlappedAverage(Average):
     """`Average` that sums bucket by bucket; after `attach`, during the backward pass already."""
 
     def __init__(self, reduction: str, world, workers: int, network, workers_per_pass: int = 1):
-        self.ends = list(accumulate(parameter.numel() for parameter in network.parameters))
+        self.ends = network.ends
         super().__init__(reduction, world, workers, network, workers_per_pass)
 
     def attach(self, network) -> "OverlappedAverage":
         """Makes each of the network's parameters notify this average when its gradient is ready."""
+        network.graphs = None  # a graph on a GPU would notify nobody
         for index, parameter in enumerate(network.parameters):
             parameter.register_post_accumulate_grad_hook(partial(self._arrives, index))
         return self

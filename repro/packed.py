@@ -305,6 +305,12 @@ def pack_embedded(data: str) -> None:
             return
     except PackedError:  # missing, damaged, or in an earlier version's format
         pass
-    done = subprocess.run([sys.executable, str(ROOT / "data_prep" / f"{data}.py")], capture_output=True, text=True)
+    found = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # this package need not be installed
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "data_prep" / f"{data}.py")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": found},
+    )
     if done.returncode:
         raise PackedError(f"the {data} could not be packed: {done.stderr.strip().splitlines()[-1]}")

@@ -49,6 +49,7 @@ TRAINING_CODE = (
     "allreduce",
     "overlap",
     "model",
+    "graph",
     "resnet",
     "packed",
     "ahead",

@@ -1,0 +1,112 @@
+"""How fast ResNet-50 trains on one GPU with the released images per worker, beside PyTorch's own loop on the same GPU.
+
+The loops take turns for several rounds; images are at hand in the host's memory. Writes results/bench/gpu.json:
+
+    python -m bench.gpu
+"""
+
+import time
+from itertools import repeat
+
+import torch
+from torch.nn import functional as F
+
+from bench.report import row, save
+from repro import ReproError, comm, train
+from repro.allreduce import Average
+from repro.model import Network, build, find_device
+from repro.optim import SGD
+from repro.replica import Replica
+
+IMAGES = 16, 32, 64, 128  # per worker: 16 and 32 are the release's
+WORKERS = 8  # of a step on this GPU; they are computed one after the other
+ROUNDS, SECONDS = 5, 1.0
+RATE, WEIGHT_DECAY = 0.0, 5e-5  # the images are always the same: at rate 0 the weights stay finite, and the work is the same
+
+
+def batch(images: int, size: int = 224):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
+    return pixels, torch.randint(1000, (images,), generator=generator)
+
+
+def ours(images: int, graphs: bool = True):
+    """A function that trains a step of `WORKERS` workers, and the number of its images."""
+    network = Network(build("resnet50", 1000), find_device("cuda"))
+    if not graphs:
+        network.graphs = None
+    average = Average("exact", comm.Alone(), WORKERS, network)
+    replica, batches = Replica(comm.Alone(), network, SGD(network.weights, 0.9), average, "bf16"), repeat(batch(images))
+    return lambda: float(train.step(replica, batches, RATE, WEIGHT_DECAY, bn_momentum=0.05).loss), WORKERS * images
+
+
+def pytorch(images: int, graphs: bool = False):
+    """As in torchvision's reference training: a step has one batch, and its loss is read at each step, as ours is."""
+    from torchvision.models import resnet50
+
+    model = resnet50().cuda().to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=WEIGHT_DECAY)
+    pixels, labels = batch(images)
+    run = model
+    if graphs:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            run = torch.cuda.make_graphed_callables(model, (pixels.cuda(),))
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=not graphs):
+            loss = F.cross_entropy(run(pixels.cuda()), labels.cuda())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step, images
+
+
+LOOPS = {
+    "ours": ours,
+    "ours, without graphs": lambda images: ours(images, graphs=False),
+    "PyTorch": pytorch,
+    "PyTorch, graphed": lambda images: pytorch(images, graphs=True),
+}
+
+
+def images_per_second(step, images: int, seconds: float) -> float:
+    torch.cuda.synchronize()
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() < start + seconds:
+        step()
+        steps += 1
+    torch.cuda.synchronize()
+    return steps * images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        raise ReproError("torch sees no GPU on this machine: there is nothing to measure")
+    torch.manual_seed(0)
+    rows = []
+    for images in IMAGES:
+        loops = {name: make(images) for name, make in LOOPS.items()}
+        rates: dict[str, list[float]] = {name: [] for name in loops}
+        for number in range(ROUNDS + 1):
+            for name, (step, count) in loops.items():
+                rates[name] += [images_per_second(step, count, SECONDS if number else 0.3)]
+        rates = {name: each[1:] for name, each in rates.items()}  # the first round warms up
+        for peer in list(LOOPS)[1:]:
+            unit = f"images/s, ResNet-50 at 224 px, bf16, {images} images per worker"
+            rows.append(row("training on one GPU", rates["ours"], rates[peer], peer, unit))
+            print(f"{images:4} images: {rows[-1]['ours']:6.0f} against {rows[-1]['peer']:6.0f} {peer}", flush=True)
+        del loops
+        torch.cuda.empty_cache()
+    facts = {
+        "command": "python -m bench.gpu",
+        "rounds": ROUNDS,
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+    }
+    save("gpu", rows, facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from repro.replica import Replica
 
 IMAGES = 16, 32, 64, 128  # per worker: 16 and 32 are the release's
 WORKERS = 8  # of a step on this GPU; they are computed one after the other
-ROUNDS, SECONDS = 5, 1.0
+ROUNDS, SECONDS = 5, 0.6
 RATE, WEIGHT_DECAY = 0.0, 5e-5  # the images are always the same: at rate 0 the weights stay finite, and the work is the same
 
 

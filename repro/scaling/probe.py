@@ -35,7 +35,9 @@ from repro.train import step
 CLASSES, CHANNELS = 1000, 3  # of the network, unless a data set determines them
 BURST, MOST = 0.3, 40  # seconds and steps of a burst at most: short steps are timed in a hot cache
 ROUNDS = 40
-SIZES = tuple(4**power for power in range(6, 14))  # bytes per allreduce, 4 KB to 64 MB; the step's own vector is added
+SIZES = tuple(
+    4**power for power in range(6, 14)
+)  # bytes per allreduce, 4 KB to 64 MB; the step's vector and its half are added
 
 
 class _Steps:
@@ -188,17 +190,18 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float, least: in
     """The rows, with at least one time of each kind even if the deadline has passed; if `least` is not 1, of each row."""
     kind = np.int64 if steps.settings.reduction == "exact" else np.float32
     vector = steps.average.bytes
+    sizes = sorted({*SIZES, vector // 16 * 8, vector}, key=lambda size: (size != vector, size))
     groups = [1 << power for power in range(world.size.bit_length()) if 1 << power < world.size]
     # (kind, images or bytes, workers per rank, ranks): the indispensable ones first, in case time is short
     settings = [("compute", count, 1, world.size) for count in images]
     if world.size > 1:
         settings += [("step", count, 1, world.size) for count in images]
-        settings += [("allreduce", size, 1, world.size) for size in sorted({*SIZES, vector}, key=lambda size: size != vector)]
+        settings += [("allreduce", size, 1, world.size) for size in sizes]
     settings += [("loading", count, 1, world.size) for count in images if steps.images]
     settings += [("compute", count, 1, ranks) for ranks in groups for count in images]
     settings.append(("compute", min(images), 2, world.size))
     loaders = {count: steps.loaded(world, count) for count in images if steps.images}
-    arrays = {size: np.zeros(size // np.dtype(kind).itemsize, kind) for size in {*SIZES, vector}}
+    arrays = {size: np.zeros(size // np.dtype(kind).itemsize, kind) for size in sizes}
 
     def burst(setting, length: int) -> list[float]:
         name, count, workers, ranks = setting

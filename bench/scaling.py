@@ -92,16 +92,15 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
     for megabits, probe in tcp.items():
         wire = replace(steptime.fit(_without_vector(probe)), copying=cost)
         left = fewer if probe is fastest else probe["rows"]
-        rows += steptime.held_back(
-            left, wire, f"2 ranks by TCP at {megabits} Mbit/s, from both computing apart", probe["buckets"]
-        )
+        where = f"2 ranks by TCP at {megabits} Mbit/s"
+        rows += steptime.held_back(left, wire, f"{where}, from both computing apart", 2, probe["buckets"])
         rows += _whole_vector(probe, wire, f"allreduce by TCP at {megabits} Mbit/s, from smaller messages")
         for other in set(tcp) - {megabits}:
             link = steptime.fit(_without_vector(tcp[other])).link  # with this wire's share in place of that wire's
-            change = 8e-6 / megabits - 8e-6 / other
+            change = two_nodes.FRAME * (8e-6 / megabits - 8e-6 / other)
             beyond = None if link.beyond is None else link.beyond + change
             moved = replace(wire, link=replace(link, byte=link.byte + change, beyond=beyond))
-            rows += steptime.held_back(left, moved, f"2 ranks by TCP at {megabits} Mbit/s, link from {other}", probe["buckets"])
+            rows += steptime.held_back(left, moved, f"{where}, link from {other}", 2, probe["buckets"])
             rows += _whole_vector(probe, moved, f"allreduce by TCP at {megabits} Mbit/s, link from {other}")
     return [subject | row | judged(row, (two, *tcp.values())) for row in rows]
 
@@ -112,18 +111,22 @@ def judged(row: dict, probes) -> dict:
     return {"allowed_percent": allowed, "state": "PASS" if abs(row["error_percent"]) <= allowed else "MISSED"}
 
 
-def four_ranks(four: dict, pair: dict) -> list[dict]:
-    """Checks predictions of 4 ranks, two in each of two namespaces, all by TCP: from 4 computing apart and the link of 2.
+def four_ranks(four: dict, two: dict, pair: dict) -> list[dict]:
+    """Checks predictions of 4 ranks, two in each of two namespaces: from 4 computing apart, and also with the links of 2 ranks.
 
-    More ranks than cores share the cores, so what 4 compute at the same time was measured, and is no part of the check.
+    More ranks than cores share the cores: what 4 compute at the same time was measured, and is no part of the check, and what
+    their messages cost the cores is shared in the same way. `two` and `pair` are the probes of 2 ranks in shared memory, whose
+    link stands for the one within a namespace, and by TCP.
     """
     subject = {"model": f"{four['model']}, {four['size']} px, {four['reduction']}, {four['precision']}"}
-    two = steptime.fit(_without_vector(pair))
-    cost, _ = steptime.copying(pair["rows"], two, pair["buckets"])
-    here = replace(steptime.fit(_without_vector(four)), copying=cost)
-    rows = steptime.held_back(four["rows"], here, "4 ranks by TCP, from 4 computing apart", four["buckets"])
-    rows += steptime.held_back(four["rows"], replace(here, link=two.link), "4 ranks by TCP, link of 2", four["buckets"])
-    return [subject | row | judged(row, (four, pair)) for row in rows]
+    wire, memory = steptime.fit(_without_vector(pair)), steptime.fit(_without_vector(two)).link
+    cost, _ = steptime.copying(pair["rows"], wire, pair["buckets"])
+    here = replace(steptime.fit(_without_vector(four)), copying=cost * max(1.0, four["ranks"] / four["cores"]))
+    rows = steptime.held_back(four["rows"], here, "4 ranks by TCP, from 4 computing apart", four["ranks"], four["buckets"])
+    rows += steptime.held_back(
+        four["rows"], replace(here, link=memory), "4 ranks by TCP, links of 2", 2, four["buckets"], between=wire.link
+    )
+    return [subject | row | judged(row, (four, two, pair)) for row in rows]
 
 
 def _without_vector(probe: dict) -> list[dict]:
@@ -164,7 +167,7 @@ def main() -> None:
                 with two_nodes.connected(max(tcp)) as (first, second):
                     four = probed(subject, [first, first, second, second]) | {"wire_megabits": max(tcp)}
                 probes.append(four)
-                checked += four_ranks(four, tcp[max(tcp)])
+                checked += four_ranks(four, two, tcp[max(tcp)])
             except ReproError as error:
                 notes.append(f"no check on 4 ranks: {error}")
                 print(notes[-1])

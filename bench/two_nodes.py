@@ -13,6 +13,7 @@ import psutil
 from repro import ReproError
 
 SETTLE = 5.0  # seconds until MPI can use a new wire: in the first second libfabric finds no address on it, and fails or hangs
+FRAME = 1514 / 1448  # bytes on the wire per byte of a message: headers of Ethernet, IP and TCP (with time stamps)
 DEVICE = "repro0"  # the name of the wire's end, the same in both namespaces
 NETWORK = "10.77.0"  # the first namespace has address 1, the second 2
 # MPICH 5: no shared memory between ranks, only libfabric's TCP through that device.

@@ -8,7 +8,7 @@
               algorithm determine its cost (`rabenseifner`); with several buckets a part of it is hidden behind the
               backward pass (`exposed`)
     copying   what is hidden is not free: the cores that compute also copy and add the bytes, unless communication has
-              cores of its own
+              cores of its own. It adds to the step: measured, no more is hidden behind it
 
 The cost of the additions is included in seconds_per_byte: for each byte sent in a reduce-scatter one is added, so
 2 (p - 1)/p n beta + (p - 1)/p n gamma = 2 (p - 1)/p n (beta + gamma/2), also for numbers that are not powers of two.
@@ -45,6 +45,7 @@ class Link:
     """Hockney's two parameters: a message of n bytes takes `latency` + n * `byte` seconds.
 
     In shared memory the bytes beyond those that a core's cache holds (`CACHE`) take `beyond` seconds each, if it is given.
+    That is right for messages of about the size that it was fitted to: measured, the price of a byte falls from 4 to 64 MB.
     """
 
     latency: float
@@ -57,7 +58,7 @@ class Link:
         return rounds * self.latency + inside * self.byte + (sent - inside) * (self.beyond or 0.0)
 
 
-CACHE = 1 << 20  # bytes; measured: up to here 0.1 to 0.3 ns a byte, from 4 MB on two to ten times as much
+CACHE = 1 << 20  # bytes of a core's second-level cache
 
 
 def rabenseifner(link: Link, ranks: int, size: float) -> float:
@@ -132,7 +133,7 @@ class Fit:
     spread: float  # between ranks, see `slowest`
     ranks: int  # number of ranks that computed at the same time
     size: int  # bytes allreduced at each step
-    copying: float = 0.0  # per byte sent behind a backward pass, of the cores that compute; 0 if others do it
+    copying: float = 0.0  # per byte that a rank sends while others compute, of the cores that compute; 0 if others do it
 
     def compute(self, images: float, workers: int = 1) -> float:
         """Median seconds of one rank's step with `images` images per worker, without communication."""
@@ -166,7 +167,7 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
 
 def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
     """Latency from messages up to 64 KB, fitted by a line with its own slope; then one slope for what fits into the cache,
-    from the messages up to there, and one for what is beyond, from those of 4 `CACHE` and more.
+    from the messages up to there, and one for what is beyond, from those of a quarter of the vector or more.
     """
     rows = sorted((row["bytes"], median(row)) for row in measurements if row["kind"] == "allreduce" and row["ranks"] == ranks)
     if not rows:
@@ -182,7 +183,8 @@ def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
 
     inside = [row for row in rows if 1 << 16 < sent * row[0] <= CACHE] or rows[-1:]
     link = Link(latency, slope(inside, Link(latency, 0.0), 0.0))
-    long = [row for row in rows if row[0] >= max(4 * CACHE, vector / 32)]
+    long = [row for row in rows if row[0] >= 4 * CACHE]
+    long = [row for row in long if row[0] >= vector / 4] or long[-1:]
     return replace(link, beyond=slope(long, link, CACHE)) if long else link
 
 
@@ -195,22 +197,11 @@ def copying(measurements: list[dict], fitted: Fit, buckets: int) -> tuple[float,
     steps = [row for row in measurements if row["kind"] == "step"]
     most_images = max(row["images"] for row in steps)
     used = [row for row in steps if row["images"] == most_images]
-
-    def total(row: dict, cost: float) -> float:
-        layout = Layout(nodes=row["ranks"], buckets=buckets)
-        return step(replace(fitted, copying=cost), layout, row["images"], row["workers"], fitted.link)["total"]
-
     costs = []
     for row in used:
-        missing = median(row) - total(row, 0.0)
-        # At most what a byte takes in all: more would not be copying.
-        most = fitted.link.beyond or fitted.link.byte
-        if missing <= 0:
-            costs.append(0.0)
-        elif total(row, most) <= median(row):
-            costs.append(most)
-        else:
-            costs.append(brentq(lambda cost, row=row: total(row, cost) - median(row), 0.0, most))
+        layout = Layout(nodes=row["ranks"], buckets=buckets)
+        free = step(replace(fitted, copying=0.0), layout, row["images"], row["workers"], fitted.link)["total"]
+        costs.append(max(0.0, median(row) - free) / (_messages(row["ranks"])[1] * fitted.size))
     return float(np.median(costs)), [row for row in measurements if row not in used]
 
 
@@ -344,12 +335,13 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
         return allreduce(link or fitted.link, layout.nodes, size, fitted.link, layout.per_node)
 
     buckets = layout.buckets if layout.nodes > 1 else 1
-    copying = fitted.copying * _messages(layout.nodes)[1] * fitted.size if buckets > 1 else 0.0
+    sent = (_messages(layout.nodes)[1] + _messages(layout.per_node)[1]) * fitted.size
+    copying = fitted.copying * sent if buckets > 1 else 0.0
     parts = {
         "compute": compute,
         "waiting": compute * (slowest(layout.ranks, fitted.spread) - 1),
         "copying": copying,
-        "allreduce": exposed(communication, fitted.size, buckets, BACKWARD * compute + copying),
+        "allreduce": exposed(communication, fitted.size, buckets, BACKWARD * compute),
         "loading": fitted.loading * images * workers if loaded else 0.0,
     }
     return parts | {"total": sum(parts.values())}
@@ -459,16 +451,18 @@ def epochs_to(accuracy_points: list[tuple[float, float]], batch: float) -> float
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
 
-def held_back(steps: list[dict], fitted: Fit, check: str, buckets: int = 0) -> list[dict]:
+def held_back(
+    steps: list[dict], fitted: Fit, check: str, nodes: int = 1, buckets: int = 1, between: Link | None = None
+) -> list[dict]:
     """Predicts the `step` rows, which no fit has used: predicted and measured seconds, n, and the error in per cent.
 
-    `buckets` is for ranks on a node each, with the link of the fit; 0: all ranks are on one node.
+    Their ranks are on so many `nodes`, joined by the link `between`, or by that of the fit.
     """
     rows = []
     for row in steps:
         if row["kind"] == "step":
-            layout = Layout(nodes=row["ranks"], buckets=buckets) if buckets else Layout(per_node=row["ranks"])
-            predicted = step(fitted, layout, row["images"], row["workers"], fitted.link)["total"]
+            layout = Layout(nodes, row["ranks"] // nodes, buckets)
+            predicted = step(fitted, layout, row["images"], row["workers"], between or fitted.link)["total"]
             rows.append(
                 {
                     "check": check,

@@ -100,7 +100,7 @@ bench: .venv/options  ## measure training against PyTorch's data parallelism and
 bench-size: .venv/options  ## test the models of make reproduce on digits of other sizes (a minute)
 	.venv/bin/python -m bench.apparent_size
 
-bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (half an hour; run nothing beside it)
+bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (20 minutes; run nothing beside it)
 	.venv/bin/python -m bench.scaling
 
 # The address is loopback whatever the user's configuration is; the token is Jupyter's own. Jupyter refuses to run as root,

@@ -1,6 +1,10 @@
 """Benchmarks of `make bench-scaling`: probes on 1 and 2 ranks and over TCP, and how well the model predicts held-back data.
 
-Writes results/bench/scaling.json (probes and checks) and prints the checks as a table.
+Writes results/bench/scaling.json (probes and checks) and prints the checks as a table. With a file of an earlier call, it
+measures nothing and checks the probes in it again:
+
+    python -m bench.scaling
+    python -m bench.scaling results/reference/bench/scaling.json
 """
 
 import json
@@ -149,37 +153,55 @@ def _whole_vector(probe: dict, fitted: steptime.Fit, check: str) -> list[dict]:
     ]
 
 
-def main() -> None:
-    probes, rows, notes = [], [], []
+def judge(probes: list[dict]) -> list[dict]:
+    """All checks of the probes that `measured` returned."""
+    rows = []
     for subject in SUBJECTS:
-        two, tcp = probed(subject, [[], []]), {}
-        for megabits in MEGABITS:
+        mine = [probe for probe in probes if all(probe[name] == subject[name] for name in ("model", "size", "precision"))]
+        by_wire = {(probe["ranks"], probe.get("wire_megabits")): probe for probe in mine}
+        two, four = by_wire.pop((2, None)), by_wire.pop((4, max(MEGABITS)), None)
+        tcp = {megabits: probe for (_, megabits), probe in by_wire.items()}
+        rows += checks(two, tcp)
+        if four:
+            rows += four_ranks(four, two, tcp[max(tcp)])
+    return rows
+
+
+def measured() -> tuple[list[dict], list[str]]:
+    """The probes, and what could not be measured on this machine."""
+    probes, notes = [], []
+    for subject in SUBJECTS:
+        probes.append(probed(subject, [[], []]))
+        layouts = [(megabits, 1) for megabits in MEGABITS] + ([(max(MEGABITS), 2)] if subject is SUBJECTS[0] else [])
+        for megabits, per_node in layouts:
             try:
-                with two_nodes.connected(megabits) as places:
-                    tcp[megabits] = probed(subject, places) | {"wire_megabits": megabits}
+                with two_nodes.connected(megabits) as (first, second):
+                    places = [first] * per_node + [second] * per_node
+                    probes.append(probed(subject, places) | {"wire_megabits": megabits})
             except ReproError as error:
-                notes.append(f"no check by TCP at {megabits} Mbit/s: {error}")
+                notes.append(f"no check on {2 * per_node} ranks by TCP at {megabits} Mbit/s: {error}")
                 print(notes[-1])
-        probes += [two, *tcp.values()]
-        checked = checks(two, tcp)
-        if subject is SUBJECTS[0] and tcp:
-            try:
-                with two_nodes.connected(max(tcp)) as (first, second):
-                    four = probed(subject, [first, first, second, second]) | {"wire_megabits": max(tcp)}
-                probes.append(four)
-                checked += four_ranks(four, two, tcp[max(tcp)])
-            except ReproError as error:
-                notes.append(f"no check on 4 ranks: {error}")
-                print(notes[-1])
-        show(checked)
-        rows += checked
     with tempfile.TemporaryDirectory() as folder:
         real = REAL | {"data": stand_in(Path(folder))}
         probes += [probed(real, [[]]), probed(real, [[], []])]
+    return probes, notes
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        path = Path(sys.argv[1])
+        result = json.loads(path.read_text())
+    else:
+        path = PATH
+        probes, notes = measured()
+        result = {"when": now(), "command": "make bench-scaling", "probes": probes, "notes": notes}
+    result["checks"] = judge(result["probes"])
+    show(result["checks"])
     for what in ("busy", "noise"):
-        print(f"{what} in each probe: {', '.join(format(probe[what], '.3g') for probe in probes)}")
-    steptime.save({"when": now(), "command": "make bench-scaling", "probes": probes, "checks": rows, "notes": notes}, PATH)
-    print(f"{sum(row['state'] == 'PASS' for row in rows)} of {len(rows)} errors are small enough; written to {PATH}")
+        print(f"{what} in each probe: {', '.join(format(probe[what], '.3g') for probe in result['probes'])}")
+    steptime.save(result, path)
+    small = sum(row["state"] == "PASS" for row in result["checks"])
+    print(f"{small} of {len(result['checks'])} errors are small enough; written to {path}")
 
 
 def show(rows: list[dict]) -> None:

@@ -308,7 +308,8 @@ def measured_rows(path: str) -> str:
         verdict = f"{text}, {'met' if met else '**missed**'}" if met is not None else ""
         lines.append([f"{row['name']}, {row['unit']}", number(row["ours"]), peer, ratio, verdict])
     head = "what, unit | ours | peer | ratio of medians (rounds) | goal"
-    machine = f"{found['cores']} cores ({found['machine']})"
+    machine = found.get("gpu", "") and f"one {found['gpu']}, "
+    machine += f"{found['cores']} cores ({found['machine']})"
     return (
         table(head, lines)
         + "\n\n"
@@ -329,6 +330,10 @@ def speed() -> str:
 
 def passes() -> str:
     return measured_rows(f"{REFERENCE}/bench/passes.json")
+
+
+def gpu() -> str:
+    return measured_rows(f"{REFERENCE}/bench/gpu.json")
 
 
 def loader() -> str:
@@ -387,39 +392,39 @@ def scaling_papers_nodes() -> str:
 
 
 def scaling_checks() -> str:
-    path = f"{REFERENCE}/bench/scaling.json"
-    found, groups = read(path), {}
-    for check in found["checks"]:
-        name = re.sub(r" at \d+ Mbit/s", "", re.sub(r"link from \d+", "the link measured at the other rate", check["check"]))
-        groups.setdefault(name, []).append(check)
+    """A row for each kind of check, with the errors of each day on which `make bench-scaling` was run."""
+    paths = sorted((ROOT / REFERENCE / "bench").glob("scaling*.json"), key=lambda path: json.loads(path.read_text())["when"])
+    days = [json.loads(path.read_text()) for path in paths]
+    groups: dict[str, list[list]] = {}
+    for number, day in enumerate(days):
+        for check in day["checks"]:
+            name = re.sub(
+                r" at \d+ Mbit/s", "", re.sub(r"link from \d+", "the link measured at the other rate", check["check"])
+            )
+            for key in (name, "all"):
+                groups.setdefault(key, [[] for _ in days])[number].append(check)
+    groups["all"] = groups.pop("all")
     lines = []
-    for name, checks in {**groups, "all": found["checks"]}.items():
-        errors, steps = [check["error_percent"] for check in checks], [check["n"] for check in checks]
-        lines.append(
-            [
-                name,
-                len(checks),
-                f"{min(steps)} to {max(steps)}",
-                sum(abs(error) <= 10 for error in errors),
-                sum(check.get("state") == "PASS" for check in checks),
-                f"{median(map(abs, errors)):.1f}%",
-                f"{min(errors):+.0f} to {max(errors):+.0f}%",
-            ]
-        )
-    probes = found["probes"]
-    loads = [probe["load_before"] for probe in probes]
-    machine = f"{probes[0]['cores']} cores ({probes[0]['processor']})"
-    shares = {what: [scale * probe[what] for probe in probes if what in probe] for what, scale in (("busy", 100), ("noise", 1))}
-    more = f"load {min(loads):.1f} to {max(loads):.1f} before each probe"
-    for what, said in (("busy", "used by other programs"), ("noise", "noise")):
-        if shares[what]:
+    for name, checks in groups.items():
+        line = [name]
+        for each in checks:
+            errors = [check["error_percent"] for check in each]
+            small = sum(check["state"] == "PASS" for check in each)
+            line += [f"{small} of {len(each)}", f"{median(map(abs, errors)):.1f}% ({min(errors):+.0f} to {max(errors):+.0f})"]
+        lines.append(line)
+    head = " | ".join(f"{day['when'][:10]}: within the goal | error, median (range)" for day in days)
+    sources = []
+    for path, day in zip(paths, days):
+        probes = day["probes"]
+        machine = f"{probes[0]['cores']} cores ({probes[0]['processor']})"
+        shares = {what: [scale * probe[what] for probe in probes] for what, scale in (("busy", 100), ("noise", 1))}
+        steps = [check["n"] for check in day["checks"]]
+        more = f"{min(steps)} or more timed steps in each row"
+        for what, said in (("busy", "used by other programs"), ("noise", "noise")):
             more += f"; {said}: {min(shares[what]):.1f} to {max(shares[what]):.1f}%"
-    versions = {probe["version"] for probe in probes}
-    return (
-        table("predicted | n | timed steps in each | within 10% | within max(10%, 2 x noise) | median error | range", lines)
-        + "\n\n"
-        + made(path, found["command"], found["when"], versions, machine, more)
-    )
+        versions = {probe["version"] for probe in probes}
+        sources.append(made(str(path.relative_to(ROOT)), day["command"], day["when"], versions, machine, more))
+    return table(f"predicted | {head}", lines) + "\n\n" + "\n\n".join(sources)
 
 
 def faults() -> str:
@@ -447,6 +452,7 @@ PLACES = {
     "speed": speed,
     "profile": profile,
     "passes": passes,
+    "gpu": gpu,
     "loader": loader,
     "scaling-measured": scaling_measured,
     "scaling-papers-nodes": scaling_papers_nodes,

@@ -5,60 +5,20 @@ Only reads the run's folder (`records`): no torch, no MPI, and nothing that the 
 
 import importlib
 import os
-import platform
-import re
 import sys
 import time
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-import psutil
-
-from repro import ReproError, choose, records
+from repro import ReproError, records
 from repro.paths import RUNS
-from repro.schedule import Recipe, Stage
+from repro.schedule import Recipe
+from repro.state import duration, find, outcome, recipe_of, state, step_now
 
 ALONE = 60.0  # seconds without a row after which a run without heartbeats stands still; more if its rows take longer
 TOGETHER = 20.0  # seconds without a beat of any rank, likewise
 SILENT = 10.0  # seconds without a sign of life after which a rank is frozen: it gives one every two seconds
 EARLIER = 10  # rows before the present that are printed
-
-
-def find(run: str = "", out: Path | str = RUNS) -> Path:
-    """The folder of a run: `run` is its path or its name in `out`; by default the one in `out` that was begun last."""
-    if (Path(run) / "run.json").is_file() and run:
-        return Path(run)
-    known = sorted(Path(out).glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    if not known:
-        raise ReproError(f"there are no runs in {out}: `python -m repro train` makes one; --out names another folder")
-    names = [path.parent.name for path in known]
-    return Path(out) / (choose("run", run.rstrip("/").rpartition("/")[2], names) if run else names[0])
-
-
-def state(folder: Path) -> str:
-    """complete, stopped, failed, running, or killed: recorded as running, but its process on this machine is gone."""
-    recorded = records.read(folder).get("status", "running")
-    owner = re.fullmatch(r"process (\d+) on (.*)", _text(folder / "lock"))
-    if recorded == "running" and owner and owner[2] == platform.node() and not _lives(int(owner[1]), folder / "lock"):
-        return "killed"
-    return recorded
-
-
-def _lives(number: int, lock: Path) -> bool:
-    # The lock itself is not tried: a run that is starting at that moment would believe that another process trains it.
-    with suppress(psutil.NoSuchProcess, OSError):
-        process = psutil.Process(number)
-        later = process.create_time() > lock.stat().st_mtime + 1  # another process, which has got its number
-        return not later and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 class Pulse:
@@ -106,16 +66,16 @@ def watch(run: str = "", out: Path | str = RUNS, tensorboard: str = "", interval
     """
     folder = find(run, out)
     record = records.read(folder)
-    whole = _whole(record)
+    recipe = recipe_of(record)
     begun = f"since {record['start']} on {record['ranks']} rank{'s' * (record['ranks'] > 1)} of {record['host']}"
-    print(f"{folder.name}: {whole['epochs']:.4g} epochs, {begun}", flush=True)
+    print(f"{folder.name}: {recipe.epochs():.4g} epochs, {begun}", flush=True)
     board = Board(tensorboard, folder, record) if tensorboard else None
     pulse, shown, warned, line = Pulse(folder), 0, "", Line()
     while True:
         now = state(folder)  # before the rows, so that those of the end are read, too
         rows = records.metric_rows(folder)
         for row in rows[shown or max(0, len(rows) - EARLIER) :]:
-            line.print(records.describe(row, whole["epochs"]))
+            line.print(records.describe(row, recipe.epochs()))
         if board:
             board.write(rows)
         shown = len(rows)
@@ -127,65 +87,28 @@ def watch(run: str = "", out: Path | str = RUNS, tensorboard: str = "", interval
         elif warned and not wrong:
             line.print("goes on")
         warned = wrong
-        line.update(progress(rows, whole, step_now(folder)) + (f"; {wrong}" if wrong else ""))
+        line.update(progress(rows, recipe, step_now(folder)) + (f"; {wrong}" if wrong else ""))
         time.sleep(interval)
     line.clear()
-    return _outcome(folder, now, rows, whole)
+    now, words = outcome(folder)
+    if now == "failed":
+        raise ReproError(f"{folder.name} {words}")
+    if now != "complete":
+        raise records.Stopped(f"{folder.name} {words}")
+    return f"{words}: {folder}"
 
 
-def _whole(record: dict) -> dict:
-    """Steps, epochs and images per step of a run, as recorded."""
-    recipe = record["recipe"]
-    steps, batch = sum(stage["iterations"] for stage in recipe["stages"]), recipe["workers"] * recipe["images_per_worker"]
-    return {"steps": steps, "batch": batch, "epochs": steps * batch / recipe["epoch_images"]}
-
-
-def recipe_of(record: dict) -> Recipe:
-    """The recipe that a run's record (`records.read`) has."""
-    stages = tuple(Stage(**stage | {"drops": tuple(stage["drops"])}) for stage in record["recipe"]["stages"])
-    return Recipe(**record["recipe"] | {"stages": stages})
-
-
-def step_now(folder: Path) -> int:
-    """The step that the ranks are at, by their heartbeats; 0 if unknown."""
-    found = [re.search(r" step (\d+) of ", _text(path)) for path in (folder / "heartbeats").glob("*")]
-    return max((int(match[1]) - 1 for match in found if match), default=0)
-
-
-def saved_step(folder: Path | str) -> int:
-    """The step of a run's newest checkpoint; 0 if there is none."""
-    return max((int(path.stem) for path in Path(folder, "checkpoints").glob("*.json") if path.stem.isdecimal()), default=0)
-
-
-def progress(rows: list[dict], whole: dict, step: int = 0) -> str:
+def progress(rows: list[dict], recipe: Recipe, step: int = 0) -> str:
     """A bar, the epoch, and, by the pace of the last rows, images per second and the time left."""
     last: dict = rows[-1] if rows else {"step": 0, "seconds": 0.0, "stage": "begins"}
     step = max(step, last["step"])
-    share = step / whole["steps"]
-    text = f"[{'#' * round(20 * share):.<20}] {share:4.0%}  epoch {share * whole['epochs']:.1f} of {whole['epochs']:.4g}"
+    share = step / recipe.iterations
+    text = f"[{'#' * round(20 * share):.<20}] {share:4.0%}  epoch {recipe.epochs(step):.1f} of {recipe.epochs():.4g}"
     before: dict = rows[-6] if len(rows) > 5 else {"step": 0, "seconds": 0.0}
     if rows and last["seconds"] > before["seconds"] and last["step"] > before["step"]:
         pace = (last["step"] - before["step"]) / (last["seconds"] - before["seconds"])
-        text += f", {pace * whole['batch']:.3g} images/s, about {duration((whole['steps'] - step) / pace)} left"
+        text += f", {pace * recipe.global_batch:.3g} images/s, about {duration((recipe.iterations - step) / pace)} left"
     return f"{text}  ({last['stage']})"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
-
-
-def _outcome(folder: Path, now: str, rows: list[dict], whole: dict) -> str:
-    record = records.read(folder)
-    step = saved_step(folder) or (rows[-1]["step"] if rows else 0)  # a run that failed at once has saved nothing
-    at = f"at epoch {step * whole['epochs'] / whole['steps']:.4g} of {whole['epochs']:.4g}"
-    if now == "complete":
-        return f"complete: top-1 {100 * record['top1'] / record['images']:.2f}% in {duration(record['seconds'])}: {folder}"
-    if now == "failed":
-        raise ReproError(f"{folder.name} failed {at}: {record['error']}")
-    how = "stopped" if now == "stopped" else f"was killed ({_text(folder / 'lock')} is gone)"
-    raise records.Stopped(f"{folder.name} {how} {at}; the command that started it continues it")
 
 
 class Line:
@@ -220,7 +143,7 @@ class Board:
                 "`.venv/bin/uv pip install --python .venv/bin/python tensorboard` installs it"
             ) from error
         self.writer = module.SummaryWriter(str(Path(out) / folder.name), purge_step=0)
-        self.batch, self.written = _whole(record)["batch"], 0
+        self.batch, self.written = recipe_of(record).global_batch, 0
         self.start = datetime.fromisoformat(record["start"]).timestamp()
 
     def write(self, rows: list[dict]) -> None:

@@ -22,6 +22,7 @@ from repro.packed import Packed, data_folder, pack_embedded
 from repro.paths import ROOT, writable_folder
 from repro.schedule import Recipe
 from repro.settings import Settings
+from repro.state import saved_step
 
 FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
@@ -217,7 +218,7 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
 
 
 def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> None:
-    saved = progress.saved_step(plan["folder"])
+    saved = saved_step(plan["folder"])
     if saved:
         print(f"continuing at {_reached(plan)}")
     job = engine.submit("repro.train:train", recipe, **task)
@@ -302,7 +303,7 @@ def _share(plans: list[dict]) -> float:
 
 
 def _reached(plan: dict) -> str:
-    return f"epoch {progress.saved_step(plan['folder']) * plan['epochs'] / plan['iterations']:.1f} of {plan['epochs']:.1f}"
+    return f"epoch {saved_step(plan['folder']) * plan['epochs'] / plan['iterations']:.1f} of {plan['epochs']:.1f}"
 
 
 def complete() -> None:

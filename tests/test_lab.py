@@ -1,4 +1,4 @@
-"""00-start-here in JupyterLab, in a real browser: run, interrupted, continued, to its last table."""
+"""00-start-here in JupyterLab, in a real browser: run, interrupted, continued, to its last table; and a tab that is closed."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 
+import nbformat
 import pytest
 
 from repro import notebooks
@@ -29,13 +30,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chro
 
 @pytest.fixture
 def lab(tmp_path):
-    """The address of JupyterLab with a copy of the notebook, whose runs go into `tmp_path`."""
+    """The address of a copy of the notebook in JupyterLab, whose runs go into `tmp_path`; beside it are two others.
+
+    longer.ipynb is the same with a run of some seconds more; follow.ipynb has one cell, which follows what is being trained.
+    """
     (tmp_path / "notebooks").mkdir()
     book = (notebooks.FOLDER / "00-start-here.ipynb").read_text()
     default = json.dumps('out: str = ""')[1:-1]
     assert default in book
     book = book.replace(default, json.dumps(f'out: str = "{tmp_path / "runs"}"')[1:-1])
     (tmp_path / "notebooks" / "tour.ipynb").write_text(book)
+    (tmp_path / "notebooks" / "longer.ipynb").write_text(book.replace('\\"smoke\\"', '\\"laptop\\"'))
+    cell = nbformat.v4.new_code_cell(f"import repro\n\nrepro.live({str(tmp_path / 'runs')!r})")
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / "notebooks" / "follow.ipynb"
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,7 +91,8 @@ def page(lab, tmp_path):
         page.set_default_timeout(1000 * PATIENCE)
         page.goto(lab)
         yield page
-        page.screenshot(path=tmp_path / "last.png")
+        if not page.is_closed():
+            page.screenshot(path=tmp_path / "last.png")
         browser.close()
 
 
@@ -111,7 +122,7 @@ def wait_for(what, seconds=PATIENCE):
 def test_a_user_runs_the_tour_interrupts_it_and_continues(page, tmp_path):
     cell_of(page, "notebooks.complete()").wait_for()  # cells are drawn one after the other
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
-    training, picture = cell_of(page, "notebooks.train("), cell_of(page, "progress.schedule(")
+    training, picture = cell_of(page, "notebooks.train("), cell_of(page, "curves.schedule(")
     began = time.monotonic()
     run_all(page)
     picture.locator("img").wait_for()
@@ -149,3 +160,24 @@ def test_a_user_runs_the_tour_interrupts_it_and_continues(page, tmp_path):
     verdict = output_of(cell_of(page, "resolves nothing"))
     assert re.match(r"The ensemble has \d+\.\d\d%, \d+\.\d\d points (above|below) collapse\d, its best member", verdict)
     assert not page.locator(".jp-toast, .Toastify__toast").count(), "nothing pops up"
+
+
+def test_training_goes_on_when_its_tab_is_closed_and_another_follows_it(page, lab):
+    follower = page.context.new_page()
+    follower.goto(lab.replace("tour.ipynb", "follow.ipynb"))
+    page.goto(lab.replace("tour.ipynb", "longer.ipynb"))
+    training, following = cell_of(page, "notebooks.train("), cell_of(follower, "repro.live(")
+    cell_of(page, "notebooks.complete()").wait_for()
+    for tab in (page, follower):
+        tab.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
+    run_all(page)
+    wait_for(lambda: re.search(r"loss \d", output_of(training)))
+    page.close()
+
+    run_all(follower)
+    figure = following.locator("img")
+    figure.wait_for()
+    first = figure.get_attribute("src")
+    assert re.search(r"collapsed_ensemble\S*: trained by process \d+ on ", output_of(following))
+    wait_for(lambda: re.search(r"complete: top-1 \d\d\.\d\d%", output_of(following)))
+    assert figure.get_attribute("src") != first, "the curves have moved"

@@ -19,6 +19,7 @@ METHOD = {
     "repro.nccl",
     "repro.allreduce",
     "repro.model",
+    "repro.graph",
     "repro.resnet",
     "repro.optim",
     "repro.memory",
@@ -50,7 +51,9 @@ FOLDERS = {
 PACKING_MAY_USE = {"repro", "repro.paths", "repro.packed", "repro.ahead", "repro.labels"}  # no training code
 WITHOUT_TORCH = [
     "watch",
+    "state",
     "monitor",
+    "curves",
     "arguments",
     "schedule",
     "recipes",

@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from repro import ReproError, monitor, records
+from repro import ReproError, monitor, records, state
 from repro.paths import REFERENCE
 
 from conftest import launch, python
 
 KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
-STAGES = [{"name": "main", "iterations": 60, "member": False}, {"name": "collapse", "iterations": 40, "member": True}]
+STAGES = [stage | {"iterations": steps} for stage, steps in zip(KNOWN["recipe"]["stages"], (60, 40))]
 RECIPE = KNOWN["recipe"] | {"workers": 4, "images_per_worker": 8, "epoch_images": 320, "stages": STAGES}
 COUNTS = {"images": 64, "top1": 30, "top5": 60}
 START = "2020-02-02T02:02:02+00:00"
@@ -57,12 +57,12 @@ def test_a_run_is_found_by_its_folder_its_name_or_as_the_last_begun(folder):
     out = folder.parent
     shutil.copytree(folder, out / "older")
     os.utime(out / "older" / "run.json", (1, 1))
-    assert monitor.find(str(folder)) == monitor.find(folder.name, out) == monitor.find("", out) == folder
-    assert monitor.find("older", out) == out / "older"
+    assert state.find(str(folder)) == state.find(folder.name, out) == state.find("", out) == folder
+    assert state.find("older", out) == out / "older"
     with pytest.raises(ReproError, match="Did you mean tiny-seed0-12345678"):
-        monitor.find("tiny-seed1-12345678", out)
+        state.find("tiny-seed1-12345678", out)
     with pytest.raises(ReproError, match="there are no runs in"):
-        monitor.find("", out / "nowhere")
+        state.find("", out / "nowhere")
 
 
 def test_rows_are_printed_as_they_come_until_the_run_ends(folder, capsys):
@@ -111,14 +111,14 @@ def test_what_is_saved_is_where_it_stopped(folder):
 
 
 def test_a_run_whose_process_is_gone_was_killed(folder):
-    assert monitor.state(folder) == "running"
+    assert state.state(folder) == "running"
     gone = subprocess.Popen(["true"])
     gone.wait()
     (folder / "lock").write_text(f"process {gone.pid} on {platform.node()}")
     with pytest.raises(records.Stopped, match=f"was killed \\(process {gone.pid} on .* is gone\\) at epoch 0 of 10"):
         monitor.watch(str(folder))
     (folder / "lock").write_text(f"process {gone.pid} on another-host")  # nothing can be known from here
-    assert monitor.state(folder) == "running"
+    assert state.state(folder) == "running"
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_single_rank_stands_still_if_its_rows_are_late(folder, clock):
 
 
 def test_the_bar_is_of_the_steps_done_and_time_left_of_the_pace_of_the_last_rows():
-    whole = {"steps": 100, "batch": 32, "epochs": 10.0}
+    whole = state.recipe_of({"recipe": RECIPE})  # 100 steps of 32 images, 10 epochs
     slow, fast = [row(step, seconds=100 * step) for step in (1, 2)], [row(step, seconds=190 + step) for step in range(10, 21)]
     assert monitor.progress([], whole) == "[....................]   0%  epoch 0.0 of 10  (begins)"
     said = monitor.progress(slow + fast, whole)  # of late: a step, 32 images, a second

@@ -83,7 +83,7 @@ def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace
     said = capsys.readouterr().out
     count = len(reproduction.planned)
     assert said.startswith(f"run 1 of {count}: {first.recipe}, seed 0: top-1 90.00% after 40 s; {work / total:.0%}, about ")
-    assert said.endswith(f"about {overall.monitor.duration(left)} left\n")
+    assert said.endswith(f"about {overall.duration(left)} left\n")
     clock(10)
     reproduction.show()
     assert capsys.readouterr().out == "", "it is not said twice"

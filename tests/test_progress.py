@@ -11,8 +11,9 @@ import IPython.display
 import pytest
 
 import repro
-from repro import ReproError, progress, recipes, records
-from repro.progress import Curves, Display, Progress
+from repro import ReproError, curves, progress, recipes, records, state
+from repro.curves import Curves
+from repro.progress import Display, Progress
 from repro.settings import Settings
 
 from conftest import python
@@ -107,23 +108,23 @@ def test_only_what_this_attempt_trains_is_told(folder, capsys):
 
 # --- Curves and bar ---------------------------------------------------------------------------------------------------
 def test_the_loss_is_drawn_before_any_evaluation():
-    curves = Curves(SMALL)
-    empty = curves.image([], 0).data
-    assert curves.image([row(9, 1.0, loss=1.7)], 9).data != empty
-    line = curves.losses[progress.TRUNK]
-    assert list(line.get_ydata()) == [1.7] and line.get_marker() == "." and curves.loss.get_ylim()[1] > 1.7
+    figure = Curves(SMALL)
+    empty = figure.image([], 0).data
+    assert figure.image([row(9, 1.0, loss=1.7)], 9).data != empty
+    line = figure.losses[curves.TRUNK]
+    assert list(line.get_ydata()) == [1.7] and line.get_marker() == "." and figure.loss.get_ylim()[1] > 1.7
 
 
 def test_a_collapse_has_its_own_colour_in_every_curve():
     steps = range(1, SMALL.iterations + 1)
     rows = [row(step, step, loss=step, top1=step, images=100) for step in steps]
-    curves = Curves(SMALL)
-    curves.image(rows, 77)
+    figure = Curves(SMALL)
+    figure.image(rows, 77)
     collapsed = {step for step in steps if row(step, 0)["stage"].startswith("collapse")}
-    for lines in (curves.losses, curves.tested):
+    for lines in (figure.losses, figure.tested):
         drawn = {colour: {y for y in line.get_ydata() if y == y} for colour, line in lines.items()}
-        assert drawn == {progress.COLLAPSE: collapsed, progress.TRUNK: set(steps) - collapsed}
-    assert progress.NOTE in [text.get_text() for text in curves.loss.texts]
+        assert drawn == {curves.COLLAPSE: collapsed, curves.TRUNK: set(steps) - collapsed}
+    assert curves.NOTE in [text.get_text() for text in figure.loss.texts]
 
 
 def test_a_loss_that_is_no_number_does_not_break_the_figure():
@@ -132,7 +133,7 @@ def test_a_loss_that_is_no_number_does_not_break_the_figure():
 
 def test_what_is_shaded_is_the_collapses_of_every_recipe():
     for recipe in recipes.RECIPES.values():
-        shaded = progress.other_views(recipe)
+        shaded = curves.other_views(recipe)
         for stage, start in zip(recipe.stages, recipe.starts):
             if stage.name.startswith("collapse"):
                 assert shaded[stage.name] == (recipe.epochs(start), recipe.epochs(start + stage.iterations))
@@ -141,10 +142,10 @@ def test_what_is_shaded_is_the_collapses_of_every_recipe():
 
 def test_a_recipe_of_many_stages_and_one_without_collapse_can_be_drawn():
     for name in ("collapse_parts", "batch_2048"):
-        curves = Curves(recipes.find(name))
-        assert curves.image([], 0).data.startswith(b"\x89PNG")
-        assert (progress.NOTE in [text.get_text() for text in curves.loss.texts]) == (name == "collapse_parts")
-    pair = progress.schedule(recipes.find("resnet50_448nodes"), recipes.find("collapsed_ensemble"))
+        figure = Curves(recipes.find(name))
+        assert figure.image([], 0).data.startswith(b"\x89PNG")
+        assert (curves.NOTE in [text.get_text() for text in figure.loss.texts]) == (name == "collapse_parts")
+    pair = curves.schedule(recipes.find("resnet50_448nodes"), recipes.find("collapsed_ensemble"))
     assert pair.data.startswith(b"\x89PNG") and pair.width == 810
 
 
@@ -155,7 +156,7 @@ def test_the_rate_is_drawn_through_every_joint(tmp_path):
 
     for recipe in (SMALL, recipes.find("resnet50_custom_lr")):
         axis = Figure().subplots()
-        progress.draw_rate(axis, recipe)
+        curves.draw_rate(axis, recipe)
         drawn = {epoch: rate for line in axis.lines for epoch, rate in zip(*line.get_data())}
         joints = {start + offset for start in recipe.starts for offset in (-1, 0)}
         joints |= {start + stage.warmup_iterations for stage, start in zip(recipe.stages, recipe.starts)}
@@ -195,7 +196,7 @@ def test_a_continued_run_starts_its_bar_where_it_continues(folder, shown):
     with Progress(folder.path, live=True, step=18) as bar:
         bar.look()
         assert (bar.display.bar.initial, bar.display.bar.n) == (18 * 32, 18 * 32)
-        assert len(bar.display.curves.losses[progress.TRUNK].get_xdata()) == 2  # the curve has the earlier rows too
+        assert len(bar.display.curves.losses[curves.TRUNK].get_xdata()) == 2  # the curve has the earlier rows too
 
 
 def test_the_bar_measures_from_where_it_opens(shown):
@@ -216,42 +217,42 @@ def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
         display.show(rows, rows, step)
     assert 4 <= len(shown) <= 8
     display.close()
-    assert len(display.curves.losses[progress.TRUNK].get_xdata()) == 60
+    assert len(display.curves.losses[curves.TRUNK].get_xdata()) == 60
 
 
 # --- Who trains -------------------------------------------------------------------------------------------------------
 def test_a_process_on_this_machine_counts_while_it_lives(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     folder = Folder(tmp_path, owner=f"process {process.pid} on {platform.node()}")
-    assert progress.trained_by(folder.path) == f"process {process.pid} on {platform.node()}"
+    assert state.trained_by(folder.path) == f"process {process.pid} on {platform.node()}"
     process.kill()
     time.sleep(0.1)
-    assert progress.trained_by(folder.path) == ""  # not yet waited for
+    assert state.trained_by(folder.path) == ""  # not yet waited for
     process.wait()
-    assert progress.trained_by(folder.path) == ""
+    assert state.trained_by(folder.path) == ""
 
 
 def test_a_later_process_of_the_same_number_does_not_count(folder):
-    assert progress.trained_by(folder.path)
+    assert state.trained_by(folder.path)
     os.utime(folder.path / "lock", (1000.0, 1000.0))
-    assert progress.trained_by(folder.path) == ""
+    assert state.trained_by(folder.path) == ""
 
 
 def test_a_process_elsewhere_counts_while_it_writes(tmp_path):
     folder = Folder(tmp_path, owner="process 7 on another-node")
     folder.at(3)
-    assert progress.trained_by(folder.path) == "process 7 on another-node"
+    assert state.trained_by(folder.path) == "process 7 on another-node"
     for file in folder.path.glob("**/*"):
-        os.utime(file, (time.time() - progress.SILENT - 1,) * 2)
-    assert progress.trained_by(folder.path) == ""
+        os.utime(file, (time.time() - state.SILENT - 1,) * 2)
+    assert state.trained_by(folder.path) == ""
     folder.at(4)
-    assert progress.trained_by(folder.path)
+    assert state.trained_by(folder.path)
 
 
 @pytest.mark.parametrize("status", ["complete", "stopped", "failed"])
 def test_a_run_that_has_ended_is_trained_by_nobody(folder, status):
     folder.run.update(status=status) if status != "complete" else folder.finish()
-    assert progress.trained_by(folder.path) == ""
+    assert state.trained_by(folder.path) == ""
 
 
 # --- live -------------------------------------------------------------------------------------------------------------
@@ -273,18 +274,19 @@ def test_live_follows_a_run_of_another_process_to_its_end(folder, capsys, monkey
     since = folder.run.record["start"].replace("T", " ").replace("+00:00", " UTC")
     assert told[0] == f"{folder.name}: trained by {MYSELF} since {since}"
     assert [line.split()[2] for line in told[1:-1]] == ["init", "cyc1"]
-    assert told[-1] == f"{folder.name}: complete, after 12 seconds of training: top-1 75.00%"
+    assert told[-1] == f"{folder.name}: complete: top-1 75.00% in 12 s"
 
 
 def test_live_says_what_has_become_of_a_run(folder, tmp_path, capsys):
     (folder.path / "checkpoints").mkdir()
     (folder.path / "checkpoints" / "18.json").write_text("{}")
-    for status, said in [("stopped", "stopped"), ("failed", "failed (Disk: full)"), ("running", "its process has ended")]:
+    at, again = "at epoch 1.93 of 8.21", "; the command that started it continues it"
+    gone = f"was killed (process 999999999 on {platform.node()} is gone) {at}{again}"
+    for status, said in [("stopped", f"stopped {at}{again}"), ("failed", f"failed {at}: Disk: full"), ("running", gone)]:
         folder.run.update(status=status, error="Disk: full")
         (folder.path / "lock").write_text(f"process 999999999 on {platform.node()}")
         repro.live(folder.path)
-        saved = "epoch 1.9 of 8.2 is saved, and the same command continues from there"
-        assert capsys.readouterr().out.splitlines()[-1] == f"{folder.name}: {said}; {saved}"
+        assert capsys.readouterr().out.splitlines()[-1] == f"{folder.name}: {said}"
     repro.live(folder.path.parent)
     assert capsys.readouterr().out == f"no run is being trained in {folder.path.parent}\n"
 
@@ -299,7 +301,7 @@ def test_an_interrupt_ends_only_the_following(folder, capsys, monkeypatch):
 
 
 def test_a_folder_without_runs_is_named(tmp_path):
-    with pytest.raises(ReproError, match=f"^there is no run in {tmp_path}: repro.live"):
+    with pytest.raises(ReproError, match=f"^there is no run in {tmp_path}: give a run"):
         repro.live(tmp_path)
 
 

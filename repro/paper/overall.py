@@ -8,11 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from repro import ReproError, monitor, records
+from repro import ReproError, records
+from repro.monitor import Line
 from repro.packed import Packed, data_folder
 from repro.paper import questions
 from repro.paper.profiles import DISTRIBUTED, Profile
 from repro.recipes import RECIPES, shrink
+from repro.state import duration, state
 
 DEEP = 3.0  # the cost of an image of the deep network, in images of the other
 NOT_TRAINING = {"11-scaling": 60.0, "20-tables": 40.0}  # seconds that notebooks take, besides training and measuring
@@ -52,7 +54,7 @@ class Overall:
         self.code, self.data = records.code_digest(), train.manifest["sha256"]  # runs of other code or data do not count
         self.total = sum(run.steps * run.cost for run in self.planned)
         self.left = NOT_TRAINING | {"11-scaling": NOT_TRAINING["11-scaling"] + profile.scaling.get("seconds", 60)}
-        self.line, self.looked, self.pace = monitor.Line(), 0.0, 0.0  # pace: work per second
+        self.line, self.looked, self.pace = Line(), 0.0, 0.0  # pace: work per second
         self.complete, self.new, self.training = set(), [], []
         self.began = time.monotonic(), self._look()
 
@@ -76,7 +78,7 @@ class Overall:
         outlook = self._outlook(work)
         for run, folder in self.new:
             record = records.read(folder)
-            top1, took = 100 * record["top1"] / record["images"], monitor.duration(record["seconds"])
+            top1, took = 100 * record["top1"] / record["images"], duration(record["seconds"])
             number = len(self.complete) - len(self.new) + self.new.index((run, folder)) + 1
             self.line.print(
                 f"run {number} of {len(self.planned)}: {run.recipe}, seed {run.seed}: top-1 {top1:.2f}% after {took}; {outlook}"
@@ -90,7 +92,7 @@ class Overall:
         share = f"{work / self.total:.0%}"
         if not self.pace:
             return share
-        return f"{share}, about {monitor.duration((self.total - work) / self.pace + sum(self.left.values()))} left"
+        return f"{share}, about {duration((self.total - work) / self.pace + sum(self.left.values()))} left"
 
     def _look(self) -> float:
         """Looks at all runs: sets `complete`, `new` (since the last look) and `training` (in words); returns the work done."""
@@ -98,13 +100,13 @@ class Overall:
         names, work = sorted(path.name for path in self.runs.glob("*")), 0.0
         for run in self.planned:
             if run not in self.complete and (folder := self._folder(run, names)):
-                state, rows = monitor.state(folder), records.metric_rows(folder)
-                if state == "complete":
+                now, rows = state(folder), records.metric_rows(folder)
+                if now == "complete":
                     self.complete.add(run)
                     self.new.append((run, folder))
                 elif rows:
                     work += rows[-1]["step"] * run.cost
-                if state == "running":
+                if now == "running":
                     at = rows[-1]["epoch"] if rows else 0
                     self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}")
             if run in self.complete:

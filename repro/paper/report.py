@@ -95,7 +95,7 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "checks_sentence": _checks_sentence(checks),
         "claims": _table(
             ledger[~own].assign(interval=_intervals(ledger[~own], ".2f")),
-            ["id", "claim", "published", "source", "ours", "interval", "state", "node_hours"],
+            ["id", "claim", "published", "source", "ours", "interval", "state", "node_hours", "one_gpu_hours"],
         ),
         "questions": _table(
             ledger[own].assign(interval=_intervals(ledger[own], "+.2f")), ["id", "claim", "ours", "interval", "n", "state"]

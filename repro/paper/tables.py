@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from repro import ReproError, monitor, records, tidy
+from repro import ReproError, records, tidy
 from repro.paths import PUBLISHED, REFERENCE, RUNS, replacing
 from repro.recipes import RECIPES, shrink
 from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
+from repro.state import recipe_of
 from repro.tidy import KEYS
 
 GROUP = KEYS[:-1]  # all but the seed
@@ -98,7 +99,7 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
     parts = []
     for folder, stages in ends.groupby("folder"):
         record = records.read(Path(out) / folder)
-        recipe = monitor.recipe_of(record)
+        recipe = recipe_of(record)
         keys = stages[["folder", *KEYS]].iloc[0].to_dict()
         ensembles = pd.DataFrame(
             keys

@@ -158,9 +158,9 @@ def judge(probes: list[dict]) -> list[dict]:
     rows = []
     for subject in SUBJECTS:
         mine = [probe for probe in probes if all(probe[name] == subject[name] for name in ("model", "size", "precision"))]
-        by_wire = {(probe["ranks"], probe.get("wire_megabits")): probe for probe in mine}
-        two, four = by_wire.pop((2, None)), by_wire.pop((4, max(MEGABITS)), None)
-        tcp = {megabits: probe for (_, megabits), probe in by_wire.items()}
+        two = next(probe for probe in mine if "wire_megabits" not in probe)
+        tcp = {probe["wire_megabits"]: probe for probe in mine if "wire_megabits" in probe and probe["ranks"] == 2}
+        four = next((probe for probe in mine if probe["ranks"] == 4), None)
         rows += checks(two, tcp)
         if four:
             rows += four_ranks(four, two, tcp[max(tcp)])

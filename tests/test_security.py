@@ -45,7 +45,7 @@ def test_files_that_are_read_later_are_written_by_one_function():
         ("engines", "open"),
         ("guard", "open"),
         ("engines", "write_text"),  # logs and marks of processes, gone with their folder
-        ("progress", "savefig"),  # into memory
+        ("curves", "savefig"),  # into memory
         ("watch", "open"),
         ("watch", "write_text"),  # signs of life and stacks, of no use after the run
     }

@@ -180,3 +180,20 @@ def test_of_an_svg_only_shapes_and_text_are_kept(hostile):
 def test_every_column_of_the_page_and_every_topic_has_a_name():
     assert set(names.TOPICS) == set(questions.TOPICS)
     assert set(names.LOOKS) >= {"supported", "contradicted", "equivalent", "not resolved"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [420, 1200])
+def test_nothing_is_wider_than_the_window(results, width):
+    """Tables become lists and figures move within themselves; the page itself never moves sideways."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: `make setup` installs it")
+    chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if not chromium:
+        pytest.skip("no Chromium on PATH: `make browser` installs it")
+    page = report.write(results, "digits", "laptop")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        window = browser.new_page(viewport={"width": width, "height": 900})
+        window.goto(page.as_uri())
+        assert window.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()

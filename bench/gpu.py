@@ -97,7 +97,7 @@ def main() -> None:
             unit = f"images/s, ResNet-50 at 224 px, bf16, {images} images per worker"
             rows.append(row("training on one GPU", rates["ours"], rates[peer], peer, unit))
             print(f"{images:4} images: {rows[-1]['ours']:6.0f} against {rows[-1]['peer']:6.0f} {peer}", flush=True)
-        del loops
+        del loops, step
         torch.cuda.empty_cache()
     facts = {
         "command": "python -m bench.gpu",

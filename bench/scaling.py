@@ -1,7 +1,7 @@
 """Benchmarks of `make bench-scaling`: probes on 1 and 2 ranks and over TCP, and how well the model predicts held-back data.
 
 Writes results/bench/scaling.json (probes and checks) and prints the checks as a table. With a file of an earlier call, it
-measures nothing and checks the probes in it again:
+measures nothing, checks the probes in it again and writes the checks into it:
 
     python -m bench.scaling
     python -m bench.scaling results/reference/bench/scaling.json
@@ -20,7 +20,7 @@ from bench import two_nodes
 from repro import ReproError
 from repro.engines import find_mpiexec
 from repro.paths import RESULTS, ROOT
-from repro.records import now
+from repro.records import code_version, now
 from repro.scaling import steptime
 
 PATH = RESULTS / "bench" / "scaling.json"
@@ -85,10 +85,10 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
     outer = [row for row in known if row.get("images") not in counts - {min(counts), max(counts)}]
     middle = [row for row in two["rows"] if row.get("images") in counts - {min(counts), max(counts)}]
     here = steptime.fit(known)
-    rows = steptime.held_back(middle, steptime.fit(outer), "2 ranks, numbers of images between those fitted")
-    rows += steptime.held_back(two["rows"], here, "2 ranks, from both computing apart")
+    rows = steptime.held_back(middle, steptime.fit(outer), "2 ranks, at numbers of images between those fitted")
+    rows += steptime.held_back(two["rows"], here, "2 ranks, fitted to both without communication")
     alone = replace(steptime.fit(known, ranks=1), spread=here.spread)
-    rows += steptime.held_back(two["rows"], alone, "2 ranks, from computing on 1 rank alone")
+    rows += steptime.held_back(two["rows"], alone, "2 ranks, fitted to 1 rank alone")
     rows += _whole_vector(two, here, "allreduce of the step's vector, from smaller messages")
     if tcp:  # where communication is hidden best, its cost to the cores that compute shows; it is the same on slower wires
         fastest = tcp[max(tcp)]
@@ -97,7 +97,7 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
         wire = replace(steptime.fit(_without_vector(probe)), copying=cost)
         left = fewer if probe is fastest else probe["rows"]
         where = f"2 ranks by TCP at {megabits} Mbit/s"
-        rows += steptime.held_back(left, wire, f"{where}, from both computing apart", 2, probe["buckets"])
+        rows += steptime.held_back(left, wire, f"{where}, fitted to both without communication", 2, probe["buckets"])
         rows += _whole_vector(probe, wire, f"allreduce by TCP at {megabits} Mbit/s, from smaller messages")
         for other in set(tcp) - {megabits}:
             link = steptime.fit(_without_vector(tcp[other])).link  # with this wire's share in place of that wire's
@@ -116,7 +116,7 @@ def judged(row: dict, probes) -> dict:
 
 
 def four_ranks(four: dict, two: dict, pair: dict) -> list[dict]:
-    """Checks predictions of 4 ranks, two in each of two namespaces: from 4 computing apart, and also with the links of 2 ranks.
+    """Checks predictions of 4 ranks, two in each of two namespaces: fitted to 4 without communication, and with the links of 2.
 
     More ranks than cores share the cores: what 4 compute at the same time was measured, and is no part of the check, and what
     their messages cost the cores is shared in the same way. `two` and `pair` are the probes of 2 ranks in shared memory, whose
@@ -126,9 +126,11 @@ def four_ranks(four: dict, two: dict, pair: dict) -> list[dict]:
     wire, memory = steptime.fit(_without_vector(pair)), steptime.fit(_without_vector(two)).link
     cost, _ = steptime.copying(pair["rows"], wire, pair["buckets"])
     here = replace(steptime.fit(_without_vector(four)), copying=cost * max(1.0, four["ranks"] / four["cores"]))
-    rows = steptime.held_back(four["rows"], here, "4 ranks by TCP, from 4 computing apart", four["ranks"], four["buckets"])
+    rows = steptime.held_back(
+        four["rows"], here, "4 ranks by TCP, fitted to 4 without communication", four["ranks"], four["buckets"]
+    )
     rows += steptime.held_back(
-        four["rows"], replace(here, link=memory), "4 ranks by TCP, links of 2", 2, four["buckets"], between=wire.link
+        four["rows"], replace(here, link=memory), "4 ranks by TCP, with the links of 2", 2, four["buckets"], between=wire.link
     )
     return [subject | row | judged(row, (four, two, pair)) for row in rows]
 
@@ -160,10 +162,10 @@ def judge(probes: list[dict]) -> list[dict]:
         mine = [probe for probe in probes if all(probe[name] == subject[name] for name in ("model", "size", "precision"))]
         two = next(probe for probe in mine if "wire_megabits" not in probe)
         tcp = {probe["wire_megabits"]: probe for probe in mine if "wire_megabits" in probe and probe["ranks"] == 2}
-        four = next((probe for probe in mine if probe["ranks"] == 4), None)
+        four = next((probe for probe in mine if probe["ranks"] == 4 and probe["wire_megabits"] in tcp), None)
         rows += checks(two, tcp)
         if four:
-            rows += four_ranks(four, two, tcp[max(tcp)])
+            rows += four_ranks(four, two, tcp[four["wire_megabits"]])
     return rows
 
 
@@ -190,12 +192,15 @@ def measured() -> tuple[list[dict], list[str]]:
 def main() -> None:
     if len(sys.argv) > 1:
         path = Path(sys.argv[1])
+        if not path.exists():
+            raise ReproError(f"there is no {path}: name a file that `make bench-scaling` wrote")
         result = json.loads(path.read_text())
     else:
         path = PATH
         probes, notes = measured()
         result = {"when": now(), "command": "make bench-scaling", "probes": probes, "notes": notes}
-    result["checks"] = judge(result["probes"])
+        steptime.save(result, path)
+    result |= {"checks": judge(result["probes"]), "checks_version": code_version()}
     show(result["checks"])
     for what in ("busy", "noise"):
         print(f"{what} in each probe: {', '.join(format(probe[what], '.3g') for probe in result['probes'])}")

@@ -150,7 +150,7 @@ def results() -> str:
             "repro/scaling/steptime.py",
             "tables/scaling_measured.csv",
             "{A1}; {A2}",
-            f"{measured['ranks']} ranks, one machine: {float(measured['efficiency']):.0f}%; *clusters: not run*",
+            f"{measured['ranks']} ranks, {measured['images']} images each: {float(measured['efficiency']):.0f}%; *clusters: not run*",
         )
     )
     return table("claim | notebook | code | file | published (ImageNet-1K) | ours (digits)", lines) + "\n\n" + origin()
@@ -412,7 +412,7 @@ def scaling_checks() -> str:
             small = sum(check["state"] == "PASS" for check in each)
             line += [f"{small} of {len(each)}", f"{median(map(abs, errors)):.1f}% ({min(errors):+.0f} to {max(errors):+.0f})"]
         lines.append(line)
-    head = " | ".join(f"{day['when'][:10]}: within the goal | error, median (range)" for day in days)
+    head = " | ".join(f"{day['when'][:16].replace('T', ' ')} UTC: within the goal | error, median (range)" for day in days)
     sources = []
     for path, day in zip(paths, days):
         probes = day["probes"]
@@ -420,9 +420,10 @@ def scaling_checks() -> str:
         shares = {what: [scale * probe[what] for probe in probes] for what, scale in (("busy", 100), ("noise", 1))}
         steps = [check["n"] for check in day["checks"]]
         more = f"{min(steps)} or more timed steps in each row"
-        for what, said in (("busy", "used by other programs"), ("noise", "noise")):
+        for what, said in (("busy", "processor time of other programs"), ("noise", "noise")):
             more += f"; {said}: {min(shares[what]):.1f} to {max(shares[what]):.1f}%"
         versions = {probe["version"] for probe in probes}
+        more += f"; checked {commit(day['checks_version'])}"
         sources.append(made(str(path.relative_to(ROOT)), day["command"], day["when"], versions, machine, more))
     return table(f"predicted | {head}", lines) + "\n\n" + "\n\n".join(sources)
 

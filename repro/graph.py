@@ -1,7 +1,8 @@
 """A network's forward and backward pass as one CUDA graph, which the GPU runs without waiting for Python.
 
-Of 16 images, a worker of the released recipes, a GPU computes a layer faster than Python can start it. A graph is recorded
-once and then started as a whole; its kernels, and so its bits, are those of the pass that was recorded.
+With 16 images per worker, as in the release, a GPU finishes a layer before Python can launch the next. A graph is recorded
+once, then launched as a whole; its kernels, and so its bits, are those of the pass that was recorded. It keeps the memory of
+that pass.
 """
 
 from collections.abc import Callable

@@ -191,16 +191,17 @@ def _try(name: str, build_own: Callable, images: torch.Tensor, classes: int) -> 
 def find_device(name: str, node_rank: int = 0) -> str:
     """Returns the device of that name; "auto" is a GPU if torch sees one, otherwise the CPU.
 
-    From then on, "cuda" is the GPU of this rank (the ranks of a node are assigned to its GPUs alternately), and its results
-    are the same each time.
+    From then on, "cuda" is the GPU of this rank (the ranks of a node are assigned to its GPUs in turn), and this process, also
+    where it evaluates or exports, uses deterministic kernels of cuDNN and no TF32.
     """
     if choose("device", name, DEVICES) == "cpu" or name == "auto" and not torch.cuda.is_available():
         return "cpu"
     if not torch.cuda.is_available():
         raise ReproError("device cuda was requested, but this torch sees no GPU: use --device cpu")
     torch.cuda.set_device(node_rank % torch.cuda.device_count())
-    torch.backends.cudnn.deterministic = True  # otherwise it adds in any order, and the same run twice has other weights
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means float32, also in convolutions
+    # Without the first, cuDNN sums in varying order, and the same run twice ends with different weights. fp32 means float32.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return "cuda"
 
 
@@ -258,7 +259,7 @@ class Network:
             norm.images_per_worker = images_per_worker
         self.examined = False
         # Only of our own networks is it known that they do the same operations each time.
-        self.graphs: dict | None = {} if self.weights.is_cuda and isinstance(model, ResNet) else None
+        self.graphs: dict | None = {} if self.weights.is_cuda and type(model) is ResNet else None
 
     def contribute(self, images: torch.Tensor, labels: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Forward and backward of the images (N, C, H, W) and labels (N,) of one or more workers; returns `contribution`.

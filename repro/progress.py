@@ -12,7 +12,7 @@ from typing import Any
 
 from repro import ReproError, records
 from repro.curves import Curves
-from repro.paths import RUNS
+from repro.paths import ROOT, RUNS
 from repro.schedule import Recipe
 from repro.state import find, outcome, recipe_of, step_now, trained_by
 
@@ -26,7 +26,9 @@ def live(folder: Path | str = RUNS) -> None:
     `folder` is a run's folder, its name in results/runs, or a folder of runs: then the one that was started last of those
     being trained. An interrupt ends only the following. Raises ReproError if there is no run.
     """
-    if next(Path(folder).glob("*/run.json"), None):
+    several = next((place for place in (Path(folder), ROOT / folder) if next(place.glob("*/run.json"), None)), None)
+    if several:
+        folder = several.resolve()
         running = sorted(filter(trained_by, records.all_runs(folder)), key=lambda run: records.read(run)["start"])
         if not running:
             print(f"no run is being trained in {folder}")

@@ -98,7 +98,7 @@ def outcome(folder: Path) -> tuple[str, str]:
     at = f"at epoch {recipe.epochs(step):.4g} of {recipe.epochs():.4g}"
     if now == "failed":
         return now, f"failed {at}: {record['error']}"
-    owner = _text(folder / "lock")
+    owner = _text(folder / "lock") or "no process has its lock"
     how = {"stopped": "stopped", "killed": f"was killed ({owner} is gone)"}.get(now, f"gives no sign of life ({owner})")
     return now, f"{how} {at}; the command that started it continues it"
 

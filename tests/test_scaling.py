@@ -389,7 +389,7 @@ def test_four_ranks_that_share_two_cores_are_predicted_from_the_links_of_two():
             total = steptime.step(shared, Layout(2, 2, buckets=4), row["images"], row["workers"], between)["total"]
             row["seconds"] = [[total] * 3] * 4
     rows = bench_scaling.four_ranks(four, two, pair)
-    links = [row for row in rows if "links of 2" in row["check"]]
+    links = [row for row in rows if "with the links of 2" in row["check"]]
     assert len(rows) == 2 * len(links) == 8 and max(abs(row["error_percent"]) for row in links) < 0.5
     alone = bench_scaling.four_ranks(four | {"cores": 4}, two, pair)
     assert alone[-1]["predicted"] < rows[-1]["predicted"], "with a core for each rank, copying is half as dear"

@@ -45,8 +45,7 @@ FOUND = [
     "commit",
 ]
 TEST_IMAGES = 50_000  # of ImageNet-1K
-MEASURED = json.loads((REFERENCE / "bench" / "gpu.json").read_text())
-GPU = MEASURED["gpu"]
+ONE_GPU = json.loads((REFERENCE / "bench" / "gpu-plan.json").read_text())  # what `plan` said of resnet50_448nodes on a GPU
 ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 
 
@@ -70,13 +69,25 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     lines = [f"claims by the runs in {results}"]
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
         lines.append(f"{row.id:4} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
-        interval = "" if pd.isna(row.low) or "+-" in row.ours else f" ({row.low:.2f} to {row.high:.2f}, n = {row.n:.0f})"
-        cost = "" if pd.isna(row.node_hours) else f"cost: {row.node_hours:.0f} node-hours as published"
-        cost += "" if pd.isna(row.one_gpu_hours) else f", {row.one_gpu_hours:.0f} hours of this code on one {GPU}"
-        lines += [f"{'':17} {text}" for text in (row.ours and f"ours: {row.ours}{interval}", cost) if text]
+        ours, cost = with_interval(row), price(row)
+        lines += [f"{'':17} {word}: {text}" for word, text in (("ours", ours), ("cost", cost)) if text]
     counts = table.state.value_counts()
     lines.append(", ".join(f"{number} {state}" for state, number in counts.items()))
     return "\n".join(lines), bool((table.state == "MISSED").any())
+
+
+def with_interval(row) -> str:
+    """What was found, in words; "" if nothing was."""
+    if pd.isna(row.ours) or pd.isna(row.low) or "+-" in row.ours:
+        return "" if pd.isna(row.ours) else row.ours
+    return f"{row.ours} ({row.low:.2f} to {row.high:.2f}, n = {row.n:.0f})"
+
+
+def price(row) -> str:
+    """A row's cost in words; "" where it is not known."""
+    parts = [] if pd.isna(row.node_hours) else [f"{row.node_hours:.0f} node-hours as published"]
+    parts += [] if pd.isna(row.one_gpu_hours) else [f"{row.one_gpu_hours:.0f} hours of this code on one {ONE_GPU['gpu']}"]
+    return "; ".join(parts)
 
 
 def _found(claim: dict, runs: Path) -> dict:
@@ -191,8 +202,9 @@ def costs(id: str) -> dict[str, float]:
     """Node-hours of an ImageNet claim's run: on the nodes that it was published for, and on two kinds that can be rented.
 
     Of A3 and A4 no configuration was released: their epochs at R3's images/s. The other nodes are at the images/s that their
-    MLPerf logs show, by other software and in other precision. `one_gpu_hours` are those of this code, as `plan` measured it on
-    one GPU, without evaluations; A2, a time to train, would not be tested there. A1 takes no whole run.
+    MLPerf logs show, by other software and in other precision. `one_gpu_hours` are those of this code on one GPU, without
+    evaluations, at the images/s that `plan` measured for resnet50_448nodes; A2, a time to train, would not be tested there. A1
+    takes no whole run.
     """
     released, peers = tables.published("released_runs").set_index("id"), tables.published("peers").set_index("work")
     r3 = released.loc["R3"]
@@ -208,7 +220,7 @@ def costs(id: str) -> dict[str, float]:
     cpu, gpu = peers.loc["MLPerf v3.0 Intel (PyTorch on CPUs)"], peers.loc["MLPerf v4.0 NVIDIA"]
     rates = {"node_hours_cpu": cpu.images_per_s / 16, "node_hours_gpu": gpu.images_per_s}
     if id != "A2":
-        rates["one_gpu_hours"] = MEASURED["plan"]["images_per_s"]
+        rates["one_gpu_hours"] = ONE_GPU["images_per_s"]
     return {"node_hours": hours} | {name: epochs * IMAGENET_IMAGES / rate / 3600 for name, rate in rates.items()}
 
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from repro.paper import names, questions, svg
+from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
 from repro.paths import replacing
 
@@ -94,8 +95,11 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         ),
         "checks_sentence": _checks_sentence(checks),
         "claims": _table(
-            ledger[~own].assign(interval=_intervals(ledger[~own], ".2f")),
-            ["id", "claim", "published", "source", "ours", "interval", "state", "node_hours", "one_gpu_hours"],
+            ledger[~own].assign(
+                ours=[with_interval(row) for row in ledger[~own].itertuples()],
+                cost=[price(row) for row in ledger[~own].itertuples()],
+            ),
+            ["id", "claim", "published", "source", "ours", "state", "cost"],
         ),
         "questions": _table(
             ledger[own].assign(interval=_intervals(ledger[own], "+.2f")), ["id", "claim", "ours", "interval", "n", "state"]

@@ -35,9 +35,8 @@ from repro.train import step
 CLASSES, CHANNELS = 1000, 3  # of the network, unless a data set determines them
 BURST, MOST = 0.3, 40  # seconds and steps of a burst at most: short steps are timed in a hot cache
 ROUNDS = 40
-SIZES = tuple(
-    4**power for power in range(6, 14)
-)  # bytes per allreduce, 4 KB to 64 MB; the step's vector and its half are added
+# Bytes per allreduce: 4 KB to 64 MB, and also the step's vector and half of it.
+SIZES = tuple(4**power for power in range(6, 14))
 
 
 class _Steps:
@@ -156,7 +155,7 @@ def probe(
         "device": asked.device,
         "threads": asked.threads,
         "decoders": decoders,
-        "parameters": len(steps.network.weights),
+        "parameters": sum(parameter.numel() for parameter in steps.network.parameters),
         "buckets": -(-len(steps.network.weights) // BUCKET),
         "nodes": world.nodes,
         "state_bytes": 4 * (len(steps.network.weights) + len(steps.network.statistics)),

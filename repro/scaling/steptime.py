@@ -45,7 +45,7 @@ class Link:
     """Hockney's two parameters: a message of n bytes takes `latency` + n * `byte` seconds.
 
     In shared memory the bytes beyond those that a core's cache holds (`CACHE`) take `beyond` seconds each, if it is given.
-    That is right for messages of about the size that it was fitted to: measured, the price of a byte falls from 4 to 64 MB.
+    That is right for messages of about the size that it was fitted to: measured, the price of a byte varies from 4 to 64 MB.
     """
 
     latency: float
@@ -167,7 +167,8 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
 
 def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
     """Latency from messages up to 64 KB, fitted by a line with its own slope; then one slope for what fits into the cache,
-    from the messages up to there, and one for what is beyond, from those of a quarter of the vector or more.
+    from the messages up to there, and one for what is beyond, from those of 4 `CACHE` or more that have at least a quarter
+    of the vector, or else from the longest.
     """
     rows = sorted((row["bytes"], median(row)) for row in measurements if row["kind"] == "allreduce" and row["ranks"] == ranks)
     if not rows:

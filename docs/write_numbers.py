@@ -150,7 +150,8 @@ def results() -> str:
             "repro/scaling/steptime.py",
             "tables/scaling_measured.csv",
             "{A1}; {A2}",
-            f"{measured['ranks']} ranks, {measured['images']} images each: {float(measured['efficiency']):.0f}%; *clusters: not run*",
+            f"{measured['ranks']} ranks, {measured['images']} images each: {float(measured['efficiency']):.0f}%; "
+            "*clusters: not run*",
         )
     )
     return table("claim | notebook | code | file | published (ImageNet-1K) | ours (digits)", lines) + "\n\n" + origin()

@@ -143,11 +143,12 @@ def explain(error: BaseException) -> None:
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
     from repro import comm
-    from repro.train import prepare, train
+    from repro.train import fits, prepare, train
 
     world = comm.world()
     with world.together():
         task = prepare(**arguments)
+        fits(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
             say(f"continuing at epoch {recipe.epochs(done):.4g} of {recipe.epochs():.4g}: {run.folder.name}")

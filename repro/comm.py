@@ -3,6 +3,7 @@
 Collectives work in place on contiguous NumPy arrays; the caller passes views of its tensors.
 """
 
+import atexit
 import os
 import socket
 import sys
@@ -68,6 +69,8 @@ class Alone:
         if first is None:
             return
         self.leaving = True
+        if error and not all(failures):  # otherwise what is wrong is wrong everywhere
+            error.add_note(f"(on rank {self.rank} of {self.size}, {socket.gethostname()})")
         if error and (self.rank == first or failures[self.rank] != failures[first]):
             raise error
         raise PeerError(f"rank {first} failed: {failures[first]}")
@@ -135,14 +138,16 @@ class World(Alone):
 
 
 def launched() -> int:
-    """Number of ranks that the launcher reports, from the variables of MPICH and Intel MPI, then of Open MPI."""
-    return int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+    """Number of ranks that the launcher reports, from the variables of MPICH and Intel MPI, Open MPI, and Slurm's srun."""
+    names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
+    return int(next(filter(None, map(os.environ.get, names)), 1))
 
 
 @cache
 def world() -> Alone:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
     try:
+        _refuse_another_mpi()
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         if launched() > 1:
@@ -161,6 +166,25 @@ def world() -> Alone:
     found = World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
     _unname_shared_memory()
     return found
+
+
+def _refuse_another_mpi() -> None:
+    """Raises ReproError if Open MPI's mpiexec has started a process that loads another MPI, which would end it at once."""
+    if "OMPI_COMM_WORLD_SIZE" not in os.environ or "PMI_SIZE" in os.environ or "mpi4py.MPI" in sys.modules:
+        return
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+
+    library = _library(MPI)  # one of the few questions that may be asked before MPI is initialised
+    if "Open MPI" not in library:
+        raise ReproError(
+            f"Open MPI's mpiexec started this on {socket.gethostname()}, but mpi4py loads another MPI ({library}): use that "
+            f"library's own mpiexec; `make setup` puts one beside {sys.executable}"
+        )
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    atexit.register(MPI.Finalize)  # mpi4py finalizes only what it has initialised by itself
 
 
 def roll_call() -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from repro import ReproError, engines
+from repro import ReproError, comm, engines
 from repro.packed import Packed
 from repro.paths import DATA, RESULTS, replacing, writable_folder
 
@@ -152,7 +152,9 @@ CHECKS = {
 
 
 def doctor() -> bool:
-    """Prints one line per check; returns whether all checks passed."""
+    """Prints one line per check; returns whether all checks passed. Raises ReproError if mpiexec has started it."""
+    if comm.launched() > 1:
+        raise ReproError("doctor starts mpiexec itself: call it without; `python -m repro ranks` checks those that it started")
     passed = True
     for name, check in CHECKS.items():
         try:

@@ -202,6 +202,12 @@ class Run:
         """The step of the newest checkpoint; 0 if there is none."""
         return max((int(path.stem) for path in self.checkpoints), default=0)
 
+    def told(self) -> str:
+        """The text of run.json, "" if there is none: what every rank must see alike."""
+        with suppress(OSError):
+            return (self.folder / "run.json").read_text()
+        return ""
+
     def snapshot(self, stage: str) -> Path:
         """The path of the model at the end of `stage`, without a suffix."""
         return self.folder / "snapshots" / stage

@@ -93,14 +93,16 @@ def outcome(folder: Path) -> tuple[str, str]:
     record, now = records.read(folder), state(folder)
     if now == "complete":
         return now, f"complete: top-1 {100 * record['top1'] / record['images']:.2f}% in {duration(record['seconds'])}"
-    recipe, rows = recipe_of(record), records.metric_rows(folder)
-    step = saved_step(folder) or (rows[-1]["step"] if rows else 0)  # a run that failed at once has saved nothing
-    at = f"at epoch {recipe.epochs(step):.4g} of {recipe.epochs():.4g}"
+    recipe, rows, saved = recipe_of(record), records.metric_rows(folder), saved_step(folder)
+    last = max(saved, rows[-1]["step"] if rows else 0)
+    at = f"at epoch {recipe.epochs(last):.4g} of {recipe.epochs():.4g}"
+    start = f"from epoch {recipe.epochs(saved):.4g}" if saved else "from the start"
+    again = f"the command that started it continues it{'' if saved == last else ' ' + start}"
     if now == "failed":
-        return now, f"failed {at}: {record['error']}"
+        return now, f"failed {at}: {record['error']}; {again}"
     owner = _text(folder / "lock") or "no process has its lock"
     how = {"stopped": "stopped", "killed": f"was killed ({owner} is gone)"}.get(now, f"gives no sign of life ({owner})")
-    return now, f"{how} {at}; the command that started it continues it"
+    return now, f"{how} {at}; {again}"
 
 
 def duration(seconds: float) -> str:

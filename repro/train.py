@@ -13,6 +13,7 @@ integer (besides the losses since the last metric row), and the weights are bit-
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -34,6 +35,8 @@ from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, corrected_from,
 from repro.settings import MOST_THREADS, Settings, non_default
 
 log = logging.getLogger("repro")
+
+SHARED_SECONDS = 10.0  # within which a shared file system shows a file of one node to another
 
 
 # --- The loop -----------------------------------------------------------------------------------------------------------
@@ -234,11 +237,11 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None =
             pack_embedded(data)
     with world.together():
         task = prepare(recipe, data, **parameters)
-        if world.size > task.recipe.passes:
-            raise ReproError(f"{too_many(task.recipe, world.size)}: start at most {task.recipe.passes} ranks")
+        fits(task.recipe, world.size)
     _agree(world, task)
     with world.together():
         complete = world.rank == 0 and not task.run.begin(ranks=world.size, workers=task.recipe.workers)
+    _share(world, task)
     folder = str(task.run.folder)
     if world.broadcast(complete):
         log.info("already complete: %s", folder)
@@ -294,11 +297,34 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
                 raise records.Stopped("stopped on request between two runs: the same command continues")
 
 
+def fits(recipe: Recipe, ranks: int) -> None:
+    """Raises ReproError if so many ranks cannot share a step of the recipe."""
+    if ranks > recipe.passes:
+        raise ReproError(f"{too_many(recipe, ranks)}: start at most {recipe.passes} ranks")
+
+
 def too_many(recipe: Recipe, ranks: int) -> str:
     """Says that so many ranks cannot share a step of the recipe."""
     one = recipe.workers_per_pass == 1
     what = f"{recipe.workers} workers" if one else f"{recipe.passes} passes of {recipe.workers_per_pass} workers"
     return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
+
+
+def _share(world, task: Task) -> None:
+    """Raises on every rank if one does not see the run's folder as rank 0 has written it.
+
+    A rank without the checkpoints would begin at step 0 while the others continue, and all would wait for each other.
+    """
+    written = world.broadcast(task.run.told() if world.rank == 0 else "")
+    deadline = time.monotonic() + SHARED_SECONDS
+    with world.together():
+        while task.run.told() != written:
+            if time.monotonic() > deadline:
+                raise ReproError(
+                    f"rank {world.rank} on {socket.gethostname()} does not see {task.run.folder} as rank 0 has written it: "
+                    "--out must be on a file system that all nodes share"
+                )
+            time.sleep(0.1)
 
 
 def _agree(world, task: Task) -> None:

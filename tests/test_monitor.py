@@ -20,6 +20,7 @@ KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).rea
 STAGES = [stage | {"iterations": steps} for stage, steps in zip(KNOWN["recipe"]["stages"], (60, 40))]
 RECIPE = KNOWN["recipe"] | {"workers": 4, "images_per_worker": 8, "epoch_images": 320, "stages": STAGES}
 COUNTS = {"images": 64, "top1": 30, "top5": 60}
+AGAIN = "the command that started it continues it from the start"
 START = "2020-02-02T02:02:02+00:00"
 
 
@@ -89,8 +90,8 @@ def test_rows_are_printed_as_they_come_until_the_run_ends(folder, capsys):
 @pytest.mark.parametrize(
     "status, error, words",
     [
-        ("stopped", records.Stopped, "stopped at epoch 3 of 10; the command that started it continues it"),
-        ("failed", ReproError, "failed at epoch 3 of 10: OSError: on purpose"),
+        ("stopped", records.Stopped, f"stopped at epoch 3 of 10; {AGAIN}"),
+        ("failed", ReproError, f"failed at epoch 3 of 10: OSError: on purpose; {AGAIN}"),
     ],
 )
 def test_it_ends_with_a_run_that_is_not_complete(folder, status, error, words):
@@ -198,7 +199,7 @@ def test_a_terminal_gets_a_line_that_is_written_over(folder):
     printed += process.communicate(timeout=20)[0]
     assert process.returncode == 75
     assert "\x1b[K[##########..........]  50%  epoch 5.0 of 10, 64 images/s, about 25 s left" in printed
-    assert printed.rstrip().endswith(f"{folder.name} stopped at epoch 3 of 10; the command that started it continues it")
+    assert printed.rstrip().endswith(f"{folder.name} stopped at epoch 3 of 10; {AGAIN}")
 
 
 def test_watching_needs_no_torch_and_the_run_takes_no_notice(folder):

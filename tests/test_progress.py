@@ -280,9 +280,9 @@ def test_live_follows_a_run_of_another_process_to_its_end(folder, capsys, monkey
 def test_live_says_what_has_become_of_a_run(folder, tmp_path, capsys):
     (folder.path / "checkpoints").mkdir()
     (folder.path / "checkpoints" / "18.json").write_text("{}")
-    at, again = "at epoch 1.92 of 8.213", "; the command that started it continues it"
+    at, again = "at epoch 1.92 of 8.213", "; the command that started it continues it"  # from what was saved
     gone = f"was killed (process 999999999 on {platform.node()} is gone) {at}{again}"
-    for status, said in [("stopped", f"stopped {at}{again}"), ("failed", f"failed {at}: Disk: full"), ("running", gone)]:
+    for status, said in [("stopped", f"stopped {at}{again}"), ("failed", f"failed {at}: Disk: full{again}"), ("running", gone)]:
         folder.run.update(status=status, error="Disk: full")
         (folder.path / "lock").write_text(f"process 999999999 on {platform.node()}")
         repro.live(folder.path)

@@ -718,3 +718,23 @@ def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     status, stdout, stderr = cli("train", "one_model")
     comm.world.cache_clear()
     assert (status, stdout) == (2, "") and re.fullmatch(r"starting 2 ranks: .+\nerror: 2 ranks were started.+\n", stderr)
+
+
+def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, monkeypatch):
+    """A folder that the nodes do not share: the other ranks would continue a run that this one begins."""
+
+    class Second(comm.Alone):
+        rank, size = 1, 2
+
+        def gather(self, value):
+            return [None, value]
+
+    task = train.prepare(**SMOKE, data=digits, out=str(tmp_path))
+    world = Second()
+    world.broadcast = lambda value: "what rank 0 has written"
+    monkeypatch.setattr(train, "SHARED_SECONDS", 0.2)
+    with pytest.raises(ReproError, match=f"rank 1 on .* does not see {task.run.folder} as rank 0 has written"):
+        train._share(world, task)
+    task.run.folder.mkdir(exist_ok=True)
+    (task.run.folder / "run.json").write_text("what rank 0 has written")
+    train._share(world, task)

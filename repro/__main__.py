@@ -195,8 +195,10 @@ def reproduce(arguments: dict) -> None:
 def make_one(kind: str) -> Callable[[dict], None]:
     def handler(arguments: dict) -> None:
         say(f"making the {kind} {arguments['name']}")
-        from repro.paper.single import make
+        from repro.paper.single import make, source
 
+        arguments["runs"] = arguments.get("runs") or source(arguments["results"])
+        say(f"from the runs in {arguments['runs']}")
         show(make(f"{kind}s", **arguments))
 
     return handler
@@ -211,6 +213,8 @@ def doctor(arguments: dict) -> None:
 
 
 def verify(arguments: dict) -> None:
+    if not arguments["results"].is_dir():
+        raise ReproError(f"there is no folder {arguments['results']}: --results names one with runs and tables")
     from repro.paper.ledger import verify
 
     text, missed = verify(arguments["results"], arguments["json"])
@@ -401,11 +405,14 @@ def parser() -> Parser:
         one = command(
             kind,
             make_one(kind),
-            f"make one {kind} of the report, from the runs in results or, without any, the reference's",
+            f"make one {kind} of the report, from the runs in results or, if there are none but tiny ones, the reference's",
             example=f"{US} {kind} answers",
         )
         one.add_argument("name", help=f"such as answers; a wrong name lists the {kind}s")
         one.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
+        one.add_argument(
+            "--runs", type=Path, help="folder of the runs (default: those in results; the reference's if all are tiny)"
+        )
         if kind == "figure":
             one.add_argument("--data", help="data set of the runs to draw (default: digits)")
             one.add_argument("--shrink", help="of the runs to draw (default: laptop)")
@@ -414,7 +421,9 @@ def parser() -> Parser:
     ledger = command(
         "verify", verify, "print the ledger: each claim, what was found, and whether it stands; exit status 4 if one is missed"
     )
-    ledger.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results; without runs, the reference)")
+    ledger.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: results; if its runs are tiny or none, the reference)"
+    )
     ledger.add_argument("--json", action="store_true", help="all columns, as JSON")
     command("doctor", doctor, "check MPI, engines, disk, packages and data; exit status 3 if something is broken")
 

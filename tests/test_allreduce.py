@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from repro import allreduce, overlap
+from repro import allreduce, comm, overlap
 from repro.allreduce import Average, NotFinite
 from repro.comm import Alone
 from repro.model import Network, build
@@ -207,3 +207,15 @@ def test_what_gpus_use_gives_the_same_average(on_ranks, reduction, ranks):
     """torch.distributed's group, here over gloo on CPUs: the verbs of nccl.Group, in both reductions and overlapping."""
     found = on_ranks(ranks).group[reduction]
     assert found["difference"] <= {"exact": 0.0}.get(reduction, 4 * 2**-24) and found["equal"]
+
+
+def test_an_error_of_one_rank_alone_says_of_which():
+    """What is wrong on all ranks is not one rank's."""
+    for failures, noted in (([None, "OSError: gone"], True), (["OSError: gone"] * 2, False)):
+        world = comm.Alone()
+        world.rank, world.size, world.gather = 1, 2, lambda value, failures=failures: failures
+        error = OSError("gone")
+        with pytest.raises(OSError if noted else comm.PeerError) as raised:
+            world.check(error)
+        notes = getattr(error, "__notes__", [])
+        assert (len(notes) == 1 and notes[0].startswith("(on rank 1 of 2, ")) == noted, raised

@@ -177,3 +177,39 @@ def test_one_rank_on_several_cores_is_told_of_the_others(cli, digits, tmp_path):
     assert parser().parse_args(shlex.split(pasted)).data == digits
     status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", "--threads", "2", *few)
     assert status == 75 and "one rank, on" not in said
+
+
+@pytest.mark.parametrize("given, read", [([], "results/reference/runs"), (["--runs", "{out}"], "{out}")])
+def test_one_figure_says_which_runs_it_is_made_from(cli, monkeypatch, tmp_path, given, read):
+    """A tour's run answers nothing: then it is the reference's, and --runs names others."""
+    from repro.paper import single
+
+    asked = []
+    monkeypatch.setattr(single.notebooks, "execute", lambda name, values, *_: asked.append((name, values["runs"])))
+    monkeypatch.setattr(single, "runs_or_reference", lambda runs: runs)
+    out = str(tmp_path / "runs")
+    status, _, said = cli("figure", "headline", "--results", str(tmp_path), *(part.format(out=out) for part in given))
+    assert status == 0 and said.rstrip().endswith(read.format(out=out))
+    assert asked[0][0] == "21-figures" and asked[0][1].endswith(read.format(out=out))
+
+
+def test_a_folder_that_is_not_there_has_no_ledger(cli, tmp_path):
+    status, _, said = cli("verify", "--results", str(tmp_path / "misspelt"))
+    assert (
+        status == 2
+        and said.strip() == f"error: there is no folder {tmp_path / 'misspelt'}: --results names one with runs and tables"
+    )
+
+
+def test_open_mpis_mpiexec_with_another_mpis_library_is_refused_in_one_line():
+    """MPICH's library would end the process itself, with words of its own."""
+    if (
+        "MPICH"
+        not in python(
+            "-c", "import mpi4py; mpi4py.rc.initialize = False\nfrom mpi4py import MPI; print(MPI.Get_library_version())"
+        ).stdout
+    ):
+        pytest.skip("mpi4py loads another MPI than MPICH here")
+    done = python("-m", "repro", "ranks", OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")
+    assert done.returncode == 2 and "error: Open MPI's mpiexec started this on" in done.stderr, done.stderr
+    assert "mpi4py loads another MPI (MPICH" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import doctor, engines
+from repro import ReproError, doctor, engines
 
 from conftest import python
 
@@ -93,3 +93,9 @@ def test_damaged_data_is_broken_and_missing_data_is_not(only, capsys, monkeypatc
     assert "digits test (20000), digits train (20000), digits val (5000)" in lines(capsys)["data"]
     os.truncate(tmp_path / "digits" / "train.lmdb", 5000)
     assert lines(capsys)["data"].startswith("BROKEN")
+
+
+def test_ranks_of_an_mpiexec_are_no_place_for_it(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(ReproError, match="doctor starts mpiexec itself: call it without"):
+        doctor.doctor()

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from repro.paper import names, questions, report, svg
+from repro.paper import names, questions, report, single, svg
 
 from conftest import ROOT
 
@@ -180,6 +180,13 @@ def test_of_an_svg_only_shapes_and_text_are_kept(hostile):
 def test_every_column_of_the_page_and_every_topic_has_a_name():
     assert set(names.TOPICS) == set(questions.TOPICS)
     assert set(names.LOOKS) >= {"supported", "contradicted", "equivalent", "not resolved"}
+
+
+def test_the_page_shows_figures_that_are_made():
+    """One whose name is misspelt would be missing without a word, as one is that was not made yet."""
+    named = re.findall(r'figure\("([\w-]+)",', (ROOT / "repro" / "paper" / "report.html.j2").read_text())
+    others = {"bench-apparent_size", "scaling", "scaling_step"}  # by make bench-size and 11-scaling
+    assert len(named) > 6 and set(named) - others <= set(single.names("figures"))
 
 
 @pytest.mark.slow

@@ -4,25 +4,29 @@ import ast
 import json
 from pathlib import Path
 
-from repro import choose, notebooks, records
-from repro.paper.tables import runs_or_reference
-from repro.paths import RESULTS
+from repro import choose, notebooks
+from repro.paper.tables import of_size, runs_or_reference
+from repro.paths import REFERENCE, RESULTS
 
 NOTEBOOKS = "20-tables", "21-figures", "01-recipes"  # those that only read and draw; if two make the same, the first does
 READING_RUNS = NOTEBOOKS[:2]
 
 
-def make(kind: str, name: str, results: Path = RESULTS, **parameters) -> list[Path]:
-    """Writes one of the "tables" or "figures" into `results`, from the runs there or, without any, from the reference's.
+def source(results: Path) -> Path:
+    """The runs in `results` or, if none there answers anything (`tables.of_size`), the reference's."""
+    return results / "runs" if of_size(results / "runs") else REFERENCE / "runs"
 
-    What its notebook makes beside it is written, too. `parameters` are the notebook's, such as data="letters". Returns the
-    files.
+
+def make(kind: str, name: str, results: Path = RESULTS, runs: Path | None = None, **parameters) -> list[Path]:
+    """Writes one of the "tables" or "figures" into `results`, from `runs`, by default those of `source`. Returns the files.
+
+    What its notebook makes beside it is written, too. `parameters` are the notebook's, such as data="letters".
     """
     known = names(kind)
     notebook = known[choose(kind.removesuffix("s"), name, known)]
     values: dict = {"results": str(results)}
     if notebook in READING_RUNS:
-        values["runs"] = str(runs_or_reference(str(results / "runs") if records.complete_runs(results / "runs") else ""))
+        values["runs"] = str(runs_or_reference(str(runs or source(results))))
     notebooks.execute(notebook, values | parameters, results / "notebooks" / f"{notebook}.ipynb")
     return sorted((results / kind).glob(f"{name}[.-]*"))
 

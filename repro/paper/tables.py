@@ -33,11 +33,15 @@ def save(table: pd.DataFrame, results: Path | str, name: str) -> None:
 
 
 def runs_or_reference(runs: str = "") -> Path:
-    """The folder to read runs from: `runs` if given, else results/runs, else, if that has none, the reference."""
-    for folder in [Path(runs)] if runs else [RUNS, REFERENCE / "runs"]:
-        if records.complete_runs(folder):
-            return folder
-    raise ReproError(f"there are no complete runs in {runs or RUNS}: `make reproduce` makes them")
+    """The folder to read runs from: `runs` if given, else results/runs, else, if no run there is `of_size`, the reference's."""
+    if runs and not records.complete_runs(runs):
+        raise ReproError(f"there are no complete runs in {runs}: `make reproduce` makes them")
+    return Path(runs) if runs else RUNS if of_size(RUNS) else REFERENCE / "runs"
+
+
+def of_size(runs: Path | str) -> bool:
+    """Whether a folder has complete runs other than tiny ones, such as the tour's, which answer nothing."""
+    return any(records.read(run)["shrink"] != "smoke" for run in records.complete_runs(runs))
 
 
 def recipes() -> pd.DataFrame:
@@ -151,7 +155,8 @@ def only(table: pd.DataFrame, **values) -> pd.DataFrame:
     if table.empty:
         wanted = ", ".join(f"{column} {value or 'default'}" for column, value in values.items())
         raise ReproError(
-            f"there are no complete runs of {wanted}: `make reproduce` trains those of its profile, notebook 10-train others"
+            f"there are no complete runs of {wanted}: `make reproduce` trains those of its profile, notebook 10-train others; "
+            "the reference's are in results/reference/runs"
         )
     return table
 

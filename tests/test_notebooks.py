@@ -470,6 +470,7 @@ def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_c
     assert kernel.ask("repr(records.read(folders[0])['weights_sha256'])") == digest
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_engines_that_do_not_stop(kernel, digits, tmp_path):
     *before, training = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)[:5]
     assert kernel.run(*before)

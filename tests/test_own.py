@@ -80,7 +80,8 @@ def options(**values):
 # --- Guarantees -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net", ["my_net", pytest.param("plain_net", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/test_train.py does so with our network
+@pytest.mark.parametrize("net", ["my_net", "plain_net"])
 def test_any_number_of_ranks_gives_the_same_bits_also_after_a_kill(mine, digits, tmp_path, net):
     """1, 2 and 3 ranks, each from its start, and 2 that continue what 1 had begun when it was killed."""
     task = dict(recipe=f"{mine}:my_recipe", model=f"{mine}:{net}", data=digits)

@@ -393,7 +393,7 @@ def scaling_papers_nodes() -> str:
 
 
 def scaling_checks() -> str:
-    """A row for each kind of check, with the errors of each day on which `make bench-scaling` was run."""
+    """A row for each kind of check, with the errors of each time that `make bench-scaling` was run."""
     paths = sorted((ROOT / REFERENCE / "bench").glob("scaling*.json"), key=lambda path: json.loads(path.read_text())["when"])
     days = [json.loads(path.read_text()) for path in paths]
     groups: dict[str, list[list]] = {}

@@ -195,9 +195,9 @@ def reproduce(arguments: dict) -> None:
 def make_one(kind: str) -> Callable[[dict], None]:
     def handler(arguments: dict) -> None:
         say(f"making the {kind} {arguments['name']}")
-        from repro.paper.single import make, source
+        from repro.paper.single import make, runs_or_reference
 
-        arguments["runs"] = arguments.get("runs") or source(arguments["results"])
+        arguments["runs"] = runs_or_reference(arguments.get("runs", ""), arguments["results"])
         say(f"from the runs in {arguments['runs']}")
         show(make(f"{kind}s", **arguments))
 

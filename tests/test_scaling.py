@@ -1,6 +1,7 @@
 """The step-time model: its formulas against algorithms run message by message, its fits and bands against known truths."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from bench import scaling as bench_scaling
 from bench import two_nodes
 from repro import ReproError
 from repro.paper import tables
+from repro.paths import REFERENCE
 from repro.scaling import steptime
 from repro.scaling.steptime import Fit, Interconnect, Layout, Link, Load
 
@@ -400,6 +402,14 @@ def test_a_wrong_term_is_missed(monkeypatch):
     two, tcp = probe_of(TRUTH), {500: wired(500), 2000: wired(2000)}
     monkeypatch.setattr(steptime, "exposed", lambda communication, size, buckets, backward: 0.0)
     assert "MISSED" in {row["state"] for row in bench_scaling.checks(two, tcp)}
+
+
+@pytest.mark.parametrize("path", sorted((REFERENCE / "bench").glob("scaling*.json")), ids=lambda path: path.stem)
+def test_the_references_checks_are_what_is_said_of_its_probes_now(path):
+    saved = json.loads(path.read_text())
+    found = bench_scaling.judge(saved["probes"])
+    assert [row["check"] for row in found] == [row["check"] for row in saved["checks"]] and len(found) == 72
+    assert [row["predicted"] for row in found] == pytest.approx([row["predicted"] for row in saved["checks"]])
 
 
 def test_noise_widens_what_is_allowed():

@@ -5,20 +5,15 @@ import json
 from pathlib import Path
 
 from repro import choose, notebooks
-from repro.paper.tables import of_size, runs_or_reference
-from repro.paths import REFERENCE, RESULTS
+from repro.paper.tables import runs_or_reference
+from repro.paths import RESULTS
 
 NOTEBOOKS = "20-tables", "21-figures", "01-recipes"  # those that only read and draw; if two make the same, the first does
 READING_RUNS = NOTEBOOKS[:2]
 
 
-def source(results: Path) -> Path:
-    """The runs in `results` or, if none there answers anything (`tables.of_size`), the reference's."""
-    return results / "runs" if of_size(results / "runs") else REFERENCE / "runs"
-
-
-def make(kind: str, name: str, results: Path = RESULTS, runs: Path | None = None, **parameters) -> list[Path]:
-    """Writes one of the "tables" or "figures" into `results`, from `runs`, by default those of `source`. Returns the files.
+def make(kind: str, name: str, results: Path = RESULTS, runs: Path | str = "", **parameters) -> list[Path]:
+    """Writes one of the "tables" or "figures" into `results`, from `runs` (`tables.runs_or_reference`). Returns the files.
 
     What its notebook makes beside it is written, too. `parameters` are the notebook's, such as data="letters".
     """
@@ -26,7 +21,7 @@ def make(kind: str, name: str, results: Path = RESULTS, runs: Path | None = None
     notebook = known[choose(kind.removesuffix("s"), name, known)]
     values: dict = {"results": str(results)}
     if notebook in READING_RUNS:
-        values["runs"] = str(runs_or_reference(str(runs or source(results))))
+        values["runs"] = str(runs_or_reference(runs, results))
     notebooks.execute(notebook, values | parameters, results / "notebooks" / f"{notebook}.ipynb")
     return sorted((results / kind).glob(f"{name}[.-]*"))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from repro import ReproError, records, tidy
-from repro.paths import PUBLISHED, REFERENCE, RUNS, replacing
+from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
 from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
@@ -32,11 +32,12 @@ def save(table: pd.DataFrame, results: Path | str, name: str) -> None:
         table.to_csv(temporary, index=False)
 
 
-def runs_or_reference(runs: str = "") -> Path:
-    """The folder to read runs from: `runs` if given, else results/runs, else, if no run there is `of_size`, the reference's."""
+def runs_or_reference(runs: Path | str = "", results: Path | str = RESULTS) -> Path:
+    """The folder to read runs from: `runs` if given, else that in `results`, or the reference's if none there is `of_size`."""
     if runs and not records.complete_runs(runs):
         raise ReproError(f"there are no complete runs in {runs}: `make reproduce` makes them")
-    return Path(runs) if runs else RUNS if of_size(RUNS) else REFERENCE / "runs"
+    own = Path(results) / "runs"
+    return Path(runs) if runs else own if of_size(own) else REFERENCE / "runs"
 
 
 def of_size(runs: Path | str) -> bool:

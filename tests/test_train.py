@@ -605,6 +605,22 @@ def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
     assert meaning(original.replace("power: float = 1.0", "power: float = 2.0")) != first
 
 
+def test_a_definition_that_moves_is_the_same_one_and_one_that_changes_is_not(tmp_path):
+    def digests(**files):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        return own.definitions(*(tmp_path / name for name in files))
+
+    function, constant = 'def f(x):\n    """Words."""\n    return x + 1\n', "LIMIT: int = 3  # of something\n"
+    before = digests(a=f'"""A page."""\nimport math\n{constant}{function}', b="log = None\n")
+    assert set(before) == {"f", "LIMIT", "log"}
+    assert digests(a="import torch\nlog = None\n", b=f"from a import b\n{function}", c=f"log = None\n{constant}") == before
+    changed = digests(a=function.replace("+ 1", "+ 2"), b=constant + "log = None\n")
+    assert {name for name in before if changed[name] != before[name]} == {"f"}
+    both = digests(a=function, b=function.replace("+ 1", "+ 2"))  # of two modules, under one name
+    assert both["f"] not in (before["f"], changed["f"]) and both == digests(a=function.replace("+ 1", "+ 2"), b=function)
+
+
 def test_a_field_with_its_default_is_no_part_of_a_runs_identity(digits, tmp_path, monkeypatch):
     """So a field that a later version adds does not make all runs other runs."""
 

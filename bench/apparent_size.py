@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from repro import ReproError, checkpoint, evaluate, records
-from repro.data import Images, test_view
-from repro.packed import pack_embedded
+from repro import ReproError, evaluate
+from repro.images.data import Images, test_view
+from repro.images.packed import pack_embedded
 from repro.paper import figures, ratios
 from repro.paths import RESULTS, ROOT, replacing, writable_folder
+from repro.run import checkpoint, records
 
 sys.path.insert(0, str(ROOT / "data_prep"))
 

@@ -12,10 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from bench.report import row, save
-from repro import ReproError, comm, train
+from repro import ReproError, train
 from repro.allreduce import Average
 from repro.model import Network, build, find_device
 from repro.optim import SGD
+from repro.ranks import comm
 from repro.replica import Replica
 
 IMAGES = 16, 32, 64, 128  # per worker: 16 and 32 are the release's

@@ -17,11 +17,11 @@ import torch
 from bench import photographs
 from bench.report import Goal, publish, row
 from repro.allreduce import Average
-from repro.comm import Alone
-from repro.data import Images, Stream, load_ahead
+from repro.images.data import Images, Stream, load_ahead
+from repro.images.packed import PHOTOGRAPHS
 from repro.model import Network, build
 from repro.optim import SGD
-from repro.packed import PHOTOGRAPHS
+from repro.ranks.comm import Alone
 from repro.replica import Replica
 from repro.train import step
 

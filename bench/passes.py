@@ -12,9 +12,10 @@ from dataclasses import replace
 import torch
 
 from bench import report
-from repro import comm, train
-from repro.data import Stream, load_ahead
-from repro.memory import keep_freed
+from repro import train
+from repro.images.data import Stream, load_ahead
+from repro.ranks import comm
+from repro.ranks.memory import keep_freed
 from repro.replica import assemble
 
 RECIPES = "collapsed_ensemble", "resnet50_448nodes"  # 2 workers of 32 images a step, and 14 of 16

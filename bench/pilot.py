@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import comm
 from repro.paper import questions, statistics, tables
 from repro.paths import RESULTS, replacing
+from repro.ranks import comm
 from repro.train import train_all
 
 SEEDS = 100, 101, 102, 103

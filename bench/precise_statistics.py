@@ -17,13 +17,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from repro import checkpoint, comm, evaluate, records
-from repro.data import Images, Stream
+from repro import evaluate
+from repro.images.data import Images, Stream
+from repro.images.packed import pack_embedded
+from repro.jupyter.notebooks import cores
 from repro.model import Network
-from repro.notebooks import cores
-from repro.packed import pack_embedded
 from repro.paper import questions, tables
 from repro.paths import RESULTS, replacing, writable_folder
+from repro.ranks import comm
+from repro.run import checkpoint, records
 
 NUMBER = 8000  # training images, in the view of the stage that the model is the end of
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import recipes, records
-from repro.packed import pack_embedded
+from repro import recipes
+from repro.images.packed import pack_embedded
 from repro.paths import RESULTS, replacing
+from repro.run import records
 from repro.train import train
 
 SEEDS = 100, 101

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from bench import two_nodes
 from repro import ReproError
-from repro.engines import find_mpiexec
+from repro.jupyter.engines import find_mpiexec
 from repro.paths import RESULTS, ROOT
-from repro.records import code_version, now
+from repro.run.records import code_version, now
 from repro.scaling import steptime
 
 PATH = RESULTS / "bench" / "scaling.json"

@@ -28,12 +28,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import photographs, two_nodes
 from bench.report import SECOND, Goal, publish, row, save
-from repro import ReproError, choose, comm, engines, train
-from repro.data import Images, Stream, load_ahead
-from repro.memory import keep_freed
+from repro import ReproError, choose, train
+from repro.images.data import Images, Stream, load_ahead
+from repro.jupyter import engines
 from repro.model import Network, build, find_precision
 from repro.optim import SGD
 from repro.overlap import average_for
+from repro.ranks import comm
+from repro.ranks.memory import keep_freed
 from repro.replica import Replica
 
 ROUNDS = 5

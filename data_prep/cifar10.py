@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import packed
+from repro.images import packed
 from repro.paths import DATA
 
 PREPROCESSING = packed.Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)

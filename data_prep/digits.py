@@ -11,7 +11,7 @@ three. Every machine packs the same bytes.
 import numpy as np
 from sklearn.datasets import load_digits
 
-from repro import packed
+from repro.images import packed
 
 import drawing
 

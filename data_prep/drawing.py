@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtri
 
-from repro import packed
+from repro.images import packed
 from repro.paths import DATA
 
 COUNTS = {"train": 20_000, "val": 5_000, "test": 20_000}

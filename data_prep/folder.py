@@ -13,8 +13,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from repro import ReproError, packed, whole_number
-from repro.labels import compare_labels
+from repro import ReproError, whole_number
+from repro.images import packed
+from repro.images.labels import compare_labels
 from repro.paths import DATA
 
 import archives

@@ -24,7 +24,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageFont
 
-from repro import packed
+from repro.images import packed
 
 import drawing
 

@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
-from repro import ReproError, packed
-from repro.ahead import ordered
+from repro import ReproError
+from repro.images import packed
+from repro.images.ahead import ordered
 from repro.paths import ROOT, writable_folder
 
 from archives import Member

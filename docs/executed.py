@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 
-from repro import notebooks
+from repro.jupyter import notebooks
 from repro.paths import REFERENCE, RESULTS, ROOT
 
 BUILD = ROOT / "docs" / "_build" / "notebooks"

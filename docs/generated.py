@@ -6,11 +6,11 @@ A page marks the place by <!-- generated: NAME -->, where NAME is a key of PLACE
 import argparse
 import re
 
-from repro.__main__ import US, parser
-from repro.arguments import Parser
-from repro.controls import CONTROLS
+from repro.cli.arguments import Parser
+from repro.cli.commands import US, parser
 from repro.recipes import SHRINKS
-from repro.released import RELEASED
+from repro.recipes.controls import CONTROLS
+from repro.recipes.released import RELEASED
 from repro.schedule import Recipe
 
 PLACE = re.compile(r"<!-- generated: ([\w-]+) -->")

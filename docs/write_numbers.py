@@ -132,7 +132,7 @@ def results() -> str:
         line(
             "Learning rates of the released recipes",
             "01-recipes",
-            "repro/released.py",
+            "repro/recipes/released.py",
             "figures/learning_rates.svg",
             "solver files",
             "[equal at every step](tests/test_schedule.py)",
@@ -142,7 +142,7 @@ def results() -> str:
         if row["claim"] in FRONT_DOOR:
             ours = f"{difference(row)} *{row['verdict']}*"
             value = TOPICS[row["topic"]]
-            lines.append(line(row["claim"], "12-questions", "repro/controls.py", "tables/answers.csv", value, ours))
+            lines.append(line(row["claim"], "12-questions", "repro/recipes/controls.py", "tables/answers.csv", value, ours))
     lines.append(
         line(
             "Scaling efficiency; time to train",

@@ -20,13 +20,13 @@ class ReproError(Exception):
 
 def runs(out=None):
     """Return all runs in the folder `out` (default: results/runs) as two tidy tables (runs, evaluations), see `tidy.runs`."""
-    tidy = importlib.import_module("repro.tidy")  # imported here because it loads pandas
+    tidy = importlib.import_module("repro.run.tidy")  # imported here because it loads pandas
     return tidy.runs(out) if out else tidy.runs()
 
 
 def live(folder=None) -> None:
     """In a notebook, follow a run that any process trains until it ends (default: in results/runs), see `progress.live`."""
-    progress = importlib.import_module("repro.progress")
+    progress = importlib.import_module("repro.jupyter.progress")
     progress.live(folder) if folder else progress.live()
 
 

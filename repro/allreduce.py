@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
-from repro import ReproError, choose, nccl
-from repro.comm import MESSAGE
+from repro import ReproError, choose
+from repro.ranks import nccl
+from repro.ranks.comm import MESSAGE
 
 GRADIENT_BITS, STATISTIC_BITS = 40, 24
 PIECE = 1 << 16  # elements converted at a time on a CPU, so that their copies stay in the cache

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro import ReproError, ahead, checkpoint, choose, comm, own, records
-from repro.data import Images
+from repro import ReproError, choose
+from repro.images import ahead
+from repro.images.data import Images
 from repro.model import builder, find_device
+from repro.ranks import comm
+from repro.run import checkpoint, own, records
 
 AVERAGES = ("softmax", "logit")
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a

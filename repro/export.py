@@ -18,16 +18,18 @@ from safetensors.torch import load as parse
 from safetensors.torch import save_file
 from torch import nn
 
-from repro import ReproError, checkpoint, choose, comm, own, whole_number
-from repro.data import Images, test_view
+from repro import ReproError, choose, whole_number
 from repro.evaluate import AVERAGES, build_again, counts, open_run
-from repro.labels import compare_labels
+from repro.images.data import Images, test_view
+from repro.images.labels import compare_labels
+from repro.images.packed import Preprocessing
 from repro.model import build, builder, find_device
-from repro.packed import Preprocessing
 from repro.paths import replacing, writable_folder
+from repro.ranks import comm
 from repro.resnet import ResNet
+from repro.run import checkpoint, own
+from repro.run.settings import Settings
 from repro.schedule import STRIDES
-from repro.settings import Settings
 from repro.shapes import NUMBER, check
 
 FORMAT = "scaleout-repro exported model, version 2"

@@ -7,10 +7,12 @@ import logging
 import time
 import zlib
 
-from repro import ReproError, checkpoint, evaluate, records, watch
+from repro import ReproError, evaluate
 from repro.allreduce import Mean
-from repro.records import Stopped, describe
+from repro.ranks import watch
 from repro.replica import Replica
+from repro.run import checkpoint, records
+from repro.run.records import Stopped, describe
 from repro.schedule import Recipe
 
 log = logging.getLogger("repro")

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro import ReproError, choose, own
+from repro import ReproError, choose
 from repro.graph import Graph
 from repro.resnet import NETWORKS, Bottleneck, ResNet
+from repro.run import own
 
 ALIGNED = 4  # elements: cuBLAS and cuDNN read 16 bytes at once, and fail or fall back where a tensor begins in between
 DEVICES = ("auto", "cpu", "cuda")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from repro.allreduce import Average
-from repro.comm import Alone
-from repro.memory import keep_freed
 from repro.model import Network
 from repro.optim import SGD
 from repro.overlap import average_for
+from repro.ranks.comm import Alone
+from repro.ranks.memory import keep_freed
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from repro import ReproError, checkpoint, choose, comm, evaluate, own, recipes, records, watch, whole_number
+from repro import ReproError, choose, evaluate, recipes, whole_number
 from repro.allreduce import Mean
-from repro.data import Images, Stream, load_ahead
+from repro.images.data import Images, Stream, load_ahead
+from repro.images.labels import compare_labels
+from repro.images.packed import pack_embedded
 from repro.journal import Journal
-from repro.labels import compare_labels
 from repro.model import builder, find_device, find_precision
-from repro.packed import pack_embedded
 from repro.paths import RUNS
+from repro.ranks import comm, watch
 from repro.replica import Replica, assemble
+from repro.run import checkpoint, own, records
+from repro.run.settings import MOST_THREADS, Settings, non_default
 from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, corrected_from, learning_rate
-from repro.settings import MOST_THREADS, Settings, non_default
 
 log = logging.getLogger("repro")
 

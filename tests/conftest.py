@@ -130,7 +130,7 @@ def on_ranks(digits, killed, tmp_path_factory):
 def cli(monkeypatch, capsys):
     """cli(...): exit status, standard output and standard error of `python -m repro ...`, in this process."""
 
-    from repro import __main__
+    from repro.cli import commands as __main__
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["repro", *arguments])

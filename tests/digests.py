@@ -21,7 +21,7 @@ import digits as digits_set  # noqa: E402
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from repro import packed  # noqa: E402
+from repro.images import packed  # noqa: E402
 from repro.schedule import NEW_WEIGHTS, Recipe, Stage  # noqa: E402
 from repro.train import train  # noqa: E402
 

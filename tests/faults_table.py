@@ -73,7 +73,7 @@ def pytest_sessionfinish(session):
     file = session.config.getoption("--faults-json")
     if not file:
         return
-    from repro import records
+    from repro.run import records
 
     found = {
         "claims": [{"claim": name, "what": CLAIMS[name], **_counts[name]} for name in CLAIMS if name in _counts],

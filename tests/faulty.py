@@ -19,9 +19,12 @@ from pathlib import Path
 
 import torch
 
-from repro import __main__, checkpoint, comm, journal, records, train
-from repro.data import Images
+from repro import journal, train
+from repro.cli import commands as __main__
+from repro.images.data import Images
 from repro.model import Network
+from repro.ranks import comm
+from repro.run import checkpoint, records
 
 
 def run(fault: str, file: str, **parameters) -> str:

@@ -12,11 +12,12 @@ from functools import partial
 
 import torch
 
-from repro import allreduce, comm, evaluate, nccl, overlap, train
+from repro import allreduce, evaluate, overlap, train
 from repro.allreduce import Average
-from repro.data import Images, Stream
+from repro.images.data import Images, Stream
 from repro.model import Network, build
 from repro.overlap import OverlappedAverage
+from repro.ranks import comm, nccl
 
 FAILING_STEP = 2
 

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from repro import allreduce, comm, overlap
+from repro import allreduce, overlap
 from repro.allreduce import Average, NotFinite
-from repro.comm import Alone
 from repro.model import Network, build
 from repro.overlap import OverlappedAverage
+from repro.ranks import comm
+from repro.ranks.comm import Alone
 
 SPLIT, STATISTICS = 70_000, 40  # gradients (more than one piece of the conversion), then statistics, loss and count
 NETWORK = SimpleNamespace(weights=torch.zeros(SPLIT), contribution=torch.zeros(SPLIT + STATISTICS))

@@ -10,9 +10,9 @@ import torch
 
 from bench import apparent_size, precise_statistics, report, step
 from bench.report import Goal
-from repro.comm import Alone
-from repro.data import Images, Stream
+from repro.images.data import Images, Stream
 from repro.model import Network, builder
+from repro.ranks.comm import Alone
 
 
 def test_a_small_peer_computes_the_same_loss():

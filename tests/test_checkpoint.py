@@ -8,8 +8,9 @@ import shutil
 import pytest
 import torch
 
-from repro import ReproError, checkpoint
-from repro.checkpoint import CheckpointError, generations, load, newest, prune, save
+from repro import ReproError
+from repro.run import checkpoint
+from repro.run.checkpoint import CheckpointError, generations, load, newest, prune, save
 
 from conftest import ROOT, python
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from repro import recipes
-from repro.__main__ import parser
-from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
+from repro.cli.commands import parser
+from repro.jupyter.engines import NoMpiexec, find_mpiexec, mpiexec_options
 
 from conftest import ROOT, SMOKE, launch, run
 
@@ -207,8 +207,8 @@ def test_a_notebook_joins_the_engines_of_a_job(slurm, tmp_path):
     """The second form: a command in the job joins, in private and encrypted; nothing is left behind."""
     file = tmp_path / "engines" / "security" / "ipcontroller-client.json"
     code = (
-        f"import json, os; from repro import engines; c = engines.start_or_join({str(file)!r}, 1)\n"
-        "print(json.dumps([rank[:2] for rank in c.run('repro.comm:introduce')])); c.close()\n"
+        f"import json, os; from repro.jupyter import engines; c = engines.start_or_join({str(file)!r}, 1)\n"
+        "print(json.dumps([rank[:2] for rank in c.run('repro.ranks.comm:introduce')])); c.close()\n"
         f"print(*[oct(os.stat(path).st_mode & 0o777) for path in ({str(file)!r}, {str(tmp_path / 'engines')!r})])\n"
         f"info = json.load(open({str(file)!r})); print(info['interface'], len(info['curve_serverkey'])); exit(3)"
     )

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from repro import __main__, evaluate, model, packed
-from repro.__main__ import parser
+from repro import evaluate, model
+from repro.cli import commands as __main__
+from repro.cli.commands import parser
+from repro.images import packed
 from repro.paper.profiles import PROFILES
 from repro.scaling import steptime
 

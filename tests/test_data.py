@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from repro import ReproError, data, packed
-from repro.data import ATTEMPTS, DRAWS, Images, Stream
-from repro.packed import PHOTOGRAPHS as IMAGENET
-from repro.packed import Preprocessing
+from repro import ReproError
+from repro.images import data, packed
+from repro.images.data import ATTEMPTS, DRAWS, Images, Stream
+from repro.images.packed import PHOTOGRAPHS as IMAGENET
+from repro.images.packed import Preprocessing
 
 DIGITS = digits_set.PREPROCESSING
 SMALL = Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)

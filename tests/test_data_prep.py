@@ -15,9 +15,9 @@ from scipy import ndimage
 from torchvision.datasets import FakeData
 
 from data_prep import cifar10
-from repro import packed
-from repro.data import Images
-from repro.packed import SPLITS, Packed, PackedError, pack_embedded
+from repro.images import packed
+from repro.images.data import Images
+from repro.images.packed import SPLITS, Packed, PackedError, pack_embedded
 from repro.paths import ROOT
 
 import drawing

@@ -11,10 +11,12 @@ import papermill
 import pytest
 import yaml
 
-from repro import notebooks, own, recipes
-from repro.__main__ import parser
-from repro.arguments import UsageError
+from repro import recipes
+from repro.cli.arguments import UsageError
+from repro.cli.commands import parser
+from repro.jupyter import notebooks
 from repro.paper import single
+from repro.run import own
 
 import generated
 from conftest import ROOT, python

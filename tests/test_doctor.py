@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from repro import ReproError, doctor, engines
+from repro import ReproError
+from repro.cli import doctor
+from repro.jupyter import engines
 
 from conftest import python
 

@@ -19,7 +19,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from repro import ReproError, comm, engines, guard
+from repro import ReproError
+from repro.jupyter import engines, guard
+from repro.ranks import comm
 
 MARK = "REPRO_TEST_MARK"
 SOON = 5  # seconds within which a failure must be named, and all processes gone
@@ -80,7 +82,7 @@ def refuse():
 
 
 def asked_to_stop():
-    from repro import watch
+    from repro.ranks import watch
 
     return watch.asked.is_set()
 
@@ -213,7 +215,7 @@ def fake_mpiexec(folder, monkeypatch, script):
 
 
 def test_import_loads_neither_ipyparallel_nor_mpi():
-    code = "import sys, repro.engines; sys.exit(str({'ipyparallel', 'mpi4py', 'torch', 'psutil'} & set(sys.modules)))"
+    code = "import sys, repro.jupyter.engines; sys.exit(str({'ipyparallel', 'mpi4py', 'torch', 'psutil'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20)
     assert done.stderr.strip() == "set()"
 
@@ -414,7 +416,7 @@ def test_nothing_outlives_an_owner_at_work(traces, number):
     ) as owner:
         forked = int(owner.stdout.readline())
         kinds = " ".join(" ".join(process.cmdline()) for process in traces.processes())
-        assert all(kind in kinds for kind in ("repro.guard", "controller", "mpiexec", "repro.engines engine"))
+        assert all(kind in kinds for kind in ("repro.jupyter.guard", "controller", "mpiexec", "repro.jupyter.engines engine"))
         owner.send_signal(number)
         traces.assert_gone(but=[forked])
         os.kill(forked, signal.SIGKILL)

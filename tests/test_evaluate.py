@@ -11,10 +11,11 @@ import pytest
 import torch
 from on_ranks import evaluated
 
-from repro import ReproError, checkpoint, evaluate, records
-from repro.comm import Alone
-from repro.data import Images
+from repro import ReproError, evaluate
+from repro.images.data import Images
 from repro.model import build
+from repro.ranks.comm import Alone
+from repro.run import checkpoint, records
 
 COUNT = 601  # three chunks, the last of them short
 ALONE = Alone()

@@ -15,12 +15,14 @@ from digits import PREPROCESSING
 from safetensors.torch import load_file, save_file
 
 import repro
-from repro import ReproError, checkpoint, packed, records
-from repro.data import Images
+from repro import ReproError
 from repro.export import Exported, evaluate, export
 from repro.export import _stem as stem
-from repro.labels import compare_labels
+from repro.images import packed
+from repro.images.data import Images
+from repro.images.labels import compare_labels
 from repro.model import build
+from repro.run import checkpoint, records
 
 from conftest import ROOT, mpiexec
 

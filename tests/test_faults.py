@@ -22,8 +22,11 @@ import nbformat
 import psutil
 import pytest
 
-from repro import checkpoint, engines, journal, packed, records, train
-from repro.engines import NoMpiexec, find_mpiexec, mpiexec_options
+from repro import journal, train
+from repro.images import packed
+from repro.jupyter import engines
+from repro.jupyter.engines import NoMpiexec, find_mpiexec, mpiexec_options
+from repro.run import checkpoint, records
 
 from conftest import ROOT, launch, run
 
@@ -628,7 +631,7 @@ def test_a_read_only_disk_is_named_before_anything_starts(trial):
 # --- Processes that outlive their owner -------------------------------------------------------------------------------
 
 MARK = "REPRO_TEST_MARK"
-BOOK = """from repro import engines
+BOOK = """from repro.jupyter import engines
 cluster = engines.start(2)
 open({file!r}, "w").close()
 cluster.run("test_engines:work", False)"""

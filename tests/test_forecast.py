@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from repro import ReproError, recipes, records
+from repro import ReproError, recipes
 from repro.journal import completes
 from repro.paper import tables
+from repro.run import records
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage

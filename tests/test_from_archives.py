@@ -6,7 +6,8 @@ import re
 import nbformat
 import pytest
 
-from repro import notebooks, records
+from repro.jupyter import notebooks
+from repro.run import records
 
 import stand_in
 from conftest import ROOT, mpiexec, python
@@ -144,7 +145,7 @@ def test_staging_copies_once_a_node_and_finds_damage(packed, tmp_path):
 
 def stand_in_image(folder) -> bytes:
     """A stored image that lies in one piece in the file: LMDB keeps large records so."""
-    from repro.packed import Packed
+    from repro.images.packed import Packed
 
     return Packed(folder / "train.lmdb", SUBSET, "train")[7][1]
 

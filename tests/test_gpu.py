@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro import comm, evaluate, nccl
-from repro.data import Images
+from repro import evaluate
+from repro.images.data import Images
 from repro.model import Network, build, find_device
+from repro.ranks import comm, nccl
 from repro.train import train
 
 from conftest import SMOKE, kill_after_first_checkpoint, mpiexec

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep import folder, imagenet, places365
-from repro.packed import Packed
+from repro.images.packed import Packed
 
 import packing
 import stand_in

@@ -15,7 +15,7 @@ import urllib.request
 import nbformat
 import pytest
 
-from repro import notebooks
+from repro.jupyter import notebooks
 
 from conftest import ROOT
 

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the syntax trees; and what costs an import of torch."""
+"""Which room may import which, read from the syntax trees; and what costs an import of torch."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,68 +7,38 @@ import pytest
 
 from conftest import ROOT, python
 
-# The method: the algorithm and what it is made of. It imports nothing else of the project.
-METHOD = {
-    "repro",
-    "repro.paths",
-    "repro.schedule",
-    "repro.recipes",
-    "repro.released",
-    "repro.controls",
-    "repro.comm",
-    "repro.nccl",
-    "repro.allreduce",
-    "repro.model",
-    "repro.graph",
-    "repro.resnet",
-    "repro.optim",
-    "repro.memory",
-    "repro.packed",
-    "repro.ahead",
-    "repro.labels",
-    "repro.data",
-    "repro.resample",
-    "repro.evaluate",
-    "repro.checkpoint",
-    "repro.records",
-    "repro.watch",
-    "repro.own",
-    "repro.settings",
-    "repro.shapes",
-    "repro.overlap",
-    "repro.replica",
-    "repro.journal",
-    "repro.train",
+GROUND = {"repro", "repro.paths", "repro.shapes", "repro.schedule"}  # every room may import them
+METHOD = {"repro", "repro.ranks", "repro.run", "repro.images", "repro.recipes"}  # the files of repro/ itself, and its rooms
+ROOMS = {  # the rooms that a room may import, besides itself and the ground
+    "repro.ranks": set(),
+    "repro.run": set(),
+    "repro.images": {"repro.ranks"},
+    "repro.recipes": {"repro.run"},
+    "repro": METHOD,
+    "repro.jupyter": METHOD,
+    "repro.scaling": METHOD,
+    "repro.paper": METHOD | {"repro.jupyter", "repro.scaling"},
+    "repro.cli": METHOD | {"repro.jupyter", "repro.scaling", "repro.paper"},
+    "data_prep": {"repro.images"},
+    "bench": METHOD | {"repro.jupyter", "repro.scaling", "repro.paper", "data_prep"},
 }
-# A folder's modules import from these folders beside their own; the command line opens all of the package.
-FOLDERS = {
-    "repro": set(),
-    "repro.scaling": {"repro"},
-    "repro.paper": {"repro", "repro.scaling"},
-    "data_prep": {"repro"},
-    "bench": {"repro", "repro.scaling", "repro.paper", "data_prep"},
-}
-PACKING_MAY_USE = {"repro", "repro.paths", "repro.packed", "repro.ahead", "repro.labels"}  # no training code
+PACKING_MAY_USE = {"repro.images.packed", "repro.images.labels", "repro.images.ahead"}  # no training code
 WITHOUT_TORCH = [
-    "watch",
-    "state",
-    "monitor",
-    "curves",
-    "arguments",
     "schedule",
-    "recipes",
     "paths",
-    "records",
     "shapes",
-    "engines",
-    "guard",
-    "packed",
-    "ahead",
-    "labels",
-    "memory",
-    "notebooks",
-    "progress",
-    "doctor",
+    "recipes",
+    "ranks.watch",
+    "ranks.memory",
+    "run.records",
+    "run.state",
+    "images.packed",
+    "images.ahead",
+    "jupyter.engines",
+    "jupyter.guard",
+    "jupyter.notebooks",
+    "jupyter.progress",
+    "jupyter.curves",
     "scaling.steptime",
     "paper.profiles",
     "paper.statistics",
@@ -76,7 +46,10 @@ WITHOUT_TORCH = [
     "paper.figures",
     "paper.report",
     "paper.reproduce",
-    "__main__",
+    "cli.arguments",
+    "cli.monitor",
+    "cli.doctor",
+    "cli.commands",
 ]
 
 
@@ -85,15 +58,15 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(path): path for folder in FOLDERS for path in sorted(ROOT.glob(f"{folder.replace('.', '/')}/*.py"))}
+MODULES = {name_of(path): path for room in ROOMS for path in sorted(ROOT.glob(f"{room.replace('.', '/')}/*.py"))}
 
 
-def folder_of(name):
-    return name if name in FOLDERS else name.rpartition(".")[0]
+def room_of(name):
+    return name if name in ROOMS else name.rpartition(".")[0]
 
 
 def imported(path):
-    """The dotted names that a file imports anywhere in it: `from repro import data` gives repro.data."""
+    """The dotted names that a file imports anywhere in it: `from repro import train` gives repro.train."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -110,29 +83,35 @@ def of_the_project(name):
             yield found if found in MODULES else f"data_prep.{found}"
 
 
-def test_the_method_imports_nothing_but_the_method():
-    assert {name: set(of_the_project(name)) - METHOD for name in METHOD if set(of_the_project(name)) - METHOD} == {}
+def test_every_folder_of_the_package_is_a_room():
+    assert {f"repro.{path.parent.name}" for path in ROOT.glob("repro/*/*.py")} == {room for room in ROOMS if "repro." in room}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"repro.__main__"}))
-def test_a_module_imports_only_from_the_folders_that_its_own_may_see(name):
-    folder = folder_of(name)
-    assert {folder_of(other) for other in of_the_project(name)} - FOLDERS[folder] <= {folder}
+def test_a_module_imports_only_from_the_rooms_that_its_own_may_see(name):
+    others = set(of_the_project(name)) - GROUND
+    assert {room_of(other) for other in others} - ROOMS[room_of(name)] <= {room_of(name)}
+
+
+def test_only_the_program_imports_the_command_line():
+    importers = {name for name in MODULES if any(room_of(other) == "repro.cli" for other in of_the_project(name))}
+    assert {name for name in importers if room_of(name) != "repro.cli"} == {"repro.__main__"}
 
 
 def test_there_is_no_circle_of_imports():
     TopologicalSorter({name: set(of_the_project(name)) - {name} for name in MODULES}).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("package, importers", [("mpi4py", ["repro.comm"]), ("ipyparallel", ["repro.engines"])])
-def test_one_module_imports(package, importers):
-    assert [name for name, path in MODULES.items() if any(n.split(".")[0] == package for n in imported(path))] == importers
+@pytest.mark.parametrize("package, importer", [("mpi4py", "repro.ranks.comm"), ("ipyparallel", "repro.jupyter.engines")])
+def test_one_module_imports(package, importer):
+    assert [name for name, path in MODULES.items() if any(n.split(".")[0] == package for n in imported(path))] == [importer]
 
 
 def test_data_preparation_needs_no_training_code():
     for name in MODULES:
-        if folder_of(name) == "data_prep":
-            assert {other for other in of_the_project(name) if folder_of(other) != "data_prep"} <= PACKING_MAY_USE, name
+        if room_of(name) == "data_prep":
+            others = {other for other in of_the_project(name) if room_of(other) != "data_prep"}
+            assert others <= PACKING_MAY_USE | GROUND, name
 
 
 def test_what_needs_no_torch_does_not_load_it():

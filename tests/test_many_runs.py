@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from repro import records, train, watch
-from repro.comm import Alone
+from repro import train
+from repro.ranks import watch
+from repro.ranks.comm import Alone
+from repro.run import records
 
 from conftest import SMOKE, mpiexec
 

@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet
 
-from repro import ReproError, checkpoint
+from repro import ReproError
 from repro.allreduce import Average
-from repro.comm import Alone
 from repro.model import BatchNorm, Network, build
 from repro.optim import SGD
+from repro.ranks.comm import Alone
+from repro.run import checkpoint
 
 
 def count(model):

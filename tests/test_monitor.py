@@ -11,8 +11,10 @@ import time
 
 import pytest
 
-from repro import ReproError, monitor, records, state
+from repro import ReproError
+from repro.cli import monitor
 from repro.paths import REFERENCE
+from repro.run import records, state
 
 from conftest import launch, python
 

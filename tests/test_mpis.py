@@ -8,8 +8,8 @@ import time
 import psutil
 import pytest
 
-from repro import records
-from repro.engines import mpiexec_options
+from repro.jupyter.engines import mpiexec_options
+from repro.run import records
 
 from conftest import ROOT, SMOKE, launch, run
 

@@ -19,7 +19,8 @@ import psutil
 import pytest
 from jupyter_client import KernelManager
 
-from repro import ReproError, notebooks, recipes
+from repro import ReproError, recipes
+from repro.jupyter import notebooks
 
 from conftest import ROOT
 
@@ -178,7 +179,7 @@ def folder(tmp_path, monkeypatch):
         parameters = new.new_code_cell("seed: int = 0  # help", metadata={"tags": ["parameters"]})
         book = new.new_notebook(
             cells=[
-                new.new_code_cell("from repro import notebooks"),
+                new.new_code_cell("from repro.jupyter import notebooks"),
                 parameters,
                 new.new_code_cell("notebooks.check_parameters()"),
                 new.new_code_cell(middle),
@@ -250,7 +251,7 @@ def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
     folder("print('x' * 1_000_000)")
     (tmp_path / "out").mkdir()
     code = (
-        "import sys; from pathlib import Path; from repro import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from repro.jupyter import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
         "output = Path(sys.argv[1], 'out', 'trial.ipynb'); output.write_text('good')\n"
         "try: notebooks.execute('trial', {}, output)\n"
         "except notebooks.NotebookError as error: print(output.read_text(), error)"
@@ -416,7 +417,7 @@ def test_a_parameter_edited_by_hand_that_cannot_work_is_one_line_before_any_engi
     assert not kernel.run(*sources[1:], timeout=SOON)
     assert time.monotonic() - began < SOON
     assert kernel.error.shown.startswith(told) and "\n" not in kernel.error.shown
-    assert kernel.running("repro.guard") == []
+    assert kernel.running("repro.jupyter.guard") == []
     assert not kernel.ask("'torch' in __import__('sys').modules")
 
 
@@ -461,7 +462,7 @@ def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_c
     assert kernel.run(training)
     assert kernel.output.startswith(f"continuing at epoch {stopped[1]} of 8.")
     assert kernel.output.count("epoch   1.") == 0  # which the first attempt has shown
-    assert kernel.running("repro.engines") == sorted(pids) and len(kernel.running("repro.guard")) == 1
+    assert kernel.running("repro.jupyter.engines") == sorted(pids) and len(kernel.running("repro.jupyter.guard")) == 1
     assert kernel.run(training) and kernel.output == f"already complete: {folder.name}\n"
 
     digest = kernel.ask("repr(records.read(folders[0])['weights_sha256'])")
@@ -480,30 +481,30 @@ def test_a_second_interrupt_ends_engines_that_do_not_stop(kernel, digits, tmp_pa
     os.kill(pids[1], signal.SIGSTOP)
     kernel.manager.interrupt_kernel()
     kernel.follow(until="stopping after this step; interrupt again to end the engines at once", timeout=SOON)
-    assert kernel.running("repro.engines") == sorted(pids)
+    assert kernel.running("repro.jupyter.engines") == sorted(pids)
     began = time.monotonic()
     kernel.manager.interrupt_kernel()
     assert not kernel.follow(timeout=SOON)
     assert time.monotonic() - began < SOON
     assert kernel.error.kind == "EnginesEnded" and "\n" not in kernel.error.shown
     assert kernel.error.shown.startswith("interrupted twice: the engines were ended at once, epoch 0.0 of 8.")
-    assert kernel.running("repro.engines") == kernel.running("repro.guard") == []
-    assert kernel.run(*before) and len(kernel.running("repro.engines")) == 2
+    assert kernel.running("repro.jupyter.engines") == kernel.running("repro.jupyter.guard") == []
+    assert kernel.run(*before) and len(kernel.running("repro.jupyter.engines")) == 2
 
 
 @pytest.mark.slow
 def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_path):
     sources = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)[:4]
     assert not kernel.run(*sources, "1 / 0")
-    pids = kernel.running("repro.engines")
+    pids = kernel.running("repro.jupyter.engines")
     assert len(pids) == 2
     assert not kernel.run(*sources, "engine.run('repro.recipes:find', 'nope')")
     assert kernel.error.shown.startswith("unknown recipe 'nope'. Choose one of: ") and "\n" not in kernel.error.shown
-    assert kernel.run(*sources) and kernel.running("repro.engines") == pids
+    assert kernel.run(*sources) and kernel.running("repro.jupyter.engines") == pids
     sources[1] = sources[1].replace("ranks: int = 2", "ranks: int = 1")
     assert kernel.run(*sources)
-    assert len(kernel.running("repro.engines")) == len(kernel.running("repro.guard")) == 1
-    assert not set(pids) & set(kernel.running("repro.engines"))
+    assert len(kernel.running("repro.jupyter.engines")) == len(kernel.running("repro.jupyter.guard")) == 1
+    assert not set(pids) & set(kernel.running("repro.jupyter.engines"))
 
 
 @pytest.mark.slow
@@ -527,7 +528,7 @@ class Engines:
         pass
 
     def submit(self, function, module):
-        assert (function, module) == ("repro.engines:load", "repro.train")
+        assert (function, module) == ("repro.jupyter.engines:load", "repro.train")
         return SimpleNamespace(result=lambda: [None])
 
     def run(self, function, recipe, **task):

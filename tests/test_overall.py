@@ -9,10 +9,14 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from repro import ReproError, notebooks, packed, records, watch
+from repro import ReproError
+from repro.images import packed
+from repro.jupyter import notebooks
 from repro.paper import current, overall, questions, reproduce, single, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
+from repro.ranks import watch
+from repro.run import records
 
 SMOKE = PROFILES["smoke"]
 KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import repro
-from repro import ReproError, evaluate, export, own, recipes, records, train
+from repro import ReproError, evaluate, export, recipes, train
+from repro.run import own, records
 from repro.schedule import Recipe, Stage
 
 from conftest import kill_after_first_checkpoint, mpiexec
@@ -18,7 +19,7 @@ MINE = '''
 """A recipe and models as a user writes them."""
 import torch
 from torch import nn
-from repro.controls import collapsed_ensemble
+from repro.recipes.controls import collapsed_ensemble
 from repro.schedule import Recipe, Stage
 
 my_recipe = Recipe(

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from repro.packed import CHUNK, FORMAT, Item, Packed, PackedError, write
+from repro.images.packed import CHUNK, FORMAT, Item, Packed, PackedError, write
 
 from conftest import python
 
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_named_instead_of_ending_the_process(file, part):
     os.truncate(cut, part if isinstance(part, int) else int(part * file.stat().st_size))
     said = python(
         "-c",
-        "import sys; from repro.packed import Packed; p = Packed(sys.argv[1], 'digits', 'train'); "
+        "import sys; from repro.images.packed import Packed; p = Packed(sys.argv[1], 'digits', 'train'); "
         "[p[i] for i in range(len(p))]",
         cut,
     )
@@ -176,7 +176,7 @@ MANY = [
 ]
 PACKING = """
 import os, random, signal, sys
-from repro.packed import CHUNK, FORMAT, Item, write
+from repro.images.packed import CHUNK, FORMAT, Item, write
 sys.path.insert(0, "tests")
 from test_packed import CLASSES, MANY
 def items(start):

@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from repro import ReproError, packed
-from repro.packed import CHUNK, Packed
+from repro import ReproError
+from repro.images import packed
+from repro.images.packed import CHUNK, Packed
 
 import packing
 from archives import Member

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from repro import ReproError
-from repro.comm import Alone
+from repro.ranks.comm import Alone
 from repro.scaling import steptime
 from repro.scaling.probe import _core_seconds, machine, probe
 

@@ -11,10 +11,12 @@ import IPython.display
 import pytest
 
 import repro
-from repro import ReproError, curves, progress, recipes, records, state
-from repro.curves import Curves
-from repro.progress import Display, Progress
-from repro.settings import Settings
+from repro import ReproError, recipes
+from repro.jupyter import curves, progress
+from repro.jupyter.curves import Curves
+from repro.jupyter.progress import Display, Progress
+from repro.run import records, state
+from repro.run.settings import Settings
 
 from conftest import python
 

@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repro import records
 from repro.paper import questions, ratios, tables
 from repro.paper.questions import QUESTIONS, Side
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
+from repro.run import records
 
 SEEDS, ORIGINALS, IMAGES = range(6), 40, 400
 PLAIN, COLLAPSED = Side("collapse_parts", "plain"), Side("collapse_parts", "zero-crop-x2")

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from repro import engines, records
+from repro.jupyter import engines
 from repro.paper import questions, reproduce, single
 from repro.paths import REFERENCE, ROOT
+from repro.run import records
 
 pytestmark = pytest.mark.slow  # all notebooks, some twice
 TASKS = questions.tasks("digits", "smoke", [0], ["collapse", "ensemble"])

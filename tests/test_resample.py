@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from repro import data, resample
-from repro.packed import Preprocessing
+from repro.images import data, resample
+from repro.images.packed import Preprocessing
 
 
 def seen(side, smallest_area=0.08):

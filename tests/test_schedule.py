@@ -8,7 +8,7 @@ import digits
 import pytest
 
 from repro import ReproError
-from repro.packed import Preprocessing
+from repro.images.packed import Preprocessing
 from repro.paper import ratios
 from repro.recipes import RECIPES, SHRINKS, find, shrink
 from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, learning_rate

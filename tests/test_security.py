@@ -17,9 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from repro import checkpoint, engines, paths
-from repro.checkpoint import CheckpointError
+from repro import paths
+from repro.jupyter import engines
 from repro.paper import report
+from repro.run import checkpoint
+from repro.run.checkpoint import CheckpointError
 
 from conftest import ROOT, launch
 

@@ -8,8 +8,8 @@ import nbformat
 import pytest
 
 from repro import recipes
-from repro.__main__ import parser
 from repro.allreduce import Mean
+from repro.cli.commands import parser
 
 import executed
 import generated

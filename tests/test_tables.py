@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 import repro
-from repro import ReproError, recipes, records
+from repro import ReproError, recipes
 from repro.paper import figures, names, questions, tables
+from repro.run import records
 
 from conftest import python
 
@@ -170,7 +171,8 @@ def test_no_runs_at_all_are_an_error_that_names_the_folder(tmp_path):
 
 
 def test_importing_repro_loads_no_pandas_and_the_tables_no_torch():
-    said = python("-c", "import repro, sys; print('pandas' in sys.modules); import repro.tidy; print('torch' in sys.modules)")
+    code = "import repro, sys; print('pandas' in sys.modules)\nimport repro.run.tidy; print('torch' in sys.modules)"
+    said = python("-c", code)
     assert said.stdout.split() == ["False", "False"], said.stderr
 
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro import ReproError, checkpoint, comm, journal, own, records, train
-from repro.data import Images, Stream
+from repro import ReproError, journal, train
+from repro.images.data import Images, Stream
 from repro.model import Network, build
+from repro.ranks import comm
 from repro.recipes import RECIPES
+from repro.run import checkpoint, own, records
+from repro.run.settings import Settings
 from repro.schedule import NEW_WEIGHTS, Recipe, Stage, learning_rate
-from repro.settings import Settings
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
@@ -587,8 +589,8 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
-WITHOUT_EFFECT = {"paths", "records", "shapes", "labels", "memory", "watch", "own"}
-WITHOUT_EFFECT |= {"recipes", "released", "controls", "settings"}
+WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "shapes", "recipes/released", "recipes/controls", "images/labels")}
+WITHOUT_EFFECT |= {f"repro/{name}" for name in ("run/records", "run/own", "run/settings", "ranks/memory", "ranks/watch")}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -638,22 +640,19 @@ def test_a_field_with_its_default_is_no_part_of_a_runs_identity(digits, tmp_path
 
 
 def test_the_code_that_names_a_run_is_all_that_training_imports():
-    def imported(name):
-        for node in ast.walk(ast.parse((ROOT / "repro" / f"{name}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "repro":
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module.startswith("repro."):
-                yield node.module.removeprefix("repro.")
-            elif isinstance(node, ast.Import):
-                yield from (alias.name.removeprefix("repro.") for alias in node.names if alias.name.startswith("repro."))
+    def imported(path):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "repro":
+                yield from (f"{node.module}.{alias.name}".replace(".", "/") for alias in node.names)
+                yield node.module.replace(".", "/")
 
-    closure, waiting = set(), ["train"]
+    closure, waiting = set(), ["repro/train"]
     while waiting:
         name = waiting.pop()
-        if name not in closure and (ROOT / "repro" / f"{name}.py").exists():
+        if name not in closure and (ROOT / f"{name}.py").exists():
             closure.add(name)
-            waiting += imported(name)
-    assert set(records.TRAINING_CODE) == closure - WITHOUT_EFFECT
+            waiting += imported(ROOT / f"{name}.py")
+    assert {f"repro/{name}" for name in records.TRAINING_CODE} == closure - WITHOUT_EFFECT
 
 
 # --- What is asked for wrongly -----------------------------------------------------------------------------------------
@@ -727,7 +726,7 @@ def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, t
 
 def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     """As when mpiexec belongs to another MPI than mpi4py's library."""
-    said = python("-c", "from repro import comm; comm.world()", PMI_SIZE="2")
+    said = python("-c", "from repro.ranks import comm; comm.world()", PMI_SIZE="2")
     assert said.returncode != 0 and "ReproError: 2 ranks were started" in said.stderr
     monkeypatch.setenv("PMI_SIZE", "2")
     comm.world.cache_clear()

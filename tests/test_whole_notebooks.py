@@ -3,7 +3,8 @@
 import nbformat
 import pytest
 
-from repro import notebooks, records
+from repro.jupyter import notebooks
+from repro.run import records
 
 from conftest import SMOKE
 

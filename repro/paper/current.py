@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from repro import records
-from repro.packed import SPLITS, Packed, PackedError, data_folder
+from repro.images.packed import SPLITS, Packed, PackedError, data_folder
 from repro.paper.profiles import PROFILES
 from repro.paths import PUBLISHED, ROOT, replacing
+from repro.run import records
 
 NAME = "reproduced.json"
 CODE = "repro/**/*.py", "data_prep/*.py", "notebooks/*.ipynb"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import records
 from repro.paper import questions, tables
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
+from repro.run import records
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 STATES = {

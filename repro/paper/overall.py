@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from repro import ReproError, records
-from repro.monitor import Line
-from repro.packed import Packed, data_folder
+from repro import ReproError
+from repro.images.packed import Packed, data_folder
+from repro.jupyter.progress import Line
 from repro.paper import questions
 from repro.paper.profiles import DISTRIBUTED, Profile
 from repro.recipes import RECIPES, shrink
-from repro.state import duration, state
+from repro.run import records
+from repro.run.state import duration, state
 
 DEEP = 3.0  # the cost of an image of the deep network, in images of the other
 NOT_TRAINING = {"11-scaling": 60.0, "20-tables": 40.0}  # seconds that notebooks take, besides training and measuring

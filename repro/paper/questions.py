@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from repro import records
-from repro.controls import BATCHES, LENGTHS
 from repro.paper import statistics
 from repro.recipes import RECIPES
+from repro.recipes.controls import BATCHES, LENGTHS
+from repro.run import records
 
 VIEWS = "zoom", "scale_aspect"  # besides the test view
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from repro.data import ATTEMPTS
-from repro.packed import PHOTOGRAPHS, Preprocessing
+from repro.images.data import ATTEMPTS
+from repro.images.packed import PHOTOGRAPHS, Preprocessing
+from repro.images.resample import scale_aspect_boxes
 from repro.recipes import RECIPES, shrink
-from repro.resample import scale_aspect_boxes
 from repro.schedule import Recipe, learning_rate
 
 COMPARED = "resnet50_448nodes", "collapsed_ensemble"

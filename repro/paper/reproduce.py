@@ -5,13 +5,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from repro import ReproError, choose, engines, notebooks, records, tidy, watch
-from repro.packed import pack_embedded
+from repro import ReproError, choose
+from repro.images.packed import pack_embedded
+from repro.jupyter import engines, notebooks
 from repro.paper import current, questions, report, tables
 from repro.paper.overall import Overall
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE, RESULTS
+from repro.ranks import watch
 from repro.recipes import find, shrink
+from repro.run import records, tidy
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws

@@ -4,7 +4,8 @@ import ast
 import json
 from pathlib import Path
 
-from repro import choose, notebooks
+from repro import choose
+from repro.jupyter import notebooks
 from repro.paper.tables import runs_or_reference
 from repro.paths import RESULTS
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from repro import ReproError, records, tidy
+from repro import ReproError
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
+from repro.run import records, tidy
+from repro.run.state import recipe_of
+from repro.run.tidy import KEYS
 from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
-from repro.state import recipe_of
-from repro.tidy import KEYS
 
 GROUP = KEYS[:-1]  # all but the seed
 
@@ -138,7 +139,7 @@ def _default_model(record: dict) -> str:
 
 
 def curves(out: Path | str) -> pd.DataFrame:
-    """`repro.tidy.runs`'s evaluations of the complete runs in `out`; of runs with equal keys the newest counts."""
+    """`repro.run.tidy.runs`'s evaluations of the complete runs in `out`; of runs with equal keys the newest counts."""
     return _counted(out)
 
 

@@ -16,9 +16,11 @@ import numpy as np
 import psutil
 import torch
 
-from repro import ReproError, checkpoint, choose, comm, recipes, records, train
+from repro import ReproError, choose, recipes, train
+from repro.images.packed import pack_embedded
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
-from repro.packed import pack_embedded
+from repro.ranks import comm
+from repro.run import checkpoint, records
 from repro.scaling import steptime
 from repro.scaling.probe import probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout

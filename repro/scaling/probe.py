@@ -18,18 +18,20 @@ import numpy as np
 import psutil
 import torch
 
-from repro import ReproError, comm, evaluate, records, whole_number
+from repro import ReproError, evaluate, whole_number
 from repro.allreduce import Average
-from repro.comm import Alone
-from repro.data import Images, Stream, load_ahead
-from repro.memory import keep_freed
+from repro.images.data import Images, Stream, load_ahead
+from repro.images.packed import PHOTOGRAPHS
 from repro.model import Network, builder, find_device, find_precision
 from repro.optim import SGD
 from repro.overlap import BUCKET, average_for
-from repro.packed import PHOTOGRAPHS
+from repro.ranks import comm
+from repro.ranks.comm import Alone
+from repro.ranks.memory import keep_freed
 from repro.replica import Replica
+from repro.run import records
+from repro.run.settings import MOST_THREADS, Settings
 from repro.scaling import steptime
-from repro.settings import MOST_THREADS, Settings
 from repro.train import step
 
 CLASSES, CHANNELS = 1000, 3  # of the network, unless a data set determines them

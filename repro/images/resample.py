@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from repro.packed import Preprocessing
+from repro.images.packed import Preprocessing
 
 BITS = 11  # of a weight's fraction, as in OpenCV
 SHARPNESS = np.float32(-0.75)  # the parameter of Keys' cubic kernel (1981) that OpenCV uses

@@ -33,9 +33,10 @@ from typing import IO
 
 import numpy as np
 
-from repro import ReproError, __version__, own
+from repro import ReproError, __version__
 from repro.paths import ROOT, named, replacing, writable_folder
-from repro.settings import non_default
+from repro.run import own
+from repro.run.settings import non_default
 from repro.shapes import NUMBER, check
 
 log = logging.getLogger("repro")
@@ -44,20 +45,20 @@ FORMAT = 3  # of run.json
 # A change to the meaning of any of these makes a different run. Recipes are numbers, which are part of a run's identity.
 TRAINING_CODE = (
     "schedule",
-    "comm",
-    "nccl",
+    "ranks/comm",
+    "ranks/nccl",
     "allreduce",
     "overlap",
     "model",
     "graph",
     "resnet",
-    "packed",
-    "ahead",
-    "data",
-    "resample",
+    "images/packed",
+    "images/ahead",
+    "images/data",
+    "images/resample",
     "optim",
     "evaluate",
-    "checkpoint",
+    "run/checkpoint",
     "replica",
     "journal",
     "train",
@@ -114,7 +115,7 @@ class OldRun(ReproError):
 @cache
 def code_definitions() -> dict[str, str]:
     """The digest of each definition that training depends on, by name (see `own.definitions`)."""
-    return own.definitions(*(Path(__file__).parent / f"{name}.py" for name in TRAINING_CODE))
+    return own.definitions(*(ROOT / "repro" / f"{name}.py" for name in TRAINING_CODE))
 
 
 @cache

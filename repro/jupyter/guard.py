@@ -1,4 +1,4 @@
-"""The guard of a set of engines, a separate process: `python -m repro.guard FOLDER OWNER LAUNCH...` (`engines.start`).
+"""The guard of a set of engines, a separate process: `python -m repro.jupyter.guard FOLDER OWNER LAUNCH...` (`engines.start`).
 
 It owns the controller and mpiexec. When one of them, an engine, the owner or the connection file is gone, it ends all
 others, prints the reason on its standard output, and removes the folder.
@@ -50,7 +50,7 @@ def guard(folder: Path, owner: int, launch: list[str]) -> None:
             if "mpiexec" in children:
                 reason = reason or ("" if client_file.exists() else "another process ended them")
             elif complete(engine_file):  # the controller writes it last
-                engine = [python, "-m", "repro.engines", "engine", str(folder), *ENGINE, profile]
+                engine = [python, "-m", "repro.jupyter.engines", "engine", str(folder), *ENGINE, profile]
                 children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine, f"--file={engine_file}"], signal.SIGKILL)
     finally:
         for number in SIGNALS:

@@ -25,8 +25,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from repro import ReproError, watch
-from repro.guard import POLL, PR_SET_PDEATHSIG, complete, connection_path, prctl
+from repro import ReproError
+from repro.jupyter.guard import POLL, PR_SET_PDEATHSIG, complete, connection_path, prctl
+from repro.ranks import watch
 
 GRACE = 1.0  # seconds that the other ranks have to finish by themselves after one has failed
 PATIENCE = 10.0  # seconds for the guard to end everything; it needs less than one
@@ -237,7 +238,7 @@ class Cluster:
 
     def forget_request(self) -> None:
         """Drops a stop request that came too late for its job, so that the next job does not stop because of it."""
-        self.run("repro.engines:_forget_request")
+        self.run("repro.jupyter.engines:_forget_request")
 
     def end(self, reason: str = "") -> str:
         """Ends the engines, whichever process owns them, and waits until they are gone; returns why, perhaps from the guard."""
@@ -279,7 +280,7 @@ class Cluster:
         while len(self._client.ids) < ranks:
             self._pause(deadline)
         views = [self._client[engine] for engine in self._client.ids]  # an engine's id need not be its rank
-        job = Job(self, [view.apply_async(_call, "repro.comm:introduce", (), {}) for view in views])
+        job = Job(self, [view.apply_async(_call, "repro.ranks.comm:introduce", (), {}) for view in views])
         if not job.wait(deadline - time.monotonic()):
             raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are busy")
         answers = sorted(zip(job.result(), views), key=lambda pair: pair[0])
@@ -313,7 +314,7 @@ def start(ranks: int = 2, timeout: float = 60.0, wait: bool = True) -> Cluster:
     launch = [mpiexec, *mpiexec_options(mpiexec), "-n", str(ranks)]
     folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user can enter it
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
-        [sys.executable, "-m", "repro.guard", str(folder), str(os.getpid()), *launch],
+        [sys.executable, "-m", "repro.jupyter.guard", str(folder), str(os.getpid()), *launch],
         env=_environment(folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -398,7 +399,7 @@ def end_with_make() -> None:
 def _environment(folder: Path) -> dict:
     """The owner's environment, without variables that would lead engines to another controller, and with its import path."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IPP_")}
-    paths = [str(Path(__file__).resolve().parents[1]), *(path or os.getcwd() for path in sys.path)]
+    paths = [str(Path(__file__).resolve().parents[2]), *(path or os.getcwd() for path in sys.path)]
     # All ranks are on this machine, so MPICH's networks (UCX, libfabric) need not listen beyond it.
     loopback = {"UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo"} if sys.platform == "linux" else {}
     return {
@@ -466,7 +467,7 @@ def _forget_request() -> None:
 
 
 def load(module: str) -> None:
-    """Imports a module on an engine: `cluster.submit("repro.engines:load", module)` does so while the caller goes on."""
+    """Imports a module on an engine, while the caller goes on: `cluster.submit("repro.jupyter.engines:load", module)`."""
     importlib.import_module(module)
 
 

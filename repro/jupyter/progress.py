@@ -4,17 +4,19 @@ live       follows a run that any process trains
 follow     shows a run until it is over
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from repro import ReproError, records
-from repro.curves import Curves
+from repro import ReproError
+from repro.jupyter.curves import Curves
 from repro.paths import ROOT, RUNS
+from repro.run import records
+from repro.run.state import find, outcome, recipe_of, step_now, trained_by
 from repro.schedule import Recipe
-from repro.state import find, outcome, recipe_of, step_now, trained_by
 
 POLL = 0.5  # seconds between two looks at the folder
 REDRAW = 1.0  # seconds between two drawings, at the least; and drawing takes at most a tenth of the time
@@ -157,3 +159,23 @@ class Display:
         self.handle.update(self.curves.image(*self.state))
         ended = time.monotonic()
         self.drawn, self.next = self.state, ended + max(REDRAW, 9 * (ended - began))
+
+
+class Line:
+    """A line of a terminal that is written over and over, and others above it; where there is no terminal, only the others."""
+
+    def __init__(self):
+        self.live = sys.stdout.isatty()
+
+    def print(self, text: str) -> None:
+        self.clear()
+        print(text, flush=True)
+
+    def update(self, text: str) -> None:
+        if self.live:
+            width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+            print(f"\r\x1b[K{text[: width - 1]}", end="", flush=True)
+
+    def clear(self) -> None:
+        if self.live:
+            print("\r\x1b[K", end="", flush=True)

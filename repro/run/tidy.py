@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro import ReproError, records
+from repro import ReproError
 from repro.paths import RUNS
+from repro.run import records
 
 KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; if equal, training code or data differ
 EVALUATION = [

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from repro import ReproError, choose, records
+from repro import ReproError, choose
 from repro.paths import ROOT, RUNS
+from repro.run import records
 from repro.schedule import Recipe, Stage
 
 SILENT = 600.0  # seconds after which a run on another machine counts as ended, if it gives no sign of life

@@ -4,16 +4,16 @@ Only reads the run's folder (`records`): no torch, no MPI, and nothing that the 
 """
 
 import importlib
-import os
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
-from repro import ReproError, records
+from repro import ReproError
+from repro.jupyter.progress import Line
 from repro.paths import RUNS
+from repro.run import records
+from repro.run.state import duration, find, outcome, recipe_of, state, step_now
 from repro.schedule import Recipe
-from repro.state import duration, find, outcome, recipe_of, state, step_now
 
 ALONE = 60.0  # seconds without a row after which a run without heartbeats stands still; more if its rows take longer
 TOGETHER = 20.0  # seconds without a beat of any rank, likewise
@@ -109,26 +109,6 @@ def progress(rows: list[dict], recipe: Recipe, step: int = 0) -> str:
         pace = (last["step"] - before["step"]) / (last["seconds"] - before["seconds"])
         text += f", {pace * recipe.global_batch:.3g} images/s, about {duration((recipe.iterations - step) / pace)} left"
     return f"{text}  ({last['stage']})"
-
-
-class Line:
-    """A line of a terminal that is written over and over, and others above it; where there is no terminal, only the others."""
-
-    def __init__(self):
-        self.live = sys.stdout.isatty()
-
-    def print(self, text: str) -> None:
-        self.clear()
-        print(text, flush=True)
-
-    def update(self, text: str) -> None:
-        if self.live:
-            width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
-            print(f"\r\x1b[K{text[: width - 1]}", end="", flush=True)
-
-    def clear(self) -> None:
-        if self.live:
-            print("\r\x1b[K", end="", flush=True)
 
 
 class Board:

@@ -11,9 +11,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from repro import ReproError, comm, engines
-from repro.packed import Packed
+from repro import ReproError
+from repro.images.packed import Packed
+from repro.jupyter import engines
 from repro.paths import DATA, RESULTS, replacing, writable_folder
+from repro.ranks import comm
 
 LEAST_DISK, LEAST_SHARED = 1e9, 64e6  # bytes: runs and the packed digits need less; MPICH and the engines use shared memory
 ASK_MPI = (
@@ -110,7 +112,7 @@ def mpi() -> str:
 
 def notebook_engines() -> str:
     with engines.start(1) as cluster:
-        rank, size, _, _ = cluster.run("repro.comm:introduce")[0]
+        rank, size, _, _ = cluster.run("repro.ranks.comm:introduce")[0]
     return "one started, answered and ended" if (rank, size) == (0, 1) else f"rank {rank} of {size}"
 
 

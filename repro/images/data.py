@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import torch
 
-from repro import ReproError, ahead, resample
-from repro.packed import Packed, Preprocessing, data_folder
+from repro import ReproError
+from repro.images import ahead, resample
+from repro.images.packed import Packed, Preprocessing, data_folder
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`), which need no further threads each
 

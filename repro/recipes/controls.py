@@ -6,8 +6,8 @@ The released recipes are in `released`; these have the same units, ImageNet's it
 from dataclasses import replace
 from typing import Any
 
-from repro.released import COLLAPSE, CYCLE_1, CYCLE_2, CYCLE_3, INIT, resnet50_448nodes, resnet50_448nodes_uncollapsed
-from repro.released import resnet50_custom_lr as cycles
+from repro.recipes.released import COLLAPSE, CYCLE_1, CYCLE_2, CYCLE_3, INIT, resnet50_448nodes, resnet50_448nodes_uncollapsed
+from repro.recipes.released import resnet50_custom_lr as cycles
 from repro.schedule import NEW_WEIGHTS, Recipe, Stage
 
 # --- The Collapsed Ensemble -------------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-from repro import ReproError, comm
-from repro.packed import Packed, PackedError, data_folder
+from repro import ReproError
+from repro.images.packed import Packed, PackedError, data_folder
 from repro.paths import replacing, writable_folder
+from repro.ranks import comm
 
 SPLITS = ("train", "test")
 

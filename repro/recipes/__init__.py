@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from repro import ReproError, choose, own
-from repro.controls import CONTROLS
-from repro.released import RELEASED
+from repro import ReproError, choose
+from repro.recipes.controls import CONTROLS
+from repro.recipes.released import RELEASED
+from repro.run import own
 from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe
 
 RECIPES = {recipe.name: recipe for recipe in (*RELEASED, *CONTROLS)}

@@ -16,13 +16,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from repro import ReproError, choose, own, progress, recipes, records, watch, whole_number
-from repro.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError, start_or_join
-from repro.packed import Packed, data_folder, pack_embedded
+from repro import ReproError, choose, recipes, whole_number
+from repro.images.packed import Packed, data_folder, pack_embedded
+from repro.jupyter import progress
+from repro.jupyter.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
+from repro.ranks import watch
+from repro.run import own, records
+from repro.run.settings import Settings
+from repro.run.state import saved_step
 from repro.schedule import Recipe
-from repro.settings import Settings
-from repro.state import saved_step
 
 FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
@@ -194,7 +197,7 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
         engine.ready()
     with watch.listening(signal.SIGINT):  # the first interrupt only sets `watch.asked`, the second one raises
         try:
-            loading = engine.submit("repro.engines:load", "repro.train")
+            loading = engine.submit("repro.jupyter.engines:load", "repro.train")
             pack(task.get("data", "digits"))
             with saying("the engines load torch ..."):
                 loading.result()

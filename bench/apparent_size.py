@@ -20,8 +20,9 @@ import pandas as pd
 import torch
 
 from repro import ReproError, evaluate
-from repro.images.data import Images, test_view
+from repro.images.data import Images
 from repro.images.packed import pack_embedded
+from repro.images.views import test_view
 from repro.paper import figures, ratios
 from repro.paths import RESULTS, ROOT, replacing, writable_folder
 from repro.run import checkpoint, records

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from bench.report import row, save
 from repro import ReproError, train
 from repro.allreduce import Average
-from repro.model import Network, build, find_device
+from repro.model import Network, find_device
 from repro.optim import SGD
 from repro.ranks import comm
 from repro.replica import Replica
+from repro.resnet import build
 
 IMAGES = 16, 32, 64, 128  # per worker: 16 and 32 are the release's
 WORKERS = 8  # of a step on this GPU; they are computed one after the other

@@ -19,10 +19,11 @@ from bench.report import Goal, publish, row
 from repro.allreduce import Average
 from repro.images.data import Images, Stream, load_ahead
 from repro.images.packed import PHOTOGRAPHS
-from repro.model import Network, build
+from repro.model import Network
 from repro.optim import SGD
 from repro.ranks.comm import Alone
 from repro.replica import Replica
+from repro.resnet import build
 from repro.train import step
 
 BATCH, ROUNDS = 16, 5

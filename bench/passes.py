@@ -17,6 +17,7 @@ from repro.images.data import Stream, load_ahead
 from repro.ranks import comm
 from repro.ranks.memory import keep_freed
 from repro.replica import assemble
+from repro.task import prepare
 
 RECIPES = "collapsed_ensemble", "resnet50_448nodes"  # 2 workers of 32 images a step, and 14 of 16
 ROUNDS, SECONDS = 7, 2.0
@@ -26,7 +27,7 @@ class Setting:
     """Steps of a recipe on digits, with one worker in a pass, or with views of one image at a time, or neither."""
 
     def __init__(self, recipe: str, single_workers: bool, single_images: bool):
-        task = train.prepare(recipe, "digits", "laptop", device="cpu")
+        task = prepare(recipe, "digits", "laptop", device="cpu")
         if single_workers:
             task = replace(task, recipe=replace(task.recipe, workers_per_pass=1))
         if single_images:

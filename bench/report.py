@@ -9,7 +9,7 @@ from statistics import median
 import pandas as pd
 
 from repro.paths import RESULTS, replacing, writable_folder
-from repro.run.records import code_version, now, package_versions, processor
+from repro.run.identity import code_version, now, package_versions, processor
 
 SECOND = "one second"  # stands for the peer if a goal is in seconds; there is no ratio to draw
 

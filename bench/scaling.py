@@ -20,7 +20,7 @@ from bench import two_nodes
 from repro import ReproError
 from repro.jupyter.engines import find_mpiexec
 from repro.paths import RESULTS, ROOT
-from repro.run.records import code_version, now
+from repro.run.identity import code_version, now
 from repro.scaling import steptime
 
 PATH = RESULTS / "bench" / "scaling.json"

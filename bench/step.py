@@ -31,12 +31,13 @@ from bench.report import SECOND, Goal, publish, row, save
 from repro import ReproError, choose, train
 from repro.images.data import Images, Stream, load_ahead
 from repro.jupyter import engines
-from repro.model import Network, build, find_precision
+from repro.model import Network, find_precision
 from repro.optim import SGD
 from repro.overlap import average_for
 from repro.ranks import comm
 from repro.ranks.memory import keep_freed
 from repro.replica import Replica
+from repro.resnet import build
 
 ROUNDS = 5
 RATE, WEIGHT_DECAY = 0.0, 5e-5  # the images are always the same: at rate 0 the weights stay finite, and the work is the same

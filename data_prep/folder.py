@@ -15,7 +15,7 @@ from pathlib import Path
 
 from repro import ReproError, whole_number
 from repro.images import packed
-from repro.images.labels import compare_labels
+from repro.images.packed import compare_labels
 from repro.paths import DATA
 
 import archives

@@ -22,7 +22,7 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from repro import ReproError
-from repro.images.labels import compare_labels
+from repro.images.packed import compare_labels
 from repro.paths import DATA
 
 import archives

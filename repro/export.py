@@ -20,17 +20,16 @@ from torch import nn
 
 from repro import ReproError, choose, whole_number
 from repro.evaluate import AVERAGES, build_again, counts, open_run
-from repro.images.data import Images, test_view
-from repro.images.labels import compare_labels
-from repro.images.packed import Preprocessing
-from repro.model import build, builder, find_device
-from repro.paths import replacing, writable_folder
+from repro.images.data import Images
+from repro.images.packed import Preprocessing, compare_labels
+from repro.images.views import test_view
+from repro.model import builder, find_device
+from repro.paths import NUMBER, check, replacing, writable_folder
 from repro.ranks import comm
-from repro.resnet import ResNet
+from repro.resnet import ResNet, build
 from repro.run import checkpoint, own
 from repro.run.settings import Settings
 from repro.schedule import STRIDES
-from repro.shapes import NUMBER, check
 
 FORMAT = "scaleout-repro exported model, version 2"
 TRAINING_ONLY = ("mirror", "smallest_area")  # fields of a data set's `Preprocessing` that the test view does not use

@@ -1,11 +1,10 @@
-"""Models: the release's with its initialisation, and any `nn.Module` as flat vectors, with batch statistics as values.
+"""Any `nn.Module` as flat vectors, with batch statistics as values; which model a name stands for, and on which device.
 
 `Network` keeps parameters and running statistics as views of two flat vectors, and one worker's contribution to the average
 (gradients, batch statistics, loss, number of correct predictions) as views of a third. The optimizer and the averaging
 then work on whole vectors and know nothing about layers.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate, pairwise
@@ -16,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro import ReproError, choose
-from repro.graph import Graph
-from repro.resnet import NETWORKS, Bottleneck, ResNet
+from repro.resnet import MODELS, ResNet, build
 from repro.run import own
 
 ALIGNED = 4  # elements: cuBLAS and cuDNN read 16 bytes at once, and fail or fall back where a tensor begins in between
@@ -108,48 +106,6 @@ def _means(values: torch.Tensor) -> torch.Tensor:
     """(workers, M, C) -> (workers, 1, C)."""
     ones = values.new_full((1, 1, 1), 1 / values.shape[1]).expand(len(values), 1, values.shape[1])
     return ones @ values
-
-
-MODELS = tuple(NETWORKS)
-
-
-def build(
-    name: str,
-    classes: int,
-    channels: int = 3,
-    stride: str = "v1.5",
-    zero_gamma: str = "last_of_stage",
-    released_stem: bool = True,
-) -> nn.Module:
-    """The model, for images of any size, initialised from torch's global generator as in the net files.
-
-    MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
-    in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
-    The released stem has a bias and pools without padding, in Caffe's ceiling mode; `released_stem=False` is torchvision's
-    (both turn 224 x 224 into 56 x 56). `stride` is the position of a bottleneck's stride: the first 1x1 (v1) or the 3x3
-    convolution (v1.5). The basic blocks of ResNet-18 and -34 have only one position for it, so both are the same there.
-    """
-    choose("model", name, MODELS)
-    choose("stride", stride, ("v1.5", "v1"))
-    model = ResNet(name, classes, channels, stride, released_stem)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            fan = module.weight[0].numel()
-            if module is model.conv1:
-                fan = module.weight[:, 0].numel()
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    nn.init.normal_(model.fc.weight, std=0.01)
-    nn.init.zeros_(model.fc.bias)
-    zeroed: dict[str, list] = {
-        "last_of_stage": [stage[-1] for stage in model.stages],
-        "all_blocks": [block for stage in model.stages for block in stage],
-        "none": [],
-    }
-    for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:
-        nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
-    return model
 
 
 def builder(
@@ -395,3 +351,29 @@ def _adopt(tensors, flat):
     for tensor, view in zip(tensors, _views(tensors, flat)):
         view.copy_(tensor)
         tensor.data = view
+
+
+# --- On a GPU ---------------------------------------------------------------------------------------------------------
+
+WARM_UP = 3  # passes before the recording, in which cuDNN and cuBLAS choose and allocate, as torch's documentation wants it
+
+
+class Graph:
+    """Records `compute(images, labels)`, which must do the same operations each time; its results stay where it writes them."""
+
+    def __init__(self, compute: Callable[[torch.Tensor, torch.Tensor], None], images: torch.Tensor, labels: torch.Tensor):
+        self.images, self.labels, self.graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                compute(self.images, self.labels)
+        torch.cuda.current_stream().wait_stream(aside)
+        # Of this thread alone: NCCL's own thread may ask the GPU for something meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            compute(self.images, self.labels)
+
+    def replay(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.graph.replay()

@@ -24,7 +24,7 @@ class Replica:
 
 
 def assemble(world, task) -> Replica:
-    """Returns the replica of a `train.Task`, with the initial weights of its seed. Collective on GPUs."""
+    """Returns the replica of a `task.Task`, with the initial weights of its seed. Collective on GPUs."""
     recipe, settings = task.recipe, task.settings
     keep_freed()
     torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the result depends on it

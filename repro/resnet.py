@@ -1,7 +1,14 @@
-"""Residual networks (He, Zhang, Ren and Sun, CVPR 2016), with torchvision's parameter names, so that weights fit both."""
+"""Residual networks (He, Zhang, Ren and Sun, CVPR 2016) with the release's initial weights.
+
+Parameters have torchvision's names, so that weights fit both.
+"""
+
+import math
 
 from torch import nn
 from torch.nn import functional as F
+
+from repro import choose
 
 
 class BasicBlock(nn.Module):
@@ -107,3 +114,45 @@ class ResNet(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return self.fc(x.mean((2, 3)))
+
+
+MODELS = tuple(NETWORKS)
+
+
+def build(
+    name: str,
+    classes: int,
+    channels: int = 3,
+    stride: str = "v1.5",
+    zero_gamma: str = "last_of_stage",
+    released_stem: bool = True,
+) -> nn.Module:
+    """The model, for images of any size, initialised from torch's global generator as in the net files.
+
+    MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
+    in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
+    The released stem has a bias and pools without padding, in Caffe's ceiling mode; `released_stem=False` is torchvision's
+    (both turn 224 x 224 into 56 x 56). `stride` is the position of a bottleneck's stride: the first 1x1 (v1) or the 3x3
+    convolution (v1.5). The basic blocks of ResNet-18 and -34 have only one position for it, so both are the same there.
+    """
+    choose("model", name, MODELS)
+    choose("stride", stride, ("v1.5", "v1"))
+    model = ResNet(name, classes, channels, stride, released_stem)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan = module.weight[0].numel()
+            if module is model.conv1:
+                fan = module.weight[:, 0].numel()
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.normal_(model.fc.weight, std=0.01)
+    nn.init.zeros_(model.fc.bias)
+    zeroed: dict[str, list] = {
+        "last_of_stage": [stage[-1] for stage in model.stages],
+        "all_blocks": [block for stage in model.stages for block in stage],
+        "none": [],
+    }
+    for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:
+        nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
+    return model

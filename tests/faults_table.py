@@ -73,14 +73,14 @@ def pytest_sessionfinish(session):
     file = session.config.getoption("--faults-json")
     if not file:
         return
-    from repro.run import records
+    from repro.run import identity
 
     found = {
         "claims": [{"claim": name, "what": CLAIMS[name], **_counts[name]} for name in CLAIMS if name in _counts],
         "seconds": round(time.monotonic() - _began),
         "cores": os.cpu_count(),
         "system": platform.platform(terse=True),
-        "packages": records.package_versions(),
-        "code": records.code_digest(),
+        "packages": identity.package_versions(),
+        "code": identity.code_digest(),
     }
     Path(file).write_text(json.dumps(found, indent=1) + "\n")

@@ -24,7 +24,7 @@ from repro.cli import commands as __main__
 from repro.images.data import Images
 from repro.model import Network
 from repro.ranks import comm
-from repro.run import checkpoint, records
+from repro.run import checkpoint, identity
 
 
 def run(fault: str, file: str, **parameters) -> str:
@@ -111,8 +111,8 @@ checkpoint.save, checkpoint.replacing = save, replacing
 before(Images, "test_batch", "evaluation")
 
 if kind == "versions" and comm.world().rank == int(rank):
-    versions = records.package_versions()
-    records.package_versions = lambda: versions | {"torch": "0.0"}
+    versions = identity.package_versions()
+    identity.package_versions = lambda: versions | {"torch": "0.0"}
 
 if __name__ == "__main__":
     sys.exit(__main__.main())

@@ -15,9 +15,10 @@ import torch
 from repro import allreduce, evaluate, overlap, train
 from repro.allreduce import Average
 from repro.images.data import Images, Stream
-from repro.model import Network, build
+from repro.model import Network
 from repro.overlap import OverlappedAverage
 from repro.ranks import comm, nccl
+from repro.resnet import build
 
 FAILING_STEP = 2
 

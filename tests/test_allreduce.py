@@ -7,10 +7,11 @@ import torch
 
 from repro import allreduce, overlap
 from repro.allreduce import Average, NotFinite
-from repro.model import Network, build
+from repro.model import Network
 from repro.overlap import OverlappedAverage
 from repro.ranks import comm
 from repro.ranks.comm import Alone
+from repro.resnet import build
 
 SPLIT, STATISTICS = 70_000, 40  # gradients (more than one piece of the conversion), then statistics, loss and count
 NETWORK = SimpleNamespace(weights=torch.zeros(SPLIT), contribution=torch.zeros(SPLIT + STATISTICS))

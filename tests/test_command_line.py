@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from repro import evaluate, model
+from repro import evaluate, resnet
 from repro.cli import commands as __main__
 from repro.cli.commands import parser
 from repro.images import packed
@@ -69,7 +69,7 @@ def test_the_beginning_of_an_option_is_enough_and_what_follows_a_command_is_its_
 
 
 def test_choices_that_are_listed_without_loading_torch_are_those_of_the_modules():
-    assert set(__main__.MODELS) == set(model.MODELS)
+    assert set(__main__.MODELS) == set(resnet.MODELS)
     assert __main__.AVERAGES == evaluate.AVERAGES
     assert set(__main__.NETWORKS) == set(steptime.INTERCONNECTS)
 

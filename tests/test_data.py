@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from repro import ReproError
-from repro.images import data, packed
-from repro.images.data import ATTEMPTS, DRAWS, Images, Stream
+from repro.images import data, packed, views
+from repro.images.data import Images, Stream
 from repro.images.packed import PHOTOGRAPHS as IMAGENET
 from repro.images.packed import Preprocessing
+from repro.images.views import ATTEMPTS, DRAWS
 
 DIGITS = digits_set.PREPROCESSING
 SMALL = Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)
@@ -124,7 +125,7 @@ def test_a_test_image_looks_the_same_in_every_batch(digits, view):
 def test_each_seed_step_worker_and_place_has_random_numbers_of_its_own(digits, monkeypatch):
     """Uniform in [0, 1): of 16 x 3 images, none shares any of its numbers with another."""
     seen, images = [], Images(digits, "train")
-    monkeypatch.setitem(data.VIEWS, "recording", lambda image, kind, numbers: seen.extend(numbers) or image[:16, :16])
+    monkeypatch.setitem(views.VIEWS, "recording", lambda image, kind, numbers: seen.extend(numbers) or image[:16, :16])
     for seed in (0, 1):
         for step in range(4):
             for worker in range(2):
@@ -150,7 +151,7 @@ def test_the_collapses_view_is_a_part_of_the_stored_image_mirrored_half_the_time
     image, corners, mirrored = mapped(256, 240), set(), 0
     pixels = np.asarray(image)
     for numbers in draws(0, 300):
-        view = np.asarray(data.crop_view(image, IMAGENET, numbers))
+        view = np.asarray(views.crop_view(image, IMAGENET, numbers))
         flip = view[0, 0, 0] > view[0, -1, 0]
         view = view[:, ::-1] if flip else view
         x, y = view[0, 0, :2].tolist()
@@ -165,7 +166,7 @@ def test_the_collapses_view_is_a_part_of_the_stored_image_mirrored_half_the_time
 def test_the_test_view_is_the_centre_and_never_mirrored(size):
     image = mapped(*size)
     left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
-    assert np.array_equal(np.asarray(data.test_view(image, IMAGENET)), np.asarray(image)[top : top + 224, left : left + 224])
+    assert np.array_equal(np.asarray(views.test_view(image, IMAGENET)), np.asarray(image)[top : top + 224, left : left + 224])
 
 
 @pytest.mark.parametrize("width, height", [(120, 100), (40, 56), (90, 60)])
@@ -177,7 +178,7 @@ def test_the_test_view_scales_the_short_side_by_the_plain_cubic(width, height):
     wide, high = round(32 * width / min(width, height)), round(32 * height / min(width, height))
     top, left = (high - 28) // 2, (wide - 28) // 2
     plain = plainly_scaled(image, wide, high).clip(0, 255)[top : top + 28, left : left + 28]
-    assert np.abs(data.test_view(image, kind) - plain).max() <= 1
+    assert np.abs(views.test_view(image, kind) - plain).max() <= 1
 
 
 def test_the_training_view_is_the_plain_cut_scaled_by_the_plain_cubic():
@@ -190,18 +191,18 @@ def test_the_training_view_is_the_plain_cut_scaled_by_the_plain_cubic():
     width, height = round(area**0.5 / change), round(area**0.5 * change)
     x, y = int(0.5 * (80 - width + 1)), int(0.25 * (60 - height + 1))
     plain = plainly_scaled(image[y : y + height, x : x + width], 28, 28).clip(0, 255)
-    assert np.abs(data.scale_aspect_view(image, kind, numbers) - plain).max() <= 1
+    assert np.abs(views.scale_aspect_view(image, kind, numbers) - plain).max() <= 1
     numbers[-3] = 0.1
-    assert np.abs(data.scale_aspect_view(image, kind, numbers) - plain[:, ::-1]).max() <= 1
+    assert np.abs(views.scale_aspect_view(image, kind, numbers) - plain[:, ::-1]).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(256, 256), (500, 256)])
 def test_scale_aspect_fills_the_released_ranges_and_stays_within_the_image(monkeypatch, size):
-    cuts, original = [], data._cut
-    monkeypatch.setattr(data, "_cut", lambda image, *box: cuts.append(box) or original(image, *box))
+    cuts, original = [], views._cut
+    monkeypatch.setattr(views, "_cut", lambda image, *box: cuts.append(box) or original(image, *box))
     image, areas, aspects = blank(IMAGENET, *size), [], []
     for numbers in draws(1, 1000):
-        assert data.scale_aspect_view(image, IMAGENET, numbers).shape == (224, 224, 3)
+        assert views.scale_aspect_view(image, IMAGENET, numbers).shape == (224, 224, 3)
     for x, y, width, height, _ in cuts:
         assert x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
         areas.append(width * height / (size[0] * size[1]))
@@ -213,12 +214,12 @@ def test_scale_aspect_fills_the_released_ranges_and_stays_within_the_image(monke
 
 def test_the_areas_and_the_change_of_the_aspect_are_uniform(monkeypatch):
     """In a square image with a small area every draw fits, so the cuts are what was drawn."""
-    cuts, original = [], data._cut
-    monkeypatch.setattr(data, "_cut", lambda image, *box: cuts.append(box) or original(image, *box))
+    cuts, original = [], views._cut
+    monkeypatch.setattr(views, "_cut", lambda image, *box: cuts.append(box) or original(image, *box))
     numbers = draws(5, 1000)
     for each in numbers:
         each[0] *= 0.4  # at most 45% of the area, so that a side of 4/3 its root fits
-        data.scale_aspect_view(blank(IMAGENET, 1000, 1000), IMAGENET, each)
+        views.scale_aspect_view(blank(IMAGENET, 1000, 1000), IMAGENET, each)
     for (_, _, width, height, _), (area, change, swap, *_) in zip(cuts, numbers):
         root, change = (0.08 + 0.92 * area) ** 0.5 * 1000, 0.75 + change * (4 / 3 - 0.75)
         plain = (root / change, root * change)
@@ -228,33 +229,33 @@ def test_the_areas_and_the_change_of_the_aspect_are_uniform(monkeypatch):
 def test_scale_aspect_falls_back_to_a_square_only_where_no_attempt_fits():
     image, kind = mapped(240, 40), IMAGENET
     numbers = [0.9, 0.5, 0.9, 0.0, 0.0] * ATTEMPTS + [0.0] * 3 + [0.9, 0.5, 0.0]  # wider than high by nothing: never fits
-    view = np.asarray(data.scale_aspect_view(image, kind, numbers[:DRAWS]))
+    view = np.asarray(views.scale_aspect_view(image, kind, numbers[:DRAWS]))
     assert view[:, 0, 0].max() == pytest.approx(100, abs=2) and view[:, -1, 0].min() == pytest.approx(139, abs=2)
     numbers[:5] = [0.0, 0.5, 0.9, 0.0, 0.0]  # the first attempt fits: 8% of the area, at the left end
-    assert np.asarray(data.scale_aspect_view(image, kind, numbers[:DRAWS]))[:, -1, 0].max() < 40
+    assert np.asarray(views.scale_aspect_view(image, kind, numbers[:DRAWS]))[:, -1, 0].max() < 40
 
 
 @pytest.mark.parametrize("size", [(256, 256), (300, 257), (14, 14), (1, 1), (1, 5000), (5000, 1)], ids=str)
-@pytest.mark.parametrize("view", data.VIEWS)
+@pytest.mark.parametrize("view", views.VIEWS)
 def test_every_view_shows_every_size_of_image(view, size):
     for kind in (IMAGENET, DIGITS):
         image = blank(kind, *size)
         for numbers in [*draws(2, 10), [0.0] * DRAWS, [1 - 2**-53] * DRAWS]:
-            assert data.VIEWS[view](image, kind, numbers).shape[:2] == (kind.size, kind.size)
-        assert data.test_view(image, kind).shape[:2] == (kind.size, kind.size)
+            assert views.VIEWS[view](image, kind, numbers).shape[:2] == (kind.size, kind.size)
+        assert views.test_view(image, kind).shape[:2] == (kind.size, kind.size)
 
 
 def test_scale_shows_224_of_a_short_side_of_256_to_480(monkeypatch):
-    shorts, original = [], data._short_side
-    monkeypatch.setattr(data, "_short_side", lambda image, side: shorts.append(side) or original(image, side))
+    shorts, original = [], views._short_side
+    monkeypatch.setattr(views, "_short_side", lambda image, side: shorts.append(side) or original(image, side))
     for numbers in draws(3, 300):
-        view = data.scale_view(mapped(300, 256), IMAGENET, numbers)
+        view = views.scale_view(mapped(300, 256), IMAGENET, numbers)
         wide = np.ptp(view[:, :, 1].astype(int)) * shorts[-1] / 256  # the stored rows that are seen, scaled
         assert view.shape == (224, 224, 3) and wide == pytest.approx(224, abs=4)
     assert 256 <= min(shorts) < 262 and 474 < max(shorts) <= 480
 
 
-@pytest.mark.parametrize("view", data.VIEWS)
+@pytest.mark.parametrize("view", views.VIEWS)
 def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
     ramp = np.tile(np.arange(0, 256, dtype=np.uint8), (256, 1))
     for kind, low, high in ((DIGITS, 0, 0), (IMAGENET, 70, 130)):
@@ -262,7 +263,7 @@ def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
         sides = []
         for numbers in draws(4, 200):
             numbers[-3:] = numbers[-3], 0.5, 0.5
-            pixels = data.VIEWS[view](image, kind, numbers).astype(int)
+            pixels = views.VIEWS[view](image, kind, numbers).astype(int)
             sides.append(pixels[:, 0].sum() > pixels[:, -1].sum())
         assert low <= sum(sides) <= high
 

@@ -13,8 +13,8 @@ from on_ranks import evaluated
 
 from repro import ReproError, evaluate
 from repro.images.data import Images
-from repro.model import build
 from repro.ranks.comm import Alone
+from repro.resnet import build
 from repro.run import checkpoint, records
 
 COUNT = 601  # three chunks, the last of them short

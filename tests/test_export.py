@@ -20,8 +20,8 @@ from repro.export import Exported, evaluate, export
 from repro.export import _stem as stem
 from repro.images import packed
 from repro.images.data import Images
-from repro.images.labels import compare_labels
-from repro.model import build
+from repro.images.packed import compare_labels
+from repro.resnet import build
 from repro.run import checkpoint, records
 
 from conftest import ROOT, mpiexec

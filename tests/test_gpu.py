@@ -8,8 +8,9 @@ import torch
 
 from repro import evaluate
 from repro.images.data import Images
-from repro.model import Network, build, find_device
+from repro.model import Network, find_device
 from repro.ranks import comm, nccl
+from repro.resnet import build
 from repro.train import train
 
 from conftest import SMOKE, kill_after_first_checkpoint, mpiexec

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT, python
 
-GROUND = {"repro", "repro.paths", "repro.shapes", "repro.schedule"}  # every room may import them
+GROUND = {"repro", "repro.paths", "repro.schedule"}  # every room may import them
 METHOD = {"repro", "repro.ranks", "repro.run", "repro.images", "repro.recipes"}  # the files of repro/ itself, and its rooms
 ROOMS = {  # the rooms that a room may import, besides itself and the ground
     "repro.ranks": set(),
@@ -22,14 +22,14 @@ ROOMS = {  # the rooms that a room may import, besides itself and the ground
     "data_prep": {"repro.images"},
     "bench": METHOD | {"repro.jupyter", "repro.scaling", "repro.paper", "data_prep"},
 }
-PACKING_MAY_USE = {"repro.images.packed", "repro.images.labels", "repro.images.ahead"}  # no training code
+PACKING_MAY_USE = {"repro.images.packed", "repro.images.ahead"}  # no training code
 WITHOUT_TORCH = [
     "schedule",
     "paths",
-    "shapes",
     "recipes",
     "ranks.watch",
     "ranks.memory",
+    "run.identity",
     "run.records",
     "run.state",
     "images.packed",

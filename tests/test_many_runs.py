@@ -8,6 +8,7 @@ from repro import train
 from repro.ranks import watch
 from repro.ranks.comm import Alone
 from repro.run import records
+from repro.task import prepare
 
 from conftest import SMOKE, mpiexec
 
@@ -37,7 +38,7 @@ def test_ranks_share_runs_and_each_has_the_weights_of_a_run_alone(digits, whole,
 
 def test_a_run_that_another_process_trains_is_left_to_it(digits, tmp_path):
     task = SMOKE | {"data": digits, "out": str(tmp_path)}
-    other = train.prepare(**task).run
+    other = prepare(**task).run
     other.begin(ranks=1, workers=14)
     try:
         train.train_all([task])

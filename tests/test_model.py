@@ -11,9 +11,10 @@ from torchvision.models import resnet
 
 from repro import ReproError
 from repro.allreduce import Average
-from repro.model import BatchNorm, Network, build
+from repro.model import BatchNorm, Network
 from repro.optim import SGD
 from repro.ranks.comm import Alone
+from repro.resnet import build
 from repro.run import checkpoint
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from repro import optim
-from repro.model import Network, build
+from repro.model import Network
 from repro.optim import SGD
+from repro.resnet import build
 
 MOMENTUM, DECAY = 0.9, 0.05
 RATES = [0.1, 0.4, 0.4, 0.3, 0.05]

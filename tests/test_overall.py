@@ -16,7 +16,7 @@ from repro.paper import current, overall, questions, reproduce, single, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import watch
-from repro.run import records
+from repro.run import identity, records
 
 SMOKE = PROFILES["smoke"]
 KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
@@ -186,7 +186,7 @@ def test_whatever_changes_is_found(results, name, what, change):
 
 def test_another_profile_other_packages_and_other_data_are_changes(results, monkeypatch):
     assert current.difference("letters", results).startswith("changed since the last time: profile, data")
-    monkeypatch.setattr(records, "package_versions", lambda: {"torch": "0"})
+    monkeypatch.setattr(identity, "package_versions", lambda: {"torch": "0"})
     assert current.difference("smoke", results) == "changed since the last time: packages"
     (results / current.NAME).write_text("[]")
     assert current.difference("smoke", results).startswith("changed since the last time: profile, code")

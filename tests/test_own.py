@@ -12,6 +12,7 @@ import repro
 from repro import ReproError, evaluate, export, recipes, train
 from repro.run import own, records
 from repro.schedule import Recipe, Stage
+from repro.task import prepare
 
 from conftest import kill_after_first_checkpoint, mpiexec
 
@@ -102,7 +103,7 @@ def test_any_number_of_ranks_gives_the_same_bits_also_after_a_kill(mine, digits,
 
 def test_the_source_of_a_model_is_part_of_a_runs_identity_but_no_comment_and_no_place(mine, digits, tmp_path):
     def name(path):
-        return train.prepare("one_model", digits, model=f"{path}:my_net", out=str(tmp_path / "runs")).run.folder.name
+        return prepare("one_model", digits, model=f"{path}:my_net", out=str(tmp_path / "runs")).run.folder.name
 
     first = name(mine)
     mine.write_text(f"# A comment.\n{MINE}")
@@ -116,7 +117,7 @@ def test_the_source_of_a_model_is_part_of_a_runs_identity_but_no_comment_and_no_
 def test_a_recipe_is_an_object_or_its_place_and_gives_the_same_run(mine, digits, tmp_path):
     recipe = own.load(f"{mine}:my_recipe")
     assert isinstance(recipe, Recipe)
-    tasks = [train.prepare(each, digits, model="resnet11", out=str(tmp_path)) for each in (recipe, f"{mine}:my_recipe")]
+    tasks = [prepare(each, digits, model="resnet11", out=str(tmp_path)) for each in (recipe, f"{mine}:my_recipe")]
     assert tasks[0].run.folder == tasks[1].run.folder
     record = tasks[0].run.record
     assert [record[key] for key in ("base", "shrink", "model", "variant")] == ["cosine_cycles", "none", "resnet11", ""]
@@ -124,7 +125,7 @@ def test_a_recipe_is_an_object_or_its_place_and_gives_the_same_run(mine, digits,
 
 
 def test_a_small_version_of_ones_own_recipe_is_made_as_of_ours(mine, digits, tmp_path):
-    task = train.prepare(f"{mine}:my_recipe", digits, shrink="smoke", out=str(tmp_path))
+    task = prepare(f"{mine}:my_recipe", digits, shrink="smoke", out=str(tmp_path))
     assert task.recipe.name == "cosine_cycles-smoke" and task.run.record["base"] == "cosine_cycles"
 
 
@@ -151,7 +152,7 @@ def test_the_ensemble_of_ones_own_models_is_evaluated_and_exported(mine, digits,
 
 def test_a_model_of_ones_own_starts_from_the_seed(mine, digits, tmp_path):
     """Trying it first draws nothing from the generator that makes its weights."""
-    task = train.prepare("one_model", digits, model=f"{mine}:my_net", out=str(tmp_path), seed=3)
+    task = prepare("one_model", digits, model=f"{mine}:my_net", out=str(tmp_path), seed=3)
     torch.manual_seed(3)
     expected = own.load(f"{mine}:my_net")(classes=10, channels=1)[0].weight
     torch.manual_seed(3)
@@ -217,6 +218,6 @@ def test_a_recipe_that_cannot_be_is_refused_where_it_is_written(change, said):
 
 def test_a_switch_makes_a_variant_of_a_released_recipe_and_no_impostor(digits, tmp_path):
     switched = replace(recipes.RECIPES["one_model"], lr_formula="as_designed")
-    record = train.prepare(switched, digits, out=str(tmp_path)).run.record
+    record = prepare(switched, digits, out=str(tmp_path)).run.record
     assert (record["base"], record["shrink"], record["variant"]) == ("one_model", "laptop", "lr_formula=as_designed")
     assert json.dumps(record), "all of it can be written"

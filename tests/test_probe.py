@@ -70,7 +70,8 @@ def test_other_programs_count_as_busy_and_the_ranks_do_not():
 
 def test_the_vector_is_that_of_the_trainer(on_two):
     # 33,074 + 3 x 3 x 8 x 2 parameters of three-channel input, and classes 1000: counted by the network itself
-    from repro.model import Network, build
+    from repro.model import Network
+    from repro.resnet import build
 
     network = Network(build("resnet11", 1000, 3))
     assert on_two["parameters"] == len(network.weights)

@@ -12,13 +12,16 @@ import torch
 from torch.nn import functional as F
 
 from repro import ReproError, journal, train
+from repro import task as task_module
 from repro.images.data import Images, Stream
-from repro.model import Network, build
+from repro.model import Network
 from repro.ranks import comm
 from repro.recipes import RECIPES
-from repro.run import checkpoint, own, records
+from repro.resnet import build
+from repro.run import checkpoint, identity, records
 from repro.run.settings import Settings
 from repro.schedule import NEW_WEIGHTS, Recipe, Stage, learning_rate
+from repro.task import prepare, share
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
@@ -416,7 +419,7 @@ def test_run_json_says_all_about_a_run(whole, digits):
     for split in ("train", "test"):
         assert record["data"][split] == Images(digits, split).digest
     assert record["data"]["originals"] == 897
-    assert record["data"]["name"] == "digits" and record["code"] == records.code_digest()
+    assert record["data"]["name"] == "digits" and record["code"] == identity.code_digest()
     assert re.match(r"\d+\.\d+", record["version"]) and record["packages"].keys() >= {"python", "torch", "numpy"}
     assert record["host"] and record["start"] <= record["end"]
     last = records.metric_rows(whole)[-1]
@@ -564,7 +567,7 @@ def test_a_complete_run_without_its_models_says_so(tiny, caplog):
 
 def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, monkeypatch):
     def name(recipe="resnet50_448nodes", **parameters):
-        return train.prepare(recipe, **{"data": digits, "out": str(tmp_path), "device": "cpu"} | parameters).run.folder.name
+        return prepare(recipe, **{"data": digits, "out": str(tmp_path), "device": "cpu"} | parameters).run.folder.name
 
     changes = [
         {},
@@ -589,7 +592,7 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
-WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "shapes", "recipes/released", "recipes/controls", "images/labels")}
+WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
 WITHOUT_EFFECT |= {f"repro/{name}" for name in ("run/records", "run/own", "run/settings", "ranks/memory", "ranks/watch")}
 
 
@@ -599,7 +602,7 @@ def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
 
     def meaning(text):
         file.write_text(text)
-        return own.meaning(file)
+        return identity.meaning(file)
 
     first = meaning(original)
     assert meaning(f'"""Other words."""\n# A comment.\n{original.split(chr(34) * 3, 2)[2]}') == first
@@ -611,7 +614,7 @@ def test_a_definition_that_moves_is_the_same_one_and_one_that_changes_is_not(tmp
     def digests(**files):
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        return own.definitions(*(tmp_path / name for name in files))
+        return identity.definitions(*(tmp_path / name for name in files))
 
     function, constant = 'def f(x):\n    """Words."""\n    return x + 1\n', "LIMIT: int = 3  # of something\n"
     before = digests(a=f'"""A page."""\nimport math\n{constant}{function}', b="log = None\n")
@@ -627,7 +630,7 @@ def test_a_field_with_its_default_is_no_part_of_a_runs_identity(digits, tmp_path
     """So a field that a later version adds does not make all runs other runs."""
 
     def name():
-        return train.prepare("one_model", digits, out=str(tmp_path)).run.folder.name
+        return prepare("one_model", digits, out=str(tmp_path)).run.folder.name
 
     before = name()
 
@@ -635,7 +638,7 @@ def test_a_field_with_its_default_is_no_part_of_a_runs_identity(digits, tmp_path
     class Later(Settings):
         added: int = field(default=3, metadata=Settings.__dataclass_fields__["seed"].metadata)
 
-    monkeypatch.setattr(train, "Settings", Later)
+    monkeypatch.setattr(task_module, "Settings", Later)
     assert name() == before
 
 
@@ -652,7 +655,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         if name not in closure and (ROOT / f"{name}.py").exists():
             closure.add(name)
             waiting += imported(ROOT / f"{name}.py")
-    assert {f"repro/{name}" for name in records.TRAINING_CODE} == closure - WITHOUT_EFFECT
+    assert {f"repro/{name}" for name in identity.TRAINING_CODE} == closure - WITHOUT_EFFECT
 
 
 # --- What is asked for wrongly -----------------------------------------------------------------------------------------
@@ -744,12 +747,12 @@ def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, mon
         def gather(self, value):
             return [None, value]
 
-    task = train.prepare(**SMOKE, data=digits, out=str(tmp_path))
+    task = prepare(**SMOKE, data=digits, out=str(tmp_path))
     world = Second()
     world.broadcast = lambda value: "what rank 0 has written"
-    monkeypatch.setattr(train, "SHARED_SECONDS", 0.2)
+    monkeypatch.setattr(task_module, "SHARED_SECONDS", 0.2)
     with pytest.raises(ReproError, match=f"rank 1 on .* does not see {task.run.folder} as rank 0 has written"):
-        train._share(world, task)
+        share(world, task)
     task.run.folder.mkdir(exist_ok=True)
     (task.run.folder / "run.json").write_text("what rank 0 has written")
-    train._share(world, task)
+    share(world, task)

@@ -145,7 +145,8 @@ def explain(error: BaseException) -> None:
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
     from repro.ranks import comm
-    from repro.train import fits, prepare, train
+    from repro.task import fits, prepare
+    from repro.train import train
 
     world = comm.world()
     with world.together():
@@ -440,7 +441,7 @@ def parser() -> Parser:
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    """Options that identify a run: everything that `train.prepare` accepts."""
+    """Options that identify a run: everything that `task.prepare` accepts."""
     command.add_argument("recipe", help="a name that `python -m repro recipes` lists, or your own Recipe: mine.py:my_recipe")
     command.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
     command.add_argument(

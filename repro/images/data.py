@@ -15,13 +15,12 @@ import numpy as np
 import torch
 
 from repro import ReproError
-from repro.images import ahead, resample
+from repro.images import ahead
 from repro.images.packed import Packed, Preprocessing, data_folder
+from repro.images.views import DRAWS, VIEWS, many_views, test_view
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`), which need no further threads each
 
-ATTEMPTS = 10  # to find an area and aspect ratio that fit, before the fallback
-DRAWS = 5 * ATTEMPTS + 6  # random numbers per image, a multiple of 4: (area, change, swap, x, y) per attempt, ...,
 #                           and the last three are (mirror, x, y) of the square views
 
 
@@ -118,7 +117,7 @@ class Images:
         numbers = (bits >> np.uint64(11)).reshape(-1, DRAWS) * 2.0**-53
         if self.arrays is not None and view in ("scale_aspect", "none"):
             labels, pixels = self.arrays
-            return self.tensors(labels[samples], _views(pixels[samples], view, self.preprocessing, numbers))
+            return self.tensors(labels[samples], many_views(pixels[samples], view, self.preprocessing, numbers))
         loaded = [self.load(sample) for sample in samples]
         views = [VIEWS[view](image, self.preprocessing, draws.tolist()) for (_, image), draws in zip(loaded, numbers)]
         return self.tensors([label for label, _ in loaded], views)
@@ -175,95 +174,3 @@ def load_ahead(stream: Stream, requests: Iterable[tuple], threads: int) -> Gener
     """
     threads = 0 if stream.images.small else threads
     return ahead.ordered(stream.batch, requests, threads, ahead=2 * threads)
-
-
-# --- Views: from a stored image to the square that the network sees --------------------------------------------------
-# Cubic is OpenCV's INTER_CUBIC, as in the release: unlike Pillow's filter, it does not widen its support when shrinking.
-
-
-def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    same = image.shape[:2] == (height, width)
-    return image if same else cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def _short_side(image: np.ndarray, side: int) -> np.ndarray:
-    """The image scaled so that its short side is `side`."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    longest = 16 * short  # of a very long image only the middle is used: scaled up, 1 x 5000 pixels would fill the memory
-    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-    image = image[top : top + longest, left : left + longest]
-    height, width = image.shape[:2]
-    return _scaled(image, max(side, round(width * side / short)), max(side, round(height * side / short)))
-
-
-def _mirrored(image: np.ndarray, seen: Preprocessing, number: float) -> np.ndarray:
-    return image[:, ::-1] if seen.mirror and number < 0.5 else image
-
-
-def _cut(image: np.ndarray, x: int, y: int, width: int, height: int, size: int) -> np.ndarray:
-    return _scaled(image[y : y + height, x : x + width], size, size)
-
-
-def _random_square(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
-    """A square of the network's input size at a random position, not scaled, mirrored half the time."""
-    mirror, x, y = numbers
-    height, width = image.shape[:2]
-    corner = int(x * (width - seen.size + 1)), int(y * (height - seen.size + 1))
-    return _mirrored(_cut(image, *corner, seen.size, seen.size, seen.size), seen, mirror)
-
-
-def scale_aspect_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
-    """The released training view: a random share of the area with a random aspect ratio, scaled to the square.
-
-    One random factor multiplies one side and divides the other, so the aspect ratio is in [0.5625, 1.7778].
-    """
-    full_height, full_width = image.shape[:2]
-    for attempt in range(ATTEMPTS):
-        area, change, swap, x, y = numbers[5 * attempt : 5 * attempt + 5]
-        area = round(seen.smallest_area + area * (1 - seen.smallest_area), 3) * full_width * full_height
-        change = 0.75 + change * (4 / 3 - 0.75)
-        width, height = max(1, round(area**0.5 / change)), max(1, round(area**0.5 * change))
-        if swap < 0.5:
-            width, height = height, width
-        if width <= full_width and height <= full_height:
-            corner = int(x * (full_width - width + 1)), int(y * (full_height - height + 1))
-            return _mirrored(_cut(image, *corner, width, height, seen.size), seen, numbers[-3])
-    return _random_square(_short_side(image, seen.size), seen, numbers[-3:])
-
-
-def scale_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
-    """Scale only: the short side to between 256 and 480 (for an input of 224), then a random square."""
-    short = round(seen.size / 224 * (256 + numbers[0] * (480 - 256)))
-    return _random_square(_short_side(image, short), seen, numbers[-3:])
-
-
-def crop_view(image: np.ndarray, seen: Preprocessing, numbers: list[float]) -> np.ndarray:
-    """The collapse's view: a random square of the stored image, not scaled, mirrored half the time."""
-    if min(image.shape[:2]) < seen.size:  # the release's images were stored large enough
-        image = _short_side(image, seen.size)
-    return _random_square(image, seen, numbers[-3:])
-
-
-def test_view(image: np.ndarray, seen: Preprocessing, zoom: float = 1) -> np.ndarray:
-    """The short side scaled to `zoom` times `short_side`, the centre cut out: one view, not mirrored."""
-    image = _short_side(image, round(zoom * seen.short_side))
-    height, width = image.shape[:2]
-    return _cut(image, (width - seen.size) // 2, (height - seen.size) // 2, seen.size, seen.size, seen.size)
-
-
-VIEWS = {"scale_aspect": scale_aspect_view, "scale": scale_view, "none": crop_view}
-
-
-def _views(images: np.ndarray, view: str, seen: Preprocessing, numbers: np.ndarray) -> np.ndarray:
-    """`scale_aspect_view` or `crop_view` of many square images at once: (N, side, side, C) -> (N, size, size, C)."""
-    side = images.shape[1]
-    if view == "scale_aspect":
-        boxes = resample.scale_aspect_boxes(numbers, side, seen, ATTEMPTS)
-    else:
-        boxes = resample.crop_boxes(numbers[:, -2:], side, min(side, seen.size))
-    views = resample.cut(images, boxes, seen.size)
-    if seen.mirror:
-        mirrored = numbers[:, -3] < 0.5
-        views[mirrored] = views[mirrored, :, ::-1]
-    return views

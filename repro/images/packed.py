@@ -6,6 +6,7 @@ manifest as JSON, after its own CRC-32: format, data set, split, number of image
 images per class, how images are stored and become the network's input, which were converted or left out, and a SHA-256
 over all records in order. If several images are drawings of one original, it has the number of `originals`, and image i is
 a drawing of original i % originals. The file contains its own digest, so a run can name exactly what it was trained on.
+No torch.
 """
 
 import fcntl
@@ -314,3 +315,31 @@ def pack_embedded(data: str) -> None:
     )
     if done.returncode:
         raise PackedError(f"the {data} could not be packed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def compare_labels(expected: list[str], found: list[str]) -> str:
+    """Describes how the label map `found` (class names in the order of their numbers) differs from `expected`; "" if equal.
+
+    A wrong map causes no error by itself, only an accuracy near chance, so the common mistakes are distinguished.
+    """
+    if found == expected:
+        return ""
+    if len(found) != len(expected):
+        return f"{len(found)} classes instead of {len(expected)}{_extra(expected, found)}"
+    number = next(number for number, (one, other) in enumerate(zip(expected, found)) if one != other)
+    example = f"class {number} is {found[number]} instead of {expected[number]}"
+    if len(found) > 1 and (found[1:] == expected[:-1] or found[:-1] == expected[1:]):
+        return f"the classes are shifted by one: {example}"
+    if sorted(found) == sorted(expected):
+        return f"the same classes are in another order (permuted): e.g. {example}"
+    others = sum(one != other for one, other in zip(expected, found))
+    return f"{others} of the {len(found)} classes differ: e.g. {example}"
+
+
+def _extra(expected: list[str], found: list[str]) -> str:
+    longer, shorter = sorted((expected, found), key=len, reverse=True)
+    if longer[1:] == shorter:
+        return f" (of the {len(longer)}, index 0 is {longer[0]}: a background class? The others are the same, shifted by one)"
+    if longer[:-1] == shorter:
+        return f" (of the {len(longer)}, the last is {longer[-1]}; the others are the same)"
+    return f" (do the {len(longer)} have a background class at index 0?)" if len(longer) == len(shorter) + 1 else ""

@@ -202,7 +202,7 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
             with saying("the engines load torch ..."):
                 loading.result()
             with saying("the engines check the run ..."):
-                plan = engine.run("repro.train:describe", recipe, **task)[0]
+                plan = engine.run("repro.task:describe", recipe, **task)[0]
             if plan["complete"]:
                 print(f"already complete: {Path(plan['folder']).name}")
             elif not watch.asked.is_set():
@@ -254,7 +254,7 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
         return train_all(engine, tasks, ensembles, live=False)  # all are complete: only ensembles are left
     with watch.listening(signal.SIGINT):
         try:
-            plans = engine.run("repro.train:describe_all", tasks)[0]
+            plans = engine.run("repro.task:describe_all", tasks)[0]
             job = engine.submit("repro.train:train_all", tasks, ensembles)
             _show_all(plans, lambda: job.done() or watch.asked.is_set(), live)
             if watch.asked.is_set() and not job.done():

@@ -8,7 +8,7 @@ from pathlib import Path
 from repro.images.packed import SPLITS, Packed, PackedError, data_folder
 from repro.paper.profiles import PROFILES
 from repro.paths import PUBLISHED, ROOT, replacing
-from repro.run import records
+from repro.run import identity
 
 NAME = "reproduced.json"
 CODE = "repro/**/*.py", "data_prep/*.py", "notebooks/*.ipynb"
@@ -37,7 +37,7 @@ def _state(profile: str, results: Path) -> dict[str, str]:
     return {
         "profile": profile,
         "code": _digest(ROOT, CODE),
-        "packages": " ".join(f"{name} {version}" for name, version in records.package_versions().items()),
+        "packages": " ".join(f"{name} {version}" for name, version in identity.package_versions().items()),
         "published numbers": _digest(PUBLISHED, ["*"]),
         "data": _data(PROFILES[profile].data),
         "runs": _digest(results, RUNS),

@@ -14,7 +14,7 @@ from repro.jupyter.progress import Line
 from repro.paper import questions
 from repro.paper.profiles import DISTRIBUTED, Profile
 from repro.recipes import RECIPES, shrink
-from repro.run import records
+from repro.run import identity, records
 from repro.run.state import duration, state
 
 DEEP = 3.0  # the cost of an image of the deep network, in images of the other
@@ -52,7 +52,7 @@ class Overall:
     def __init__(self, profile: Profile, runs: Path | str):
         train = Packed(data_folder(profile.data) / "train.lmdb", profile.data, "train")
         self.runs, self.planned = Path(runs), planned(profile, len(train))
-        self.code, self.data = records.code_digest(), train.manifest["sha256"]  # runs of other code or data do not count
+        self.code, self.data = identity.code_digest(), train.manifest["sha256"]  # runs of other code or data do not count
         self.total = sum(run.steps * run.cost for run in self.planned)
         self.left = NOT_TRAINING | {"11-scaling": NOT_TRAINING["11-scaling"] + profile.scaling.get("seconds", 60)}
         self.line, self.looked, self.pace = Line(), 0.0, 0.0  # pace: work per second

@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from repro.images.data import ATTEMPTS
 from repro.images.packed import PHOTOGRAPHS, Preprocessing
-from repro.images.resample import scale_aspect_boxes
+from repro.images.views import ATTEMPTS, scale_aspect_boxes
 from repro.recipes import RECIPES, shrink
 from repro.schedule import Recipe, learning_rate
 

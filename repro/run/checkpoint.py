@@ -10,8 +10,7 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 
 from repro import ReproError
-from repro.paths import named, replacing
-from repro.shapes import NUMBER, check
+from repro.paths import NUMBER, check, named, replacing
 
 FORMAT = "scaleout-repro snapshot, version 1"
 PROGRESS = {"run": str, "step": int, "seconds": NUMBER, "losses": [NUMBER], "corrects": [NUMBER]}  # of a checkpoint

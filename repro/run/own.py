@@ -1,6 +1,5 @@
 """Users' own recipes and models, named as `mine.py:my_net` or `package.module:my_net`."""
 
-import ast
 import hashlib
 import importlib
 import importlib.util
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from repro import ReproError, choose
+from repro.run.identity import meaning
 
 
 def is_own(name) -> TypeGuard[str]:
@@ -49,50 +49,6 @@ def source_digest(name: str) -> str:
     if not file or not file.endswith(".py"):
         raise ReproError(f"{name} is not in a Python file: put it into one, such as mine.py")
     return meaning(Path(file))
-
-
-def meaning(path: Path) -> str:
-    """SHA-256 over the syntax tree of a Python file, without comments, docstrings and layout, which change no result."""
-    return hashlib.sha256(repr(_plain(ast.parse(path.read_text()))).encode()).hexdigest()
-
-
-def definitions(*paths: Path) -> dict[str, str]:
-    """The digest of each definition at the top level of Python files, by name: what it means, and not where it stands.
-
-    Imports are left out, so a definition that moves to another file is the same one. Of a name that is defined in
-    several files, the digest is of all its different definitions.
-    """
-    found: dict[str, set[str]] = {}
-    for path in paths:
-        for node in _body(ast.parse(path.read_text())):
-            if not isinstance(node, (ast.Import, ast.ImportFrom)):
-                found.setdefault(_name(node), set()).add(repr(_plain(node)))
-    return {name: hashlib.sha256("\n".join(sorted(found[name])).encode()).hexdigest() for name in sorted(found)}
-
-
-def _name(node: ast.stmt) -> str:
-    """What a statement defines; of any other statement, its text."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return node.name
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else [node]
-    return ", ".join(map(ast.unparse, targets))
-
-
-def _body(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[ast.stmt]:
-    """The statements, without the docstring."""
-    return node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
-
-
-def _plain(node):
-    """A syntax tree as nested tuples, without empty fields, which differ between Python versions."""
-    if isinstance(node, list):
-        return tuple(map(_plain, node))
-    if not isinstance(node, ast.AST):
-        return node
-    values = dict(ast.iter_fields(node))
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-        values["body"] = _body(node)
-    return type(node).__name__, *((name, _plain(value)) for name, value in values.items() if value not in (None, [], ""))
 
 
 def _file(location: str) -> Path:

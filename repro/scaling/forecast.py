@@ -16,28 +16,29 @@ import numpy as np
 import psutil
 import torch
 
-from repro import ReproError, choose, recipes, train
+from repro import ReproError, choose, recipes
 from repro.images.packed import pack_embedded
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
 from repro.ranks import comm
-from repro.run import checkpoint, records
+from repro.run import checkpoint, identity, records
 from repro.scaling import steptime
 from repro.scaling.probe import probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe
-from repro.train import Task
+from repro.task import Task, prepare, too_many
+from repro.task import describe as described
 
 MOST_KEPT = 3  # checkpoints on disk at once: the two newest and the one being written
 
 
 def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
-    """`train.describe` of each task and, unless it is complete, its forecast: the recorded one, else a new one. Collective.
+    """`task.describe` of each task and, unless it is complete, its forecast: the recorded one, else a new one. Collective.
 
     A recorded forecast counts if it is for the same number of ranks. All `tasks` have the same `out`.
     """
     world = comm.world()
     with world.together():
-        plans = [train.describe(**task) for task in tasks]
+        plans = [described(**task) for task in tasks]
         known = records.predictions(Path(plans[0]["folder"]).parent)
         missing = [
             task
@@ -52,7 +53,7 @@ def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
 def forecast(
     tasks: list[dict], seconds: float = 60.0, nodes: int = 0, ranks_per_node: int = 0, network: str = "omni-path"
 ) -> list[dict]:
-    """Forecasts each of `tasks` (parameters of `train.prepare`), measuring for about `seconds`. Collective.
+    """Forecasts each of `tasks` (parameters of `task.prepare`), measuring for about `seconds`. Collective.
 
     Tasks with equal steps share a probe. `nodes` and `ranks_per_node` (0: as at hand) are those that the run will use, and
     `network` is the network between nodes if only one node is at hand. Returns one dictionary per task, see `estimate`;
@@ -68,11 +69,11 @@ def forecast(
             for data in {task.get("data", "digits") for task in tasks}:
                 pack_embedded(data)
     with world.together():
-        prepared = [train.prepare(**task) for task in tasks]
+        prepared = [prepare(**task) for task in tasks]
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
             if layout.ranks > task.recipe.passes:
-                raise ReproError(f"{train.too_many(task.recipe, layout.ranks)}: plan for fewer nodes or ranks per node")
+                raise ReproError(f"{too_many(task.recipe, layout.ranks)}: plan for fewer nodes or ranks per node")
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
     forecasts = [
@@ -83,7 +84,7 @@ def forecast(
             "shrink": task.run.record["shrink"],
         }
         | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
-        | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": records.now()}
+        | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": identity.now()}
         for task, values in zip(prepared, tasks)
     ]
     with world.together():
@@ -219,11 +220,11 @@ def plan(
             pack_embedded(parameters.get("data", "digits"))
     with world.together():
         tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
-        asked_shrink = train.prepare(**asked).run.record["shrink"]
+        asked_shrink = prepare(**asked).run.record["shrink"]
         for shrink in ["none", *recipes.SHRINKS] if hours else []:
             try:
                 other = asked | {"shrink": shrink}
-                if shrink != asked_shrink and train.prepare(**other).recipe.passes >= ranks:
+                if shrink != asked_shrink and prepare(**other).recipe.passes >= ranks:
                     tasks.append(other)
             except ReproError:  # this size needs more images than there are
                 continue

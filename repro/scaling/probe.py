@@ -29,7 +29,7 @@ from repro.ranks import comm
 from repro.ranks.comm import Alone
 from repro.ranks.memory import keep_freed
 from repro.replica import Replica
-from repro.run import records
+from repro.run import identity
 from repro.run.settings import MOST_THREADS, Settings
 from repro.scaling import steptime
 from repro.train import step
@@ -169,12 +169,12 @@ def probe(
         "ranks": world.size,
         "rows": rows,
         "peak_bytes": max(world.gather(peak)),
-        "when": records.now(),
+        "when": identity.now(),
         "wall": round(time.monotonic() - began, 1),
         "load_before": load,
         "busy": round(max(0.0, busy), 3),
         "noise": round(steptime.noise(rows), 2),
-        "version": records.code_version(),
+        "version": identity.code_version(),
         **machine(),
     }
 
@@ -280,9 +280,9 @@ def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> 
 def machine() -> dict:
     """The facts that identify what was measured: training code, versions, processor, cores."""
     return {
-        "code": records.code_digest(),
-        "packages": records.package_versions(),
-        "processor": records.processor(),
+        "code": identity.code_digest(),
+        "packages": identity.package_versions(),
+        "processor": identity.processor(),
         "cores": os.cpu_count(),
     }
 

@@ -13,10 +13,12 @@ import torch
 
 from bench import report
 from repro import train
-from repro.images.data import Stream, load_ahead
+from repro.images.data import Stream, load_ahead, requests
 from repro.ranks import comm
 from repro.ranks.memory import keep_freed
 from repro.replica import assemble
+from repro.scaling.probe import steady
+from repro.schedule import at
 from repro.task import prepare
 
 RECIPES = "collapsed_ensemble", "resnet50_448nodes"  # 2 workers of 32 images a step, and 14 of 16
@@ -34,22 +36,15 @@ class Setting:
             task.train.__dict__["arrays"] = None  # as of images of different sizes
         self.recipe = task.recipe
         self.replica = assemble(comm.Alone(), task)
-        stream = Stream(task.train, 0, self.recipe.workers, self.recipe.images_per_worker)
-        workers, each = self.recipe.workers, self.recipe.workers_per_pass
-        self.batches = load_ahead(
-            stream,
-            (
-                (step, worker, "scale_aspect", min(each, workers - worker))
-                for step in range(10**9)
-                for worker in range(0, workers, each)
-            ),
-            threads=0,
-        )
+        endless = steady(self.recipe.workers, self.recipe.images_per_worker)
+        self.now, steps = at(endless, 0), (at(endless, number) for number in range(endless.iterations))
+        stream = Stream(task.train, 0, self.recipe.images_per_worker)
+        self.batches = load_ahead(stream, requests(steps, self.recipe.workers_per_pass, 0, 1), threads=0)
 
     def images_per_second(self, seconds: float) -> float:
         start, steps = time.perf_counter(), 0
         while time.perf_counter() < start + seconds:
-            float(train.step(self.replica, self.batches, 0.0, 0.0, self.recipe.bn_momentum).loss)
+            float(train.step(self.replica, self.batches, self.now).loss)
             steps += 1
         return steps * self.recipe.global_batch / (time.perf_counter() - start)
 

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import photographs, two_nodes
 from bench.report import SECOND, Goal, publish, row, save
 from repro import ReproError, choose, train
-from repro.images.data import Images, Stream, load_ahead
+from repro.images.data import Images, Stream, load_ahead, requests
 from repro.jupyter import engines
 from repro.model import Network, find_precision
 from repro.optim import SGD
@@ -38,6 +38,8 @@ from repro.ranks import comm
 from repro.ranks.memory import keep_freed
 from repro.replica import Replica
 from repro.resnet import build
+from repro.scaling.probe import steady
+from repro.schedule import at
 
 ROUNDS = 5
 RATE, WEIGHT_DECAY = 0.0, 5e-5  # the images are always the same: at rate 0 the weights stay finite, and the work is the same
@@ -114,20 +116,18 @@ def _ours(variant: Variant, everyone):
     classes, channels = (10, 1) if variant.model == "resnet11" else (1000, 3)
     network = Network(build(variant.model, classes, channels))
     workers = variant.workers * world.size
+    recipe = steady(workers, variant.images, RATE)
     average = average_for(variant.reduction, world, workers, network)
-    replica = Replica(world, network, SGD(network.weights, 0.9), average, _precision(variant))
+    replica = Replica(world, network, SGD(network, recipe), average, _precision(variant))
     if variant.data:
-        stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
-        batches: Iterator = load_ahead(
-            stream,
-            ((step, worker, "scale_aspect") for step in range(10**6) for worker in range(world.rank, workers, world.size)),
-            threads=2,
-        )
+        stream = Stream(Images(variant.data, "train"), 0, variant.images)
+        steps = (at(recipe, number) for number in range(recipe.iterations))
+        batches: Iterator = load_ahead(stream, requests(steps, 1, world.rank, world.size), threads=2)
     else:
         batches = repeat(_batch(variant, channels))
 
     def step():
-        mean = train.step(replica, batches, RATE, WEIGHT_DECAY, bn_momentum=0.05)
+        mean = train.step(replica, batches, at(recipe, 0))
         return float(mean.loss), float(mean.correct)
 
     return step

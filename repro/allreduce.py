@@ -113,8 +113,15 @@ class Average:
         # how many were asked to stop, and how many failed.
         self.total = torch.zeros(len(self.result) + 3, dtype=self.arithmetic.dtype, device=device)
         self.piece, self.message = (len(self.total),) * 2 if self.total.is_cuda else (PIECE, MESSAGE)
-        self.mine = len(range(world.rank, -(-workers // workers_per_pass), world.size))  # passes of this rank
+        self.workers_per_pass = workers_per_pass
+        self.begin(workers)
         self._start_again()
+
+    def begin(self, workers: int) -> int:
+        """From now on so many workers share a step; returns the number of passes of this rank."""
+        self.arithmetic = type(self.arithmetic)(workers)
+        self.mine = len(range(self.world.rank, -(-workers // self.workers_per_pass), self.world.size))
+        return self.mine
 
     @property
     def bytes(self) -> int:

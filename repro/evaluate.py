@@ -1,5 +1,6 @@
 """Exact top-1 and top-5 counts, for single models and for the average of their predictions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro import ReproError, choose
+from repro.allreduce import STATISTIC_BITS, Exact
 from repro.images import ahead
-from repro.images.data import Images
-from repro.model import builder, find_device
+from repro.images.data import Images, Stream, requests
+from repro.model import Network, builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
+from repro.schedule import Now
 
 AVERAGES = ("softmax", "logit")
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
 VIEWS = {"test": 0, "zoom": 5000, "scale_aspect": 5000}
+STATISTICS_IMAGES = 8000  # training images that batch norm's statistics are computed again from
 
 
 def counts(
@@ -96,6 +100,26 @@ def in_all_views(world, members: list[tuple], images: Images, **options) -> tupl
         correct[view] = result.pop("correct")
         results[view] = {"images": counted["images"], **result}
     return results.pop("test") | {"views": results}, correct
+
+
+def recompute_statistics(world, network: Network, stream: Stream, now: Now, workers_per_pass: int, precision: str) -> None:
+    """Gives a network the batch-norm statistics of its present weights: the mean over whole batches. Collective.
+
+    They are those of the steps from `now` on, in its stage's view, of at least `STATISTICS_IMAGES` images: each worker's own
+    mean and unbiased variance, averaged over workers and steps. The same bits on any number of ranks.
+    """
+    batch = now.workers * stream.images_per_worker
+    number = -(-STATISTICS_IMAGES // batch)
+    steps, images = now.before
+    steps_from_now = (replace(now, before=(steps + step, images + step * batch)) for step in range(number))
+    arithmetic = Exact(number * now.workers)
+    total = torch.zeros(len(network.statistics), dtype=torch.int64)
+    with world.together():
+        for request in requests(steps_from_now, workers_per_pass, world.rank, world.size):
+            total += arithmetic.scaled(network.observe(stream.batch(*request)[0], precision).cpu(), STATISTIC_BITS).long()
+            world.beat()
+    world.sum(total.numpy())
+    network.statistics.copy_(arithmetic.mean(total, STATISTIC_BITS))
 
 
 def open_run(folder: str | Path, stages: list[str] | None = None, data: str = "") -> tuple[dict, list[str], Images]:

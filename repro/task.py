@@ -10,13 +10,15 @@ from torch import nn
 from repro import ReproError, choose, recipes, whole_number
 from repro.images.data import Images
 from repro.images.packed import compare_labels, pack_embedded
-from repro.model import builder, find_device, find_precision
+from repro.model import Network, builder, find_device, find_precision
+from repro.optim import Update, rule
 from repro.paths import RUNS
 from repro.ranks import comm
 from repro.run import identity, own, records
 from repro.run.settings import MOST_THREADS, Settings, non_default
 from repro.schedule import SWITCHES, Recipe
 
+PARAMETERS = ("recipe", "data", "shrink", "model", "update", "out", "decoders", "steps", "patience")  # of `prepare`
 SHARED_SECONDS = 10.0  # within which a shared file system shows a file of one node to another
 
 
@@ -26,6 +28,7 @@ class Task:
 
     recipe: Recipe
     build: Callable[[], nn.Module]  # a model with its initial weights, from torch's generator
+    update: Callable[[Network], Update]  # the rule by which its weights change
     train: Images
     test: Images
     settings: Settings
@@ -40,6 +43,7 @@ def prepare(
     data: str = "digits",
     shrink: str = "",
     model: str = "",
+    update: str = "",
     out: str = str(RUNS),
     decoders: int = 2,
     steps: int = 0,
@@ -48,15 +52,13 @@ def prepare(
 ) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
 
-    `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `model` a ResNet's name or `mine.py:my_net`, by
-    default the recipe's; `data` a data set's name or its folder; `shrink` by default laptop for our recipes and none for
-    the user's. `options` are fields of `Settings` and of `schedule.SWITCHES`.
+    `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `model` a ResNet's name or `mine.py:my_net`, and
+    `update` a rule such as `mine.py:MyRule`, by default the recipe's; `data` a data set's name or its folder; `shrink` by
+    default laptop for our recipes and none for the user's. `options` are fields of `Settings` and of `schedule.SWITCHES`.
     """
     known = [field.name for field in fields(Settings)]
     for name in options:
-        choose(
-            "parameter", name, ["recipe", "data", "shrink", "model", "out", "decoders", "steps", "patience", *known, *SWITCHES]
-        )
+        choose("parameter", name, [*PARAMETERS, *known, *SWITCHES])
     original = recipes.find(recipe, **{name: value for name, value in options.items() if name in SWITCHES})
     ours = original.name in recipes.RECIPES
     shrink = recipes.shrink_for(original, shrink)
@@ -71,6 +73,8 @@ def prepare(
     small = recipes.shrink(original, shrink, len(train))
     if model and model != small.model:
         small = replace(small, model=model, name=f"{small.name}-{model.rpartition(':')[2]}")
+    if update and update != small.update:
+        small = replace(small, update=update, name=f"{small.name}-{update.rpartition(':')[2]}")
     if not ours:  # its author need not know how many images the data set has
         small = replace(small, epoch_images=min(small.epoch_images, len(train)))
     train.count = min(len(train), small.epoch_images)
@@ -82,8 +86,9 @@ def prepare(
     facts["originals"] = test.originals
     origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked)}
     origin["model_source"] = own.source_digest(small.model) if own.is_own(small.model) else ""
+    origin["update_source"] = own.source_digest(small.update) if small.update else ""
     run = records.Run(out, small, settings, facts, **origin)
-    return Task(small, build, train, test, settings, decoders, steps, patience, run)
+    return Task(small, build, rule(small), train, test, settings, decoders, steps, patience, run)
 
 
 def _variant(recipe: Recipe, asked: Settings) -> str:
@@ -112,7 +117,7 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
         "global_batch": small.global_batch,
         "iterations": small.iterations,
         "epochs": small.epochs(),
-        "images": small.iterations * small.global_batch,
+        "images": small.images(),
     }
 
 

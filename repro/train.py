@@ -21,13 +21,13 @@ import torch
 
 from repro import ReproError, evaluate
 from repro.allreduce import Mean
-from repro.images.data import Stream, load_ahead
+from repro.images.data import Stream, load_ahead, requests
 from repro.images.packed import pack_embedded
 from repro.journal import Journal
 from repro.ranks import comm, watch
 from repro.replica import Replica, assemble
 from repro.run import checkpoint, identity, records
-from repro.schedule import NEW_WEIGHTS, Recipe, Stage, corrected_from, learning_rate
+from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, at
 from repro.task import Task, agree, fits, prepare, share
 
 log = logging.getLogger("repro")
@@ -36,45 +36,42 @@ log = logging.getLogger("repro")
 # --- The loop -----------------------------------------------------------------------------------------------------------
 
 
-def _train(world, task: "Task") -> dict:
+def _train(world, task: Task) -> dict:
     recipe = task.recipe
     replica = assemble(world, task)
     journal = Journal(task, replica)  # restores the newest checkpoint, if there is one
     batches = _batches(world, task, journal.step)
     for number in range(journal.step, recipe.iterations):
         world.at = f"step {number + 1} of {recipe.iterations}"
-        stage, iteration = recipe.stage_at(number)
-        if iteration == 0:
-            _begin_stage(task, stage, replica)
-        rate, previous_rate = learning_rate(recipe, number), corrected_from(recipe, number)
+        now = at(recipe, number)
+        if now.iteration == 0:
+            _begin_stage(task, now.stage, replica)
         journal.ask()
-        mean = step(replica, batches, rate, stage.weight_decay, recipe.bn_momentum, previous_rate)
-        journal.enter(rate, mean)
+        mean = step(replica, batches, now)
+        journal.enter(now, mean)
     return journal.facts()
 
 
-def step(
-    replica: Replica, batches: Iterator, rate: float, weight_decay: float, bn_momentum: float, previous_rate: float = 0.0
-) -> Mean:
-    """One step of synchronous SGD over all workers. Collective.
+def step(replica: Replica, batches: Iterator, now: Now) -> Mean:
+    """One step of synchronous SGD, or of another rule, over all workers. Collective.
 
-    `batches` yields (images, labels) of this rank's workers, one after the other; a nonzero `previous_rate` enables the
-    momentum correction (see `optim.SGD`). Returns the mean over workers, whose gradient the update has overwritten.
+    `batches` yields (images, labels) of this rank's passes, one after the other. Returns the mean over workers, whose gradient
+    the update may have overwritten.
     """
-    mean = average_over_workers(replica, batches)
-    replica.optimizer.step(mean.gradient, rate, weight_decay, previous_rate)
-    replica.network.update_statistics(mean.statistics, bn_momentum)
+    mean = average_over_workers(replica, batches, now.workers)
+    replica.update.step(mean.gradient, now)
+    replica.network.update_statistics(mean.statistics, replica.bn_momentum)
     return mean
 
 
-def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
+def average_over_workers(replica: Replica, batches: Iterator, workers: int) -> Mean:
     """Averages one step's gradient, batch statistics, loss and correct predictions over all workers. Collective.
 
     This rank computes its share of the passes, one after the other. If this fails on a rank, all ranks raise at this step.
     """
     world, average, error = replica.world, replica.average, None
     try:
-        for _ in range(average.mine):
+        for _ in range(average.begin(workers)):
             images, labels = next(batches)
             average.add(replica.network.contribute(images, labels, replica.precision))
             world.beat()
@@ -87,35 +84,26 @@ def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
     return mean
 
 
-def _begin_stage(task: "Task", stage: Stage, replica: Replica) -> None:
-    """Sets momentum to zero, and loads the weights and statistics that the stage starts from, if not the current ones."""
-    replica.optimizer.history.zero_()
+def _begin_stage(task: Task, stage: Stage, replica: Replica) -> None:
+    """Loads the weights and statistics that the stage starts from, if the network has others; the update begins again."""
+    network, origin = replica.network, task.recipe.origin(stage)
     if stage.starts_from == NEW_WEIGHTS:
         # torch's generator uses 32 bits of a seed: of (seed, stage), mixed, so that no other run starts from the same weights.
         mixed = np.random.SeedSequence([task.settings.seed, task.recipe.stages.index(stage)])
         torch.manual_seed(int(mixed.generate_state(1)[0]))
-        replica.network.load(task.build().state_dict())
-    elif stage.starts_from:
+        network.load(task.build().state_dict())
+    elif origin and not stage.keep_momentum and (stage.starts_from or replica.update.finished() is not network.weights):
         with replica.world.together():
-            replica.network.load(checkpoint.load(task.run.snapshot(stage.starts_from))[0])
+            network.load(checkpoint.load(task.run.snapshot(origin.name))[0])
+    replica.update.begin(stage)
 
 
-def _batches(world, task: "Task", first: int) -> Iterator:
+def _batches(world, task: Task, first: int) -> Iterator:
     """The batches of this rank's passes, one after the other, step after step, from step `first` on."""
     recipe = task.recipe
-    stream = Stream(task.train, task.settings.seed, recipe.workers, recipe.images_per_worker)
-    starts = range(0, recipe.workers, recipe.workers_per_pass)[world.rank :: world.size]
-    requests = (
-        (
-            recipe.sample_step(number),
-            start,
-            recipe.stage_at(number)[0].augmentation,
-            min(recipe.workers_per_pass, recipe.workers - start),
-        )
-        for number in range(first, recipe.iterations)
-        for start in starts
-    )
-    return load_ahead(stream, requests, task.decoders)
+    stream = Stream(task.train, task.settings.seed, recipe.images_per_worker)
+    steps = (at(recipe, number) for number in range(first, recipe.iterations))
+    return load_ahead(stream, requests(steps, recipe.workers_per_pass, world.rank, world.size), task.decoders)
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------------

@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, precise_statistics, report, step
+from bench import apparent_size, report, step
 from bench.report import Goal
-from repro.images.data import Images, Stream
-from repro.model import Network, builder
+from repro.images.data import Images
 from repro.ranks.comm import Alone
 
 
@@ -84,27 +83,3 @@ def test_digits_of_size_one_are_the_test_set_and_others_differ_in_size_alone(dig
     assert corner[1] == pytest.approx(corner[0], rel=0.03) and corner[2] < 0.95 * corner[0], "scaling smooths the noise"
     ink = [float((each.mean((0, 1)) - each[:, 0, :2, :2].mean()).sum()) for each in (small, expected, large)]
     assert ink[0] < 0.95 * ink[1] and ink[2] > 1.02 * ink[1]
-
-
-def test_statistics_computed_anew_are_those_of_each_workers_images_alone(digits, monkeypatch):
-    workers, of_each, step_ = 3, 8, 5
-    monkeypatch.setattr(precise_statistics, "NUMBER", 2 * workers * of_each - 1)  # two steps
-    stream = Stream(Images(digits, "train"), 7, workers, of_each)
-    torch.manual_seed(0)
-    model = builder("resnet11", 10, 1, 16, "v1.5")()
-    network = Network(model, images_per_worker=of_each)
-    before = network.weights.clone()
-    precise_statistics.recompute(network, stream, "scale_aspect", step_)
-    assert torch.equal(network.weights, before)
-    seen = [model.conv1(stream.batch(step_ + n, w, "scale_aspect")[0]) for n in range(2) for w in range(workers)]
-    means, variances = (torch.stack([of(part) for part in seen]).mean(0) for of in (mean_of, variance_of))
-    assert torch.allclose(model.bn1.running_mean, means, atol=1e-5)
-    assert torch.allclose(model.bn1.running_var, variances, rtol=1e-4)
-
-
-def mean_of(images):
-    return images.mean((0, 2, 3))
-
-
-def variance_of(images):
-    return images.var((0, 2, 3))

@@ -162,7 +162,8 @@ def test_a_save_killed_at_any_point_leaves_a_checkpoint_to_continue_from(tmp_pat
 import os, signal, sys
 from pathlib import Path
 import torch
-from repro import ReproError, checkpoint
+from repro import ReproError
+from repro.run import checkpoint
 out, outcomes = Path(sys.argv[1]), set()
 
 def save(folder, step):

@@ -12,10 +12,12 @@ import torch
 from on_ranks import evaluated
 
 from repro import ReproError, evaluate
-from repro.images.data import Images
+from repro.images.data import Images, Stream
+from repro.model import Network
 from repro.ranks.comm import Alone
 from repro.resnet import build
 from repro.run import checkpoint, records
+from repro.schedule import Recipe, Stage, at
 
 COUNT = 601  # three chunks, the last of them short
 ALONE = Alone()
@@ -256,3 +258,19 @@ def test_an_ensemble_of_what_is_not_there_is_refused(run, killed, digits, tmp_pa
     (run / "snapshots" / "main.safetensors").unlink()
     with pytest.raises(ReproError, match="no snapshot"):
         evaluate.ensemble(str(run), members=["main"], data=digits)
+
+
+def test_statistics_computed_again_are_the_mean_of_each_workers_own(digits, monkeypatch):
+    monkeypatch.setattr(evaluate, "STATISTICS_IMAGES", 2 * 3 * 8 - 1)  # two steps of three workers
+    recipe = Recipe("r", (Stage("s", 9, 0.1),), workers=3, images_per_worker=8)
+    stream = Stream(Images(digits, "train"), 7, 8)
+    torch.manual_seed(0)
+    model = build("resnet11", 10, 1)
+    network = Network(model, images_per_worker=8)
+    before = network.weights.clone()
+    evaluate.recompute_statistics(Alone(), network, stream, at(recipe, 5), 2, "fp32")
+    assert torch.equal(network.weights, before)
+    seen = [model.conv1(stream.batch(at(recipe, step), worker)[0]) for step in (5, 6) for worker in range(3)]
+    means, variances = (torch.stack(values).mean(0) for values in zip(*((x.mean((0, 2, 3)), x.var((0, 2, 3))) for x in seen)))
+    assert torch.allclose(model.bn1.running_mean, means, atol=1e-5)
+    assert torch.allclose(model.bn1.running_var, variances, rtol=1e-4)

@@ -248,7 +248,8 @@ def test_the_command_line_prints_the_counts(cli, exported, digits):
 
 ON_RANKS = """
 import json, sys
-from repro import ReproError, comm, export
+from repro import ReproError, export
+from repro.ranks import comm
 data, *files = sys.argv[1:]
 found = export.evaluate(files, data)
 try:

@@ -6,12 +6,11 @@ import pandas as pd
 import pytest
 
 from repro import ReproError, recipes
-from repro.journal import completes
 from repro.paper import tables
 from repro.run import records
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
-from repro.schedule import Recipe, Stage
+from repro.schedule import Recipe, Stage, due
 
 from conftest import SMOKE, mpiexec
 
@@ -93,12 +92,11 @@ def test_rows_and_evaluations_are_those_of_the_trainer(shrink):
         if shrink == "rehearsal" and recipe.global_batch > 2**14:
             continue  # larger than a rehearsal's images
         small = recipes.shrink(recipe, shrink)
-        ends, rows, evaluations = set(small.starts[1:]), 0, 0
-        for step in range(1, small.iterations + 1):
-            evaluates = step in ends or completes(small, step, small.evaluate_every)
-            evaluations += evaluates
-            rows += evaluates or completes(small, step, small.record_every)
-        assert forecast.occasions(small) == (rows, evaluations)
+        for every in (small.evaluate_every, small.record_every):
+            found = due(small, every)
+            for step in range(1, small.iterations + 1):
+                completes = small.epochs(step) // every > small.epochs(step - 1) // every
+                assert (step in found) == (completes or step in small.starts)
 
 
 # --- With a probe -----------------------------------------------------------------------------------------------------

@@ -20,24 +20,17 @@ from repro.recipes import RECIPES
 from repro.resnet import build
 from repro.run import checkpoint, identity, records
 from repro.run.settings import Settings
-from repro.schedule import NEW_WEIGHTS, Recipe, Stage, learning_rate
+from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, learning_rate
 from repro.task import prepare, share
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
 RATE = dict(base_rate=0.2, weight_decay=0.05)
+MAIN = Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE)
+CYCLE = Stage("cycle", 2, power=2, augmentation="none", **RATE)
+BRANCH = Stage("branch", 2, starts_from="main", **RATE)
 TINY = Recipe(
-    "tiny",
-    model="resnet11",
-    workers=3,
-    images_per_worker=4,
-    epoch_images=24,
-    zero_gamma="none",
-    stages=(
-        Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE),
-        Stage("cycle", 2, power=2, augmentation="none", **RATE),
-        Stage("branch", 2, starts_from="main", **RATE),
-    ),
+    "tiny", model="resnet11", workers=3, images_per_worker=4, epoch_images=24, zero_gamma="none", stages=(MAIN, CYCLE, BRANCH)
 )
 WEIGHTS = [name for name, _ in build("resnet11", 10, 1).named_parameters()]
 
@@ -91,19 +84,20 @@ def obvious_network(state, x):
 
 def obvious_training(recipe, data, seed):
     """The ends of all stages in float64, from loops over steps, workers and parameters."""
-    stream = Stream(Images(data, "train", limit=recipe.epoch_images), seed, recipe.workers, recipe.images_per_worker)
+    stream = Stream(Images(data, "train", limit=recipe.epoch_images), seed, recipe.images_per_worker)
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}
-    ends, places, step, place = {}, {}, 0, 0  # `place` counts the steps that led to these weights
+    ends, places, history, step, place = {}, {}, {}, 0, (0, 0)  # `place` counts the steps and images that led to these weights
     for stage in recipe.stages:
         state = dict(ends[stage.starts_from]) if stage.starts_from else state
         place = places[stage.starts_from] if stage.starts_from else place
-        history = dict.fromkeys(WEIGHTS, 0)
+        workers = stage.workers or recipe.workers
+        history = history if stage.keep_momentum else dict.fromkeys(WEIGHTS, 0)
         for iteration in range(stage.iterations):
             gradients, statistics = [], []
-            for worker in range(recipe.workers):
-                images, labels = stream.batch(place, worker, stage.augmentation)
+            for worker in range(workers):
+                images, labels = stream.batch(Now(step, stage, iteration, 0.0, 0.0, workers, place), worker)
                 leaves = {name: value.clone().requires_grad_(name in WEIGHTS) for name, value in state.items()}
                 logits, means = obvious_network(leaves, images.double())
                 loss = F.cross_entropy(logits, labels)
@@ -113,7 +107,7 @@ def obvious_training(recipe, data, seed):
             if recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations:
                 momentum *= rate / learning_rate(recipe, step - 1, recipe.lr_formula)
             for name in WEIGHTS:
-                gradient = sum(each[name] for each in gradients) / recipe.workers
+                gradient = sum(each[name] for each in gradients) / workers
                 decay = 0 if not recipe.decay_bn and re.search(r"bn\d\.|downsample\.1", name) else stage.weight_decay
                 history[name] = rate * (gradient + decay * state[name]) + momentum * history[name]
                 state[name] = state[name] - history[name]
@@ -121,9 +115,9 @@ def obvious_training(recipe, data, seed):
                 seen = state[f"{name}.num_batches_tracked"] = state[f"{name}.num_batches_tracked"] + 1
                 fraction = recipe.bn_momentum / (1 - (1 - recipe.bn_momentum) ** seen)
                 for part, buffer in enumerate((f"{name}.running_mean", f"{name}.running_var")):
-                    mean = sum(each[name][part] for each in statistics).detach() / recipe.workers
+                    mean = sum(each[name][part] for each in statistics).detach() / workers
                     state[buffer] = state[buffer] + fraction * (mean - state[buffer])
-            step, place = step + 1, place + 1
+            step, place = step + 1, (place[0] + 1, place[1] + workers * recipe.images_per_worker)
         ends[stage.name], places[stage.name] = dict(state), place
     return ends
 
@@ -149,6 +143,8 @@ def test_the_small_network_is_what_the_obvious_one_says():
         {"momentum_correction": "warmup"},
         {"decay_bn": False},
         {"bn_momentum": 0.1},
+        {"stages": (replace(MAIN, workers=2), replace(CYCLE, workers=5, keep_momentum=True), replace(BRANCH, workers=4))},
+        {"stages": (MAIN, replace(CYCLE, keep_momentum=True, starts_from="main"), BRANCH), "workers_per_pass": 2},
     ],
     ids=str,
 )
@@ -309,7 +305,7 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
 
 
 @pytest.mark.counts_for("control")
-@pytest.mark.parametrize("part", ["momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
+@pytest.mark.parametrize("part", ["update:momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
 def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interrupted, tmp_path, part):
     folder = interrupted(4, tmp_path / "broken")
     newest = checkpoint.generations(folder / "checkpoints")[0]
@@ -332,7 +328,7 @@ def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interr
             lambda state, progress: state.update({"conv1.weight": torch.zeros(64, 1, 3, 3)}),
             "is not of this network: .*conv1.weight",
         ),
-        (lambda state, progress: state.pop("momentum"), "is not of this network: 'momentum'"),
+        (lambda state, progress: state.pop("update:momentum"), "is not of this network: 'update:momentum'"),
         (lambda state, progress: state.pop("bn1.running_mean"), "is not of this network: .*bn1.running_mean"),
     ],
     ids=["another run", "other classes", "other width", "no momentum", "no statistics"],

@@ -452,6 +452,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="", help=f"instead of the recipe's or shrink's: {', '.join(MODELS)}, or your own: mine.py:my_net"
     )
+    command.add_argument("--update", default="", help="rule by which weights change, instead of the recipe's: mine.py:MyRule")
     command.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
     command.add_argument(
         "--decoders", type=int, default=2, help="threads per rank that decode images ahead of the step (default: 2)"

@@ -18,6 +18,7 @@ from repro import ReproError
 from repro.images import ahead
 from repro.images.packed import Packed, Preprocessing, data_folder
 from repro.images.views import DRAWS, VIEWS, many_views, test_view
+from repro.schedule import Now
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`), which need no further threads each
 
@@ -142,24 +143,25 @@ class Stream:
     alternately: of a step's images, worker w gets the w-th, the (w + workers)-th, and so on.
     """
 
-    def __init__(self, images: Images, seed: int, workers: int, images_per_worker: int):
-        self.images, self.seed, self.workers, self.images_per_worker = images, seed, workers, images_per_worker
+    def __init__(self, images: Images, seed: int, images_per_worker: int):
+        self.images, self.seed, self.images_per_worker = images, seed, images_per_worker
         self.order = lru_cache(maxsize=2)(self._order)  # a step may span the end of one epoch and the next one's start
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.argsort(_bits(self.seed, epoch, purpose=0, start=0, count=len(self.images)), kind="stable")
 
-    def samples(self, step: int, worker: int) -> list[int]:
+    def samples(self, now: Now, worker: int) -> list[int]:
         """The record numbers that this worker sees at this step."""
-        first = step * self.workers * self.images_per_worker + worker
-        positions = range(first, first + self.workers * self.images_per_worker, self.workers)
+        _, first = now.before
+        positions = range(first + worker, first + now.workers * self.images_per_worker, now.workers)
         return [int(self.order(position // len(self.images))[position % len(self.images)]) for position in positions]
 
-    def batch(self, step: int, worker: int, augmentation: str, workers: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented images (N, C, size, size) and labels (N,) of one worker at one step, or of `workers` from this one on."""
-        samples = [sample for number in range(worker, worker + workers) for sample in self.samples(step, number)]
-        bits = _bits(self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS)
-        return self.images.seen(samples, augmentation, bits)
+    def batch(self, now: Now, worker: int, number: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented images (N, C, size, size) and labels (N,) of one worker at one step, or of `number` from this one on."""
+        samples = [sample for each in range(worker, worker + number) for sample in self.samples(now, each)]
+        steps, _ = now.before
+        bits = _bits(self.seed, steps, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS)
+        return self.images.seen(samples, now.stage.augmentation, bits)
 
 
 def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarray:
@@ -167,8 +169,15 @@ def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarr
     return np.random.Philox(key=[seed, key], counter=[start // 4, 0, 0, purpose]).random_raw(count)
 
 
+def requests(steps: Iterable[Now], workers_per_pass: int, rank: int, ranks: int) -> Generator:
+    """The arguments of `Stream.batch` for a rank's passes, one after the other, step after step."""
+    for now in steps:
+        for worker in range(0, now.workers, workers_per_pass)[rank::ranks]:
+            yield now, worker, min(workers_per_pass, now.workers - worker)
+
+
 def load_ahead(stream: Stream, requests: Iterable[tuple], threads: int) -> Generator:
-    """Yields `stream.batch(*request)` for each (step, worker, augmentation[, workers]), decoded by threads in advance.
+    """Yields `stream.batch(*request)` for each (step, worker[, number of workers]), decoded by threads in advance.
 
     Small images are kept decoded, and threads would only take the interpreter from the training step, so none are used.
     """

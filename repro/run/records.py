@@ -84,8 +84,9 @@ class Run:
         model, model_source (a digest). Recipe, settings, data, code and model_source are the run's identity.
         """
         numbers = {name: value for name, value in non_default(recipe).items() if name not in TEXTS}
-        if own.is_own(recipe.model):  # identified by its source, wherever the file is
-            numbers["model"] = own.short(recipe.model)
+        for part in ("model", "update"):
+            if own.is_own(getattr(recipe, part)):  # identified by its source, wherever the file is
+                numbers[part] = own.short(getattr(recipe, part))
         identity = {
             "recipe": numbers,
             "settings": non_default(settings),
@@ -93,6 +94,8 @@ class Run:
             "code": code_digest(),
             "model_source": origin.get("model_source", ""),
         }
+        if recipe.update:
+            identity |= {"update_source": origin["update_source"]}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
         complete = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
@@ -171,7 +174,7 @@ class Run:
     def _warn_without_models(self) -> None:
         """A complete run keeps its results when its snapshots are deleted, but has no models any more."""
         snapshots = [self.snapshot(stage["name"]) for stage in self.record["recipe"]["stages"]]
-        files = [path.with_suffix(suffix) for path in snapshots for suffix in (".safetensors", ".json")]
+        files = [Path(f"{path}{suffix}") for path in snapshots for suffix in (".safetensors", ".json")]
         if gone := [file for file in files if not file.is_file()]:
             log.warning(
                 "the results are complete, but %d of %d files of the models are gone, such as %s: what they are needed for "

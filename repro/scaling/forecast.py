@@ -10,9 +10,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
@@ -24,7 +22,7 @@ from repro.run import checkpoint, identity, records
 from repro.scaling import steptime
 from repro.scaling.probe import probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
-from repro.schedule import Recipe
+from repro.schedule import Recipe, due
 from repro.task import Task, prepare, too_many
 from repro.task import describe as described
 
@@ -152,7 +150,8 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     steps = steptime.band(map(step_seconds, steptime.resampled(probed["rows"], draws=100)))
     timed = min(len(row["seconds"][0]) for row in probed["rows"] if row["kind"] == "compute")
     evaluation = test_images / (probed["evaluated_per_second"] * layout.ranks / probed["ranks"])
-    rows, evaluations = occasions(recipe)
+    evaluated = due(recipe, recipe.evaluate_every)
+    rows, evaluations = len(evaluated | due(recipe, recipe.record_every)), len(evaluated)
     seconds = {}
     for point, step in steps.items():
         running = recipe.iterations * step + evaluations * evaluation
@@ -170,7 +169,7 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
         "global_batch": recipe.global_batch,
         "iterations": recipe.iterations,
         "epochs": recipe.epochs(),
-        "images": recipe.iterations * recipe.global_batch,
+        "images": recipe.images(),
         "ranks": layout.ranks,
         "nodes": layout.nodes,
         "step_seconds": steps["middle"],
@@ -185,18 +184,6 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
         "rank_bytes": probed["peak_bytes"],
         "node_bytes": layout.per_node * probed["peak_bytes"],
     }
-
-
-def occasions(recipe: Recipe) -> tuple[int, int]:
-    """Number of metric rows, and of evaluations among them: as in the trainer, at stages' ends and every few epochs."""
-    steps: Any = np.arange(recipe.iterations + 1)
-
-    def complete(epochs: float) -> np.ndarray:
-        return np.diff(recipe.epochs(steps) // epochs) > 0
-
-    evaluates = complete(recipe.evaluate_every)
-    evaluates[np.array(recipe.starts[1:]) - 1] = True
-    return int((evaluates | complete(recipe.record_every)).sum()), int(evaluates.sum())
 
 
 def plan(

@@ -84,18 +84,19 @@ def prepare(
     build = builder(small.model, len(train.classes), train.channels, seen.size, small.stride, small.zero_gamma)
     facts = {"name": train.name, "train": train.digest, "test": test.digest, "preprocessing": non_default(seen)}
     facts["originals"] = test.originals
-    origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked)}
+    origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked, update)}
     origin["model_source"] = own.source_digest(small.model) if own.is_own(small.model) else ""
     origin["update_source"] = own.source_digest(small.update) if small.update else ""
     run = records.Run(out, small, settings, facts, **origin)
     return Task(small, build, rule(small), train, test, settings, decoders, steps, patience, run)
 
 
-def _variant(recipe: Recipe, asked: Settings) -> str:
-    """The settings by which a run differs from its recipe's plain run, such as "lr_formula=as_designed"; "" if none."""
+def _variant(recipe: Recipe, asked: Settings, update: str) -> str:
+    """What a run differs by from its recipe's plain run, besides the model, such as "lr_formula=as_designed"; "" if nothing."""
     plain = recipes.RECIPES.get(recipe.name, recipe)
     switched = {name: value for name, value in recipes.switches_of(recipe).items() if value != getattr(plain, name)}
     switched |= {name: value for name, value in non_default(asked).items() if name != "seed"}
+    switched |= {"update": own.short(update)} if update and update != recipe.update else {}
     return ", ".join(f"{name}={value}" for name, value in switched.items())
 
 

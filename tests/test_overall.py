@@ -190,6 +190,19 @@ def test_another_profile_other_packages_and_other_data_are_changes(results, monk
     assert current.difference("smoke", results) == "no reproduction was completed here yet"
 
 
+def test_other_images_are_a_change_of_a_data_set_without_a_validation_split(data, results, tmp_path):
+    def pack(image):
+        for split in ("train", "test"):
+            path = tmp_path / "data" / "cifar10" / f"{split}.lmdb"
+            packed.write(path, "cifar10", split, ["0"], lambda start: [packed.Item(0, image)])
+
+    pack(b"old")
+    current.note("cifar10", results)
+    assert current.difference("cifar10", results) == ""
+    pack(b"new")
+    assert current.difference("cifar10", results) == "changed since the last time: data"
+
+
 # --- One table or figure ----------------------------------------------------------------------------------------------
 
 

@@ -146,7 +146,9 @@ def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_pat
 @pytest.fixture
 def results(data, tmp_path, monkeypatch):
     """A folder of results that is current, and one of code beside it."""
-    for name in ("code/repro/a.py", "code/notebooks/b.ipynb", "results/runs/r/run.json", "results/tables/t.csv"):
+    code = "repro/a.py", "repro/paper/report.css", "repro/paper/report.html.j2", "notebooks/b.ipynb"
+    made = "runs/r/run.json", "tables/t.csv", "notebooks/20-tables.ipynb"
+    for name in (*(f"code/{name}" for name in code), *(f"results/{name}" for name in made)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(current, "ROOT", tmp_path / "code")
@@ -160,11 +162,15 @@ def results(data, tmp_path, monkeypatch):
     "name, what",
     [
         ("code/repro/a.py", "code"),
+        ("code/repro/paper/report.css", "code"),
+        ("code/repro/paper/report.html.j2", "code"),
         ("code/notebooks/b.ipynb", "code"),
         ("results/runs/r/run.json", "runs"),
         ("results/runs/r/correct/m.npz", "runs"),
         ("results/tables/t.csv", "results"),
         ("results/figures/f.svg", "results"),
+        ("results/bench/scaling.json", "measurements"),
+        ("results/figures/bench-apparent_size.svg", "measurements"),
     ],
 )
 @pytest.mark.parametrize("change", ["changed", "deleted"])
@@ -178,6 +184,16 @@ def test_whatever_changes_is_found(results, name, what, change):
     else:
         return
     assert current.difference("smoke", results) == f"changed since the last time: {what}"
+
+
+def test_benchmarks_that_it_does_not_read_and_times_in_notebooks_are_no_change(results):
+    """`make bench` writes the first two, and each `make table-NAME` executes a notebook again."""
+    for name in ("bench/bench.json", "figures/bench-bench.svg", "notebooks/20-tables.ipynb"):
+        (results / name).parent.mkdir(exist_ok=True)
+        (results / name).write_text("at another time")
+    assert current.difference("smoke", results) == ""
+    (results / "notebooks" / "20-tables.ipynb").unlink()
+    assert current.difference("smoke", results) == "changed since the last time: notebooks"
 
 
 def test_another_profile_other_packages_and_other_data_are_changes(results, monkeypatch):

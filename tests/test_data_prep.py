@@ -70,6 +70,21 @@ def test_a_second_packing_gives_the_same_bytes(drawn, tmp_path):
         assert Images(str(tmp_path / drawn.name), split).digest == getattr(drawn, split).digest
 
 
+def test_drawings_are_named_after_their_folder_and_are_the_same_drawings(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawing, "COUNTS", dict.fromkeys(drawing.COUNTS, 40))
+
+    def draw(out: Path):
+        monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(out)])
+        drawing.run("", "digits", digits_set.CLASSES, digits_set.originals, digits_set.NOISE, digits_set.PREPROCESSING)
+
+    draw(tmp_path / "mine")
+    mine, whole = Images(str(tmp_path / "mine"), "val"), Images(digits, "val")
+    assert mine.name == "mine" and [mine.packed[place] for place in range(40)] == [whole.packed[place] for place in range(40)]
+    with pytest.raises(SystemExit):
+        draw(tmp_path / "letters")
+    assert "this, which is not letters, must not be packed under the name letters" in capsys.readouterr().err
+
+
 def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):
     """Each is nearer to its own original, drawn without distortion, than to the next one's in nearly all cases."""
     for split, (ink, labels) in drawn.script.originals().items():
@@ -246,6 +261,17 @@ def test_cifar10_is_packed_pixel_by_pixel(tmp_path):
         label, image = images.load(index)
         original, expected = fake[index]
         assert label == int(expected) and image[..., ::-1].tobytes() == original.tobytes()  # BGR
+
+
+def test_cifar10_is_named_after_its_folder(tmp_path, capsys, monkeypatch):
+    fake = FakeData(size=5, image_size=(3, 32, 32), num_classes=10)
+    fake.classes = [f"class {n}" for n in range(10)]
+    cifar10.pack(fake, tmp_path / "mine", "train")
+    assert Images(str(tmp_path / "mine"), "train").name == "mine"
+    monkeypatch.setattr(sys, "argv", ["cifar10.py", "--out", str(tmp_path / "digits")])
+    with pytest.raises(SystemExit):
+        cifar10.main()
+    assert "this, which is not digits, must not be packed under the name digits" in capsys.readouterr().err
 
 
 def test_cifar10_holds_out_the_last_images_of_each_class(tmp_path):

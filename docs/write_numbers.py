@@ -71,7 +71,7 @@ def goal(row: dict) -> tuple[str, bool | None]:
 
 def commit(version: str) -> str:
     """What a file's version, such as 0.1.0+95a8368-dirty, says of the code that made it."""
-    found = re.search(r"\+g?([0-9a-f]{7,40})(-dirty)?$", version)
+    found = re.search(r"\+([0-9a-f]{7,40})(-dirty)?$", version)
     if not found:
         return f"version {version}"
     if not in_history(found[1]):

@@ -11,12 +11,13 @@ import papermill
 import pytest
 import yaml
 
-from repro import notebooks, own, recipes
+from repro import __version__, notebooks, own, recipes, records
 from repro.__main__ import parser
 from repro.arguments import UsageError
 from repro.paper import single
 
 import generated
+import write_numbers
 from conftest import ROOT, python
 
 FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data_prep/README.md")]
@@ -109,6 +110,23 @@ def test_a_number_that_was_changed_by_hand_is_found(whole_history, tmp_path):
     assert done.returncode == 1 and "docs/scaling.md is not what the files say" in done.stdout, done.stderr
     assert python("-B", script).returncode == 0
     assert page.read_text() == PAGES["docs/scaling.md"]
+
+
+def test_a_version_names_its_commit_after_a_tag_as_before_it(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(write_numbers, "ROOT", tmp_path)
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    git("tag", "-a", "v0.2.0", "-m", "")
+    for message in ("second", "third"):
+        name = git("rev-parse", "--short", "HEAD")
+        assert records.code_version() == f"{__version__}+{name}"
+        assert write_numbers.commit(records.code_version()) == f"at commit {name}"
+        git("commit", "--allow-empty", "-m", message)
 
 
 @each_page

@@ -17,7 +17,7 @@ from repro import ReproError, __version__, choose, own, recipes, watch, whole_nu
 from repro.arguments import Parser
 from repro.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
-from repro.paths import DATA, RESULTS, RUNS
+from repro.paths import DATA, RESULTS, ROOT, RUNS
 from repro.records import Stopped
 from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
 from repro.settings import Settings
@@ -159,9 +159,7 @@ def train(**arguments) -> str:
         ranks = min(len(os.sched_getaffinity(0)), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
-            say(
-                f"this is one rank, on one core; `.venv/bin/mpiexec -n {ranks} {US} {again}` trains the same weights on {ranks}"
-            )
+            say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")
     return train(**arguments)
 
 
@@ -247,7 +245,8 @@ def lr(arguments: dict) -> None:
 
 
 US = ".venv/bin/python -m repro"
-ON_TWO = ".venv/bin/mpiexec -n 2 " + US
+MPIEXEC = ".venv/bin/mpiexec" if (ROOT / ".venv" / "bin" / "mpiexec").exists() else "mpiexec"  # MPI=none: the cluster's
+ON_TWO = f"{MPIEXEC} -n 2 {US}"
 A_RUN = f"RUN=$({US} train collapsed_ensemble --shrink smoke)\n"
 
 

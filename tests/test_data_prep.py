@@ -292,7 +292,7 @@ def test_without_a_validation_split_it_is_said(tmp_path):
     fake = FakeData(size=5, image_size=(3, 32, 32), num_classes=3)
     fake.classes = ["a", "b", "c"]
     cifar10.pack(fake, tmp_path / "cifar10", "train")
-    with pytest.raises(PackedError, match=r"cifar10 has no validation split .* data_prep/cifar10.py --help"):
+    with pytest.raises(PackedError, match=r"cifar10 has no validation split .*`.venv/bin/python data_prep/cifar10.py --help`"):
         Images(str(tmp_path / "cifar10"), "val")
     with pytest.raises(PackedError, match="no packed data at"):
         Images(str(tmp_path / "nothing"), "val")

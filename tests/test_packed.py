@@ -126,7 +126,7 @@ def test_what_is_not_packed_data_is_named(tmp_path, content):
 @pytest.mark.counts_for("packed")
 def test_missing_data_says_which_command_makes_it(tmp_path):
     for path in (tmp_path / "train.lmdb", tmp_path):  # a folder in place of the file
-        with pytest.raises(PackedError, match="python data_prep/digits.py"):
+        with pytest.raises(PackedError, match="make it with `.venv/bin/python data_prep/digits.py"):
             Packed(path, "digits", "train")
 
 

@@ -659,7 +659,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
         (["one_model", "--decay-bn", "maybe"], "'maybe'"),
         (["one_model", "--data", "digit"], "Did you mean digits?"),
-        (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py --out "),
+        (["one_model", "--data", "{tmp}/digits"], "make it with `.venv/bin/python data_prep/digits.py --out "),
         (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
         (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
         (["one_model", "--out", "{tmp}/circle"], "cannot write to the folder {tmp}/circle ("),

@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bench import figures
 from repro import ReproError, checkpoint, evaluate, records
 from repro.data import Images, test_view
 from repro.packed import pack_embedded
-from repro.paper import figures, ratios
+from repro.paper import ratios
+from repro.paper.figures import save
 from repro.paths import RESULTS, ROOT, replacing, writable_folder
 
 sys.path.insert(0, str(ROOT / "data_prep"))
@@ -81,7 +83,7 @@ def main() -> None:
     with replacing(writable_folder(results / "bench") / "apparent_size.csv") as temporary:
         table.round(3).to_csv(temporary, index=False)
     median = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
-    figures.save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
+    save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ import json
 import re
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, precise_statistics, report, step
+from bench import apparent_size, figures, precise_statistics, report, step
 from bench.report import Goal
 from repro.comm import Alone
 from repro.data import Images, Stream
 from repro.model import Network, builder
+from repro.paths import REFERENCE
 
 
 def test_a_small_peer_computes_the_same_loss():
@@ -69,6 +71,17 @@ def test_every_row_is_made_of_variants_that_are_measured_and_is_published(tmp_pa
 def test_a_goal_in_seconds_has_no_peer_to_draw():
     rows = [report.row("import", [0.1], [1.0], report.SECOND, "s", Goal("<=", 0.15)), report.row("a", [1.0], [1.0], "b", "s")]
     assert report.ratios(rows).empty
+
+
+def test_the_figure_of_sizes_draws_the_means_over_seeds():
+    table = pd.read_csv(REFERENCE / "bench" / "apparent_size.csv")
+    figure = figures.apparent_size(table, 1.2)
+    for axes, how in zip(figure.axes, ("drawn", "scaled")):
+        for bars, stage in zip(axes.containers, ("plain", "zero-crop-x1")):
+            rows = table[(table.how == how) & (table.stage == stage)]
+            means = [rows[rows["size"] == size].top1.mean() for size in sorted(set(rows["size"]))]
+            assert bars[0].get_ydata() == pytest.approx(means)
+    plt.close(figure)
 
 
 def test_digits_of_size_one_are_the_test_set_and_others_differ_in_size_alone(digits, monkeypatch):

@@ -103,8 +103,8 @@ def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):
         assert (likeness(plain) > likeness(np.roll(plain, 1, axis=0))).mean() > 0.85
 
 
-def test_limit_limits_the_originals(digits):
-    assert [Images(digits, "train", limit=limit).originals for limit in (10, 700, 701, None)] == [10, 700, 700, 700]
+def test_the_first_images_have_no_more_originals(digits):
+    assert [Images(digits, "train").first(number).originals for number in (10, 700, 701, 20_000)] == [10, 700, 700, 700]
 
 
 def test_sizes_and_classes(drawn):

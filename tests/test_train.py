@@ -86,7 +86,7 @@ def obvious_network(state, x):
 
 def obvious_training(recipe, data, seed):
     """The ends of all stages in float64, from loops over steps, workers and parameters."""
-    stream = Stream(Images(data, "train", limit=recipe.epoch_images), seed, recipe.workers, recipe.images_per_worker)
+    stream = Stream(Images(data, "train").first(recipe.epoch_images), seed, recipe.workers, recipe.images_per_worker)
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}

@@ -15,6 +15,7 @@ from repro import __version__, notebooks, own, recipes, records
 from repro.__main__ import parser
 from repro.arguments import UsageError
 from repro.paper import single
+from repro.paper.names import COLUMNS
 
 import generated
 import write_numbers
@@ -206,14 +207,15 @@ def check_parameters(path, given):
     )
 
 
-def test_the_results_page_has_every_column():
-    named = set(re.findall(r"`([^`\n]+)`", PAGES["docs/results.md"]))
+def test_the_results_page_has_every_table_and_every_column_of_them():
+    named, columns = set(re.findall(r"`([^`\n]+)`", PAGES["docs/results.md"])), set()
     for path in sorted((ROOT / "results" / "reference" / "tables").glob("*.csv")):
+        assert path.stem in named
         if path.stem not in ("runs", "evaluations"):  # `tidy.runs` describes these
             with path.open(newline="") as file:
-                columns = next(csv.reader(file))
-            assert {re.sub("_(low|high)$", "", name) for name in columns} - {"low", "high"} <= named | {"low_originals"}, path
-            assert path.stem in named
+                columns |= {re.sub("_(low|high)$", "", name) for name in next(csv.reader(file))}
+    assert columns == {name for name, column in COLUMNS.items() if column.meaning}
+    assert columns == set(re.findall(r"^\|`([^`]+)`\|.", generated.columns(), re.M))
 
 
 @each_page

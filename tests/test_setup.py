@@ -80,10 +80,9 @@ def test_make_alone_lists_every_target():
     assert re.findall(r"^  ([a-z]+-NAME)  +\w", said.stdout, re.M) == ["table-NAME", "figure-NAME"]
 
 
-def test_help_lists_each_profile_with_its_cost():
-    said = make("help").stdout
-    listed = dict(re.findall(r"^ {25,}(\w+)  +(\w.*)$", said, re.M))
-    assert listed == {name: profile.about.replace("`", "'") for name, profile in PROFILES.items()}
+def test_help_lists_each_profile():
+    listed = re.search(r"what reproduce trains: (.*);", make("help").stdout)[1]
+    assert re.split(", | or ", listed) == list(PROFILES)
 
 
 def test_one_table_or_figure_is_a_target():
@@ -190,8 +189,9 @@ def test_tracked_files_are_small_and_name_no_machine():
 
 def test_the_version_is_the_same_everywhere():
     """pyproject.toml has none of its own: setuptools reads the package's, which must be a literal."""
-    import repro
     from setuptools.config.pyprojecttoml import read_configuration
+
+    import repro
 
     built = read_configuration(ROOT / "pyproject.toml")["project"]["version"]
     written = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]

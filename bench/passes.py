@@ -13,7 +13,7 @@ import torch
 
 from bench import report
 from repro import train
-from repro.images.data import Stream, load_ahead, requests
+from repro.images.data import Images, Stream, load_ahead, requests
 from repro.ranks import comm
 from repro.ranks.memory import keep_freed
 from repro.replica import assemble
@@ -25,6 +25,12 @@ RECIPES = "collapsed_ensemble", "resnet50_448nodes"  # 2 workers of 32 images a 
 ROUNDS, SECONDS = 7, 2.0
 
 
+class SingleImages(Images):
+    """Images whose views are made one at a time, as those of different sizes are."""
+
+    arrays = None
+
+
 class Setting:
     """Steps of a recipe on digits, with one worker in a pass, or with views of one image at a time, or neither."""
 
@@ -33,7 +39,7 @@ class Setting:
         if single_workers:
             task = replace(task, recipe=replace(task.recipe, workers_per_pass=1))
         if single_images:
-            task.train.__dict__["arrays"] = None  # as of images of different sizes
+            task = replace(task, train=SingleImages("digits", "train").first(task.recipe.epoch_images))
         self.recipe = task.recipe
         self.replica = assemble(comm.Alone(), task)
         endless = steady(self.recipe.workers, self.recipe.images_per_worker)

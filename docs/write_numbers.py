@@ -9,10 +9,11 @@ A page marks a place by <!-- numbers: NAME -->, where NAME is a key of PLACES be
 import csv
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, median
+
+from repro.paper.names import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,27 +67,16 @@ def goal(row: dict) -> tuple[str, bool | None]:
     """A benchmark row's goal as text, and whether its ratio meets it; ("", None) where it has none."""
     if not row["goal"]:
         return "", None
-    # bench/*.json of before {"sign": ">=", "bound": 1.3} have the string ">= 1.3"
-    sign, bound = row["goal"].split() if isinstance(row["goal"], str) else (row["goal"]["sign"], row["goal"]["bound"])
-    return f"{sign} {bound}", row["ratio"] >= float(bound) if sign == ">=" else row["ratio"] <= float(bound)
+    sign, bound = row["goal"]["sign"], row["goal"]["bound"]
+    return f"{sign} {bound}", row["ratio"] >= bound if sign == ">=" else row["ratio"] <= bound
 
 
 def commit(version: str) -> str:
     """What a file's version, such as 0.1.0+95a8368-dirty, says of the code that made it."""
-    found = re.search(r"\+g?([0-9a-f]{7,40})(-dirty)?$", version)
+    found = re.search(r"\+([0-9a-f]{7,40})(-dirty)?$", version)
     if not found:
         return f"version {version}"
-    if not in_history(found[1]):
-        return "by a version before the repository's history"
     return f"at commit {found[1]}" + (" with uncommitted changes" if found[2] else "")
-
-
-def in_history(name: str) -> bool:
-    return git("merge-base", "--is-ancestor", name, "HEAD").returncode == 0
-
-
-def git(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -95,7 +85,13 @@ def git(*words: str) -> subprocess.CompletedProcess:
 def table(head: str, lines: list[list]) -> str:
     """Markdown; links are relative to the project's folder."""
     columns = head.split(" | ")
-    return "\n".join("|" + "|".join(map(str, line)) + "|" for line in [columns, ["---"] * len(columns), *lines])
+    cells = [columns, ["---"] * len(columns), *([str(cell).replace("|", r"\|") for cell in line] for line in lines)]
+    return "\n".join("|" + "|".join(line) + "|" for line in cells)
+
+
+def heads(*columns: str) -> str:
+    """What people call these columns of a table of results."""
+    return " | ".join(COLUMNS[name].heading for name in columns)
 
 
 def made(path: str, command: str, when: str, versions: set, machine: str, more: str) -> str:
@@ -184,8 +180,9 @@ def digits_answers() -> str:
         ]
         for row in answers()
     ]
-    head = "claim | n | top-1, % | against, % | difference (95% interval) | sd | detectable | p | verdict | zoom | train view"
-    return table(head, lines) + "\n\n" + origin()
+    head = f"{heads('claim', 'n', 'top1', 'against', 'difference')} (95% interval)"
+    others = heads("sd", "detectable", "p_holm", "verdict", "difference_zoom", "difference_scale_aspect")
+    return table(f"{head} | {others}", lines) + "\n\n" + origin()
 
 
 def digits_pilot() -> str:
@@ -200,7 +197,7 @@ def digits_pilot() -> str:
         ]
         for row in rows_of(f"{REFERENCE}/bench/pilot.csv")
     ]
-    return table("topic | claim | n | sd | upper limit of sd | seeds for +-0.3 | by the upper limit", lines)
+    return table(f"{heads('topic', 'claim', 'n', 'sd')} | its upper limit | seeds for +-0.3 | by the upper limit", lines)
 
 
 def digits_size() -> str:
@@ -229,7 +226,8 @@ def digits_precise() -> str:
         lines.append(
             [row["claim"], min(int(row["n"]), int(row["n_other"])), f"{float(row['running']):+.2f}", difference(row), verdict]
         )
-    return table("claim | n | difference, running statistics | recomputed (95% interval) | verdict", lines)
+    head = f"{heads('claim', 'n')} | difference, running statistics | recomputed (95% interval) | {heads('verdict')}"
+    return table(head, lines)
 
 
 def digits_ratios() -> str:
@@ -242,7 +240,7 @@ def digits_ratios() -> str:
         ]
         for row in rows_of(f"{REFERENCE}/tables/ratios.csv")
     ]
-    return table("ratio | recipe | ImageNet | digits | factor | kept, or why not", lines)
+    return table(f"{heads('ratio', 'recipe', 'imagenet', 'small', 'factor')} | kept, or why not", lines)
 
 
 def digits_regime() -> str:
@@ -276,7 +274,7 @@ def digits_accuracy() -> str:
         for row in rows_of(f"{REFERENCE}/tables/accuracy.csv")
         if row["data"] == "digits" and not row.get("variant")
     ]
-    return table("recipe | shrink | members | n | mean top-1, % | standard deviation | range", lines)
+    return table(f"{heads('recipe', 'shrink', 'members', 'n', 'top1', 'sd')} | range", lines)
 
 
 def digits_loss() -> str:
@@ -369,15 +367,16 @@ def scaling_measured() -> str:
             row["n"],
             f"{float(row['seconds']):.3f} ({float(row['low']):.3f} to {float(row['high']):.3f})",
             f"{float(row['images_per_s']):.1f}",
-            f"{float(row['efficiency']):.0f}%",
-            f"{float(row['error']):+.1f}%",
+            f"{float(row['efficiency']):.0f}",
+            f"{float(row['error']):+.1f}",
         ]
         for row in rows
     ]
     path = f"{REFERENCE}/bench/probe.json"
     found = read(path)
     more = f"{rows[0]['model']} at {rows[0]['size']} px, `{found['reduction']}`, {found['precision']}"
-    head = "ranks | images per rank | n (steps) | seconds per step (5 to 95%) | images/s | efficiency | error of the MODEL"
+    head = f"{heads('ranks', 'images', 'n_steps', 'seconds')} (5 to 95%) | {heads('step_rate', 'efficiency')}"
+    head += f" | MODEL: {heads('error')}"
     machine = f"{found['cores']} cores ({found['processor']}), load {found['load_before']:.1f} before"
     return table(head, lines) + "\n\n" + made(path, "11-scaling", found["when"], {found["version"]}, machine, more)
 
@@ -388,12 +387,13 @@ def scaling_papers_nodes() -> str:
             row["nodes"],
             row["images"],
             "nothing" if row["buckets"] == "1" else f"{row['buckets']} buckets",
-            f"{float(row['efficiency']):.0f}% ({float(row['efficiency_low']):.0f} to {float(row['efficiency_high']):.0f})",
-            f"{float(row['efficiency_48_cores']):.0f}%",
+            f"{float(row['efficiency']):.0f} ({float(row['efficiency_low']):.0f} to {float(row['efficiency_high']):.0f})",
+            f"{float(row['efficiency_48_cores']):.0f}",
         ]
         for row in rows_of(f"{REFERENCE}/tables/scaling_papers_nodes.csv")
     ]
-    return table("nodes | images per process | overlapped | efficiency, MODEL (5 to 95%) | of all 48 cores", lines)
+    head = f"{heads('nodes', 'images_per_process')} | overlapped | MODEL: {heads('efficiency')} (5 to 95%)"
+    return table(f"{head} | {heads('efficiency_48_cores')}", lines)
 
 
 def scaling_checks() -> str:
@@ -474,8 +474,6 @@ def filled(page: Path) -> str:
 
 
 def main(check: bool) -> int:
-    if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
-        sys.exit("docs/write_numbers.py names commits, so it needs the repository's whole history: git fetch --unshallow")
     stale = [page for page in PAGES if filled(page) != page.read_text()]
     for page in stale:
         print(f"{page.relative_to(ROOT)} {'is not what the files say: run docs/write_numbers.py' if check else 'written'}")

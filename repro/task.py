@@ -77,7 +77,7 @@ def prepare(
         small = replace(small, update=update, name=f"{small.name}-{update.rpartition(':')[2]}")
     if not ours:  # its author need not know how many images the data set has
         small = replace(small, epoch_images=min(small.epoch_images, len(train)))
-    train.count = min(len(train), small.epoch_images)
+    train = train.first(small.epoch_images)
     device = find_device(asked.device, comm.world().node_rank)
     settings = replace(asked, device=device, precision=find_precision(asked.precision, device, train.small))
     seen = train.preprocessing

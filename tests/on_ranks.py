@@ -51,7 +51,7 @@ def evaluated(world, digits):
         torch.manual_seed(seed)
         states.append(build("resnet11", 10, 1).state_dict())
     model = build("resnet11", 10, 1)
-    counts = evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=601))
+    counts = evaluate.counts(world, [(model, state) for state in states], Images(digits, "test").first(601))
     for row in (*counts["members"], counts["ensemble"]):
         row["correct"] = row["correct"].tolist()
     return counts

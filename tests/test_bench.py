@@ -4,14 +4,17 @@ import json
 import re
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, report, step
+from bench import apparent_size, figures, regime, report, step
 from bench.report import Goal
 from repro.images.data import Images
+from repro.paths import REFERENCE
 from repro.ranks.comm import Alone
+from repro.recipes import RECIPES, SHRINKS
 
 
 def test_a_small_peer_computes_the_same_loss():
@@ -70,6 +73,17 @@ def test_a_goal_in_seconds_has_no_peer_to_draw():
     assert report.ratios(rows).empty
 
 
+def test_the_figure_of_sizes_draws_the_means_over_seeds():
+    table = pd.read_csv(REFERENCE / "bench" / "apparent_size.csv")
+    figure = figures.apparent_size(table, 1.2)
+    for axes, how in zip(figure.axes, ("drawn", "scaled")):
+        for bars, stage in zip(axes.containers, ("plain", "zero-crop-x1")):
+            rows = table[(table.how == how) & (table.stage == stage)]
+            means = [rows[rows["size"] == size].top1.mean() for size in sorted(set(rows["size"]))]
+            assert bars[0].get_ydata() == pytest.approx(means)
+    plt.close(figure)
+
+
 def test_digits_of_size_one_are_the_test_set_and_others_differ_in_size_alone(digits, monkeypatch):
     monkeypatch.setattr(apparent_size, "NUMBER", 1000)
     images = Images(digits, "test")
@@ -83,3 +97,20 @@ def test_digits_of_size_one_are_the_test_set_and_others_differ_in_size_alone(dig
     assert corner[1] == pytest.approx(corner[0], rel=0.03) and corner[2] < 0.95 * corner[0], "scaling smooths the noise"
     ink = [float((each.mean((0, 1)) - each[:, 0, :2, :2].mean()).sum()) for each in (small, expected, large)]
     assert ink[0] < 0.95 * ink[1] and ink[2] > 1.02 * ink[1]
+
+
+def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tmp_path, monkeypatch):
+    known, asked = dict(SHRINKS), []
+
+    def train(recipe, **given):
+        asked.append((recipe, given))
+        return str(tmp_path)
+
+    monkeypatch.setattr(regime, "train", train)
+    monkeypatch.setattr(regime.records, "read", lambda _: {"ends": {"main": {"top1": 3, "images": 4, "train_top1": 0.5}}})
+    rows = regime.trials("rate", "batch_2048", (3.0, 48.0), digits, tmp_path, epochs=1 / 30)
+    assert known == SHRINKS and list(rows.validation_top1) == [75.0] * 4 and list(rows.seed) == [*regime.SEEDS] * 2
+    for (recipe, given), value in zip(asked, (3.0, 3.0, 48.0, 48.0)):
+        assert recipe.name == f"batch_2048-rate-{value:g}" and given["split"] == "val"
+        expected = value / 128 * RECIPES["batch_2048"].stages[0].base_rate * 128 / 64  # a 64th of the batch
+        assert recipe.stages[0].base_rate == pytest.approx(expected)

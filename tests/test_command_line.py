@@ -80,7 +80,7 @@ def test_help_ends_with_an_example_that_can_be_pasted(name):
     lines = [line.strip() for line in text.rpartition("\nexample:\n")[2].splitlines()]
     assert any(f"-m repro {name}" in line for line in lines), text
     for line in lines:
-        assert re.match(r"(RUN=\$\()?\.venv/bin/(mpiexec -n 2 \.venv/bin/)?python -m repro ", line), line
+        assert re.match(r"(RUN=\$\()?((\.venv/bin/)?mpiexec -n 2 )?\.venv/bin/python -m repro ", line), line
         for part in re.findall(r"-m repro ([^()]*)", line):
             words = shlex.split(part)
             required = words[0] == "evaluate" and "--data" not in words  # the words inside $( ) stand between
@@ -174,11 +174,22 @@ def test_a_run_that_is_continued_says_where(cli, digits, killed, tmp_path):
 def test_one_rank_on_several_cores_is_told_of_the_others(cli, digits, tmp_path):
     few = ["--steps", "1", "--out", str(tmp_path), "--data", digits]
     status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", *few)
-    assert status == 75 and "this is one rank, on one core; `.venv/bin/mpiexec -n " in said
+    assert status == 75 and f"this is one rank, on one core; `{__main__.MPIEXEC} -n " in said
     pasted = re.search(r"-m repro (train .*)` trains", said)[1]
     assert parser().parse_args(shlex.split(pasted)).data == digits
     status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", "--threads", "2", *few)
     assert status == 75 and "one rank, on" not in said
+
+
+@pytest.mark.parametrize("mpi, named", [("mpich", ".venv/bin/mpiexec"), ("none", "mpiexec")])
+def test_examples_name_the_mpiexec_that_there_is(tmp_path, mpi, named):
+    """`make setup MPI=none` puts none into .venv: it is the cluster's."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    if mpi == "mpich":
+        (tmp_path / ".venv" / "bin" / "mpiexec").touch()
+    code = f"import pathlib; from repro import paths; paths.ROOT = pathlib.Path({str(tmp_path)!r}); from repro import __main__"
+    told = python("-c", f"{code}; print(__main__.ON_TWO)")
+    assert told.stdout.strip() == f"{named} -n 2 .venv/bin/python -m repro", told.stderr
 
 
 @pytest.mark.parametrize("given, read", [([], "results/reference/runs"), (["--runs", "{out}"], "{out}")])

@@ -131,7 +131,7 @@ def test_the_batch_of_several_workers_is_theirs_one_after_the_other(digits, augm
 
 @pytest.mark.parametrize("view", ["test", "zoom", "scale_aspect"])
 def test_a_test_image_looks_the_same_in_every_batch(digits, view):
-    images = Images(digits, "test", limit=40)
+    images = Images(digits, "test").first(40)
     whole, labels = images.test_batch(0, 40, view)
     for start, stop in ((0, 1), (13, 20), (39, 40)):
         part, of_part = images.test_batch(start, stop, view)
@@ -369,9 +369,12 @@ def test_a_record_that_is_no_image_is_named(tmp_path):
             Images(str(tmp_path / "digits"), "train").load(index)
 
 
-def test_limit_takes_the_first_images(digits):
-    assert len(Images(digits, "train")) == 20_000 and len(Images(digits, "train", limit=7)) == 7
-    assert len(Images(digits, "train", limit=10**6)) == 20_000
+def test_the_first_images_are_a_set_of_their_own(digits):
+    whole = Images(digits, "train")
+    before, labels, pixels = whole.first(7), *whole.arrays
+    for first in (before, whole.first(7)):  # and after all images were decoded
+        assert (len(first), len(whole), len(whole.first(10**6))) == (7, 20_000, 20_000)
+        assert np.array_equal(first.arrays[0], labels[:7]) and np.array_equal(first.arrays[1], pixels[:7])
 
 
 # --- Loading ahead -----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ ALONE = Alone()
 @pytest.fixture(scope="module")
 def logits(digits):
     """Each of two random members' logits (float64), an image at a time, and the labels."""
-    images, members = Images(digits, "test", limit=COUNT), []
+    images, members = Images(digits, "test").first(COUNT), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         model = build("resnet11", 10, 1).eval()
@@ -70,7 +70,7 @@ def random_states(number, spread=1.0):
 
 def counts(digits, states, limit=COUNT, world=ALONE, **options):
     model = build("resnet11", 10, 1)
-    return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=limit), **options)
+    return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test").first(limit), **options)
 
 
 def test_counts_equal_the_obvious_loop(digits, logits):
@@ -93,7 +93,7 @@ def test_counts_need_not_guess_at_a_tie():
 def test_an_ensemble_averages_predictions(digits, average):
     states = random_states(3, spread=400)  # sure of themselves, so the two averages differ
     labels, members = [], [[] for _ in states]
-    images, model = Images(digits, "test", limit=COUNT), build("resnet11", 10, 1).eval()
+    images, model = Images(digits, "test").first(COUNT), build("resnet11", 10, 1).eval()
     for member, state in zip(members, states):
         model.load_state_dict(state)
         with torch.no_grad():
@@ -144,7 +144,7 @@ def test_evaluation_leaves_training_alone(digits):
     """The test images of a batch do not influence each other, and running statistics stay."""
     state = random_states(1)[0]
     model = build("resnet11", 10, 1)
-    evaluate.counts(Alone(), [(model, state)], Images(digits, "test", limit=300))
+    evaluate.counts(Alone(), [(model, state)], Images(digits, "test").first(300))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -155,7 +155,7 @@ def test_an_unknown_average_is_told_what_was_meant(digits):
 
 def test_the_zoomed_view_and_the_training_view_show_other_images_and_the_same_ones_each_time(digits):
     """Against the forward pass of each image alone, as `Images` shows it."""
-    (state,), images, model = random_states(1, spread=400), Images(digits, "test", limit=300), build("resnet11", 10, 1).eval()
+    (state,), images, model = random_states(1, spread=400), Images(digits, "test").first(300), build("resnet11", 10, 1).eval()
     model.load_state_dict(state)
     found = {}
     for view in evaluate.VIEWS:
@@ -172,7 +172,7 @@ def test_the_zoomed_view_and_the_training_view_show_other_images_and_the_same_on
 @pytest.mark.parametrize("members", [1, 2])
 def test_in_all_views_is_counts_of_each_view(digits, monkeypatch, members):
     monkeypatch.setitem(evaluate.VIEWS, "zoom", 100)
-    states, images, model = random_states(members, spread=400), Images(digits, "test", limit=301), build("resnet11", 10, 1)
+    states, images, model = random_states(members, spread=400), Images(digits, "test").first(301), build("resnet11", 10, 1)
     result, correct = evaluate.in_all_views(ALONE, [(model, state) for state in states], images, average="logit")
     assert list(correct) == ["test", "zoom", "scale_aspect"] and list(result["views"]) == ["zoom", "scale_aspect"]
     for view, number in (("test", 301), ("zoom", 100), ("scale_aspect", 301)):
@@ -228,7 +228,7 @@ def test_an_ensemble_of_a_run_averages_its_snapshots_and_is_recorded(run, digits
     states = [checkpoint.load(run / "snapshots" / stage)[0] for stage in ("main", "collapse")]
     views = {}
     for view, images in (("test", 20_000), ("zoom", 5000), ("scale_aspect", 5000)):
-        views[view] = counts(digits, states, limit=None, view=view)["ensemble"] | {"images": images}
+        views[view] = counts(digits, states, limit=20_000, view=view)["ensemble"] | {"images": images}
     correct = {view: expected.pop("correct").tolist() for view, expected in views.items()}
     for average in ("softmax", "logit", "softmax"):
         entry = evaluate.ensemble(str(run), members=["main", "collapse"], average=average, data=digits)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from repro import ReproError, recipes
 from repro.paper import tables
-from repro.run import records
+from repro.run import checkpoint, records
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage, due
@@ -50,14 +51,30 @@ def probed(ranks: int = 2) -> dict:
 def test_a_count_by_hand():
     found = forecast.estimate(SMALL, probed(), 100, Layout(per_node=2))
     step = 0.5 + 3 * 0.8 + 24 * 0.01  # 6 workers on 2 ranks: 3 a rank
-    # 2 steps an epoch: rows after steps 2, 4, 6, 8, 10; evaluations after 4 and 8 and at the stages' ends, 6 and 10
-    seconds = 10 * step + 4 * 100 / 50 + (2 * 2 + (10 * step + 8) / 30) * 0.25
+    # 2 steps an epoch: rows after steps 2, 4, 6, 8, 10; evaluations after 4 and 8 and at the stages' ends, 6 and 10, where
+    # there are three views
+    evaluation = (100 + 300 + 100 + 300) / 50
+    seconds = 10 * step + evaluation + (2 * 2 + (10 * step + evaluation) / 30) * 0.25
     assert found["step_seconds"] == pytest.approx(step) and found["evaluations"] == 4
     assert found["seconds"] == pytest.approx(seconds) and found["hours"] == pytest.approx(seconds / 3600)
     assert found["seconds_low"] == pytest.approx(seconds) == pytest.approx(found["seconds_high"])  # no noise
-    assert found["run_bytes"] == 2 * 1000 + 3 * (1000 + 800)
+    assert found["run_bytes"] == 2 * 1000 + 4 * (1000 + 800)
     assert found["node_bytes"] == 2 * 10**9 and found["images"] == 10 * 48
     assert found["label"] == "measured pace"
+
+
+def test_the_other_views_of_a_large_test_set_are_of_its_first_images_only():
+    few, many = (forecast.estimate(SMALL, probed() | {"save_seconds": 0}, n, Layout(per_node=2)) for n in (4_000, 50_000))
+    assert few["seconds"] - many["seconds"] == pytest.approx((8 * 4_000 - (4 * 50_000 + 4 * 5_000)) / 50)
+
+
+def test_so_many_checkpoints_are_on_disk_at_once(tmp_path):
+    found = []
+    for step in range(1, 9):
+        checkpoint.save(tmp_path / "checkpoints" / str(step), {"weights": torch.zeros(3)}, {})
+        found.append(len(checkpoint.generations(tmp_path / "checkpoints")))
+        checkpoint.prune(tmp_path / "checkpoints")
+    assert max(found) == forecast.MOST_KEPT
 
 
 def test_other_ranks_than_those_at_hand_are_the_models():

@@ -116,6 +116,17 @@ def test_questions_have_ids_of_their_own_and_their_verdicts(found):
                 assert row.low <= answers.difference[question.claim] <= row.high and row.commit
 
 
+def test_folders_of_an_earlier_version_or_of_a_run_that_has_just_begun_are_passed_over(found, tmp_path):
+    for folder in (REFERENCE / "runs").iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    recipe = questions.QUESTIONS[-1].better.recipe
+    (tmp_path / f"{recipe}-laptop-digits-seed0-begun").mkdir()
+    old = tmp_path / f"{recipe}-laptop-digits-seed0-old"
+    old.mkdir()
+    (old / "run.json").write_text(json.dumps({"recipe": recipe, "version": "0.1.0"}))
+    pd.testing.assert_frame_equal(ledger.ledger(tmp_path, REFERENCE).set_index("id"), found)
+
+
 def test_a_missed_claim_ends_the_command_with_status_4(tmp_path, cli):
     code = (
         "import sys; from repro.paper import tables; read = tables.published\n"

@@ -150,7 +150,9 @@ def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_pat
 @pytest.fixture
 def results(data, tmp_path, monkeypatch):
     """A folder of results that is current, and one of code beside it."""
-    for name in ("code/repro/a.py", "code/notebooks/b.ipynb", "results/runs/r/run.json", "results/tables/t.csv"):
+    code = "repro/a.py", "repro/paper/report.css", "repro/paper/report.html.j2", "notebooks/b.ipynb"
+    made = "runs/r/run.json", "tables/t.csv", "notebooks/20-tables.ipynb"
+    for name in (*(f"code/{name}" for name in code), *(f"results/{name}" for name in made)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(current, "ROOT", tmp_path / "code")
@@ -164,11 +166,15 @@ def results(data, tmp_path, monkeypatch):
     "name, what",
     [
         ("code/repro/a.py", "code"),
+        ("code/repro/paper/report.css", "code"),
+        ("code/repro/paper/report.html.j2", "code"),
         ("code/notebooks/b.ipynb", "code"),
         ("results/runs/r/run.json", "runs"),
         ("results/runs/r/correct/m.npz", "runs"),
         ("results/tables/t.csv", "results"),
         ("results/figures/f.svg", "results"),
+        ("results/bench/scaling.json", "measurements"),
+        ("results/figures/bench-apparent_size.svg", "measurements"),
     ],
 )
 @pytest.mark.parametrize("change", ["changed", "deleted"])
@@ -184,6 +190,16 @@ def test_whatever_changes_is_found(results, name, what, change):
     assert current.difference("smoke", results) == f"changed since the last time: {what}"
 
 
+def test_benchmarks_that_it_does_not_read_and_times_in_notebooks_are_no_change(results):
+    """`make bench` writes the first two, and each `make table-NAME` executes a notebook again."""
+    for name in ("bench/bench.json", "figures/bench-bench.svg", "notebooks/20-tables.ipynb"):
+        (results / name).parent.mkdir(exist_ok=True)
+        (results / name).write_text("at another time")
+    assert current.difference("smoke", results) == ""
+    (results / "notebooks" / "20-tables.ipynb").unlink()
+    assert current.difference("smoke", results) == "changed since the last time: notebooks"
+
+
 def test_another_profile_other_packages_and_other_data_are_changes(results, monkeypatch):
     assert current.difference("letters", results).startswith("changed since the last time: profile, data")
     monkeypatch.setattr(identity, "package_versions", lambda: {"torch": "0"})
@@ -192,6 +208,19 @@ def test_another_profile_other_packages_and_other_data_are_changes(results, monk
     assert current.difference("smoke", results).startswith("changed since the last time: profile, code")
     (results / current.NAME).write_text("{")
     assert current.difference("smoke", results) == "no reproduction was completed here yet"
+
+
+def test_other_images_are_a_change_of_a_data_set_without_a_validation_split(data, results, tmp_path):
+    def pack(image):
+        for split in ("train", "test"):
+            path = tmp_path / "data" / "cifar10" / f"{split}.lmdb"
+            packed.write(path, "cifar10", split, ["0"], lambda start: [packed.Item(0, image)])
+
+    pack(b"old")
+    current.note("cifar10", results)
+    assert current.difference("cifar10", results) == ""
+    pack(b"new")
+    assert current.difference("cifar10", results) == "changed since the last time: data"
 
 
 # --- One table or figure ----------------------------------------------------------------------------------------------

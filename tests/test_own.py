@@ -160,7 +160,7 @@ def test_the_finished_weights_are_tested_and_kept_with_statistics_of_their_own(a
             average = 0.9 * average + 0.1 * state[name]
         assert torch.allclose(found[name], average, atol=1e-6), name
     recipe = Recipe("r", (Stage("s", 9, 0.3),), workers=3, images_per_worker=4)
-    model, stream = build("resnet11", 10, 1), Stream(Images(digits, "train", limit=300), 0, 4)
+    model, stream = build("resnet11", 10, 1), Stream(Images(digits, "train").first(300), 0, 4)
     model.load_state_dict(found)
     seen = [model.conv1(stream.batch(at(recipe, step), worker)[0]) for step in (3, 4) for worker in range(3)]
     mean = torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0)

@@ -50,8 +50,10 @@ def test_what_is_kept_is_small_and_complete(tmp_path):
     for name in kept + left:
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).touch()
-    for name, status in (("a", "complete"), ("b", "running")):
-        record = records.read(next((REFERENCE / "runs").iterdir())) | {"status": status, "base": "collapse_parts"}
+    (results / "runs" / "just begun").mkdir()
+    (results / "runs" / "old").mkdir()
+    for name, facts in (("a", {"status": "complete"}), ("b", {"status": "running"}), ("old", {"format": 1})):
+        record = records.read(next((REFERENCE / "runs").iterdir())) | {"base": "collapse_parts"} | facts
         (results / "runs" / name / "run.json").write_text(json.dumps(record))
     (reference / "runs" / "old").mkdir(parents=True)
     measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands

@@ -627,6 +627,16 @@ def test_a_small_recipe_keeps_the_ratios_and_says_so(name, profile):
         )
 
 
+def test_a_recipe_is_made_small_by_a_shrink_of_ones_own():
+    one = dataclasses.replace(SHRINKS["laptop"], name="faster", rate=2 * SHRINKS["laptop"].rate, scale_decay=False)
+    known = dict(SHRINKS)
+    for recipe in RECIPES.values():
+        plain, faster = (shrink(recipe, profile, 20_000) for profile in ("laptop", one))
+        assert faster.name == f"{recipe.name}-faster" and faster.iterations == plain.iterations
+        assert [stage.base_rate for stage in faster.stages] == [2 * stage.base_rate for stage in plain.stages]
+    assert shrink(recipe, SHRINKS["laptop"], 20_000) == plain and known == SHRINKS
+
+
 def decay_sum(recipe):
     """Sum over all steps of rate times weight decay: how much the weights shrink over the recipe."""
     steps = range(recipe.iterations)

@@ -84,7 +84,7 @@ def obvious_network(state, x):
 
 def obvious_training(recipe, data, seed):
     """The ends of all stages in float64, from loops over steps, workers and parameters."""
-    stream = Stream(Images(data, "train", limit=recipe.epoch_images), seed, recipe.images_per_worker)
+    stream = Stream(Images(data, "train").first(recipe.epoch_images), seed, recipe.images_per_worker)
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}
@@ -673,7 +673,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
         (["one_model", "--decay-bn", "maybe"], "'maybe'"),
         (["one_model", "--data", "digit"], "Did you mean digits?"),
-        (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py --out "),
+        (["one_model", "--data", "{tmp}/digits"], "make it with `.venv/bin/python data_prep/digits.py --out "),
         (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
         (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
         (["one_model", "--out", "{tmp}/circle"], "cannot write to the folder {tmp}/circle ("),

@@ -17,7 +17,7 @@ from repro import ReproError, __version__, choose, recipes, whole_number
 from repro.cli.arguments import Parser
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
-from repro.paths import DATA, RESULTS, RUNS
+from repro.paths import DATA, RESULTS, ROOT, RUNS
 from repro.ranks import watch
 from repro.run import own
 from repro.run.records import Stopped
@@ -162,9 +162,7 @@ def train(**arguments) -> str:
         ranks = min(len(os.sched_getaffinity(0)), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
-            say(
-                f"this is one rank, on one core; `.venv/bin/mpiexec -n {ranks} {US} {again}` trains the same weights on {ranks}"
-            )
+            say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")
     return train(**arguments)
 
 
@@ -250,7 +248,8 @@ def lr(arguments: dict) -> None:
 
 
 US = ".venv/bin/python -m repro"
-ON_TWO = ".venv/bin/mpiexec -n 2 " + US
+MPIEXEC = ".venv/bin/mpiexec" if (ROOT / ".venv" / "bin" / "mpiexec").exists() else "mpiexec"  # MPI=none: the cluster's
+ON_TWO = f"{MPIEXEC} -n 2 {US}"
 A_RUN = f"RUN=$({US} train collapsed_ensemble --shrink smoke)\n"
 
 

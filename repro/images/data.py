@@ -5,6 +5,7 @@ no random state has to be saved, and any rank gets the same result. Random numbe
 Philox generator, a published counter-based function; only these raw bits are used, which NumPy keeps stable.
 """
 
+import copy
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -49,8 +50,8 @@ def adapted(stored: Preprocessing, name: str, normalization: str = "release", si
 class Images:
     """One split of a packed data set; `images.load(i)` -> (label, pixels as (H, W, 3) BGR or (H, W) grey, uint8)."""
 
-    def __init__(self, data: str, split: str, limit: int | None = None, normalization: str = "release", size: int = 0):
-        """`data` is a data set's name (packed under data/) or the path of its folder; at most `limit` images.
+    def __init__(self, data: str, split: str, normalization: str = "release", size: int = 0):
+        """`data` is a data set's name (packed under data/) or the path of its folder.
 
         `split` is "train", "test" or "val"; without a validation split the last raises a ReproError.
         """
@@ -58,8 +59,8 @@ class Images:
         self.name = folder.name
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
         self.preprocessing = adapted(self.packed.preprocessing, self.name, normalization, size)
-        self.count = min(len(self.packed), limit or len(self.packed))
-        self.originals = min(self.packed.originals, self.count)  # image i is a drawing of original i % originals
+        self.count = len(self.packed)
+        self.originals = self.packed.originals  # image i is a drawing of original i % originals
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
         self.small = self.preprocessing.short_side <= 64
@@ -68,6 +69,14 @@ class Images:
 
     def __len__(self) -> int:
         return self.count
+
+    def first(self, number: int) -> "Images":
+        """The first `number` images of this split, or all if there are fewer."""
+        part = copy.copy(self)
+        part.count = min(number, self.count)
+        part.originals = min(self.originals, part.count)
+        vars(part).pop("arrays", None)  # of more images
+        return part
 
     @property
     def channels(self) -> int:

@@ -13,6 +13,7 @@ NOT-RUN         its cost in node-hours stands beside it, where it is known
 
 import json
 import math
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
@@ -193,7 +194,7 @@ def _on_imagenet(claim: dict, runs: Path) -> dict:
         "high": top1.max(),
         "state": "PASS" if agrees else "MISSED",
         "runs": " ".join(name for name, _ in found),
-        "commit": " ".join(sorted({record["version"].partition("+")[2] for _, record in found})),
+        "commit": " ".join(sorted({_commit(record) for _, record in found})),
     }
 
 
@@ -244,6 +245,7 @@ def _questions(runs: Path, results: Path) -> list[dict]:
     path = results / "tables" / "answers.csv"
     answers = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["claim", "data", "shrink"])
     answers = answers[answers["shrink"] != "smoke"]
+    commits = {folder.name: _commit(records.read(folder)) for folder in records.complete_runs(runs)}
     rows = []
     for number, question in enumerate(questions.QUESTIONS, start=1):
         asked = {"id": f"D{number}", "claim": question.claim + (" (control)" if question.control else "")}
@@ -258,11 +260,12 @@ def _questions(runs: Path, results: Path) -> list[dict]:
                     f"{side.recipe}-{answer.shrink}-{answer.data}-*" for side in (question.better, question.other)
                 )
                 row |= {"ours": f"{answer.difference:+.2f} points", "n": min(answer.n, answer.n_other)}
-                row |= {"low": answer.low, "high": answer.high, "runs": " ".join(sides), "commit": _commits(runs, sides)}
+                by = {commit for name, commit in commits.items() if any(fnmatch(name, side) for side in sides)}
+                row |= {"low": answer.low, "high": answer.high, "runs": " ".join(sides), "commit": " ".join(sorted(by))}
             rows.append(row)
     return rows
 
 
-def _commits(runs: Path, patterns) -> str:
-    folders = [folder for pattern in patterns for folder in runs.glob(pattern)]
-    return " ".join(sorted({records.read(folder)["version"].partition("+")[2] for folder in folders}))
+def _commit(record: dict) -> str:
+    """The commit of the code that trained a run; "" if it was no git checkout."""
+    return record["version"].partition("+")[2]

@@ -120,11 +120,10 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     copied = [path for pattern in KEPT for path in results.glob(pattern) if path.name != "evaluations.csv"]
     read = questions.read()
-    for run in (results / "runs").glob("*"):
-        record = records.read(run)
-        if record.get("status") == "complete":
-            copied += [run / name for name in ("run.json", "metrics.jsonl", "ensembles.json") if (run / name).exists()]
-            copied += [path for path in run.glob("correct/*.npz") if (record.get("base"), path.stem) in read]
+    for run in records.complete_runs(results / "runs"):
+        base = records.read(run)["base"]
+        copied += [run / name for name in ("run.json", "metrics.jsonl", "ensembles.json") if (run / name).exists()]
+        copied += [path for path in run.glob("correct/*.npz") if (base, path.stem) in read]
     for path in copied:
         target = reference / path.relative_to(results)
         target.parent.mkdir(parents=True, exist_ok=True)

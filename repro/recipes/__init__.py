@@ -107,21 +107,22 @@ def shrink_for(recipe: Recipe, asked: str = "") -> str:
     return asked or ("laptop" if recipe.name in RECIPES else "none")
 
 
-def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recipe:
-    """A small version of `recipe` for a data set of at most `images` training images; its name includes the shrink.
+def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES) -> Recipe:
+    """A small version of `recipe` for a data set of at most `images` training images; its name includes the shrink's.
 
-    "none" keeps batch, rates and iterations unchanged, whatever the data set's size.
+    `profile` is a name in `SHRINKS` or a `Shrink`; "none" keeps batch, rates and iterations unchanged, whatever the data
+    set's size.
     """
-    if choose("shrink", profile, ["none", *SHRINKS]) == "none":
+    if profile == "none":
         return recipe
-    small = SHRINKS[profile]
+    small = profile if isinstance(profile, Shrink) else SHRINKS[choose("shrink", profile, ["none", *SHRINKS])]
     images = min(images, small.images)
     per_worker = min(small.images_per_worker or recipe.images_per_worker, recipe.images_per_worker)
     workers = max(1, round(recipe.global_batch / small.divide_batch / per_worker))
     batch = workers * per_worker
     if batch > images:
         raise ReproError(
-            f"{recipe.name} shrunk to {profile} takes {batch} images a step, but the data set has only "
+            f"{recipe.name} shrunk to {small.name} takes {batch} images a step, but the data set has only "
             f"{images}: choose a smaller shrink or a larger data set"
         )
     time = small.epochs * (images / recipe.epoch_images) * (recipe.global_batch / batch)  # iterations, small per large
@@ -133,7 +134,7 @@ def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recip
 
     return replace(
         recipe,
-        name=f"{recipe.name}-{profile}",
+        name=f"{recipe.name}-{small.name}",
         workers=workers,
         images_per_worker=per_worker,
         workers_per_pass=-(-workers // passes),

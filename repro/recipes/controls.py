@@ -3,6 +3,7 @@
 The released recipes are in `released`; these have the same units, ImageNet's iterations and rates, and none was released.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +103,7 @@ def _snapshots(in_crop: int) -> tuple[Stage, ...]:
             Stage(f"cyc{number}", length - in_crop, 1.6, decay="cosine", horizon=length, member=not in_crop, **warmup)
         )
         if in_crop:  # near its end a cosine is a square: (1 + cos(pi x)) / 2 = (pi / 2)**2 (1 - x)**2 + ...
-            rate = 1.6 * (3.141592653589793 / 2 * in_crop / length) ** 2
+            rate = 1.6 * (math.pi / 2 * in_crop / length) ** 2
             end = replace(COLLAPSE, name=f"end{number}", iterations=in_crop, base_rate=rate, starts_from="", member=True)
             stages.append(end)
     return tuple(stages)

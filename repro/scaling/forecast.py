@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from repro import ReproError, choose, recipes
+from repro.evaluate import VIEWS
 from repro.images.packed import pack_embedded
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
 from repro.ranks import comm
@@ -26,7 +27,7 @@ from repro.schedule import Recipe, due
 from repro.task import Task, prepare, too_many
 from repro.task import describe as described
 
-MOST_KEPT = 3  # checkpoints on disk at once: the two newest and the one being written
+MOST_KEPT = 4  # checkpoints on disk at once: the three newest and the one being written
 
 
 def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
@@ -134,8 +135,9 @@ def _pass_images(recipe: Recipe) -> int:
 def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, network: str = "omni-path") -> dict:
     """Computes the whole recipe's `seconds` (with a 5 to 95% band), hours and bytes from a probe of one step.
 
-    seconds = iterations x step + evaluations x test images / (images/s of evaluation) + saves x seconds per save; memory is
-    the probe's measured peak per rank. The label is MODEL unless the probe ran on `layout`.
+    seconds = iterations x step + tested images / (images/s of evaluation) + saves x seconds per save; all test images are
+    tested at each evaluation, and at stages' ends in the other views too, `evaluate.VIEWS`; memory is the probe's measured
+    peak per rank. The label is MODEL unless the probe ran on `layout`.
     """
     at_hand = (layout.nodes, layout.nodes * layout.per_node) == (probed["nodes"], probed["ranks"])
     passes = -(-recipe.passes // layout.ranks)
@@ -149,12 +151,14 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
 
     steps = steptime.band(map(step_seconds, steptime.resampled(probed["rows"], draws=100)))
     timed = min(len(row["seconds"][0]) for row in probed["rows"] if row["kind"] == "compute")
-    evaluation = test_images / (probed["evaluated_per_second"] * layout.ranks / probed["ranks"])
     evaluated = due(recipe, recipe.evaluate_every)
     rows, evaluations = len(evaluated | due(recipe, recipe.record_every)), len(evaluated)
+    in_other_views = sum(min(number, test_images) for view, number in VIEWS.items() if view != "test")
+    tested = evaluations * test_images + len(recipe.stages) * in_other_views
+    evaluating = tested / (probed["evaluated_per_second"] * layout.ranks / probed["ranks"])
     seconds = {}
     for point, step in steps.items():
-        running = recipe.iterations * step + evaluations * evaluation
+        running = recipe.iterations * step + evaluating
         saves = 2 * len(recipe.stages)  # snapshot and checkpoint at each stage's end
         saves += max(min(rows, running / CHECKPOINT_SECONDS), running / LONGEST_SECONDS)
         seconds[point] = running + saves * probed["save_seconds"]

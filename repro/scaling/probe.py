@@ -269,7 +269,7 @@ def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> 
         decoded += len(next(batches)[1])
     decoding = decoded / (time.perf_counter() - start)
     batches.close()
-    test.count = min(len(test), limit * world.size)
+    test = test.first(limit * world.size)
     start = time.perf_counter()
     evaluate.counts(
         world,

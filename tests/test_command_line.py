@@ -187,8 +187,10 @@ def test_examples_name_the_mpiexec_that_there_is(tmp_path, mpi, named):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     if mpi == "mpich":
         (tmp_path / ".venv" / "bin" / "mpiexec").touch()
-    code = f"import pathlib; from repro import paths; paths.ROOT = pathlib.Path({str(tmp_path)!r}); from repro import __main__"
-    told = python("-c", f"{code}; print(__main__.ON_TWO)")
+    code = (
+        f"import pathlib; from repro import paths; paths.ROOT = pathlib.Path({str(tmp_path)!r}); from repro.cli import commands"
+    )
+    told = python("-c", f"{code}; print(commands.ON_TWO)")
     assert told.stdout.strip() == f"{named} -n 2 .venv/bin/python -m repro", told.stderr
 
 

@@ -17,7 +17,7 @@ from repro.cli.commands import parser
 from repro.jupyter import notebooks
 from repro.paper import single
 from repro.paper.names import COLUMNS
-from repro.run import own, records
+from repro.run import identity, own
 
 import generated
 import write_numbers
@@ -125,8 +125,8 @@ def test_a_version_names_its_commit_after_a_tag_as_before_it(tmp_path, monkeypat
     git("tag", "-a", "v0.2.0", "-m", "")
     for message in ("second", "third"):
         name = git("rev-parse", "--short", "HEAD")
-        assert records.code_version() == f"{__version__}+{name}"
-        assert write_numbers.commit(records.code_version()) == f"at commit {name}"
+        assert identity.code_version() == f"{__version__}+{name}"
+        assert write_numbers.commit(identity.code_version()) == f"at commit {name}"
         git("commit", "--allow-empty", "-m", message)
 
 

@@ -12,6 +12,7 @@ import torch
 from on_ranks import evaluated
 
 from repro import ReproError, evaluate
+from repro.export import export
 from repro.images.data import Images
 from repro.ranks.comm import Alone
 from repro.resnet import build
@@ -256,3 +257,16 @@ def test_an_ensemble_of_what_is_not_there_is_refused(run, killed, digits, tmp_pa
     (run / "snapshots" / "main.safetensors").unlink()
     with pytest.raises(ReproError, match="no snapshot"):
         evaluate.ensemble(str(run), members=["main"], data=digits)
+
+
+def test_a_recipe_without_members_asks_for_stages(run, digits):
+    record = json.loads((run / "run.json").read_text())
+    for stage in record["recipe"]["stages"]:
+        stage["member"] = False
+    (run / "run.json").write_text(json.dumps(record))
+    for function in (evaluate.ensemble, export):
+        with pytest.raises(
+            ReproError, match="the recipe resnet50_448nodes-smoke has no members: name stages, .* main, collapse"
+        ):
+            function(str(run), data=digits)
+    assert evaluate.ensemble(str(run), members=["main"], data=digits)["members"] == ["main"]

@@ -159,7 +159,7 @@ def train(**arguments) -> str:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
             name = run.folder.name if run.folder.parent == RUNS else run.folder
             say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
-        ranks = min(len(os.sched_getaffinity(0)), recipe.passes)
+        ranks = min(comm.cores(), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
             say(

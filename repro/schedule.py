@@ -7,7 +7,7 @@ starts from the weights and batch-norm statistics at the end of an earlier one, 
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from repro import ReproError, choose, whole_number
@@ -46,6 +46,28 @@ class Stage:
     augmentation: str = "scale_aspect"  # or "scale" (short side 256 to 480), or "none": random crop and mirror only
     starts_from: str = ""  # an earlier stage's end; "": the stage before; `NEW_WEIGHTS`: another set of random weights
     member: bool = False  # its end point is a member of the ensemble
+
+
+def scaled(stages: Iterable[Stage], time: float, rate: float, divide_decay: float = 1) -> tuple[Stage, ...]:
+    """The stages with `time` times as many iterations, `rate` times as high rates, and weight decay over `divide_decay`."""
+
+    def whole(number: int, factor: float) -> int:
+        return max(1, round(number * factor)) if number else 0  # 0 stands for another value, or for none
+
+    return tuple(
+        replace(
+            stage,
+            iterations=whole(stage.iterations, time),
+            warmup_iterations=whole(stage.warmup_iterations, time),
+            horizon=whole(stage.horizon, time),
+            designed_horizon=whole(stage.designed_horizon, time),
+            drops=tuple(whole(drop, time) for drop in stage.drops),
+            base_rate=stage.base_rate * rate,
+            warmup_start_rate=stage.warmup_start_rate * rate,
+            weight_decay=stage.weight_decay / divide_decay,
+        )
+        for stage in stages
+    )
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,15 @@ def learning_rate(recipe: Recipe, step: int, formula: str = "") -> float:
     return stage.base_rate * (1 - iteration / horizon) ** stage.power
 
 
+def joints(recipe: Recipe) -> dict[int, str]:
+    """The steps at which another piece of the learning rate begins, in order, with what happens there: "main warm-up ends"."""
+    found = {}
+    for stage, start in zip(recipe.stages, recipe.starts):
+        begins = {drop: "rate drops" for drop in stage.drops} | {stage.warmup_iterations: "warm-up ends", 0: "starts"}
+        found |= {start + at: f"{stage.name} {what}" for at, what in sorted(begins.items()) if at < stage.iterations}
+    return found
+
+
 def corrected_from(recipe: Recipe, step: int) -> float:
     """The previous step's rate, if momentum is corrected for its change (in warm-up, by a switch); otherwise 0.0."""
     stage, iteration = recipe.stage_at(step)

@@ -98,7 +98,7 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
 
 
 def pack(world, data: str | None) -> None:
-    """Packs an embedded data set, so that nothing has to be done before the first command. Collective."""
+    """Packs an embedded data set, also for commands that train nothing. Collective."""
     if data in EMBEDDED:
         with world.together():
             if world.rank == 0:
@@ -149,8 +149,8 @@ def train(**arguments) -> str:
     from repro.train import train
 
     world = comm.world()
+    task = prepare(**arguments)
     with world.together():
-        task = prepare(**arguments)
         fits(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:

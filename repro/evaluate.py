@@ -17,7 +17,7 @@ from repro.run import checkpoint, own, records
 AVERAGES = ("softmax", "logit")
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
-VIEWS = {"test": 0, "zoom": 5000, "scale_aspect": 5000}
+VIEWS = {"test": 0, **dict.fromkeys(records.OTHER_VIEWS, 5000)}
 
 
 def counts(

@@ -126,7 +126,7 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
         )
         parts.append(part)
     table = pd.concat(parts).sort_values("folder", kind="stable", ignore_index=True)
-    columns = ["members", "average", "epochs", "top1", "top5", "test_images", "top1_zoom", "top1_scale_aspect"]
+    columns = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS]
     return table[["folder", *KEYS, *columns, "originals", "default_model"]]
 
 

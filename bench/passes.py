@@ -35,7 +35,7 @@ class Setting:
     """Steps of a recipe on digits, with one worker in a pass, or with views of one image at a time, or neither."""
 
     def __init__(self, recipe: str, single_workers: bool, single_images: bool):
-        task = prepare(recipe, "digits", "laptop", device="cpu")
+        task = prepare(recipe, "digits", shrink="laptop", device="cpu")
         if single_workers:
             task = replace(task, recipe=replace(task.recipe, workers_per_pass=1))
         if single_images:

@@ -20,7 +20,7 @@ from repro.schedule import Now
 AVERAGES = ("softmax", "logit")
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
-VIEWS = {"test": 0, "zoom": 5000, "scale_aspect": 5000}
+VIEWS = {"test": 0, **dict.fromkeys(records.OTHER_VIEWS, 5000)}
 STATISTICS_IMAGES = 8000  # training images that batch norm's statistics are computed again from
 
 
@@ -126,7 +126,7 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
     """Returns a complete run's record, the requested stages (by default the recipe's members) and its test set.
 
     `data` is the data set's folder, if it is not under data/. Raises ReproError if the run is incomplete, a stage is
-    unknown, or the test set is not the run's.
+    unknown, none is requested of a recipe without members, or the test set is not the run's.
     """
     run = records.read(folder)
     if run.get("status") != "complete":
@@ -134,6 +134,11 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
     names = [stage["name"] for stage in run["recipe"]["stages"]]
     members = [stage["name"] for stage in run["recipe"]["stages"] if stage["member"]]
     chosen = [choose(f"stage of {run['recipe']['name']}", stage, names) for stage in stages or members]
+    if not chosen:
+        raise ReproError(
+            f"the recipe {run['recipe']['name']} has no members: name stages, one or more of {', '.join(names)} (ensemble "
+            "--members, export --stages)"
+        )
     settings = run["settings"]
     images = Images(
         data or run["data"]["name"], settings["split"], normalization=settings["normalization"], size=settings["size"]

@@ -8,7 +8,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,29 @@ class Stage:
     member: bool = False  # its end point is a member of the ensemble
     workers: int = 0  # that share a step of this stage: a batch that grows (Smith et al., 2018); 0: the recipe's
     keep_momentum: bool = False  # goes on with the momentum of the stage before, as a cyclical rate does
+
+
+def scaled(stages: Iterable[Stage], time: float, rate: float, workers: float = 1, divide_decay: float = 1) -> tuple[Stage, ...]:
+    """The stages with so many times the iterations, rates and workers, and weight decay over `divide_decay`."""
+
+    def whole(number: int, factor: float) -> int:
+        return max(1, round(number * factor)) if number else 0  # 0 stands for another value, or for none
+
+    return tuple(
+        replace(
+            stage,
+            iterations=whole(stage.iterations, time),
+            warmup_iterations=whole(stage.warmup_iterations, time),
+            horizon=whole(stage.horizon, time),
+            designed_horizon=whole(stage.designed_horizon, time),
+            drops=tuple(whole(drop, time) for drop in stage.drops),
+            base_rate=stage.base_rate * rate,
+            warmup_start_rate=stage.warmup_start_rate * rate,
+            weight_decay=stage.weight_decay / divide_decay,
+            workers=whole(stage.workers, workers),
+        )
+        for stage in stages
+    )
 
 
 @dataclass(frozen=True)
@@ -306,3 +329,12 @@ def due(recipe: Recipe, epochs: float) -> frozenset[int]:
     counts = [recipe.epochs(step) // epochs for step in range(recipe.iterations + 1)]
     complete = {step for step in range(1, recipe.iterations + 1) if counts[step] > counts[step - 1]}
     return frozenset(complete | set(recipe.starts[1:]))
+
+
+def joints(recipe: Recipe) -> dict[int, str]:
+    """The steps at which another piece of the learning rate begins, in order, with what happens there: "main warm-up ends"."""
+    found = {}
+    for stage, start in zip(recipe.stages, recipe.starts):
+        begins = {drop: "rate drops" for drop in stage.drops} | {stage.warmup_iterations: "warm-up ends", 0: "starts"}
+        found |= {start + after: f"{stage.name} {what}" for after, what in sorted(begins.items()) if after < stage.iterations}
+    return found

@@ -38,9 +38,26 @@ class Task:
     run: records.Run
 
 
-def prepare(
+def prepare(recipe: str | Recipe, data: str = "digits", *, world: comm.Alone | None = None, **parameters) -> Task:
+    """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
+
+    `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `data` a data set's name or its folder: an embedded
+    one is packed if it is not there. The other parameters are `shrink`, by default laptop for our recipes and none for the
+    user's; `model`, a ResNet's name or `mine.py:my_net`, and `update`, a rule such as `mine.py:MyRule`, by default the
+    recipe's; `out`, `decoders`, `steps`, `patience`; and the fields of `Settings` and of `schedule.SWITCHES`. Collective over
+    `world`, by default all ranks.
+    """
+    world = world or comm.world()
+    with world.together():
+        if world.rank == 0:
+            pack_embedded(data)
+    with world.together():
+        return _prepare(recipe, data, **parameters)
+
+
+def _prepare(
     recipe: str | Recipe,
-    data: str = "digits",
+    data: str,
     shrink: str = "",
     model: str = "",
     update: str = "",
@@ -50,12 +67,6 @@ def prepare(
     patience: int = 600,
     **options,
 ) -> Task:
-    """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
-
-    `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `model` a ResNet's name or `mine.py:my_net`, and
-    `update` a rule such as `mine.py:MyRule`, by default the recipe's; `data` a data set's name or its folder; `shrink` by
-    default laptop for our recipes and none for the user's. `options` are fields of `Settings` and of `schedule.SWITCHES`.
-    """
     known = [field.name for field in fields(Settings)]
     for name in options:
         choose("parameter", name, [*PARAMETERS, *known, *SWITCHES])
@@ -101,10 +112,7 @@ def _variant(recipe: Recipe, asked: Settings, update: str) -> str:
 
 
 def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
-    """Returns what `train` would do, as plain values: the run's folder, how much of it is done, its recipe and its images."""
-    with comm.world().together():
-        if comm.world().rank == 0:
-            pack_embedded(data)
+    """What `train` would do, as plain values: the run's folder, how much of it is done, its recipe and images. Collective."""
     task = prepare(recipe, data, **parameters)
     small = task.recipe
     done = small.iterations if task.run.complete else task.run.newest_step
@@ -123,7 +131,7 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
 
 
 def describe_all(tasks: list[dict]) -> list[dict]:
-    """`describe` of each of these tasks."""
+    """`describe` of each of these tasks. Collective."""
     return [describe(**task) for task in tasks]
 
 

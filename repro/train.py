@@ -118,11 +118,8 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None =
     """
     world = world or comm.world()
     world.leaving = False  # engines are used again after a call that failed
+    task = prepare(recipe, data, world=world, **parameters)
     with world.together():
-        if world.rank == 0:
-            pack_embedded(data)
-    with world.together():
-        task = prepare(recipe, data, **parameters)
         fits(task.recipe, world.size)
     agree(world, task)
     with world.together():

@@ -143,7 +143,7 @@ def test_a_test_image_looks_the_same_in_every_batch(digits, view):
 def test_each_seed_step_worker_and_place_has_random_numbers_of_its_own(digits, monkeypatch):
     """Uniform in [0, 1): of 16 x 3 images, none shares any of its numbers with another."""
     seen, images = [], Images(digits, "train")
-    monkeypatch.setitem(views.VIEWS, "scale", lambda image, kind, numbers: seen.extend(numbers) or image[:16, :16])
+    monkeypatch.setitem(views.TRAINING_VIEWS, "scale", lambda image, kind, numbers: seen.extend(numbers) or image[:16, :16])
     for seed in (0, 1):
         for step in range(4):
             for worker in range(2):
@@ -254,12 +254,12 @@ def test_scale_aspect_falls_back_to_a_square_only_where_no_attempt_fits():
 
 
 @pytest.mark.parametrize("size", [(256, 256), (300, 257), (14, 14), (1, 1), (1, 5000), (5000, 1)], ids=str)
-@pytest.mark.parametrize("view", views.VIEWS)
+@pytest.mark.parametrize("view", views.TRAINING_VIEWS)
 def test_every_view_shows_every_size_of_image(view, size):
     for kind in (IMAGENET, DIGITS):
         image = blank(kind, *size)
         for numbers in [*draws(2, 10), [0.0] * DRAWS, [1 - 2**-53] * DRAWS]:
-            assert views.VIEWS[view](image, kind, numbers).shape[:2] == (kind.size, kind.size)
+            assert views.TRAINING_VIEWS[view](image, kind, numbers).shape[:2] == (kind.size, kind.size)
         assert views.test_view(image, kind).shape[:2] == (kind.size, kind.size)
 
 
@@ -273,7 +273,7 @@ def test_scale_shows_224_of_a_short_side_of_256_to_480(monkeypatch):
     assert 256 <= min(shorts) < 262 and 474 < max(shorts) <= 480
 
 
-@pytest.mark.parametrize("view", views.VIEWS)
+@pytest.mark.parametrize("view", views.TRAINING_VIEWS)
 def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
     ramp = np.tile(np.arange(0, 256, dtype=np.uint8), (256, 1))
     for kind, low, high in ((DIGITS, 0, 0), (IMAGENET, 70, 130)):
@@ -281,7 +281,7 @@ def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
         sides = []
         for numbers in draws(4, 200):
             numbers[-3:] = numbers[-3], 0.5, 0.5
-            pixels = views.VIEWS[view](image, kind, numbers).astype(int)
+            pixels = views.TRAINING_VIEWS[view](image, kind, numbers).astype(int)
             sides.append(pixels[:, 0].sum() > pixels[:, -1].sum())
         assert low <= sum(sides) <= high
 

@@ -119,7 +119,7 @@ def test_a_version_names_its_commit_after_a_tag_as_before_it(tmp_path, monkeypat
         who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
         return subprocess.run(["git", "-C", tmp_path, *who, *words], capture_output=True, text=True, check=True).stdout.strip()
 
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
     git("init")
     git("commit", "--allow-empty", "-m", "first")
     git("tag", "-a", "v0.2.0", "-m", "")

@@ -12,6 +12,7 @@ import torch
 from on_ranks import evaluated
 
 from repro import ReproError, evaluate
+from repro.export import export
 from repro.images.data import Images, Stream
 from repro.model import Network
 from repro.ranks.comm import Alone
@@ -274,3 +275,16 @@ def test_statistics_computed_again_are_the_mean_of_each_workers_own(digits, monk
     means, variances = (torch.stack(values).mean(0) for values in zip(*((x.mean((0, 2, 3)), x.var((0, 2, 3))) for x in seen)))
     assert torch.allclose(model.bn1.running_mean, means, atol=1e-5)
     assert torch.allclose(model.bn1.running_var, variances, rtol=1e-4)
+
+
+def test_a_recipe_without_members_asks_for_stages(run, digits):
+    record = json.loads((run / "run.json").read_text())
+    for stage in record["recipe"]["stages"]:
+        stage["member"] = False
+    (run / "run.json").write_text(json.dumps(record))
+    for function in (evaluate.ensemble, export):
+        with pytest.raises(
+            ReproError, match="the recipe resnet50_448nodes-smoke has no members: name stages, .* main, collapse"
+        ):
+            function(str(run), data=digits)
+    assert evaluate.ensemble(str(run), members=["main"], data=digits)["members"] == ["main"]

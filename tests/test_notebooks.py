@@ -101,7 +101,7 @@ SMALL = recipes.shrink(recipes.find("resnet50_448nodes"), "smoke")  # 14 workers
     "cores, asked, started", [(1, 0, 1), (1, 1, 1), (1, 2, 2), (2, 0, 2), (2, 2, 2), (16, 0, 7), (16, 7, 7)]
 )
 def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
-    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(notebooks, "cores", lambda: cores)
     assert notebooks.ranks_for([SMALL], asked) == started
 
 
@@ -110,7 +110,7 @@ def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
     [
         (2, 99, "ranks is 99: resnet50_448nodes-smoke has 14 workers"),
         (16, 8, "ranks is 8: resnet50_448nodes-smoke has 14 workers, 2 in a pass, and each rank needs a pass"),
-        (2, 3, "this machine has 2 cores, so start at most 2"),
+        (2, 3, "this process may use 2 cores, so start at most 2"),
         (1, 3, "start at most 2"),
         (2, -1, "at least 0"),
         (2, "2", "must be a whole number"),
@@ -118,13 +118,13 @@ def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
     ],
 )
 def test_ranks_that_do_not_fit_are_refused(monkeypatch, cores, asked, told):
-    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(notebooks, "cores", lambda: cores)
     with pytest.raises(ReproError, match=told):
         notebooks.ranks_for([SMALL], asked)
 
 
 def test_ranks_without_a_recipe_are_limited_by_cores_alone(monkeypatch):
-    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(notebooks, "cores", lambda: 4)
     assert notebooks.ranks_for([]) == 4
     with pytest.raises(ReproError, match="4 cores"):
         notebooks.ranks_for([], 5)

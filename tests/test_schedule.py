@@ -12,7 +12,8 @@ from repro import ReproError
 from repro.images.packed import Preprocessing
 from repro.paper import ratios
 from repro.recipes import RECIPES, SHRINKS, find, shrink
-from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, at, due, learning_rate
+from repro.recipes.controls import at_batch
+from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, at, due, joints, learning_rate
 
 from conftest import python
 
@@ -533,6 +534,16 @@ def test_whatever_is_accepted_has_sensible_rates(decay, power, warmup, horizon, 
         assert all(isinstance(rate, float) and 0 <= rate <= 1.5 for rate in rates), rates
 
 
+def test_a_stage_with_workers_of_its_own_keeps_their_share_when_the_recipe_is_made_small():
+    stages = Stage("a", 400, 1.0), Stage("b", 400, 1.0, workers=512, keep_momentum=True)
+    recipe = Recipe("r", stages, workers=128, images_per_worker=32)
+    for small in (shrink(recipe, "laptop", 20_000), at_batch(recipe, 1024)):
+        assert small.stages[1].workers == 4 * small.workers and small.stages[1].keep_momentum
+        assert small.images() / small.epoch_images == pytest.approx(
+            recipe.epochs() * (2 / 15 if small.epoch_images == 20_000 else 1), rel=0.02
+        )
+
+
 PATHS = ["../x", "/tmp/x", "a/b", "", ".", "..", ".a", "-a", "a+b", "a b", "a\n", "a" * 81, "é", None, 3]
 
 
@@ -730,6 +741,28 @@ def test_shrink_none_changes_nothing_and_too_few_images_are_an_error():
     batch = shrink(RECIPES["resnet50_448nodes"], "smoke", 900).global_batch
     with pytest.raises(ReproError, match=f"{batch} images a step, but the data set has only {batch - 1}"):
         shrink(RECIPES["resnet50_448nodes"], "smoke", batch - 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_joints_are_where_a_look_at_every_step_finds_them(name):
+    recipe, found, before = shrink(RECIPES[name], "laptop"), {}, None
+    for step in range(recipe.iterations):
+        stage, iteration = recipe.stage_at(step)
+        if stage != before:
+            found[step] = f"{stage.name} starts"
+        elif iteration == stage.warmup_iterations:
+            found[step] = f"{stage.name} warm-up ends"
+        elif iteration in stage.drops:
+            found[step] = f"{stage.name} rate drops"
+        before = stage
+    assert list(joints(recipe).items()) == list(found.items())
+
+
+def test_a_joint_that_no_step_reaches_is_none():
+    main = Stage("main", 10, base_rate=1.0, warmup_iterations=10, drops=(12,))
+    stages = main, Stage("later", 10, base_rate=1.0, drops=(4,)), dataclasses.replace(main, name="last")
+    recipe = dataclasses.replace(RECIPES["one_model"], name="short", stages=stages)
+    assert joints(recipe) == {0: "main starts", 10: "later starts", 14: "later rate drops", 20: "last starts"}
 
 
 def test_lr_prints_steps_and_rates():

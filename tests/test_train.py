@@ -734,6 +734,21 @@ def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     assert (status, stdout) == (2, "") and re.fullmatch(r"starting 2 ranks: .+\nerror: 2 ranks were started.+\n", stderr)
 
 
+def test_the_data_are_packed_by_rank_0_alone_before_they_are_opened(digits, tmp_path, monkeypatch):
+    packed = []
+
+    def pack(data):
+        shutil.copytree(digits, data)
+        packed.append(world.rank)
+
+    monkeypatch.setattr(task_module, "pack_embedded", pack)
+    for rank in (0, 1):
+        world = comm.Alone()
+        world.rank = rank
+        assert len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test) == 20_000
+    assert packed == [0]
+
+
 def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, monkeypatch):
     """A folder that the nodes do not share: the other ranks would continue a run that this one begins."""
 

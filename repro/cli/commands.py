@@ -98,7 +98,7 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
 
 
 def pack(world, data: str | None) -> None:
-    """Packs an embedded data set, so that nothing has to be done before the first command. Collective."""
+    """Packs an embedded data set, also for commands that train nothing. Collective."""
     if data in EMBEDDED:
         with world.together():
             if world.rank == 0:
@@ -149,8 +149,8 @@ def train(**arguments) -> str:
     from repro.train import train
 
     world = comm.world()
+    task = prepare(**arguments)
     with world.together():
-        task = prepare(**arguments)
         fits(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
@@ -159,7 +159,7 @@ def train(**arguments) -> str:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
             name = run.folder.name if run.folder.parent == RUNS else run.folder
             say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
-        ranks = min(len(os.sched_getaffinity(0)), recipe.passes)
+        ranks = min(comm.cores(), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
             say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")

@@ -18,13 +18,10 @@ import torch
 from repro import ReproError
 from repro.images import ahead
 from repro.images.packed import Packed, Preprocessing, data_folder
-from repro.images.views import DRAWS, VIEWS, many_views, test_view
+from repro.images.views import DRAWS, TRAINING_VIEWS, many_views, test_view
 from repro.schedule import Now
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`), which need no further threads each
-
-#                           and the last three are (mirror, x, y) of the square views
-
 
 ZOOM = 1.2  # about the median magnification of the main stages' view of digits (1.19) and of ImageNet against the test view
 
@@ -129,7 +126,7 @@ class Images:
             labels, pixels = self.arrays
             return self.tensors(labels[samples], many_views(pixels[samples], view, self.preprocessing, numbers))
         loaded = [self.load(sample) for sample in samples]
-        views = [VIEWS[view](image, self.preprocessing, draws.tolist()) for (_, image), draws in zip(loaded, numbers)]
+        views = [TRAINING_VIEWS[view](image, self.preprocessing, draws.tolist()) for (_, image), draws in zip(loaded, numbers)]
         return self.tensors([label for label, _ in loaded], views)
 
     def tensors(self, labels, views) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from repro.jupyter import progress
 from repro.jupyter.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
 from repro.ranks import watch
+from repro.ranks.comm import cores
 from repro.run import own, records
 from repro.run.settings import Settings
 from repro.run.state import saved_step
@@ -133,15 +134,10 @@ def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
             )
     if asked > max(2, cores()):
         raise NotebookError(
-            f"ranks is {asked}: this machine has {cores()} cores, so start at most {max(2, cores())}. For more all the same, "
-            f"set cluster to the connection_file of engines.start({asked})"
+            f"ranks is {asked}: this process may use {cores()} cores, so start at most {max(2, cores())}. For more all the "
+            f"same, set cluster to the connection_file of engines.start({asked})"
         )
     return asked or min([cores(), *(recipe.passes for recipe in chosen)])
-
-
-def cores() -> int:
-    """The number of cores of this machine."""
-    return os.cpu_count() or 1
 
 
 # --- What takes a while before training ------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from repro.recipes import RECIPES
 from repro.recipes.controls import BATCHES, LENGTHS
 from repro.run import records
 
-VIEWS = "zoom", "scale_aspect"  # besides the test view
-
 
 class Side(NamedTuple):
     """A model at the end of a recipe's stage, or an ensemble of several ("a + b") by the mean of their softmax or logits."""
@@ -218,9 +216,9 @@ def _answer(question: Question, models: pd.DataFrame, out: Path, margin: float) 
     compare = statistics.paired if question.paired else statistics.unpaired
     row: dict = {"topic": question.topic, "claim": question.claim, "control": question.control, "paired": question.paired}
     row |= compare(better.top1, other.top1, margin)
-    for view in VIEWS:
+    for view in records.OTHER_VIEWS:
         row[f"difference_{view}"] = better[f"top1_{view}"].mean() - other[f"top1_{view}"].mean()
-    signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in VIEWS))}
+    signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in records.OTHER_VIEWS))}
     row["views"] = (
         ""
         if 0 in (row["n"], row["n_other"])

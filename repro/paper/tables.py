@@ -15,7 +15,7 @@ from repro.run import records, tidy
 from repro.run.state import recipe_of
 from repro.run.tidy import KEYS
 from repro.scaling import steptime
-from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
+from repro.schedule import IMAGENET_IMAGES, Recipe, joints, learning_rate
 
 GROUP = KEYS[:-1]  # all but the seed
 
@@ -71,12 +71,10 @@ def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
     """Learning rates over epochs for both formulas: recipe, formula, stage, step, epoch, rate."""
     rows = []
     for recipe in chosen:
-        # Evenly spaced steps, and both sides of every joint, where stages meet or warm-up ends.
-        steps = set(range(0, recipe.iterations, max(1, recipe.iterations // points)))
-        for stage, start in zip(recipe.stages, recipe.starts):
-            for joint in (start, start + stage.warmup_iterations, *(start + drop for drop in stage.drops)):
-                steps |= {joint - 1, joint}
-        for step in sorted(step for step in steps | {recipe.iterations - 1} if 0 <= step < recipe.iterations):
+        # Evenly spaced steps, and both sides of every joint.
+        steps = {*range(0, recipe.iterations, max(1, recipe.iterations // points)), recipe.iterations - 1}
+        steps |= {step for joint in joints(recipe) for step in (joint - 1, joint) if step >= 0}
+        for step in sorted(steps):
             for formula in ("as_released", "as_designed"):
                 rows.append(
                     {
@@ -128,7 +126,7 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
         )
         parts.append(part)
     table = pd.concat(parts).sort_values("folder", kind="stable", ignore_index=True)
-    columns = ["members", "average", "epochs", "top1", "top5", "test_images", "top1_zoom", "top1_scale_aspect"]
+    columns = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS]
     return table[["folder", *KEYS, *columns, "originals", "default_model"]]
 
 

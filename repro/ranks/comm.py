@@ -137,6 +137,13 @@ class World(Alone):
             self.all.Abort(1)
 
 
+def cores() -> int:
+    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def launched() -> int:
     """Number of ranks that the launcher reports, from the variables of MPICH and Intel MPI, Open MPI, and Slurm's srun."""
     names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
@@ -191,11 +198,10 @@ def roll_call() -> list[str]:
     """Returns a line per rank, in order, and one that all ranks see each other; raises if they do not. Collective."""
     me, total = world(), np.ones(1, np.int64)
     me.sum(total)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     lines = me.gather(
         f"rank {me.rank} of {me.size} on {socket.gethostname()}, rank {me.node_rank} there: "
-        f"{cores} cores, OMP_NUM_THREADS {threads}, process {os.getpid()}"
+        f"{cores()} cores, OMP_NUM_THREADS {threads}, process {os.getpid()}"
     )
     if int(total[0]) != me.size or len(lines) != me.size:
         raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")

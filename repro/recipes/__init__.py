@@ -6,7 +6,7 @@ from repro import ReproError, choose
 from repro.recipes.controls import CONTROLS
 from repro.recipes.released import RELEASED
 from repro.run import own
-from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe
+from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe, scaled
 
 RECIPES = {recipe.name: recipe for recipe in (*RELEASED, *CONTROLS)}
 
@@ -128,10 +128,6 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
     time = small.epochs * (images / recipe.epoch_images) * (recipe.global_batch / batch)  # iterations, small per large
     rate = small.rate * batch / recipe.global_batch
     passes = -(-batch // small.pass_images) if small.pass_images else workers
-
-    def scaled(iterations: int) -> int:
-        return max(1, round(iterations * time)) if iterations else 0
-
     return replace(
         recipe,
         name=f"{recipe.name}-{small.name}",
@@ -143,18 +139,7 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
         record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,
-        stages=tuple(
-            replace(
-                stage,
-                iterations=scaled(stage.iterations),
-                base_rate=stage.base_rate * rate,
-                warmup_iterations=scaled(stage.warmup_iterations),
-                warmup_start_rate=stage.warmup_start_rate * rate,
-                horizon=scaled(stage.horizon),
-                designed_horizon=scaled(stage.designed_horizon),
-                drops=tuple(scaled(drop) for drop in stage.drops),
-                weight_decay=stage.weight_decay / (rate * time) if small.scale_decay else stage.weight_decay,
-            )
-            for stage in recipe.stages
+        stages=scaled(
+            recipe.stages, time, rate, workers / recipe.workers, divide_decay=rate * time if small.scale_decay else 1
         ),
     )

@@ -59,6 +59,7 @@ RUN = {
 COUNTS: dict = dict.fromkeys(("images", "top1", "top5"), int)
 COMPLETE = {**COUNTS, "seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
 ROW = {**{"step": int, "stage": str}, **dict.fromkeys(("epoch", "rate", "train_loss", "train_top1", "seconds"), NUMBER)}
+OTHER_VIEWS = "zoom", "scale_aspect"  # besides the test's, in which ends of stages and ensembles are tested too
 ENSEMBLES = [{"members": [str], "average": str, **COUNTS}]
 
 

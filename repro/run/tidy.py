@@ -13,6 +13,7 @@ from repro.paths import RUNS
 from repro.run import identity, records
 
 KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; if equal, training code or data differ
+IN_VIEWS = [f"top1_{view}" for view in records.OTHER_VIEWS]
 EVALUATION = [
     "step",
     "epoch",
@@ -24,8 +25,7 @@ EVALUATION = [
     "top1",
     "top5",
     "test_images",
-    "top1_zoom",
-    "top1_scale_aspect",
+    *IN_VIEWS,
     "seconds",
 ]
 NONE = float("nan")

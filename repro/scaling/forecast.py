@@ -8,6 +8,7 @@ the measured times.
 import os
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import torch
 
 from repro import ReproError, choose, recipes
 from repro.evaluate import VIEWS
-from repro.images.packed import pack_embedded
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
 from repro.ranks import comm
 from repro.run import checkpoint, identity, records
@@ -36,8 +36,8 @@ def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
     A recorded forecast counts if it is for the same number of ranks. All `tasks` have the same `out`.
     """
     world = comm.world()
+    plans = [described(**task) for task in tasks]
     with world.together():
-        plans = [described(**task) for task in tasks]
         known = records.predictions(Path(plans[0]["folder"]).parent)
         missing = [
             task
@@ -64,11 +64,8 @@ def forecast(
         for name, value in (("nodes", nodes), ("ranks_per_node", ranks_per_node)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ReproError(f"{name} is {value!r}: it must be a whole number, or 0 for as many as at hand")
-        if world.rank == 0:
-            for data in {task.get("data", "digits") for task in tasks}:
-                pack_embedded(data)
+    prepared = [prepare(**task) for task in tasks]
     with world.together():
-        prepared = [prepare(**task) for task in tasks]
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
             if layout.ranks > task.recipe.passes:
@@ -206,19 +203,13 @@ def plan(
     if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not hours >= 0:
         raise ReproError(f"hours is {hours!r}: it must be a number of hours, or 0 for no limit")
     world, asked = comm.world(), {"recipe": recipe, **parameters}
-    with world.together():
-        if world.rank == 0:
-            pack_embedded(parameters.get("data", "digits"))
-    with world.together():
-        tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
-        asked_shrink = prepare(**asked).run.record["shrink"]
-        for shrink in ["none", *recipes.SHRINKS] if hours else []:
-            try:
-                other = asked | {"shrink": shrink}
-                if shrink != asked_shrink and prepare(**other).recipe.passes >= ranks:
-                    tasks.append(other)
-            except ReproError:  # this size needs more images than there are
-                continue
+    task, original = prepare(**asked), recipes.find(recipe)
+    tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
+    for shrink in ["none", *recipes.SHRINKS] if hours else []:
+        with suppress(ReproError):  # this size needs more images than there are
+            fits = recipes.shrink(original, shrink, len(task.train.packed)).passes >= ranks
+            if fits and shrink != task.run.record["shrink"]:
+                tasks.append(asked | {"shrink": shrink})
     forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)
     feasible = [result for result in forecasts if hours and result["hours"] <= hours]
     largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""

@@ -21,10 +21,31 @@ from pathlib import Path
 
 log = logging.getLogger("repro")
 
-asked = threading.Event()  # set if this process was asked to stop after the step
 ONE = 1.0  # seconds: a launcher forwards a signal that the terminal has already sent to the ranks; both are one request
 LONGEST_TICK = 2.0  # seconds between two signs of life
 VERDICT = "verdict"  # the file that tells all ranks to write their stacks
+
+
+class Request:
+    """Whether this process was asked to stop after the step.
+
+    A threading.Event has a lock, for which a signal handler would wait forever if it interrupted whoever holds it.
+    """
+
+    def __init__(self):
+        self._made = False
+
+    def is_set(self) -> bool:
+        return self._made
+
+    def set(self) -> None:
+        self._made = True
+
+    def clear(self) -> None:
+        self._made = False
+
+
+asked = Request()  # of this process
 
 
 def listen(*signals: int) -> None:
@@ -37,9 +58,10 @@ def listen(*signals: int) -> None:
         if not asked.is_set():
             since = now
             asked.set()
-            log.info(
-                "asked to stop by %s: after this step, with a checkpoint; again to stop at once", signal.Signals(number).name
-            )
+            if log.isEnabledFor(logging.INFO):  # not by logging, since a write to the same stream may be interrupted
+                again = "after this step, with a checkpoint; again to stop at once"
+                with suppress(OSError):
+                    os.write(2, f"asked to stop by {signal.Signals(number).name}: {again}\n".encode())
         elif since is None or now - since > ONE:
             raise KeyboardInterrupt
 

@@ -129,7 +129,7 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None =
     process is training this run, and records.Stopped if a rank was asked to stop or `steps` are done.
     """
     world = world or comm.world()
-    world.leaving = False  # engines are used again after a call that failed
+    world.leaving, world.at = False, "the start"  # engines are used again after a call that failed
     with world.together():
         if world.rank == 0:
             pack_embedded(data)
@@ -137,33 +137,39 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None =
         task = prepare(recipe, data, **parameters)
         fits(task.recipe, world.size)
     agree(world, task)
-    with world.together():
-        complete = world.rank == 0 and not task.run.begin(ranks=world.size, workers=task.recipe.workers)
-    share(world, task)
-    folder = str(task.run.folder)
-    if world.broadcast(complete):
-        log.info("already complete: %s", folder)
-        return folder
-    processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
-    if world.size > 1:  # if a rank dies, a launcher names only its process
-        log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
     try:
+        with world.together():
+            begun = world.rank == 0 and task.run.begin(ranks=world.size, workers=task.recipe.workers)
+        _attempt(world, task, begun)
+    finally:
+        task.run.release()
+    return str(task.run.folder)
+
+
+def _attempt(world, task: "Task", begun: bool) -> None:
+    """Trains a run, unless it is complete, and records how that ended. `begun`: rank 0 has begun it. Collective."""
+    folder = task.run.folder
+    try:
+        share(world, task)
+        if not world.broadcast(begun):
+            log.info("already complete: %s", folder)
+            return
+        processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
+        if world.size > 1:  # if a rank dies, a launcher names only its process
+            log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
         with watch.Watchdog(world, task.run.heartbeats, task.patience):
             facts = _train(world, task)
         with world.together():  # so that no rank returns before the run is complete on disk
             if world.rank == 0:
                 task.run.finish(**facts)
     except BaseException as caught:
-        status = "stopped" if isinstance(caught, records.Stopped) else "failed"
+        status = "stopped" if isinstance(caught, (records.Stopped, KeyboardInterrupt)) else "failed"
         if status == "failed" and not isinstance(caught, comm.PeerError):
             caught.add_note(f"(on rank {world.rank} of {world.size}, at {world.at}, run {folder})")
-        if world.rank == 0:
+        if begun:
             with suppress(ReproError):  # a full disk may be the reason why it failed
                 task.run.update(status=status, end=identity.now(), error=f"{type(caught).__name__}: {caught}")
         raise
-    finally:
-        task.run.release()
-    return folder
 
 
 def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]]] | None = None) -> None:

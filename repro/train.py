@@ -177,20 +177,31 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
 
     `tasks` are the parameters of `train`. `ensembles` are (stages, average) by recipe, evaluated at the end of its run. On a
     machine with few cores this is faster than sharing each step of a small network. Complete runs are left unchanged.
-    Raises as `train`, on every rank, after the other ranks have finished what they had taken.
+    Raises as `train`, on every rank, after the other ranks have passed all tasks: records.Stopped if a rank was asked to stop,
+    records.Locked if nothing is left but runs that other processes are training, which it names.
     """
     world, alone = comm.world(), comm.Alone()
     with world.together():
         if world.rank == 0:
             for data in {task["data"] for task in tasks}:
                 pack_embedded(data)
+    locked = {}  # what this rank has left to another process, by its place in `tasks`
+    try:
+        with world.together():
+            for place, task in enumerate(tasks):
+                try:
+                    folder = train(world=alone, **task)
+                    wanted = (ensembles or {}).get(task["recipe"], [])
+                    evaluate.ensembles(folder, wanted, task["data"], task.get("device", "auto"), alone)
+                except records.Locked as error:
+                    locked[place] = str(error)
+                if watch.asked.is_set():
+                    raise records.Stopped("stopped on request between two runs: the same command continues")
+    except (records.Stopped, comm.PeerError):
+        watch.asked.clear()  # so that the next job of these ranks does not stop because of the same request
+        raise
+    everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks leave runs to one another, too
     with world.together():
-        for task in tasks:
-            with suppress(records.Locked):
-                folder = train(world=alone, **task)
-                recorded = [(entry["members"], entry["average"]) for entry in records.ensembles(folder)]
-                for members, average in (ensembles or {}).get(task["recipe"], []):
-                    if (members, average) not in recorded:
-                        evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
-            if watch.asked.is_set():
-                raise records.Stopped("stopped on request between two runs: the same command continues")
+        if everywhere and world.rank == 0:
+            named = "; ".join(locked[place] for place in sorted(everywhere))
+            raise records.Locked(f"{len(everywhere)} of {len(tasks)} runs could not be done here: {named}")

@@ -1,12 +1,17 @@
 """Independent runs, one per rank: the same weights as alone, each trained once, its ensembles evaluated."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from repro import evaluate, train
+from repro.jupyter import engines, notebooks
 from repro.ranks import watch
 from repro.ranks.comm import Alone
 from repro.run import records
@@ -72,6 +77,28 @@ def test_an_ensemble_is_evaluated_once_although_another_rank_passes_meanwhile(di
     assert evaluated == ["softmax", "logit"] == [entry["average"] for entry in records.ensembles(tmp_path / whole.name)]
     train.train_all([task], wanted)  # nothing is left to do
     assert len(evaluated) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.counts_for("stop")
+def test_ranks_that_are_asked_to_stop_from_outside_stop_the_call_and_the_next_one_continues(digits, tmp_path):
+    tasks = [SMOKE | {"data": digits, "out": str(tmp_path), "seed": seed} for seed in (5, 6, 7)]
+
+    def ask(pids):
+        while not list(tmp_path.glob("*/metrics.jsonl")):
+            time.sleep(0.01)
+        for pid in pids:
+            os.kill(pid, signal.SIGUSR1)
+
+    with engines.start(2) as cluster:
+        thread = threading.Thread(target=ask, args=[cluster.pids])
+        thread.start()
+        with pytest.raises(records.Stopped, match=r"^stopped: \d+% of the images are done; run this cell again to continue$"):
+            notebooks.train_all(cluster, tasks, {}, live=False)
+        thread.join()
+        assert "stopped" in [records.read(folder)["status"] for folder in records.all_runs(tmp_path)]
+        folders = notebooks.train_all(cluster, tasks, {}, live=False)
+    assert sorted(folders) == sorted(map(str, records.complete_runs(tmp_path))) and len(folders) == 3
 
 
 def test_a_request_to_stop_is_honoured_between_two_runs(digits, whole):

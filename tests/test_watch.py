@@ -1,8 +1,14 @@
 """Requests to stop, as signals from outside, and the signs of life that ranks write."""
 
+import os
 import signal
 import sys
 import time
+
+import pytest
+
+from repro.ranks import watch
+from repro.ranks.comm import Alone
 
 from conftest import launch, python
 
@@ -42,3 +48,21 @@ def test_a_request_while_another_is_dropped_does_not_wait_for_it():
     )
     said = python("-c", code, timeout=40)
     assert said.stdout == "done\n", said.returncode
+
+
+def test_a_single_rank_gives_signs_of_life_and_is_not_ended_by_itself(tmp_path, monkeypatch):
+    """Whoever follows the run from another machine sees nothing else; and a step of many workers may take long."""
+    monkeypatch.setattr(watch.Watchdog, "_end", lambda *_: pytest.fail("it has no other rank to judge it"))
+    world, seen = Alone(), []
+    world.at = "step 7 of 80"
+    with watch.Watchdog(world, tmp_path, patience=0.5):
+        for beat in range(2):
+            deadline = time.monotonic() + 5
+            while len(set(seen)) < 3 * (beat + 1) and time.monotonic() < deadline:
+                time.sleep(0.02)
+                seen += [(tmp_path / "0").read_text()] if (tmp_path / "0").exists() else []
+            world.beat()
+        time.sleep(1)  # without a beat
+    numbers, beats, waits, hosts, processes, where = zip(*(sign.split(" ", 5) for sign in dict.fromkeys(seen) if sign))
+    assert list(map(int, numbers)) == sorted(map(int, numbers)) and set(beats) == {"0", "1"}
+    assert set(waits) == {"0"} and set(processes) == {str(os.getpid())} and set(where) == {"step 7 of 80"}

@@ -226,7 +226,7 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
     if saved:
         print(f"continuing at {_reached(plan)}")
     job = engine.submit("repro.train:train", recipe, **task)
-    progress.follow(plan["folder"], lambda: job.done() or watch.asked.is_set(), live, saved)
+    progress.follow(plan["folder"], live, saved, over=lambda: job.done() or watch.asked.is_set())
     asked = _ask_to_stop(engine, job)
     try:
         job.result()

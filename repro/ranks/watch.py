@@ -5,7 +5,8 @@ sets `asked`: the run ends after the current step, with a checkpoint. A second o
 
 A rank that is killed or that raises ends the others, but one that hangs leaves them waiting forever. So each rank has a
 thread that writes a sign of life into a file and reads that of the next rank; the last rank's next is the first. That is
-one small file per rank, however many there are, and no messages, since MPI itself may hang.
+one small file per rank, however many there are, and no messages, since MPI itself may hang. A single rank writes one, too,
+for those who follow the run (`run.state.Pulse`).
 """
 
 import faulthandler
@@ -96,14 +97,12 @@ class Watchdog:
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        if self.world.size > 1:  # a single rank has no other to watch it
-            self.thread.start()
+        self.thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self.over.set()
-        if self.world.size > 1:
-            self.thread.join()
+        self.thread.join()
 
     def _watch(self) -> None:
         rank, number = (self.world.rank + 1) % self.world.size, 0
@@ -115,6 +114,8 @@ class Watchdog:
                 str(self.world.rank),
                 f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} {os.getpid()} {self.world.at}",
             )
+            if self.world.size == 1:  # it has no other to watch
+                continue
             if self._read(VERDICT):
                 self._write_stacks()
                 return

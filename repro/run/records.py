@@ -52,7 +52,7 @@ RUN = {
         **dict.fromkeys(("seed", "size", "threads"), int),
         **dict.fromkeys(("normalization", "precision", "split"), str),
     },
-    "data": {"name": str, "test": str, "originals": int},
+    "data": {**dict.fromkeys(("name", "train", "test"), str), "originals": int},
     "packages": dict,
     "attempts": [dict],
 }

@@ -39,8 +39,9 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     runs: one row per run. Its folder's name; recipe (the name before it was made small), shrink, model, variant ("" for default
     settings, else such as "lr_formula=as_designed"), data; every field of `Settings`, seed among them; every scalar of the
     recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
-    of the training code), version, Python's and torch's versions; host, cores, processor; weights_sha256; test_images,
-    top1 and top5 at the end. Values that an incomplete run does not have are missing.
+    of the training code), version, Python's and torch's versions; host, cores, processor; digests of the training and test
+    images, train_sha256 and test_sha256, and of the weights, weights_sha256; test_images, top1 and top5 at the end. Values
+    that an incomplete run does not have are missing.
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
     train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;
@@ -90,6 +91,8 @@ def _run(folder: Path) -> dict:
         "python": run["packages"]["python"],
         "torch": run["packages"]["torch"],
         **{fact: run[fact] for fact in ("host", "cores", "processor")},
+        "train_sha256": run["data"]["train"],
+        "test_sha256": run["data"]["test"],
         "weights_sha256": run.get("weights_sha256", ""),
         "test_images": images,
         "top1": 100 * run.get("top1", NONE) / images,

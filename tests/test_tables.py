@@ -240,6 +240,18 @@ def test_runs_of_two_codes_or_on_two_sets_of_images_are_in_no_answer_together(ou
     assert [message for message in caplog.messages if "16 complete runs are left out" in message] == caplog.messages[:1]
 
 
+def test_seeds_of_a_recipe_whose_numbers_have_changed_are_not_averaged(out):
+    """As one of one's own may, or a control in an update; other recipes are compared with it as before."""
+    for seed in (0, 1):
+        folder = write_run(out, "one_model", seed, worse=800, end="2026-02-01T00:00:00+00:00")
+        run = json.loads((folder / "run.json").read_text())
+        run["recipe"]["stages"][0]["base_rate"] *= 2
+        (folder / "run.json").write_text(json.dumps(run))
+    models = tables.models(out)
+    assert models[models.recipe == "one_model"].groupby("members").top1.count().eq(2).all()
+    assert models[models.recipe != "one_model"].groupby("recipe").seed.nunique().eq(4).all()
+
+
 def test_runs_by_the_code_at_hand_count_before_newer_ones(out):
     """Whoever goes back to an earlier version need not train again."""
     mine = {write_run(out, "one_model", seed, code=code_digest(), end="2025-12-31T00:00:00+00:00").name for seed in range(2)}

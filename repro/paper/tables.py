@@ -21,8 +21,10 @@ from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 GROUP = KEYS[:-1]  # all but the seed
-COMPARED = ["data", "shrink", "variant"]  # runs with equal ones are compared with one another
-ALIKE = ["code", "train_sha256", "test_sha256"]  # and so they must have these alike
+ALIKE = (  # runs with equal values in the first columns are compared, so they must be alike in the others
+    (["data", "shrink", "variant"], ["code", "train_sha256", "test_sha256"]),
+    (GROUP, ["recipe_sha256"]),
+)
 
 log = logging.getLogger("repro")
 
@@ -156,17 +158,20 @@ def _counted(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFr
 
 
 def that_count(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of `repro.run.tidy.runs`'s runs those that count: complete ones, no seed twice, and by one code on the same images.
+    """Of `repro.run.tidy.runs`'s runs those that count: complete ones, no seed twice, and those that are compared alike.
 
-    In each data set, shrink and variant these are the runs by the code at hand, or, if it has trained none there, by the code
-    of the newest run, on that code's newest images. Of runs with equal keys the newest counts.
+    In each data set, shrink and variant they are by the code at hand, or, if it has trained none there, by the code of the
+    newest run, on the same images, and all seeds of a recipe have the same numbers: those of the newest run. Of runs with
+    equal keys the newest counts.
     """
     complete = runs[runs.status == "complete"]
-    ordered = complete.assign(at_hand=complete.code == code_digest()).sort_values(["at_hand", "end"], kind="stable")
-    alike = (ordered[ALIKE] == ordered.groupby(COMPARED)[ALIKE].transform("last")).all(axis=1)
-    if others := int((~alike).sum()):
-        _say(f"{others} complete runs are left out, which other code or other images made than those that count")
-    return ordered[alike].drop_duplicates(KEYS, keep="last").sort_index().drop(columns="at_hand")
+    counted = complete.assign(at_hand=complete.code == code_digest()).sort_values(["at_hand", "end"], kind="stable")
+    for keys, columns in ALIKE:
+        newest = counted.groupby(keys)[columns].transform("last")
+        counted = counted[(counted[columns] == newest).all(axis=1)]
+    if others := len(complete) - len(counted):
+        _say(f"{others} complete runs are left out: they are by other code, on other images or of another version of a recipe")
+    return counted.drop_duplicates(KEYS, keep="last").sort_index().drop(columns="at_hand")
 
 
 @cache  # once, however many tables are made

@@ -1,6 +1,7 @@
 """The ledger: what agrees passes, what was changed by hand is missed, and no small run turns a claim on ImageNet green."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -144,5 +145,7 @@ def test_a_missed_claim_ends_the_command_with_status_4(tmp_path, cli):
     )
     missed = python("-c", code.format(tmp_path))
     assert missed.returncode == 4 and "S1   MISSED" in missed.stdout and "1 MISSED" in missed.stdout
+    first = missed.stdout.splitlines()[0]
+    assert re.match(r"claims by the runs in \S+, trained by (this code|other code \(\S+\): \d+ definitions differ: )", first)
     status, told, _ = cli("verify", "--results", str(tmp_path), "--json")
     assert not status and {row["id"] for row in json.loads(told)} >= {"A1", "R3", "S6", "C5", "D1"}

@@ -20,7 +20,7 @@ import pandas as pd
 from repro.paper import questions, tables
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
-from repro.run import records, tidy
+from repro.run import records, tidy, trained
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 STATES = {
@@ -59,13 +59,15 @@ def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
 def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     """The ledger of `results`, as text; and whether a claim is MISSED.
 
-    It is that of the reference if `results` has no runs, or only tiny ones, such as the tour's, which answer nothing.
+    It is that of the reference if `results` has no runs, or only tiny ones, such as the tour's, which answer nothing. The
+    first line says whether the code at hand has trained the runs.
     """
     results = Path(results) if tables.of_size(Path(results) / "runs") else REFERENCE
     table = ledger(results / "runs", results)
     if as_json:
         return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
-    lines = [f"claims by the runs in {results}"]
+    counted = tables.that_count(tidy.runs(results / "runs")[0])
+    lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
         lines.append(f"{row.id:4} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
         ours, cost = with_interval(row), price(row)

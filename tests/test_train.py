@@ -299,7 +299,7 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         folder = interrupted(step, tmp_path / str(step), seconds)
         with open(folder / "metrics.jsonl", "a") as file:
             file.write('{"step": 9, "epo')  # as a kill leaves it in the middle of a row
-        assert run_json(folder)["status"] == "failed" and "KeyboardInterrupt" in run_json(folder)["error"]
+        assert run_json(folder)["status"] == "stopped" and "KeyboardInterrupt" in run_json(folder)["error"]
         assert tiny(out=folder.parent) == folder
         assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"], step
         assert rows(folder) == rows(expected)

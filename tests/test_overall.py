@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,12 +12,12 @@ import pytest
 
 from repro import ReproError
 from repro.images import packed
-from repro.jupyter import notebooks
+from repro.jupyter import notebooks, progress
 from repro.paper import current, overall, questions, reproduce, single, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import watch
-from repro.run import identity, records
+from repro.run import identity, records, state
 
 SMOKE = PROFILES["smoke"]
 KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
@@ -26,7 +27,7 @@ KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).rea
 def clock(monkeypatch):
     """clock(seconds): lets so many seconds pass."""
     now = [1000.0]
-    monkeypatch.setattr(overall.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
@@ -46,9 +47,9 @@ def reproduction(data, tmp_path, clock):
     return overall.Overall(SMOKE, tmp_path / "runs")
 
 
-def train(of: overall.Overall, run: overall.Planned, steps: int, status: str = "running", **changed) -> None:
+def train(of: overall.Overall, run: progress.Planned, steps: int, status: str = "running", **changed) -> None:
     """Writes what a run has in its folder after so many steps."""
-    folder = of.runs / f"{run.prefix}{changed.get('code', 'ours')[:8]:0<8}"
+    folder = Path(f"{run.folder}{changed.get('code', 'ours')[:8]:0<8}")
     folder.mkdir(exist_ok=True)
     facts = KNOWN | {"status": status, "code": of.code, "data": KNOWN["data"] | {"train": of.data}}
     (folder / "run.json").write_text(json.dumps(facts | {"top1": 9, "images": 10, "seconds": 40.0} | changed))
@@ -58,9 +59,9 @@ def train(of: overall.Overall, run: overall.Planned, steps: int, status: str = "
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
-def test_what_is_planned_is_what_the_notebooks_train():
+def test_what_is_planned_is_what_the_notebooks_train(tmp_path):
     full = PROFILES["full"]
-    runs = overall.planned(full, 20_000)
+    runs = overall.planned(full, 20_000, tmp_path)
     wanted = {(DISTRIBUTED, 0)}
     for topic, seeds in full.seeds.items():
         wanted |= {(task["recipe"], task["seed"]) for task in questions.tasks("digits", "laptop", range(seeds), [topic])}
@@ -87,7 +88,7 @@ def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace
     said = capsys.readouterr().out
     count = len(reproduction.planned)
     assert said.startswith(f"run 1 of {count}: {first.recipe}, seed 0: top-1 90.00% after 40 s; {work / total:.0%}, about ")
-    assert said.endswith(f"about {overall.duration(left)} left\n")
+    assert said.endswith(f"about {state.duration(left)} left\n")
     clock(10)
     reproduction.show()
     assert capsys.readouterr().out == "", "it is not said twice"
@@ -110,11 +111,11 @@ def test_runs_of_other_code_or_data_or_an_earlier_version_do_not_count(reproduct
     assert reproduction.complete == {first}
 
 
-def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock):
+def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock, tmp_path):
     """A request to stop would otherwise wait for it."""
     first = reproduction.planned[0]
     train(reproduction, first, 3)
-    (lock,) = reproduction.runs.glob("*/lock")
+    (lock,) = tmp_path.glob("runs/*/lock")
     lock.write_text(f"process {2**22 + 1} on {platform.node()}")
     reproduction.show()
     assert reproduction.training == []

@@ -14,8 +14,8 @@ from repro.images.data import Images
 from repro.model import builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
+from repro.run.settings import AVERAGES
 
-AVERAGES = ("softmax", "logit")
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
 VIEWS = {"test": 0, "zoom": 5000, "scale_aspect": 5000}

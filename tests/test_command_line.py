@@ -11,12 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from repro import evaluate, resnet
 from repro.cli import commands as __main__
 from repro.cli.commands import parser
 from repro.images import packed
 from repro.paper.profiles import PROFILES
-from repro.scaling import steptime
+from repro.ranks import comm
 
 from conftest import SMOKE, launch, mpiexec, python
 
@@ -66,12 +65,6 @@ def test_a_slip_is_answered_with_what_was_meant(cli, words, answer):
 def test_the_beginning_of_an_option_is_enough_and_what_follows_a_command_is_its_own():
     assert parser().parse_args(["train", "one_model", "--shr", "smoke"]).shrink == "smoke"
     assert parser().parse_args(["train", "one_model", "--shrink=none", "--decay-bn", "FALSE"]).decay_bn is False
-
-
-def test_choices_that_are_listed_without_loading_torch_are_those_of_the_modules():
-    assert set(__main__.MODELS) == set(resnet.MODELS)
-    assert __main__.AVERAGES == evaluate.AVERAGES
-    assert set(__main__.NETWORKS) == set(steptime.INTERCONNECTS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -136,11 +129,11 @@ def test_on_several_ranks_one_says_it():
     ],
 )
 def test_the_launcher_says_which_rank_this_is(monkeypatch, variables, rank, ranks):
-    for name in sum(__main__.LAUNCHERS, ()):
+    for name in sum(comm.LAUNCHERS, ()):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert __main__.launched() == (rank, ranks)
+    assert comm.launched() == (rank, ranks)
 
 
 def test_the_first_word_comes_before_torch():

@@ -177,10 +177,10 @@ def test_one_rank_on_several_cores_is_told_of_the_others(cli, digits, tmp_path):
 @pytest.mark.parametrize("given, read", [([], "results/reference/runs"), (["--runs", "{out}"], "{out}")])
 def test_one_figure_says_which_runs_it_is_made_from(cli, monkeypatch, tmp_path, given, read):
     """A tour's run answers nothing: then it is the reference's, and --runs names others."""
-    from repro.paper import single, tables
+    from repro.paper import reproduce, tables
 
     asked = []
-    monkeypatch.setattr(single.notebooks, "execute", lambda name, values, *_: asked.append((name, values["runs"])))
+    monkeypatch.setattr(reproduce.notebooks, "execute", lambda name, values, *_: asked.append((name, values["runs"])))
     monkeypatch.setattr(tables.records, "complete_runs", lambda folder: [folder])
     monkeypatch.setattr(tables, "of_size", lambda runs: False)
     out = str(tmp_path / "runs")

@@ -3,17 +3,19 @@
 import json
 import os
 import platform
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pandas as pd
 import pytest
 
 from repro import ReproError
 from repro.images import packed
 from repro.jupyter import notebooks, progress
-from repro.paper import current, overall, questions, reproduce, single, tables
+from repro.paper import current, overall, questions, reproduce, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import watch
@@ -214,18 +216,27 @@ def test_another_profile_other_packages_and_other_data_are_changes(results, monk
 
 @pytest.mark.slow  # a kernel starts
 def test_a_table_is_written_by_the_notebook_that_makes_it(tmp_path):
-    made = single.make("tables", "recipes", tmp_path)
+    made = reproduce.make("tables", "recipes", tmp_path)
     assert made == [tmp_path / "tables" / "recipes.csv"]
     found, whole = pd.read_csv(made[0]), tables.recipes()
     shown = ["recipe", "global batch", "epochs"]
     assert found[shown].equals(whole[whole.recipe.isin(found.recipe)][shown].reset_index(drop=True))
 
 
-def test_each_has_its_notebook():
-    assert single.names("tables")["answers"] == "20-tables" and single.names("figures")["budget"] == "21-figures"
-    assert single.names("figures")["learning_rates"] == "21-figures"  # the first of those that make it
+@pytest.mark.parametrize("kind", reproduce.ALONE)
+def test_each_is_saved_by_the_notebook_that_it_is_said_to_be(kind):
+    """By the notebooks' text; tests/test_reproduce.py compares with what they write."""
+    saved = {}
+    for notebook in ("01-recipes", "20-tables", "21-figures"):  # the last that saves one is the one that makes it
+        cells = nbformat.read(notebooks.FOLDER / f"{notebook}.ipynb", as_version=4).cells
+        for cell in cells:
+            if f"{kind}.save(" in cell.source:
+                named = re.findall(rf'{kind}\.save\(.*, "(\w+)"\)|\[\("(\w+)", \w+\)', cell.source)
+                assert named, cell.source
+                saved |= {first or second: notebook for first, second in named}
+    assert saved == reproduce.names(kind)
 
 
 def test_a_parameter_that_is_none_is_refused(tmp_path):
     with pytest.raises(ReproError, match="unknown parameter 'dta'. Did you mean data?"):
-        single.make("figures", "time_to_train", tmp_path, dta="digits")
+        reproduce.make("figures", "time_to_train", tmp_path, dta="digits")

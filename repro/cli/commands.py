@@ -180,7 +180,8 @@ def reproduce(arguments: dict) -> None:
 def make_one(kind: str) -> Callable[[dict], None]:
     def handler(arguments: dict) -> None:
         say(f"making the {kind} {arguments['name']}")
-        from repro.paper.single import make, runs_or_reference
+        from repro.paper.reproduce import make
+        from repro.paper.tables import runs_or_reference
 
         arguments["runs"] = runs_or_reference(arguments.get("runs", ""), arguments["results"])
         say(f"from the runs in {arguments['runs']}")

@@ -19,16 +19,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repro import ReproError, choose, whole_number
-from repro.evaluate import AVERAGES, build_again, counts, open_run
+from repro.evaluate import build_again, counts, open_run
 from repro.images.data import Images
-from repro.images.packed import Preprocessing, compare_labels
+from repro.images.packed import SPLITS, Preprocessing, compare_labels
 from repro.images.views import test_view
 from repro.model import builder, find_device
 from repro.paths import NUMBER, check, replacing, writable_folder
 from repro.ranks import comm
 from repro.resnet import ResNet, build
 from repro.run import checkpoint, own
-from repro.run.settings import Settings
+from repro.run.settings import AVERAGES, Settings
 from repro.schedule import STRIDES
 
 FORMAT = "scaleout-repro exported model, version 2"
@@ -200,7 +200,7 @@ def evaluate(
     world = comm.world()
     with world.together():
         choose("average", average, AVERAGES)
-        choose("split", split, ("test", "val", "train"))
+        choose("split", split, SPLITS)
         if not files:
             raise ReproError("no file was named: pass the exported .safetensors files")
         paths = [_path(file) for file in files]

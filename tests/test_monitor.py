@@ -222,7 +222,7 @@ def test_a_terminal_gets_a_line_that_is_written_over(folder):
     record(folder, "stopped")
     printed += process.communicate(timeout=20)[0]
     assert process.returncode == 75
-    assert "\x1b[K[##########..........]  50%  epoch 5.0 of 10, 64 images/s, about 25 s left" in printed
+    assert "[##########..........]  50%  epoch 5.0 of 10, 64 images/s, about 25 s left" in printed
     assert printed.rstrip().endswith(f"{folder.name} stopped at epoch 3 of 10; {AGAIN}")
 
 

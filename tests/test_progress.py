@@ -241,6 +241,34 @@ def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
     assert len(display.curves.losses[curves.TRUNK].get_xdata()) == 60
 
 
+# --- Many runs --------------------------------------------------------------------------------------------------------
+def test_of_many_runs_each_that_becomes_complete_has_a_line_and_one_line_has_them_all(tmp_path, capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    first = Folder(tmp_path / "runs")
+    runs = [
+        progress.Planned("collapsed_ensemble", seed, folder, SMALL.iterations, SMALL.epochs(), SMALL.global_batch)
+        for seed, folder in ((0, first.path), (1, tmp_path / "runs" / "not begun"))
+    ]
+    many = {live: progress.Many(runs, progress.Line(live, every=15)) for live in (True, False)}
+    said = {}
+    for step in (11, 22, 33):
+        first.write(row(step, step / 10))
+        clock[0] += 10
+        for live, each in many.items():
+            each.show()
+            said[live, step] = capsys.readouterr().out
+    line = "[####................]  21%  0 of 2 runs, about 2 minutes left, collapsed_ensemble seed 0 at epoch 4 of 8"
+    assert said[True, 33].strip("\r ") == line
+    assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith("seed 0 at epoch 2 of 8\n")
+    first.finish()
+    clock[0] += 10
+    for each in many.values():
+        each.close()
+        assert "run 1 of 2: collapsed_ensemble, seed 0: top-1 75.00% after 12 s; 50%, about" in capsys.readouterr().out
+        assert (each.share, len(each.complete), each.training) == (0.5, 1, [])
+
+
 # --- Who trains -------------------------------------------------------------------------------------------------------
 def test_a_process_on_this_machine_counts_while_it_lives(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

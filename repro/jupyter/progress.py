@@ -9,17 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from repro import ReproError
 from repro.jupyter.curves import Curves
 from repro.paths import ROOT, RUNS
 from repro.run import records
-from repro.run.state import Pulse, elsewhere, find, left, living, outcome, pace, recipe_of, state, trained_by
+from repro.run.state import Pulse, duration, elsewhere, find, left, living, outcome, pace, recipe_of, state, trained_by
 from repro.schedule import Recipe
 
 POLL = 0.5  # seconds between two looks at the folder
 REDRAW = 1.0  # seconds between two drawings, at the least; and drawing takes at most a tenth of the time
+LOOK = 1.0  # seconds between two looks at many runs
 
 
 # --- One run ----------------------------------------------------------------------------------------------------------
@@ -215,14 +216,105 @@ class Display:
         self.drawn, self.next = self.state, ended + max(REDRAW, 9 * (ended - began))
 
 
+# --- Many runs --------------------------------------------------------------------------------------------------------
+
+
+class Planned(NamedTuple):
+    """One of many runs that are to be trained."""
+
+    recipe: str
+    seed: int
+    folder: Path  # of the run; or without the digest in which its name ends
+    steps: int
+    epochs: float
+    cost: float  # of a step, in any unit
+
+
+class Many:
+    """Many runs: a line for each that becomes complete, and all of them as one share of the work, with the time left.
+
+    Reads the runs' records only, so it does not matter which process trains them.
+    """
+
+    def __init__(self, planned: list[Planned], line: "Line"):
+        self.planned, self.line = planned, line
+        self.total = sum(run.steps * run.cost for run in planned)
+        self.besides: dict[str, float] = {}  # seconds that other things than training will take
+        self.complete, self.new, self.training = set(), [], []  # new: since the last look; training: in words
+        self.pace = 0.0  # work per second
+        self.measure()
+
+    def measure(self) -> None:
+        """Measures the pace from now on."""
+        self._look()
+        self.began = time.monotonic(), self.work
+
+    @property
+    def share(self) -> float:
+        return self.work / self.total
+
+    def follow(self, over: Callable[[], bool]) -> None:
+        """Shows the progress until `over()`."""
+        while not over():
+            self.show()
+            time.sleep(POLL)
+
+    def show(self) -> None:
+        """Prints what is new since the last look, and the line that moves. Looks every `LOOK` seconds."""
+        if time.monotonic() - self.looked < LOOK:
+            return
+        self._look()
+        since, before = self.began
+        if self.work > before:
+            self.pace = (self.work - before) / max(time.monotonic() - since, 0.001)
+        rest = left(self.total - self.work, self.pace, sum(self.besides.values()))
+        for number, (run, folder) in enumerate(self.new, start=len(self.complete) - len(self.new) + 1):
+            record = records.read(folder)
+            top1, took = 100 * record["top1"] / record["images"], duration(record["seconds"])
+            which = f"run {number} of {len(self.planned)}: {run.recipe}, seed {run.seed}"
+            self.line.print(f"{which}: top-1 {top1:.2f}% after {took}; {self.share:.0%}{rest}")
+        complete = f"{len(self.complete)} of {len(self.planned)} runs"
+        self.line.update(", ".join([f"{hashes(self.share)}  {complete}{rest}", *self.training]))
+
+    def close(self) -> None:
+        """Shows the end."""
+        self.looked = 0.0
+        self.show()
+        self.line.clear()
+
+    def find(self, run: Planned) -> Path | None:
+        """The folder of a run; None if it was not begun."""
+        return run.folder if (run.folder / "run.json").exists() else None
+
+    def _look(self) -> None:
+        self.looked, self.work, self.new, self.training = time.monotonic(), 0.0, [], []
+        for run in self.planned:
+            if run not in self.complete and (folder := self.find(run)):
+                now, rows = state(folder), records.metric_rows(folder)
+                if now == "complete":
+                    self.complete.add(run)
+                    self.new.append((run, folder))
+                elif rows:
+                    self.work += rows[-1]["step"] * run.cost
+                if now == "running":
+                    at = rows[-1]["epoch"] if rows else 0
+                    self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}")
+            if run in self.complete:
+                self.work += run.steps * run.cost
+
+
 # --- Lines of text ----------------------------------------------------------------------------------------------------
 
 
 class Line:
-    """A line of a terminal that is written over and over, and others above it; where there is no terminal, only the others."""
+    """A line that is written over and over, and others above it; on a terminal, or in a notebook if `live`.
 
-    def __init__(self):
-        self.live = sys.stdout.isatty()
+    Elsewhere there are only the others, and this one every `every` seconds.
+    """
+
+    def __init__(self, live: bool = False, every: float = float("inf")):
+        self.live, self.every, self.shown = live or sys.stdout.isatty(), every, ""
+        self.next = time.monotonic() + every
 
     def print(self, text: str) -> None:
         self.clear()
@@ -230,9 +322,15 @@ class Line:
 
     def update(self, text: str) -> None:
         if self.live:
-            width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
-            print(f"\r\x1b[K{text[: width - 1]}", end="", flush=True)
+            if sys.stdout.isatty():
+                text = text[: (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - 1]
+            print(f"\r{text.ljust(len(self.shown))}", end="", flush=True)
+            self.shown = text
+        elif time.monotonic() > self.next:
+            self.next = time.monotonic() + self.every
+            print(text, flush=True)
 
     def clear(self) -> None:
-        if self.live:
-            print("\r\x1b[K", end="", flush=True)
+        if self.shown:
+            print(f"\r{' ' * len(self.shown)}\r", end="", flush=True)
+            self.shown = ""

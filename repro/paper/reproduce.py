@@ -1,4 +1,7 @@
-"""`make reproduce`: the runs, tables, figures and report of one profile, made by the notebooks on one set of engines."""
+"""`make reproduce`: the runs, tables, figures and report of one profile, made by the notebooks on one set of engines.
+
+`make table-NAME` and `make figure-NAME` run the notebook that saves it, and no other.
+"""
 
 import shutil
 import time
@@ -18,6 +21,15 @@ from repro.run import records, tidy, trained
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
+ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by notebooks that only read and draw
+    "tables": {
+        "20-tables": ("accuracy", "answers", "ledger", "published_released_runs", "ratios", "time_to_train"),
+        "01-recipes": ("recipes",),
+    },
+    "figures": {
+        "21-figures": ("answers", "budget", "headline", "learning_rates", "time_to_train", "training_curves", "training_losses")
+    },
+}
 
 
 def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bool = False) -> Path:
@@ -101,6 +113,23 @@ def _run(
         notebook.result()
     for name in parameters:
         overall.end(name)
+
+
+def names(kind: str) -> dict[str, str]:
+    """The names of all "tables" or "figures" that can be made alone, each with its notebook."""
+    return {name: notebook for notebook, saved in ALONE[kind].items() for name in saved}
+
+
+def make(kind: str, name: str, results: Path = RESULTS, runs: Path | str = "", **parameters) -> list[Path]:
+    """Writes one of the "tables" or "figures", and what its notebook makes beside it, into `results`. Returns its files.
+
+    `runs` is the folder of the runs, by default the notebook's. `parameters` are the notebook's, such as data="letters".
+    """
+    known = names(kind)
+    notebook = known[choose(kind.removesuffix("s"), name, known)]
+    values = {"results": str(results)} | ({} if notebook == "01-recipes" else {"runs": str(runs)})  # which reads none
+    notebooks.execute(notebook, values | parameters, results / "notebooks" / f"{notebook}.ipynb")
+    return sorted((results / kind).glob(f"{name}[.-]*"))
 
 
 KEPT = "tables/*.csv", "figures/*.svg", "figures/*.pdf", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"

@@ -131,10 +131,11 @@ def test_ranks_without_a_recipe_are_limited_by_cores_alone(monkeypatch):
 
 
 # --- What takes a while -----------------------------------------------------------------------------------------------
-def test_a_block_that_takes_long_says_so_and_a_short_one_is_silent(capsys):
-    with notebooks.saying("short ...", after=5):
+def test_a_block_that_takes_long_says_so_and_a_short_one_is_silent(capsys, monkeypatch):
+    with notebooks.saying("short ..."):
         pass
-    with notebooks.saying("long ...", after=0.05):
+    monkeypatch.setattr(notebooks, "QUIET", 0.05)
+    with notebooks.saying("long ..."):
         time.sleep(0.3)
     time.sleep(0.1)
     assert capsys.readouterr().out == "long ...\n"

@@ -122,12 +122,12 @@ def _kill_descendants() -> None:
             psutil.wait_procs(running, timeout=POLL)
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def _tail(log: Path) -> str:
     """The last lines of a log, without mpiexec's frames, under its name; "" if there are none."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8000))  # the owner need not read while we write: a pipe holds 64 KB
         last = [line for line in file.read().decode(errors="replace").splitlines() if line.strip(" =")]
-    return "\n".join([f"\nlast lines of {log.name}:", *last[-lines:]]) if last else ""
+    return "\n".join([f"\nlast lines of {log.name}:", *last[-15:]]) if last else ""
 
 
 def connection_path(folder: Path, kind: str) -> Path:

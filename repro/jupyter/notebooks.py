@@ -30,6 +30,7 @@ from repro.schedule import Recipe
 
 FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
+QUIET = 1.0  # seconds that a cell may take without a word
 
 
 class NotebookError(ReproError):
@@ -167,9 +168,9 @@ def _pack_quietly(data: str) -> None:
 
 
 @contextmanager
-def saying(text: str, after: float = 1.0):
-    """Prints `text` if the block takes longer than `after` seconds, so that no cell is silent for long."""
-    timer = threading.Timer(after, print, [text], {"flush": True})
+def saying(text: str):
+    """Prints `text` if the block takes longer than `QUIET` seconds, so that no cell is silent for long."""
+    timer = threading.Timer(QUIET, print, [text], {"flush": True})
     timer.start()
     try:
         yield

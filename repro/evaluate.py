@@ -1,5 +1,6 @@
 """Exact top-1 and top-5 counts, for single models and for the average of their predictions."""
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,11 +170,43 @@ def ensemble(
     """Evaluates an ensemble of models at the ends of a complete run's stages and records it in the run's folder. Collective.
 
     `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as for `open_run`,
-    `world` as for `train.train`. Returns {"members", "average", "images", "top1", "top5", "loss"}.
+    `world` as for `train.train`. Returns {"members", "average", "images", "top1", "top5", "loss"}. Raises records.Locked if
+    another process evaluates this run.
     """
     world = world or comm.world()
     with world.together():
-        run, members, images = open_run(folder, members, data)
+        opened = open_run(folder, members, data)
+    with _locked(world, folder):
+        return _ensemble(world, folder, *opened, average, device)
+
+
+def ensembles(folder: str, wanted: list[tuple[list[str], str]], data: str, device: str, world: comm.Alone) -> None:
+    """Evaluates, as `ensemble`, those of `wanted`, which are (members, average), that the run has no record of. Collective."""
+    if not _missing(world, folder, wanted):
+        return
+    with _locked(world, folder):
+        for members, average in _missing(world, folder, wanted):
+            with world.together():
+                opened = open_run(folder, members, data)
+            _ensemble(world, folder, *opened, average, device)
+
+
+def _missing(world, folder: str, wanted: list[tuple[list[str], str]]) -> list[tuple[list[str], str]]:
+    recorded = [(entry["members"], entry["average"]) for entry in world.broadcast(records.ensembles(folder))]
+    return [each for each in wanted if each not in recorded]
+
+
+@contextmanager
+def _locked(world, folder: str):
+    """Holds the run's lock: what is recorded is read before it is written, and the same need not be computed twice."""
+    with world.together():
+        lock = records.take_lock(Path(folder), "evaluated") if world.rank == 0 else nullcontext()
+    with lock:
+        yield
+
+
+def _ensemble(world, folder: str, run: dict, members: list[str], images: Images, average: str, device: str) -> dict:
+    with world.together():
         device = find_device(device, world.node_rank)
         model = build_again(run, images).to(device)
         pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]

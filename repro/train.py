@@ -117,38 +117,44 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None =
     process is training this run, and records.Stopped if a rank was asked to stop or `steps` are done.
     """
     world = world or comm.world()
-    world.leaving = False  # engines are used again after a call that failed
+    world.leaving, world.at = False, "the start"  # engines are used again after a call that failed
     task = prepare(recipe, data, world=world, **parameters)
     with world.together():
         fits(task.recipe, world.size)
     agree(world, task)
-    with world.together():
-        complete = world.rank == 0 and not task.run.begin(ranks=world.size, workers=task.recipe.workers)
-    share(world, task)
-    folder = str(task.run.folder)
-    if world.broadcast(complete):
-        log.info("already complete: %s", folder)
-        return folder
-    processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
-    if world.size > 1:  # if a rank dies, a launcher names only its process
-        log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
     try:
+        with world.together():
+            begun = world.rank == 0 and task.run.begin(ranks=world.size, workers=task.recipe.workers)
+        _attempt(world, task, begun)
+    finally:
+        task.run.release()
+    return str(task.run.folder)
+
+
+def _attempt(world, task: "Task", begun: bool) -> None:
+    """Trains a run, unless it is complete, and records how that ended. `begun`: rank 0 has begun it. Collective."""
+    folder = task.run.folder
+    try:
+        share(world, task)
+        if not world.broadcast(begun):
+            log.info("already complete: %s", folder)
+            return
+        processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
+        if world.size > 1:  # if a rank dies, a launcher names only its process
+            log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
         with watch.Watchdog(world, task.run.heartbeats, task.patience):
             facts = _train(world, task)
         with world.together():  # so that no rank returns before the run is complete on disk
             if world.rank == 0:
                 task.run.finish(**facts)
     except BaseException as caught:
-        status = "stopped" if isinstance(caught, records.Stopped) else "failed"
+        status = "stopped" if isinstance(caught, (records.Stopped, KeyboardInterrupt)) else "failed"
         if status == "failed" and not isinstance(caught, comm.PeerError):
             caught.add_note(f"(on rank {world.rank} of {world.size}, at {world.at}, run {folder})")
-        if world.rank == 0:
+        if begun:
             with suppress(ReproError):  # a full disk may be the reason why it failed
                 task.run.update(status=status, end=identity.now(), error=f"{type(caught).__name__}: {caught}")
         raise
-    finally:
-        task.run.release()
-    return folder
 
 
 def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]]] | None = None) -> None:
@@ -156,20 +162,31 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
 
     `tasks` are the parameters of `train`. `ensembles` are (stages, average) by recipe, evaluated at the end of its run. On a
     machine with few cores this is faster than sharing each step of a small network. Complete runs are left unchanged.
-    Raises as `train`, on every rank, after the other ranks have finished what they had taken.
+    Raises as `train`, on every rank, after the other ranks have passed all tasks: records.Stopped if a rank was asked to stop,
+    records.Locked if nothing is left but runs that other processes are training, which it names.
     """
     world, alone = comm.world(), comm.Alone()
     with world.together():
         if world.rank == 0:
             for data in {task["data"] for task in tasks}:
                 pack_embedded(data)
+    locked = {}  # what this rank has left to another process, by its place in `tasks`
+    try:
+        with world.together():
+            for place, task in enumerate(tasks):
+                try:
+                    folder = train(world=alone, **task)
+                    wanted = (ensembles or {}).get(task["recipe"], [])
+                    evaluate.ensembles(folder, wanted, task["data"], task.get("device", "auto"), alone)
+                except records.Locked as error:
+                    locked[place] = str(error)
+                if watch.asked.is_set():
+                    raise records.Stopped("stopped on request between two runs: the same command continues")
+    except (records.Stopped, comm.PeerError):
+        watch.asked.clear()  # so that the next job of these ranks does not stop because of the same request
+        raise
+    everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks leave runs to one another, too
     with world.together():
-        for task in tasks:
-            with suppress(records.Locked):
-                folder = train(world=alone, **task)
-                recorded = [(entry["members"], entry["average"]) for entry in records.ensembles(folder)]
-                for members, average in (ensembles or {}).get(task["recipe"], []):
-                    if (members, average) not in recorded:
-                        evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
-            if watch.asked.is_set():
-                raise records.Stopped("stopped on request between two runs: the same command continues")
+        if everywhere and world.rank == 0:
+            named = "; ".join(locked[place] for place in sorted(everywhere))
+            raise records.Locked(f"{len(everywhere)} of {len(tasks)} runs could not be done here: {named}")

@@ -75,6 +75,14 @@ def fail_differently():
     raise [ValueError, KeyError][MPI.COMM_WORLD.rank]("on purpose")
 
 
+def fail_while_another_stops():
+    from mpi4py import MPI
+
+    from repro.run.records import Stopped
+
+    raise [Stopped("asked to"), ValueError("on purpose")][MPI.COMM_WORLD.rank]
+
+
 def refuse():
     error = ReproError("there is no such thing: choose another")
     error.add_note("(on purpose)")
@@ -266,6 +274,13 @@ def test_the_rank_that_failed_first_hand_is_named_before_those_that_repeat_it(cl
 def test_another_error_on_another_rank_is_named_too(cluster):
     with pytest.raises(engines.RankError, match="rank 1 failed too: KeyError: 'on purpose'$"):
         answers(cluster, fail_differently)
+
+
+def test_a_failure_is_named_before_a_rank_that_was_asked_to_stop(cluster):
+    """A caller that only sees the request would say that all is well."""
+    with pytest.raises(engines.RankError, match="^rank 1 failed: ValueError: on purpose") as caught:
+        answers(cluster, fail_while_another_stops)
+    assert (caught.value.rank, caught.value.kind) == (1, "ValueError")
 
 
 def test_of_an_error_that_the_user_can_fix_only_the_message_is_left(cluster):

@@ -510,7 +510,7 @@ def test_ranks_that_disagree_are_refused_before_the_first_step(trial, few, tmp_p
 def test_a_rank_whose_weights_change_is_found_before_the_next_checkpoint(trial, undisturbed, rank):
     process = trial.start(2, f"flip@{rank}@step-12")
     _, said = ended(process, 60)
-    assert process.returncode == 2 and "the weights, statistics or momentum of rank 1 are no longer those of rank 0" in said
+    assert process.returncode == 2 and "the weights, statistics or update of rank 1 are no longer those of rank 0" in said
     assert max(int(path.stem) for path in (trial.folder / "checkpoints").glob("*.json")) == 10
     trial.finish(2)
     assert trial.result() == undisturbed

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -20,7 +21,8 @@ import pytest
 from jupyter_client import KernelManager
 
 from repro import ReproError, recipes
-from repro.jupyter import notebooks
+from repro.jupyter import engines, notebooks
+from repro.run import records
 
 from conftest import ROOT
 
@@ -565,3 +567,67 @@ def test_a_second_interrupt_ends_the_engines_wherever_it_comes():
     with pytest.raises(ReproError, match="^interrupted twice: the engines were ended at once"):
         notebooks.train(engine, "trial", live=False, data="mine")
     assert engine.ended
+
+
+class Ranks:
+    """Stands for engines on which jobs of `train.train_all` end like this, one after the other: with an error, or with None."""
+
+    def __init__(self, *ends):
+        self.ends, self.forgotten = list(ends), 0
+
+    def ready(self):
+        pass
+
+    def run(self, function, tasks):
+        assert function == "repro.task:describe_all"
+        plan = {"complete": False, "epochs": 8.0, "iterations": 80, "global_batch": 32, "images": 80 * 32, "recipe": "trial"}
+        return [[plan | {"folder": f"/runs/trial-digits-seed{task['seed']}-12345678"} for task in tasks]]
+
+    def submit(self, function, *_):
+        assert function == "repro.train:train_all"
+        end = self.ends.pop(0)
+
+        def result():
+            if end:
+                raise end
+
+        return SimpleNamespace(done=lambda: True, wait=lambda _: True, result=result)
+
+    def forget_request(self):
+        self.forgotten += 1
+
+
+TASKS = [{"recipe": "trial", "seed": seed} for seed in (0, 1)]
+
+
+@pytest.mark.counts_for("green")
+def test_ranks_that_were_asked_to_stop_from_outside_do_not_end_a_green_cell():
+    """By Slurm, before its time limit: nobody interrupted this process, and runs are incomplete."""
+    stopped = engines.RankError("stopped on request after step 3", 1, "Stopped")
+    with pytest.raises(records.Stopped, match="^stopped: 0% .* run this cell again to continue$"):
+        notebooks.train_all(Ranks(stopped), TASKS, {}, live=False)
+
+
+def test_a_run_that_another_process_trains_is_waited_for_and_named(capsys, monkeypatch):
+    monkeypatch.setattr(notebooks, "AGAIN_SECONDS", 0.3)
+    locked = engines.RankError("1 of 2 runs could not be done here: it is being trained by process 7 on node3", 0, "Locked")
+    ranks = Ranks(locked, locked, None)
+    assert len(notebooks.train_all(ranks, TASKS, {}, live=False)) == 2 and not ranks.ends
+    assert capsys.readouterr().out.count("it is being trained by process 7 on node3") == 1
+
+
+def test_an_interrupt_ends_the_waiting_for_another_process():
+    locked = engines.RankError("1 of 2 runs could not be done here: it is being trained by process 7 on node3", 0, "Locked")
+    began = time.monotonic()
+    threading.Timer(0.5, interrupt).start()
+    with pytest.raises(records.Stopped, match="run this cell again to continue"):
+        notebooks.train_all(Ranks(locked), TASKS, {}, live=False)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.counts_for("green")
+def test_a_notebook_that_was_stopped_has_neither_passed_nor_failed(folder, tmp_path):
+    folder("from repro.run import records; raise records.Stopped('stopped at epoch 3.0 of 8.2')")
+    with pytest.raises(records.Stopped, match="^notebook trial: stopped at epoch 3.0 of 8.2"):
+        notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb")
+    assert not (tmp_path / "out" / "trial.ipynb").exists()

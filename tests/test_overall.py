@@ -144,6 +144,20 @@ def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_pat
         watch.asked.clear()
 
 
+def test_engines_that_were_asked_to_stop_from_outside_stop_the_reproduction(tmp_path, monkeypatch):
+    """Its exit status would otherwise be that of a failure."""
+
+    def execute(*arguments, **options):
+        (tmp_path / "10-train.failed.ipynb").touch()
+        raise records.Stopped("notebook 10-train: stopped at epoch 3.0 of 8.2")
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    others = SimpleNamespace(training=[], begin=lambda name: None, show=lambda: None)
+    with pytest.raises(records.Stopped, match="The same command continues"):
+        reproduce._run({"10-train": {}}, tmp_path, others)
+    assert not list(tmp_path.iterdir())
+
+
 # --- Is there anything to do? -----------------------------------------------------------------------------------------
 
 

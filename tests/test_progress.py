@@ -183,14 +183,33 @@ def test_the_bar_counts_images_and_is_closed(folder, shown, capsys):
 
 
 def test_between_two_rows_signs_of_life_move_the_bar(folder, shown):
+    folder.run.update(status="stopped")
     folder.at(61)  # of an attempt that is over
     with Progress(folder.path, live=True) as bar:
         bar.look()
         assert bar.display.bar.n == 0
+        folder.run.update(status="running")
         folder.at(31)
         bar.look()
         assert bar.display.bar.n == 30 * 32
         assert bar.display.curves.here.get_xdata() == [SMALL.epochs(30)]
+
+
+def test_a_rank_that_stands_still_is_named_in_the_bar(folder, shown, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(state.time, "monotonic", lambda: clock[0])
+    with Progress(folder.path, live=True) as bar:
+        folder.write(row(9, 1.0, loss=1.5))
+        for number in range(15):
+            (folder.run.heartbeats / "0").write_text(f"{number} 7 1 node 12 step 10 of {SMALL.iterations}")
+            (folder.run.heartbeats / "1").write_text(f"{number} 6 0 node 13 step 10 of {SMALL.iterations}")
+            bar.look()
+            clock[0] += 2
+        said = "stands still: rank 1 (process 13 on node) computes without progress at step 10 of 77"
+        assert said in str(bar.display.bar)
+        (folder.run.heartbeats / "1").write_text(f"15 7 0 node 13 step 10 of {SMALL.iterations}")
+        bar.look()
+        assert "stands still" not in str(bar.display.bar) and "init, loss 1.500" in str(bar.display.bar)
 
 
 def test_a_continued_run_starts_its_bar_where_it_continues(folder, shown):
@@ -204,7 +223,7 @@ def test_a_continued_run_starts_its_bar_where_it_continues(folder, shown):
 def test_the_bar_measures_from_where_it_opens(shown):
     """The first drawing takes seconds, in which a run goes on: they would count as if nothing had taken time."""
     display = Display(SMALL, 9)
-    display.show([], [], 31)
+    display.show([], [], 31, "")
     assert (display.bar.initial, display.bar.n) == (31 * 32, 31 * 32)
     display.close()
 
@@ -216,7 +235,7 @@ def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
     for step in range(1, 61):  # 60 rows in 6 seconds
         clock[0] += 0.1
         rows = [*rows, row(step, step)]
-        display.show(rows, rows, step)
+        display.show(rows, rows, step, "")
     assert 4 <= len(shown) <= 8
     display.close()
     assert len(display.curves.losses[curves.TRUNK].get_xdata()) == 60
@@ -240,15 +259,48 @@ def test_a_later_process_of_the_same_number_does_not_count(folder):
     assert state.trained_by(folder.path) == ""
 
 
-def test_a_process_elsewhere_counts_while_it_writes(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """clock(seconds): lets so many seconds pass. Sleeping does, too."""
+    now = [1000.0]
+    monkeypatch.setattr(state.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(state.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+@pytest.mark.parametrize("offset", [-86400, 86400])
+def test_a_process_elsewhere_counts_while_something_changes_whatever_its_clock_says(tmp_path, clock, monkeypatch, offset):
     folder = Folder(tmp_path, owner="process 7 on another-node")
     folder.at(3)
-    assert state.trained_by(folder.path) == "process 7 on another-node"
     for file in folder.path.glob("**/*"):
-        os.utime(file, (time.time() - state.SILENT - 1,) * 2)
-    assert state.trained_by(folder.path) == ""
-    folder.at(4)
-    assert state.trained_by(folder.path)
+        os.utime(file, (time.time() + offset,) * 2)
+    assert state.trained_by(folder.path) == "process 7 on another-node"
+    assert state.living([folder.path]) == [], "nothing has changed for some seconds"
+    sleep, beats = state.time.sleep, folder.run.heartbeats / "0"
+    monkeypatch.setattr(state.time, "sleep", lambda seconds: (sleep(seconds), beats.write_text("8 31 1 node 12 step 4 of 77")))
+    assert state.living([folder.path]) == [folder.path]
+
+
+def test_a_run_elsewhere_that_has_a_row_every_11_minutes_is_alive(tmp_path, clock):
+    folder = Folder(tmp_path, owner="process 7 on another-node")
+    pulse = state.Pulse(folder.path)
+    for number in range(400):
+        (folder.run.heartbeats / "0").write_text(f"{number} {number // 10} 0 another-node 7 step 2 of {SMALL.iterations}")
+        assert pulse.look([]) == "" and not pulse.over()
+        clock(2)
+    clock(state.LOST - 3)
+    pulse.look([])
+    assert not pulse.over()
+    clock(3)
+    assert pulse.over(), "it has given no sign of life for long"
+
+
+def test_a_run_here_is_not_over_while_its_process_lives(folder, clock):
+    pulse = state.Pulse(folder.path)
+    folder.at(3)
+    pulse.look([])
+    clock(2 * state.LOST)
+    assert "gives no sign of life" in pulse.look([]) and not pulse.over()
 
 
 @pytest.mark.parametrize("status", ["complete", "stopped", "failed"])

@@ -1,6 +1,7 @@
 """The trainer against a slow, obvious one; and what it promises: the same bits on any ranks and after a kill."""
 
 import ast
+import fcntl
 import json
 import re
 import shutil
@@ -542,6 +543,51 @@ def test_run_json_is_there_before_the_first_step_and_tells_of_a_failure(tiny, tm
         tiny()
     record = run_json(next((tmp_path / "runs").iterdir()))
     assert seen == ["running"] and record["status"] == "failed" and record["error"] == "ReproError: no such luck"
+
+
+def fail(*_, **__):
+    raise ReproError("no such luck")
+
+
+def no_process_has_the_lock(folder):
+    with open(folder / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if one has
+        return True
+
+
+def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(tiny, tmp_path, monkeypatch):
+    """A node that does not see the folder, for example. An engine lives on: its process id would say "running" for ever."""
+    monkeypatch.setattr(train, "share", fail)
+    with pytest.raises(ReproError, match="no such luck") as caught:
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert run_json(folder)["status"] == "failed" and run_json(folder)["error"] == "ReproError: no such luck"
+    assert no_process_has_the_lock(folder), caught  # while the error, and what it refers to, is still held
+    monkeypatch.undo()
+    monkeypatch.setattr(records.Run, "update", fail)
+    with pytest.raises(ReproError, match="no such luck") as caught:
+        tiny()
+    assert no_process_has_the_lock(folder), caught
+
+
+def test_a_complete_run_stays_complete_if_a_rank_does_not_see_it(tiny, monkeypatch):
+    folder = tiny()
+    monkeypatch.setattr(train, "share", fail)
+    with pytest.raises(ReproError, match="no such luck"):
+        tiny()
+    assert run_json(folder)["status"] == "complete"
+
+
+def test_a_run_that_is_stopped_at_once_is_stopped(tiny, tmp_path, monkeypatch):
+    """By a second request, which is a KeyboardInterrupt."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "average_over_workers", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    assert run_json(next((tmp_path / "runs").iterdir()))["status"] == "stopped"
 
 
 def test_a_complete_run_is_left_as_it_is(tiny, monkeypatch):

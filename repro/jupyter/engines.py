@@ -120,10 +120,11 @@ class Job:
 
     def _error(self) -> RankError:
         errors = {rank: _details(error) for rank, error in self._failed().items()}
-        first = min(errors, key=lambda rank: (errors[rank]["kind"] == "PeerError", rank))  # a PeerError repeats another's
+        weak = {"Stopped": 1, "PeerError": 2}  # a request to stop hides no failure; a PeerError repeats another's error
+        first = min(errors, key=lambda rank: (weak.get(errors[rank]["kind"], 0), rank))
         kind, line, frames = (errors[first][key] for key in ("kind", "line", "traceback"))
         lines = [f"rank {first} failed: {line}", frames.rstrip()] if frames else [line]
-        others = {rank: one["line"] for rank, one in errors.items() if one["kind"] != "PeerError" and one["line"] != line}
+        others = {rank: one["line"] for rank, one in errors.items() if one["kind"] not in weak and one["line"] != line}
         lines += [f"rank {rank} failed too: {other}" for rank, other in others.items()]
         stuck = [str(rank) for rank, call in enumerate(self._calls) if not call.done()]
         if stuck:

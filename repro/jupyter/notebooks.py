@@ -19,7 +19,7 @@ from typing import Any
 from repro import ReproError, choose, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
-from repro.jupyter.engines import AGAIN, POLL, Cluster, EnginesEnded, RankError, start_or_join
+from repro.jupyter.engines import AGAIN, POLL, Cluster, EnginesEnded, Job, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
 from repro.ranks import watch
 from repro.ranks.comm import cores
@@ -31,6 +31,7 @@ from repro.schedule import Recipe
 FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
 QUIET = 1.0  # seconds that a cell may take without a word
+AGAIN_SECONDS = 10.0  # between two looks at whether another process still trains a run
 
 
 class NotebookError(ReproError):
@@ -222,12 +223,8 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
     if saved:
         print(f"continuing at {_reached(plan)}")
     job = engine.submit("repro.train:train", recipe, **task)
-    progress.follow(plan["folder"], lambda: job.done() or watch.asked.is_set(), live, saved)
-    asked = watch.asked.is_set() and not job.done()
-    if asked:
-        how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
-        if not job.wait(1):
-            print(f"stopping {how}; interrupt again to end the engines at once", flush=True)
+    progress.follow(plan["folder"], live, saved, over=lambda: job.done() or watch.asked.is_set())
+    asked = _ask_to_stop(engine, job)
     try:
         job.result()
     except RankError as error:
@@ -242,8 +239,9 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
     """Trains many runs on the engines, shows the progress, and returns their folders. Evaluates `ensembles`, too.
 
     `apart`: each rank trains runs of its own (`repro.train.train_all`); otherwise all share every step, which suits large
-    images. An interrupt makes every rank stop after its step, with a checkpoint, and raises records.Stopped; the engines
-    stay. A second one ends the engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
+    images. Runs that other processes are training are waited for. An interrupt makes every rank stop after its step, with a
+    checkpoint, and raises records.Stopped, as does a request from outside; the engines stay. A second interrupt ends the
+    engines at once: it raises EnginesEnded. Raises RankError if a rank fails.
     """
     if not apart:
         for task in tasks:
@@ -252,24 +250,54 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
     with watch.listening(signal.SIGINT):
         try:
             plans = engine.run("repro.task:describe_all", tasks)[0]
-            job = engine.submit("repro.train:train_all", tasks, ensembles)
-            _show_all(plans, lambda: job.done() or watch.asked.is_set(), live)
-            if watch.asked.is_set() and not job.done():
-                engine.ask_to_stop()
-            try:
-                job.result()
-            except RankError as error:
-                if error.kind != "Stopped":
-                    raise
-            if watch.asked.is_set():
-                engine.forget_request()
-                raise records.Stopped(f"stopped: {_share(plans):.0%} of the images are done; run this cell again to continue")
+            told = ""
+            while others := _train_all(engine, tasks, ensembles, plans, live):
+                if others != told:
+                    print(f"{others}. Waiting for that ...", flush=True)
+                told, again = others, time.monotonic() + AGAIN_SECONDS
+                _show_all(plans, lambda again=again: watch.asked.is_set() or time.monotonic() > again, live)
+                if watch.asked.is_set():
+                    raise _stopped(plans)
         except KeyboardInterrupt:
             engine.end("they were interrupted twice")
             raise EnginesEnded(f"interrupted twice: the engines were ended at once. {AGAIN}") from None
         finally:
             watch.asked.clear()
     return [plan["folder"] for plan in plans]
+
+
+def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, plans: list[dict], live: bool) -> str:
+    """Returns what other processes are training, in words; "" if all is complete."""
+    job = engine.submit("repro.train:train_all", tasks, ensembles)
+    _show_all(plans, lambda: job.done() or watch.asked.is_set(), live)
+    asked = _ask_to_stop(engine, job)
+    try:
+        job.result()
+    except RankError as error:
+        if error.kind == "Stopped":
+            raise _stopped(plans) from None
+        if error.kind != "Locked":
+            raise
+        return str(error)
+    if asked:
+        engine.forget_request()
+    if watch.asked.is_set():
+        raise _stopped(plans)
+    return ""
+
+
+def _ask_to_stop(engine: Cluster, job: Job) -> bool:
+    """Hands an interrupt on to the ranks, if they are at work; returns whether it did."""
+    if not watch.asked.is_set() or job.done():
+        return False
+    how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
+    if not job.wait(1):
+        print(f"stopping {how}; interrupt again to end the engines at once", flush=True)
+    return True
+
+
+def _stopped(plans: list[dict]) -> records.Stopped:
+    return records.Stopped(f"stopped: {_share(plans):.0%} of the images are done; run this cell again to continue")
 
 
 def _show_all(plans: list[dict], done, live: bool) -> None:
@@ -319,7 +347,7 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
 
     A cell may take `timeout` seconds (None: no limit). While the notebook runs, and if it fails, its copy has the name
     `output`.failed.ipynb; only if its last cell ran is it renamed to `output`. Raises NotebookError with the
-    failing cell's error.
+    failing cell's error, records.Stopped if its training was stopped on request.
     """
     import nbformat
     import papermill
@@ -349,6 +377,8 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
             )
     except PapermillExecutionError as error:
+        if error.ename == records.Stopped.__name__:
+            raise records.Stopped(f"notebook {name}: {error.evalue}") from error
         raise NotebookError(
             f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {unfinished})"
         ) from error

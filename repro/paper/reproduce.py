@@ -92,7 +92,7 @@ def _run(
         except BaseException:  # on a second request; the notebook ends when its kernel does
             notebooks.end_kernels()
             raise
-    if watch.asked.is_set():
+    if watch.asked.is_set() or any(isinstance(notebook.exception(), records.Stopped) for notebook in running):
         for name in parameters:  # it has not failed
             (kept / f"{name}.failed.ipynb").unlink(missing_ok=True)
         raise records.Stopped(STOPPED)

@@ -5,7 +5,8 @@ sets `asked`: the run ends after the current step, with a checkpoint. A second o
 
 A rank that is killed or that raises ends the others, but one that hangs leaves them waiting forever. So each rank has a
 thread that writes a sign of life into a file and reads that of the next rank; the last rank's next is the first. That is
-one small file per rank, however many there are, and no messages, since MPI itself may hang.
+one small file per rank, however many there are, and no messages, since MPI itself may hang. A single rank writes one, too,
+for those who follow the run (`run.state.Pulse`).
 """
 
 import faulthandler
@@ -21,10 +22,31 @@ from pathlib import Path
 
 log = logging.getLogger("repro")
 
-asked = threading.Event()  # set if this process was asked to stop after the step
 ONE = 1.0  # seconds: a launcher forwards a signal that the terminal has already sent to the ranks; both are one request
 LONGEST_TICK = 2.0  # seconds between two signs of life
 VERDICT = "verdict"  # the file that tells all ranks to write their stacks
+
+
+class Request:
+    """Whether this process was asked to stop after the step.
+
+    A threading.Event has a lock, for which a signal handler would wait forever if it interrupted whoever holds it.
+    """
+
+    def __init__(self):
+        self._made = False
+
+    def is_set(self) -> bool:
+        return self._made
+
+    def set(self) -> None:
+        self._made = True
+
+    def clear(self) -> None:
+        self._made = False
+
+
+asked = Request()  # of this process
 
 
 def listen(*signals: int) -> None:
@@ -37,9 +59,10 @@ def listen(*signals: int) -> None:
         if not asked.is_set():
             since = now
             asked.set()
-            log.info(
-                "asked to stop by %s: after this step, with a checkpoint; again to stop at once", signal.Signals(number).name
-            )
+            if log.isEnabledFor(logging.INFO):  # not by logging, since a write to the same stream may be interrupted
+                again = "after this step, with a checkpoint; again to stop at once"
+                with suppress(OSError):
+                    os.write(2, f"asked to stop by {signal.Signals(number).name}: {again}\n".encode())
         elif since is None or now - since > ONE:
             raise KeyboardInterrupt
 
@@ -74,14 +97,12 @@ class Watchdog:
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        if self.world.size > 1:  # a single rank has no other to watch it
-            self.thread.start()
+        self.thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self.over.set()
-        if self.world.size > 1:
-            self.thread.join()
+        self.thread.join()
 
     def _watch(self) -> None:
         rank, number = (self.world.rank + 1) % self.world.size, 0
@@ -93,6 +114,8 @@ class Watchdog:
                 str(self.world.rank),
                 f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} {os.getpid()} {self.world.at}",
             )
+            if self.world.size == 1:  # it has no other to watch
+                continue
             if self._read(VERDICT):
                 self._write_stacks()
                 return

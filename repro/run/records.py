@@ -147,7 +147,7 @@ class Run:
             return False
         with named(self.folder):
             self.folder.mkdir(exist_ok=True)
-            self._take_lock()
+            self.lock = take_lock(self.folder)
             if self.complete:  # by the process that had the lock
                 self.release()
                 return False
@@ -186,21 +186,6 @@ class Run:
                 self.folder,
             )
 
-    def _take_lock(self) -> None:
-        self.lock = open(self.folder / "lock", "a+")  # noqa: SIM115  closed by `release`
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.lock.seek(0)
-            owner = self.lock.read()
-            self.release()
-            raise Locked(f"{self.folder} is being trained by {owner or 'another process'}: wait for it, or end it") from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): do not train this run twice at the same time", self.folder, error.strerror)
-        self.lock.truncate(0)
-        self.lock.write(f"process {os.getpid()} on {platform.node()}")
-        self.lock.flush()
-
     def release(self) -> None:
         """Lets other processes train this run; this happens automatically when a process ends."""
         if self.lock:
@@ -226,6 +211,28 @@ class Run:
         self.update(**facts, status="complete", end=now())
         for folder in (self.folder / "checkpoints", self.heartbeats):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def take_lock(folder: Path, what: str = "trained") -> IO[str]:
+    """Takes a run's lock, which is released when the file is closed or this process ends. Raises Locked if another has it.
+
+    `what` is what only one process at a time does to the run.
+    """
+    with named(folder / "lock"):
+        lock = open(folder / "lock", "a+")  # noqa: SIM115  the caller closes it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with lock:
+            lock.seek(0)
+            owner = lock.read() or "another process"
+        raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock
 
 
 def _load(path: Path, shape, otherwise: str):

@@ -16,7 +16,10 @@ from repro.paths import ROOT, RUNS
 from repro.run import records
 from repro.schedule import Recipe, Stage
 
-SILENT = 600.0  # seconds after which a run on another machine counts as ended, if it gives no sign of life
+FROZEN = 10.0  # seconds without a sign of life after which a rank is frozen: it gives one every two seconds
+STILL = 20.0  # seconds without progress after which a run stands still; more if it has taken longer before
+UNSEEN = 60.0  # the same for a run whose ranks have given no sign of life at all
+LOST = 600.0  # seconds without any sign after which a run on another machine counts as ended
 
 
 def find(run: str = "", out: Path | str = RUNS) -> Path:
@@ -49,17 +52,77 @@ def state(folder: Path) -> str:
 def trained_by(folder: Path) -> str:
     """The process that trains a run, such as "process 12 on node3"; "" if none does.
 
-    A process on another machine counts as long as something in the folder is less than `SILENT` seconds old.
+    Whether a process on another machine still lives is not known: see `living` and `Pulse.over`.
     """
-    if state(folder) != "running" or not (folder / "run.json").exists():
-        return ""
-    with suppress(OSError):
-        owner = (folder / "lock").read_text()
-        signs = [folder / "run.json", folder / "metrics.jsonl", *folder.glob("heartbeats/*")]
-        newest = max(sign.stat().st_mtime for sign in signs if sign.exists())
-        here = owner.endswith(f" on {platform.node()}")
-        return owner if here or time.time() - newest < SILENT else ""
-    return ""
+    return _text(folder / "lock") if state(folder) == "running" and (folder / "run.json").exists() else ""
+
+
+def elsewhere(folder: Path) -> bool:
+    """Whether a run is trained on another machine."""
+    owner = trained_by(folder)
+    return bool(owner) and not owner.endswith(f" on {platform.node()}")
+
+
+def living(folders: list[Path]) -> list[Path]:
+    """Those whose runs are being trained; what other machines train is known by its signs of life, in `FROZEN` seconds."""
+    pulses = {folder: Pulse(folder) for folder in folders if elsewhere(folder)}
+    deadline = time.monotonic() + FROZEN
+    while not all(pulse.lives for pulse in pulses.values()) and time.monotonic() < deadline:
+        for folder, pulse in pulses.items():
+            pulse.look(records.metric_rows(folder))
+        time.sleep(0.2)
+    return [folder for folder in folders if trained_by(folder) and (folder not in pulses or pulses[folder].lives)]
+
+
+class Pulse:
+    """Signs of life of a run, by the clock of the one who looks: those of two machines need not agree."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.signs = folder, {}  # signs: the last one of each rank, as `ranks.watch` writes it
+        self.since: dict[str, tuple[object, float]] = {}  # what is looked at: its last value, and since when it has had that
+        self.lives = False  # whether anything has changed since the first look
+        self.still = self.longest = 0.0  # seconds without progress: now, and at the most
+
+    def look(self, rows: list[dict]) -> str:
+        """Returns what is wrong if the run stands still, else "". To be called every second or so, with the run's rows."""
+        files = [path for path in (self.folder / "heartbeats").glob("*") if path.name.isdecimal()]
+        found = {path.name: _text(path).split(" ", 5) for path in files}  # one may be gone, or just being written
+        self.signs = {rank: sign if len(sign) == 6 else self.signs.get(rank) for rank, sign in found.items()}
+        self.signs = {rank: sign for rank, sign in self.signs.items() if sign}
+        beats = sorted((rank, sign[1]) for rank, sign in self.signs.items())
+        before, self.still = self.still, self._same("progress", (len(rows), beats))
+        if self.still < before:
+            self.longest = max(self.longest, before)
+        silent = {rank for rank, sign in self.signs.items() if self._same(rank, sign[0]) > FROZEN}
+        if not silent and self.still < max(STILL if self.signs else UNSEEN, 3 * self.longest):
+            return ""
+        if not self.signs:
+            return f"no news for {duration(self.still)}"
+        late = sorted(silent or {rank for rank, sign in self.signs.items() if sign[2] == "0"} or self.signs, key=int)
+        _, _, _, host, process, where = self.signs[late[0]]
+        others = f" and {len(late) - 1} more" if len(late) > 1 else ""
+        what = "gives no sign of life" if silent else "computes without progress"
+        return f"stands still: rank {late[0]}{others} (process {process} on {host}) {what} at {where.strip()}"
+
+    def over(self) -> bool:
+        """Whether the run is no longer trained, as far as can be seen from here."""
+        newest = max((since for _, since in self.since.values()), default=time.monotonic())
+        return not trained_by(self.folder) or elsewhere(self.folder) and time.monotonic() - newest > LOST
+
+    @property
+    def step(self) -> int:
+        """The number of steps that the ranks have done; 0 if unknown."""
+        found = [re.search(r"step (\d+) of ", sign[5]) for sign in self.signs.values()]
+        return max((int(match[1]) - 1 for match in found if match), default=0)
+
+    def _same(self, name: str, value) -> float:
+        """For how many seconds this has had the same value."""
+        before, since = self.since.get(name, (None, 0.0))
+        if before != value:
+            self.lives = self.lives or before is not None
+            since = time.monotonic()
+            self.since[name] = value, since
+        return time.monotonic() - since
 
 
 def _lives(number: int, lock: Path) -> bool:
@@ -78,19 +141,13 @@ def _text(path: Path) -> str:
         return ""
 
 
-def step_now(folder: Path) -> int:
-    """The step that the ranks are at, by their heartbeats; 0 if unknown."""
-    found = [re.search(r" step (\d+) of ", _text(path)) for path in (folder / "heartbeats").glob("*")]
-    return max((int(match[1]) - 1 for match in found if match), default=0)
-
-
 def saved_step(folder: Path | str) -> int:
     """The step of a run's newest checkpoint; 0 if there is none."""
     return max((int(path.stem) for path in Path(folder, "checkpoints").glob("*.json") if path.stem.isdecimal()), default=0)
 
 
 def outcome(folder: Path) -> tuple[str, str]:
-    """The `state` of a run that is no longer trained, and what has become of it in words."""
+    """The `state` of a run that is no longer trained, and its outcome in words."""
     record, now = records.read(folder), state(folder)
     if now == "complete":
         return now, f"complete: top-1 {100 * record['top1'] / record['images']:.2f}% in {duration(record['seconds'])}"
@@ -104,6 +161,19 @@ def outcome(folder: Path) -> tuple[str, str]:
     owner = _text(folder / "lock") or "no process has its lock"
     how = {"stopped": "stopped", "killed": f"was killed ({owner} is gone)"}.get(now, f"gives no sign of life ({owner})")
     return now, f"{how} {at}; {again}"
+
+
+def pace(rows: list[dict], last: int = 5) -> float:
+    """Steps per second over the last rows of a run, by its own clock; 0 if they do not tell."""
+    start = {"step": 0, "seconds": 0.0}
+    begin, end = rows[-last - 1] if len(rows) > last else start, rows[-1] if rows else start
+    steps, seconds = end["step"] - begin["step"], end["seconds"] - begin["seconds"]
+    return steps / seconds if steps > 0 and seconds > 0 else 0.0
+
+
+def left(work: float, pace: float, more: float = 0.0) -> str:
+    """How long so much work takes at this pace, and `more` seconds, such as ", about 5 minutes left"; "" if that is unknown."""
+    return f", about {duration(work / pace + more)} left" if pace else ""
 
 
 def duration(seconds: float) -> str:

@@ -485,7 +485,7 @@ def test_mpiexec_is_found_beside_this_python_although_nothing_is_activated(monke
 def test_missing_mpiexec_is_named(traces, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(traces.folder / "python"))
-    with pytest.raises(engines.NoMpiexec, match="make setup"):
+    with pytest.raises(engines.EnginesError, match="make setup"):
         engines.start(2)
     traces.assert_gone(within=0)
 
@@ -502,7 +502,7 @@ for process in [subprocess.Popen(sys.argv[at + 2:]) for _ in range(int(sys.argv[
     process.wait()
 """,
     )
-    with pytest.raises(engines.MixedMPI) as caught:
+    with pytest.raises(engines.EnginesError) as caught:
         engines.start(2)
     assert "each sees a world of 1" in str(caught.value) and mpiexec in str(caught.value)
     traces.assert_gone(within=0)

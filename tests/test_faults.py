@@ -25,7 +25,7 @@ import pytest
 from repro import journal, train
 from repro.images import packed
 from repro.jupyter import engines
-from repro.jupyter.engines import NoMpiexec, find_mpiexec, mpiexec_options
+from repro.jupyter.engines import EnginesError, find_mpiexec, mpiexec_options
 from repro.run import checkpoint, records
 
 from conftest import ROOT, launch, run
@@ -34,7 +34,7 @@ slow, counts_for = pytest.mark.slow, pytest.mark.counts_for
 SOON = 5  # seconds within which a failure ends the command
 try:
     MPIEXEC = find_mpiexec()
-except NoMpiexec:
+except EnginesError:
     MPIEXEC = ""
 STEPS = 77
 # collapsed_ensemble-smoke: 7 stages of 23, 11, 5, 14, 5, 14 and 5 steps, 4 workers of 8 images, 300 images an epoch

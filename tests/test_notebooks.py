@@ -220,7 +220,7 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
     output = tmp_path / "out" / "trial.ipynb"
     output.parent.mkdir()
     output.write_text("the last good copy")
-    with pytest.raises(notebooks.NotebookError, match="trial"):
+    with pytest.raises(ReproError, match="trial"):
         notebooks.execute("trial", {}, output)
     assert output.read_text() == "the last good copy"
     assert output.with_suffix(".failed.ipynb").exists()
@@ -242,7 +242,7 @@ def test_notebooks_at_the_same_time_have_kernels_of_their_own_and_leave_no_socke
 @pytest.mark.counts_for("green")
 def test_a_cell_that_takes_too_long_fails(folder, tmp_path):
     folder("import time; time.sleep(60)")
-    with pytest.raises(notebooks.NotebookError, match="trial failed: .*imeout"):
+    with pytest.raises(ReproError, match="trial failed: .*imeout"):
         notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb", timeout=2)
 
 
@@ -257,7 +257,7 @@ def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
         "import sys; from pathlib import Path; from repro.jupyter import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
         "output = Path(sys.argv[1], 'out', 'trial.ipynb'); output.write_text('good')\n"
         "try: notebooks.execute('trial', {}, output)\n"
-        "except notebooks.NotebookError as error: print(output.read_text(), error)"
+        "except notebooks.ReproError as error: print(output.read_text(), error)"
     )
     done = subprocess.run(
         [

@@ -410,10 +410,22 @@ def _details(error) -> dict:
     return {"kind": error.ename, "line": f"{error.ename}: {error.evalue}", "traceback": ""}
 
 
-# --- On an engine -----------------------------------------------------------------------------------------------------
+# --- Controller and engine: `python -m repro.jupyter.engines controller FOLDER`, and then `engine FOLDER` on each rank ------
+
+# Heartbeats only serve to register engines quickly: whoever starts them checks whether a process is alive, however busy it is.
+CONTROLLER = "--nodb", "--ping=250", "--HeartMonitor.max_heartmonitor_misses=1000000000", "--log-level=CRITICAL"
+ENGINE = "--timeout=300", "--IPEngine.max_heartbeat_misses=0", "--IPEngine.enable_nanny=False", "--log-level=ERROR"
 
 
-def _engine(folder: Path, arguments: list[str]) -> None:
+def _controller(folder: Path, address: str = "127.0.0.1", *more: str) -> None:
+    """Runs the controller of a set of engines, which listens on one address alone; `more` are options of ipyparallel's."""
+    from ipyparallel.controller.app import IPController
+
+    listens = f"--IPController.client_ip={address}", f"--IPController.engine_ip={address}", f"--location={address}"
+    IPController.launch_instance([*listens, *CONTROLLER, f"--profile-dir={folder}", *more])
+
+
+def _engine(folder: Path) -> None:
     """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
     (folder / f"{os.getpid()}.engine").write_text(rank)
@@ -429,7 +441,7 @@ def _engine(folder: Path, arguments: list[str]) -> None:
         def redirect_output(self, iopub_socket):
             """Does nothing: output goes to mpiexec's log, where it outlives the rank, and not to the clients."""
 
-    Engine.launch_instance(arguments)
+    Engine.launch_instance([f"--file={connection_path(folder, 'engine')}", *ENGINE, f"--profile-dir={folder}"])
 
 
 class _Raised(Exception):
@@ -463,4 +475,4 @@ def load(module: str) -> None:
 
 
 if __name__ == "__main__":
-    _engine(Path(sys.argv[2]), sys.argv[3:])
+    {"controller": _controller, "engine": _engine}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -160,6 +160,15 @@ def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
         assert distance(found, obvious_training(TINY, digits, seed=3)) > 1e-3, "the switch makes no difference here"
 
 
+def test_stages_whose_names_differ_after_a_dot_have_models_of_their_own(tiny):
+    """As the rates of a sweep do."""
+    names = "lr0.1", "lr0.01", "lr0"
+    found = tiny(replace(TINY, stages=tuple(Stage(name, 1, base_rate=0.2) for name in names)))
+    assert sorted(path.name for path in (found / "snapshots").glob("*.json")) == sorted(f"{name}.json" for name in names)
+    weights = {name: checkpoint.load(found / "snapshots" / name)[0]["fc.weight"] for name in names}
+    assert not torch.equal(weights["lr0.1"], weights["lr0.01"]) and not torch.equal(weights["lr0.01"], weights["lr0"])
+
+
 def test_a_stage_of_new_weights_begins_another_model(tiny):
     """Of the same kind and of another seed; two runs agree on it, and nothing of the first model is left in it."""
     stages = Stage("one", 2, base_rate=0.2), Stage("two", 1, base_rate=0.0, starts_from=NEW_WEIGHTS)
@@ -299,7 +308,7 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         folder = interrupted(step, tmp_path / str(step), seconds)
         with open(folder / "metrics.jsonl", "a") as file:
             file.write('{"step": 9, "epo')  # as a kill leaves it in the middle of a row
-        assert run_json(folder)["status"] == "failed" and "KeyboardInterrupt" in run_json(folder)["error"]
+        assert run_json(folder)["status"] == "stopped" and "KeyboardInterrupt" in run_json(folder)["error"]
         assert tiny(out=folder.parent) == folder
         assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"], step
         assert rows(folder) == rows(expected)

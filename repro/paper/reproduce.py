@@ -14,7 +14,7 @@ from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE, RESULTS
 from repro.ranks import watch
 from repro.recipes import find, shrink
-from repro.run import records, tidy
+from repro.run import records, tidy, trained
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
@@ -60,6 +60,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bo
     figures = {"data": chosen.data, "shrink": chosen.shrink, **made}
     _run({"01-recipes": {"results": str(results)}, "20-tables": made, "21-figures": figures}, kept, overall)
     report.write(results, chosen.data, chosen.shrink)
+    trained.note(results / "runs")
     current.note(profile, results)
     print(f"done in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
     return page

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,19 @@ from repro import ReproError
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
 from repro.run import records, tidy
+from repro.run.identity import code_digest
 from repro.run.state import recipe_of
 from repro.run.tidy import KEYS
 from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, joints, learning_rate
 
 GROUP = KEYS[:-1]  # all but the seed
+ALIKE = (  # runs with equal values in the first columns are compared, so they must be alike in the others
+    (["data", "shrink", "variant"], ["code", "train_sha256", "test_sha256"]),
+    (GROUP, ["recipe_sha256"]),
+)
+
+log = logging.getLogger("repro")
 
 
 def published(name: str) -> pd.DataFrame:
@@ -95,8 +104,7 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
     Columns: folder, recipe, shrink, model, variant, data, seed; members (the stage, or the stages whose predictions are
     averaged), average ("", softmax or logit); epochs (of all training that led to them), top1, top5 (per cent), test_images,
     top1_zoom and top1_scale_aspect (in other views), originals (of the test images), default_model (not another one by
-    --model). Of runs with equal keys the newest counts; `folders` are the names of the run folders to choose from, by
-    default all.
+    --model). `that_count` says which runs count; `folders` are the names of the run folders to choose from, by default all.
     """
     ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1)
     ends = ends.assign(members=ends.stage, average="")
@@ -137,15 +145,36 @@ def _default_model(record: dict) -> str:
 
 
 def curves(out: Path | str) -> pd.DataFrame:
-    """`repro.run.tidy.runs`'s evaluations of the complete runs in `out`; of runs with equal keys the newest counts."""
+    """`repro.run.tidy.runs`'s evaluations of the runs in `out` `that_count`."""
     return _counted(out)
 
 
 def _counted(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFrame:
     runs, evaluations = tidy.runs(out)
-    complete = runs[(runs.status == "complete") & (folders is None or runs.folder.isin(list(folders)))]
-    newest = complete.sort_values("end", kind="stable").drop_duplicates(KEYS, keep="last")  # so that no seed counts twice
-    return evaluations[evaluations.folder.isin(newest.folder)]
+    counted = that_count(runs if folders is None else runs[runs.folder.isin(list(folders))])
+    return evaluations[evaluations.folder.isin(counted.folder)]
+
+
+def that_count(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of `repro.run.tidy.runs`'s runs those that count: complete ones, no seed twice, and those that are compared alike.
+
+    In each data set, shrink and variant they are by the code at hand, or, if it has trained none there, by the code of the
+    newest run, on the same images, and all seeds of a recipe have the same numbers: those of the newest run. Of runs with
+    equal keys the newest counts.
+    """
+    complete = runs[runs.status == "complete"]
+    counted = complete.assign(at_hand=complete.code == code_digest()).sort_values(["at_hand", "end"], kind="stable")
+    for keys, columns in ALIKE:
+        newest = counted.groupby(keys)[columns].transform("last")
+        counted = counted[(counted[columns] == newest).all(axis=1)]
+    if others := len(complete) - len(counted):
+        _say(f"{others} complete runs are left out: they are by other code, on other images or of another version of a recipe")
+    return counted.drop_duplicates(KEYS, keep="last").sort_index().drop(columns="at_hand")
+
+
+@cache  # once, however many tables are made
+def _say(text: str) -> None:
+    log.warning(text)
 
 
 def only(table: pd.DataFrame, **values) -> pd.DataFrame:
@@ -180,7 +209,7 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
 
 
 def predictions(out: Path | str) -> pd.DataFrame:
-    """Predicted and measured minutes of the complete runs that have a forecast for the same number of ranks, in recipe order.
+    """Predicted and measured minutes of the runs `that_count` and have a forecast for as many ranks, in recipe order.
 
     Columns: recipe, shrink, model, variant, data, n (runs), predicted, measured (sums over the runs), error (per cent). The
     last row is all of them together.
@@ -188,7 +217,7 @@ def predictions(out: Path | str) -> pd.DataFrame:
     runs, _ = tidy.runs(out)
     recorded = records.predictions(out)
     rows = []
-    for run in runs[runs.status == "complete"].to_dict("records"):
+    for run in that_count(runs).to_dict("records"):
         plan = recorded.get(run["folder"])
         if plan and plan["ranks"] == run["ranks"]:
             times = {"n": 1, "predicted": plan["seconds"] / 60, "measured": run["seconds"] / 60}

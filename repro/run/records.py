@@ -30,7 +30,7 @@ from typing import IO
 import numpy as np
 
 from repro import ReproError
-from repro.paths import NUMBER, check, named, replacing, writable_folder
+from repro.paths import NUMBER, check, named, read_json, replacing, writable_folder
 from repro.run import own
 from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
 from repro.run.settings import non_default
@@ -52,7 +52,7 @@ RUN = {
         **dict.fromkeys(("seed", "size", "threads"), int),
         **dict.fromkeys(("normalization", "precision", "split"), str),
     },
-    "data": {"name": str, "test": str, "originals": int},
+    "data": {**dict.fromkeys(("name", "train", "test"), str), "originals": int},
     "packages": dict,
     "attempts": [dict],
 }
@@ -235,25 +235,13 @@ def take_lock(folder: Path, what: str = "trained") -> IO[str]:
     return lock
 
 
-def _load(path: Path, shape, otherwise: str):
-    """What a JSON file holds, in this shape; None if there is no such file. Raises ReproError that names the file."""
-    try:
-        value = json.loads(path.read_text())
-        check(value, shape)
-        return value
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ReproError(f"{path} is damaged ({error}): {otherwise}") from error
-
-
 AGAIN = "delete the folder to train again"
 
 
 def read(folder: Path | str) -> dict:
     """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it has another format."""
     path = Path(folder) / "run.json"
-    run = _load(path, {"recipe": (dict, str)}, AGAIN)
+    run = read_json(path, {"recipe": (dict, str)}, AGAIN)
     if run is None:
         return {}
     if run.get("format") != FORMAT:
@@ -300,13 +288,13 @@ def predict(out: Path | str, forecasts: dict[str, dict]) -> None:
 def predictions(out: Path | str) -> dict[str, dict]:
     """Returns what `predict` recorded; empty if it was never called."""
     path = Path(out).parent / "plan.json"
-    return _load(path, {str: {"ranks": int, "seconds": NUMBER}}, "delete it; `python -m repro plan` makes it again") or {}
+    return read_json(path, {str: {"ranks": int, "seconds": NUMBER}}, "delete it; `python -m repro plan` makes it again") or {}
 
 
 def ensembles(folder: Path | str) -> list[dict]:
     """The ensembles that were evaluated from a run's snapshots."""
     path = Path(folder) / "ensembles.json"
-    return _load(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
+    return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
 
 def add_ensemble(folder: Path | str, entry: dict) -> None:

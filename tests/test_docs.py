@@ -11,8 +11,7 @@ import papermill
 import pytest
 import yaml
 
-from repro import __version__, recipes
-from repro.cli.arguments import UsageError
+from repro import ReproError, __version__, recipes
 from repro.cli.commands import parser
 from repro.jupyter import notebooks
 from repro.paper import reproduce
@@ -58,7 +57,7 @@ def ours(page: str) -> list:
         if "-m repro " in line and " COMMAND" not in line:
             try:
                 found.append(parser().parse_args(shlex.split(line.split("-m repro ", 1)[1], comments=True)))
-            except UsageError:
+            except ReproError:
                 pytest.fail(f"does not parse: {line}")
     return found
 

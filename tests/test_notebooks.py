@@ -133,10 +133,11 @@ def test_ranks_without_a_recipe_are_limited_by_cores_alone(monkeypatch):
 
 
 # --- What takes a while -----------------------------------------------------------------------------------------------
-def test_a_block_that_takes_long_says_so_and_a_short_one_is_silent(capsys):
-    with notebooks.saying("short ...", after=5):
+def test_a_block_that_takes_long_says_so_and_a_short_one_is_silent(capsys, monkeypatch):
+    with notebooks.saying("short ..."):
         pass
-    with notebooks.saying("long ...", after=0.05):
+    monkeypatch.setattr(notebooks, "QUIET", 0.05)
+    with notebooks.saying("long ..."):
         time.sleep(0.3)
     time.sleep(0.1)
     assert capsys.readouterr().out == "long ...\n"
@@ -219,7 +220,7 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
     output = tmp_path / "out" / "trial.ipynb"
     output.parent.mkdir()
     output.write_text("the last good copy")
-    with pytest.raises(notebooks.NotebookError, match="trial"):
+    with pytest.raises(ReproError, match="trial"):
         notebooks.execute("trial", {}, output)
     assert output.read_text() == "the last good copy"
     assert output.with_suffix(".failed.ipynb").exists()
@@ -241,7 +242,7 @@ def test_notebooks_at_the_same_time_have_kernels_of_their_own_and_leave_no_socke
 @pytest.mark.counts_for("green")
 def test_a_cell_that_takes_too_long_fails(folder, tmp_path):
     folder("import time; time.sleep(60)")
-    with pytest.raises(notebooks.NotebookError, match="trial failed: .*imeout"):
+    with pytest.raises(ReproError, match="trial failed: .*imeout"):
         notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb", timeout=2)
 
 
@@ -256,7 +257,7 @@ def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
         "import sys; from pathlib import Path; from repro.jupyter import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
         "output = Path(sys.argv[1], 'out', 'trial.ipynb'); output.write_text('good')\n"
         "try: notebooks.execute('trial', {}, output)\n"
-        "except notebooks.NotebookError as error: print(output.read_text(), error)"
+        "except notebooks.ReproError as error: print(output.read_text(), error)"
     )
     done = subprocess.run(
         [

@@ -132,7 +132,7 @@ def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_pat
     def execute(*arguments, **options):
         assert (asked if training else ended).wait(10), "the engines are asked to stop, or else the kernel is ended"
         (tmp_path / "10-train.failed.ipynb").touch()
-        raise notebooks.NotebookError("stopped")
+        raise notebooks.ReproError("stopped")
 
     monkeypatch.setattr(notebooks, "execute", execute)
     monkeypatch.setattr(notebooks, "end_kernels", ended.set)

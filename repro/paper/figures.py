@@ -152,7 +152,7 @@ def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
     return figure
 
 
-def training_curves(curves: pd.DataFrame, column: str = "top1", columns: int = 4) -> plt.Figure:
+def training_curves(curves: pd.DataFrame, column: str = "top1") -> plt.Figure:
     """Test top-1, or `column` "train_loss", over epochs, a panel per recipe: mean over seeds, band of one standard deviation.
 
     Expects `tables.curves` of one data set and one shrink. A panel is named after its recipe, with the network if there are
@@ -162,7 +162,7 @@ def training_curves(curves: pd.DataFrame, column: str = "top1", columns: int = 4
     label = curves.recipe.map(names.recipe) + (", " + curves.model if curves.model.nunique() > 1 else "")
     curves = curves.assign(label=label.where(curves.variant == "", label + ", " + curves.variant)).dropna(subset=column)
     panels = list(curves.groupby("label", sort=False))
-    columns = min(columns, len(panels))
+    columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     size = TWO_COLUMNS if columns > 1 else ONE_COLUMN, 1.5 * rows + 0.5
     figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False, sharey=True)

@@ -169,7 +169,7 @@ def tasks(data: str, shrink: str, seeds: list[int], topics: list[str] | None = N
     return [dict(recipe=name, data=data, shrink=shrink, seed=seed, **parameters) for seed in seeds for name in ordered]
 
 
-def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MARGIN) -> pd.DataFrame:
+def answers(models: pd.DataFrame, out: Path | str) -> pd.DataFrame:
     """The answers of the runs in `out`: for each data set and shrink at hand, one row per question.
 
     `models` are `tables.models` of them; runs of a variant or of another model than the recipe's are no part of an answer. The
@@ -180,7 +180,7 @@ def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MA
     models = models[(models.variant == "") & models.default_model]
     rows = []
     for (data, shrink), group in models.groupby(["data", "shrink"], sort=False):
-        rows += [{"data": data, "shrink": shrink} | _answer(question, group, Path(out), margin) for question in QUESTIONS]
+        rows += [{"data": data, "shrink": shrink} | _answer(question, group, Path(out)) for question in QUESTIONS]
     table = pd.DataFrame(rows)
     families = [statistics.judge(family) for _, family in table.groupby(["data", "shrink", "control"], sort=False)]
     return pd.concat(families).sort_index()
@@ -211,11 +211,11 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
 
 
-def _answer(question: Question, models: pd.DataFrame, out: Path, margin: float) -> dict:
+def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
     better, other = (_of(models, side) for side in (question.better, question.other))
     compare = statistics.paired if question.paired else statistics.unpaired
     row: dict = {"topic": question.topic, "claim": question.claim, "control": question.control, "paired": question.paired}
-    row |= compare(better.top1, other.top1, margin)
+    row |= compare(better.top1, other.top1)
     for view in records.OTHER_VIEWS:
         row[f"difference_{view}"] = better[f"top1_{view}"].mean() - other[f"top1_{view}"].mean()
     signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in records.OTHER_VIEWS))}

@@ -267,18 +267,11 @@ def measured_throughput(probe: dict) -> pd.DataFrame:
     return table.assign(efficiency=100 * table.images_per_s / table.ranks / table.images.map(alone))
 
 
-def extrapolated(
-    probe: dict,
-    images: int,
-    batch: int,
-    between: steptime.Interconnect = steptime.OMNI_PATH,
-    epochs: float = 90,
-    draws: int = 200,
-) -> pd.DataFrame:
+def extrapolated(probe: dict, images: int, batch: int, between: steptime.Interconnect = steptime.OMNI_PATH) -> pd.DataFrame:
     """MODEL: `steptime.extrapolate` of a probe's machine to many nodes, weak and strong, with nothing hidden and overlapped.
 
     Weak: `images` per worker, one worker per rank. Strong: a global batch of `batch` in workers of `images`. Includes the
-    minutes for `epochs` epochs of ImageNet-1K, and for as many epochs as the published runs with that batch needed to reach
+    minutes for 90 epochs of ImageNet-1K, and for as many epochs as the published runs with that batch needed to reach
     75.9% (by LARS; not ours).
     """
     points = list(published("epochs_by_batch")[["global_batch", "mean_epochs_to_75.9"]].itertuples(index=False, name=None))
@@ -286,13 +279,13 @@ def extrapolated(
     for load in (steptime.Load("weak", images), steptime.Load("strong", images, batch // images)):
         for buckets in (1, probe["buckets"]):
             layout = steptime.Layout(per_node=probe["ranks"], buckets=buckets)
-            rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between, draws)
+            rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between)
     table = pd.DataFrame(rows)
     epochs_to_accuracy = table.global_batch.map(lambda size: steptime.epochs_to(points, size))
     # The highest throughput takes the least time.
     for point, rate in (("", "images_per_s"), ("_low", "images_per_s_high"), ("_high", "images_per_s_low")):
         minutes_per_epoch = IMAGENET_IMAGES / table[rate] / 60
-        table[f"minutes{point}"] = epochs * minutes_per_epoch
+        table[f"minutes{point}"] = 90 * minutes_per_epoch
         table[f"minutes_to_accuracy{point}"] = epochs_to_accuracy * minutes_per_epoch
     return table
 

@@ -19,7 +19,7 @@ from repro.run import records, state
 
 from conftest import launch, python
 
-KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
+KNOWN = next(run for run in map(records.read, records.all_runs(REFERENCE / "runs")) if run["base"] == "resnet50_448nodes")
 STAGES = [stage | {"iterations": steps} for stage, steps in zip(KNOWN["recipe"]["stages"], (60, 40))]
 RECIPE = KNOWN["recipe"] | {"workers": 4, "images_per_worker": 8, "epoch_images": 320, "stages": STAGES}
 COUNTS = {"images": 64, "top1": 30, "top5": 60}

@@ -22,7 +22,7 @@ from repro.ranks import watch
 from repro.run import identity, records, state
 
 SMOKE = PROFILES["smoke"]
-KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
+KNOWN = next(run for run in map(records.read, records.all_runs(REFERENCE / "runs")) if run["base"] == "resnet50_448nodes")
 
 
 @pytest.fixture

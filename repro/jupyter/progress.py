@@ -100,6 +100,7 @@ class Progress:
         self.recipe: Recipe | None = None  # known when the run has begun
         self.display: Display | Lines | None = None
         self.pulse, self.wrong = Pulse(self.folder), ""
+        self.opened: tuple[float, int] | None = None  # when there was something to show first, and the steps done by then
         rows = records.metric_rows(folder)
         # What an earlier attempt wrote after its last checkpoint is dropped when the run continues.
         self.before = set(map(_identity, rows[: max(0, len(rows) - earlier)]))
@@ -117,7 +118,7 @@ class Progress:
         if run:
             self.recipe = recipe_of(run)
             self.display = Display(self.recipe, self.step) if self.live else Lines(self.recipe)
-        if not self.display:
+        if not self.recipe or not self.display:
             return []
         rows = records.metric_rows(self.folder)
         new = [row for row in rows if row["step"] > self.step and _identity(row) not in self.before]
@@ -125,12 +126,27 @@ class Progress:
         if state(self.folder) == "running":  # otherwise its signs of life are those of an attempt that is over
             self.wrong = self.pulse.look(rows)
             done = max(done, self.pulse.step)
-        self.display.show(rows, new, done, self.wrong)
+        since, first = self.opened = self.opened or (time.monotonic(), done)  # the first drawing took a while
+        speed = pace(rows, min(5, len(new))) or (done - first) / max(time.monotonic() - since, 0.001)
+        self.display.show(rows, new, done, bar(self.recipe, done, speed, new), self.wrong)
         return rows
 
 
 def _identity(row: dict) -> tuple:
     return row["step"], row["seconds"]
+
+
+def bar(recipe: Recipe, step: int, speed: float, rows: list[dict]) -> str:
+    """How far a run is, as one line: epochs, images per second and the time left at a speed in steps per second."""
+    text = f"{hashes(step / recipe.iterations)}  epoch {recipe.epochs(step):.1f} of {recipe.epochs():.4g}"
+    if speed:
+        text += f", {speed * recipe.global_batch:.3g} images/s{left(recipe.iterations - step, speed)}"
+    return f"{text}  ({rows[-1]['stage']}, loss {rows[-1]['train_loss']:.3f})" if rows else text
+
+
+def hashes(share: float) -> str:
+    """A bar of text for a share of the work: [##########..........]  50%."""
+    return f"[{'#' * round(20 * share):.<20}] {share:4.0%}"
 
 
 class Lines:
@@ -140,7 +156,7 @@ class Lines:
         self.recipe, self.line = recipe, Line()
         self.told, self.wrong = set(), ""
 
-    def show(self, rows: list[dict], new: list[dict], step: int, wrong: str) -> None:
+    def show(self, rows: list[dict], new: list[dict], step: int, bar: str, wrong: str) -> None:
         """As for `Display`."""
         for row in new:
             if _identity(row) not in self.told:
@@ -149,65 +165,35 @@ class Lines:
         if bool(wrong) != bool(self.wrong):
             self.line.print(wrong or "goes on")
         self.wrong = wrong
-        self.line.update(bar(rows, self.recipe, step) + (f"; {wrong}" if wrong else ""))
+        self.line.update(f"{bar}; {wrong}" if wrong else bar)
 
     def close(self) -> None:
         self.line.clear()
 
 
-def bar(rows: list[dict], recipe: Recipe, step: int = 0) -> str:
-    """A bar, the epoch, and, by the pace of the last rows, images per second and the time left."""
-    step = max(step, rows[-1]["step"] if rows else 0)
-    text = f"{hashes(step / recipe.iterations)}  epoch {recipe.epochs(step):.1f} of {recipe.epochs():.4g}"
-    if steps := pace(rows):
-        text += f", {steps * recipe.global_batch:.3g} images/s{left(recipe.iterations - step, steps)}"
-    return f"{text}  ({rows[-1]['stage'] if rows else 'begins'})"
-
-
-def hashes(share: float) -> str:
-    """A bar of text for a share of the work: [##########..........]  50%."""
-    return f"[{'#' * round(20 * share):.<20}] {share:4.0%}"
-
-
 class Display:
-    """The figure of a run in a notebook, and a bar below it with images per second and the time left."""
+    """The figure of a run in a notebook, and a bar below it."""
 
     def __init__(self, recipe: Recipe, step: int):
         from IPython.display import display
 
-        self.recipe, self.curves = recipe, Curves(recipe)
-        self.bar: Any = None
-        self.wrong = ""
+        self.curves, self.line = Curves(recipe), Line(live=True)
         self.state: tuple[list[dict], int] = ([], step)  # metric rows, steps done
         self.drawn, self.next = self.state, 0.0
         # The figure comes first and the bar below it: text around a figure would be split into two outputs.
         self.handle = display(self.curves.image(*self.state), display_id=True)
 
-    def show(self, rows: list[dict], new: list[dict], step: int, wrong: str) -> None:
+    def show(self, rows: list[dict], new: list[dict], step: int, bar: str, wrong: str) -> None:
         """`rows` are all metric rows, `new` those of this attempt; `step` steps are done; `wrong` is what `Pulse.look` says."""
         self.state = rows, step
-        if not self.bar:  # it measures from here: the first drawing took a while
-            self.bar = self._open(step)
-        if new or wrong != self.wrong:
-            where = f"{new[-1]['stage']}, loss {new[-1]['train_loss']:.3f}" if new else ""
-            self.bar.set_postfix_str(wrong or where, refresh=wrong != self.wrong)  # a bar that stands still is not written anew
-            self.wrong = wrong
-        self.bar.update(step * self.recipe.global_batch - self.bar.n)
+        self.line.update(f"{bar}; {wrong}" if wrong else bar)
         if time.monotonic() > self.next and self.state != self.drawn:
             self._draw()
 
     def close(self) -> None:
         if self.state != self.drawn:
             self._draw()
-        if self.bar:
-            self.bar.close()
-
-    def _open(self, step: int):
-        from tqdm import tqdm
-
-        batch, total = self.recipe.global_batch, self.recipe.iterations
-        images = dict(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.1)
-        return tqdm(desc=self.recipe.name, file=sys.stdout, **images)
+        self.line.end()
 
     def _draw(self) -> None:
         began = time.monotonic()
@@ -321,16 +307,22 @@ class Line:
         print(text, flush=True)
 
     def update(self, text: str) -> None:
-        if self.live:
+        if self.live and text != self.shown:
             if sys.stdout.isatty():
                 text = text[: (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - 1]
             print(f"\r{text.ljust(len(self.shown))}", end="", flush=True)
             self.shown = text
-        elif time.monotonic() > self.next:
+        elif not self.live and time.monotonic() > self.next:
             self.next = time.monotonic() + self.every
             print(text, flush=True)
 
     def clear(self) -> None:
         if self.shown:
             print(f"\r{' ' * len(self.shown)}\r", end="", flush=True)
+            self.shown = ""
+
+    def end(self) -> None:
+        """Leaves the line as it is, and what follows begins below it."""
+        if self.shown:
+            print(flush=True)
             self.shown = ""

@@ -186,33 +186,8 @@ def answers(models: pd.DataFrame, out: Path | str) -> pd.DataFrame:
     return pd.concat(families).sort_index()
 
 
-MEMBER_LABEL, ENSEMBLE_LABEL = "a member of the ensemble", "Collapsed Ensemble, first to fifth member"
-ONE_MODEL_LABEL = "one model, equal images and exposure"
-SNAPSHOT_CROP_LABEL = "snapshot ensemble, ends in the collapse's view"
-
-
-def budget(models: pd.DataFrame) -> pd.DataFrame:
-    """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
-
-    Expects `tables.models` of one data set and shrink. Columns: label, line (part of a line), members (their number;
-    of a single one, its place), epochs, top1, seed, data.
-    """
-    models = models[(models.variant == "") & models.default_model]
-    all_members = [f"collapse{number}" for number in range(1, 6)]
-    drawn = [(MEMBER_LABEL, True, n, Side("five_members", member)) for n, member in enumerate(all_members, start=1)]
-    drawn += [(ENSEMBLE_LABEL, True, n, _mean("five_members", all_members[:n])) for n in range(2, 6)]
-    drawn += [("one model at batch 4096", True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
-    drawn += [(ONE_MODEL_LABEL, False, 1, ONE_MODEL)]
-    others = {"snapshot ensemble": "snapshot_ensemble", SNAPSHOT_CROP_LABEL: "snapshot_ensemble_crop"}
-    for label, recipe in {**others, "three models of a third each": "three_models"}.items():
-        side = next(question.other for question in ENSEMBLES if question.other.recipe == recipe)
-        drawn.append((label, False, 3, side))
-    rows = [_of(models, side).reset_index().assign(label=label, line=line, members=n) for label, line, n, side in drawn]
-    return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
-
-
 def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
-    better, other = (_of(models, side) for side in (question.better, question.other))
+    better, other = (rows_of(models, side) for side in (question.better, question.other))
     compare = statistics.paired if question.paired else statistics.unpaired
     row: dict = {"topic": question.topic, "claim": question.claim, "control": question.control, "paired": question.paired}
     row |= compare(better.top1, other.top1)
@@ -230,7 +205,8 @@ def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
     return row
 
 
-def _of(models: pd.DataFrame, side: Side) -> pd.DataFrame:
+def rows_of(models: pd.DataFrame, side: Side) -> pd.DataFrame:
+    """The rows of `tables.models` that are this side's, by their seed."""
     chosen = (models.recipe == side.recipe) & (models.members == side.members) & (models.average == side.average)
     return models[chosen].set_index("seed")
 

@@ -11,8 +11,11 @@ import numpy as np
 import pandas as pd
 
 from repro import ReproError
+from repro.paper import names, questions
+from repro.paper.questions import Side
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
+from repro.recipes.controls import LENGTHS
 from repro.run import records, tidy
 from repro.run.identity import code_digest
 from repro.run.state import recipe_of
@@ -206,6 +209,27 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
         top5=("top5", "mean"),
     ).reset_index()
     return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
+
+
+def budget(models: pd.DataFrame) -> pd.DataFrame:
+    """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
+
+    Expects `models` of one data set and shrink. Columns: label, line (part of a line), members (their number; of a single one,
+    which one it is), epochs, top1, seed, data.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    stages = [f"collapse{number}" for number in range(1, 6)]
+    drawn = [(names.MEMBER, True, n, Side("five_members", stage)) for n, stage in enumerate(stages, start=1)]
+    drawn += [(names.ENSEMBLE, True, n, Side("five_members", " + ".join(stages[:n]), "softmax")) for n in range(2, 6)]
+    drawn += [(names.ONE_AT_4096, True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
+    drawn += [(names.ONE_MODEL, False, 1, questions.ONE_MODEL)]
+    for recipe in ("snapshot_ensemble", "snapshot_ensemble_crop", "three_models"):
+        side = next(question.other for question in questions.ENSEMBLES if question.other.recipe == recipe)
+        drawn.append((names.recipe(recipe), False, 3, side))
+    rows = []
+    for label, line, number, side in drawn:
+        rows.append(questions.rows_of(models, side).reset_index().assign(label=label, line=line, members=number))
+    return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
 
 
 def predictions(out: Path | str) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from repro.paper import questions, tables
 from repro.paths import RESULTS, replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
-from repro.run.state import recipe_of
+from repro.run.shapes import recipe_of
 from repro.schedule import at
 
 

@@ -216,6 +216,6 @@ def _ensemble(world, folder: str, run: dict, members: list[str], images: Images,
     entry = {"members": members, "average": average, **result}
     with world.together():  # so that no rank returns before the result is on disk
         if world.rank == 0:
-            records.save_correct(folder, "+".join(members) + f".{average}", correct)
+            records.save_correct(folder, records.ensemble_name(members, average), correct)
             records.add_ensemble(folder, entry)
     return entry

@@ -32,6 +32,7 @@ WITHOUT_TORCH = [
     "run.identity",
     "run.records",
     "run.kept",
+    "run.shapes",
     "run.trained",
     "run.state",
     "images.packed",

@@ -5,7 +5,7 @@ import fcntl
 import json
 import re
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from repro.recipes import RECIPES
 from repro.resnet import build
 from repro.run import checkpoint, identity, records
 from repro.run.settings import Settings
+from repro.run.shapes import recipe_of
 from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, learning_rate
 from repro.task import prepare, share
 
@@ -474,6 +475,17 @@ def without(record, key):
     return {name: value for name, value in record.items() if name != key}
 
 
+def with_stage(name):
+    """A run whose last stage has another name; its end, too."""
+
+    def change(record):
+        *stages, last = record["recipe"]["stages"]
+        recipe = record["recipe"] | {"stages": [*stages, last | {"name": name}]}
+        return record | {"recipe": recipe, "ends": record["ends"] | {name: record["ends"]["collapse"]}}
+
+    return change
+
+
 @pytest.mark.counts_for("malformed-run")
 @pytest.mark.parametrize(
     "change, words",
@@ -490,6 +502,14 @@ def without(record, key):
         (lambda record: without(record, "seconds"), "seconds is missing in it"),
         (lambda record: without(record, "data"), "data is missing in it"),
         (lambda record: record | {"ends": without(record["ends"], "collapse")}, "collapse is missing in ends"),
+        *((with_stage(name), "a stage's name is ") for name in ("", "..", "../x", "/x", "a/b", "a+b", "x" * 300)),
+        (lambda record: record | {"recipe": record["recipe"] | {"name": "../../x"}}, r"a recipe's name is '../../x'"),
+        (lambda record: record | {"recipe": record["recipe"] | {"color": 3}}, "unexpected keyword argument 'color'"),
+        (lambda record: record | {"recipe": record["recipe"] | {"update_numbers": 3}}, "update_numbers is 3, not a list"),
+        *(
+            (lambda record, n=n: record | {"data": record["data"] | {"name": n}}, "a data set's name is ")
+            for n in ("..", "a/b", "")
+        ),
     ],
 )
 def test_a_run_json_that_is_no_run_is_named(whole, tmp_path, change, words):
@@ -523,6 +543,25 @@ def test_the_same_command_names_the_file_of_a_run_that_it_cannot_continue(cli, k
     assert (status, stdout) == (2, "")
     assert re.search(f"^error: {file} is damaged .*{words}.*: delete the folder to train again", stderr, re.M), stderr
     assert "Traceback" not in stderr and stderr.count("error:") == 1
+
+
+def test_what_a_recipe_and_settings_did_not_have_yet_has_its_default(whole, tmp_path):
+    before = run_json(whole)
+    later = "keep_momentum", "workers"  # than the first runs of this format
+    stages = [{name: value for name, value in stage.items() if name not in later} for stage in before["recipe"]["stages"]]
+    older = before | {"recipe": without(before["recipe"], "update_numbers") | {"stages": stages}}
+    older["settings"] = without(before["settings"], "reduction")
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    assert records.read(tmp_path) == before == records.read(whole)
+
+
+def test_a_runs_recipe_is_the_one_that_was_trained(tiny):
+    stages = replace(TINY.stages[0], drops=(1, 2)), *TINY.stages[1:]
+    recipe = replace(TINY, stages=stages)
+    assert recipe_of(records.read(tiny(recipe))) == recipe
+    numbers = (("beta", 0.5), ("epsilon", 1e-8))  # as of a rule of one's own
+    written = json.loads(json.dumps(asdict(replace(recipe, update="mine.py:Rule", update_numbers=numbers))))
+    assert recipe_of({"recipe": written}).update_numbers == numbers
 
 
 def test_every_run_of_the_reference_has_the_shape_that_is_checked():
@@ -644,7 +683,10 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
 WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
-WITHOUT_EFFECT |= {f"repro/{name}" for name in ("run/records", "run/own", "run/settings", "ranks/memory", "ranks/watch")}
+WITHOUT_EFFECT |= {
+    f"repro/{name}"
+    for name in ("run/records", "run/kept", "run/shapes", "run/own", "run/settings", "ranks/memory", "ranks/watch")
+}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):

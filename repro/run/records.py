@@ -15,7 +15,6 @@ finds the same folder: a complete run is skipped, an incomplete one is continued
 Runs that `python -m repro keep` has put into few files (`kept`) are read by the same functions.
 """
 
-import copy
 import fcntl
 import hashlib
 import json
@@ -37,33 +36,14 @@ from repro.paths import NUMBER, check, checked, named, read_json, replacing, wri
 from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
 from repro.run.settings import non_default
+from repro.run.shapes import ENSEMBLES, ROW, checked_run
 
 log = logging.getLogger("repro")
 
 FORMAT = 3  # of run.json
+LONGEST_NAME = 200  # of an ensemble's file; most systems allow 255 letters with suffixes
 
-# What the files must hold for those who read them; they hold more.
-RUN = {
-    **dict.fromkeys(("base", "shrink", "model", "variant", "model_source", "code", "status", "start", "version"), str),
-    "ranks": int,
-    "recipe": {
-        **dict.fromkeys(("name", "model", "stride"), str),
-        **dict.fromkeys(("workers", "images_per_worker", "epoch_images"), int),
-        "stages": [{"name": str, "iterations": int, "member": bool}],
-    },
-    "settings": {
-        **dict.fromkeys(("seed", "size", "threads"), int),
-        **dict.fromkeys(("normalization", "precision", "split"), str),
-    },
-    "data": {**dict.fromkeys(("name", "train", "test"), str), "originals": int},
-    "packages": dict,
-    "attempts": [dict],
-}
-COUNTS: dict = dict.fromkeys(("images", "top1", "top5"), int)
-COMPLETE = {**COUNTS, "seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
-ROW = {**{"step": int, "stage": str}, **dict.fromkeys(("epoch", "rate", "train_loss", "train_top1", "seconds"), NUMBER)}
 OTHER_VIEWS = "zoom", "scale_aspect"  # besides the test's, in which ends of stages and ensembles are tested too
-ENSEMBLES = [{"members": [str], "average": str, **COUNTS}]
 
 
 class Stopped(ReproError):
@@ -112,13 +92,12 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Checkpoints to continue from: files named after steps."""
-        return [path for path in (self.folder / "checkpoints").glob("*.json") if path.stem.isdecimal()]
+        """Checkpoints to continue from, newest first."""
+        return generations(self.folder / "checkpoints")
 
     @property
     def newest_step(self) -> int:
-        """The step of the newest checkpoint; 0 if there is none."""
-        return max((int(path.stem) for path in self.checkpoints), default=0)
+        return saved_step(self.folder)
 
     def told(self) -> str:
         """The text of run.json, "" if there is none: what every rank must see alike."""
@@ -238,13 +217,27 @@ def take_lock(folder: Path, what: str = "trained") -> IO[str]:
     return lock
 
 
+def generations(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, which are named after steps, newest first."""
+    steps = [path.with_suffix("") for path in folder.glob("*.json") if path.stem.isdecimal()]
+    return sorted(steps, key=lambda path: -int(path.name))
+
+
+def saved_step(folder: Path | str) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none."""
+    return max((int(path.name) for path in generations(Path(folder) / "checkpoints")), default=0)
+
+
 AGAIN = "delete the folder to train again"
 
 
 def read(folder: Path | str) -> dict:
-    """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it has another format."""
+    """A run's run.json (`shapes.checked_run`); empty if there is none.
+
+    Raises ReproError if it cannot be read, OldRun if it has another format.
+    """
     if found := kept.find(folder):
-        run, place, again = copy.deepcopy(found.run), found.place, kept.AGAIN
+        run, place, again = kept.copied(found.run), found.place, kept.AGAIN
     else:
         path = Path(folder) / "run.json"
         run, place, again = read_json(path, {"recipe": (dict, str)}, AGAIN), str(path), AGAIN
@@ -255,13 +248,7 @@ def read(folder: Path | str) -> dict:
             f"{folder} was written by an earlier version of this project, in a format that this one cannot read: use the "
             f"version that it names ({run.get('version', 'none')}), or delete the folder to train again"
         )
-    try:
-        check(run, RUN)
-        if run["status"] == "complete":
-            check(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in run["recipe"]["stages"]}})
-    except ValueError as error:
-        raise ReproError(f"{place} is damaged ({error}): {again}") from error
-    return run
+    return checked_run(run, place, again)
 
 
 def metric_rows(folder: Path | str) -> list[dict]:
@@ -269,7 +256,7 @@ def metric_rows(folder: Path | str) -> list[dict]:
     path = Path(folder) / "metrics.jsonl"
     found = kept.find(folder)
     try:
-        rows = copy.deepcopy(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        rows = kept.copied(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         check(rows, [ROW], "row")
         return rows
     except FileNotFoundError:
@@ -302,7 +289,7 @@ def predictions(out: Path | str) -> dict[str, dict]:
 def ensembles(folder: Path | str) -> list[dict]:
     """The ensembles that were evaluated from a run's snapshots."""
     if found := kept.find(folder):
-        return checked(copy.deepcopy(found.ensembles), ENSEMBLES, found.place, kept.AGAIN)
+        return checked(kept.copied(found.ensembles), ENSEMBLES, found.place, kept.AGAIN)
     path = Path(folder) / "ensembles.json"
     return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
@@ -313,6 +300,14 @@ def add_ensemble(folder: Path | str, entry: dict) -> None:
     others = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in identity)]
     with replacing(Path(folder) / "ensembles.json") as temporary:
         temporary.write_text(json.dumps([*others, entry], indent=1))
+
+
+def ensemble_name(members: list[str], average: str) -> str:
+    """The name of an ensemble's file, such as collapse1+collapse2.softmax; a short one if there are too many members."""
+    name = "+".join(members)
+    if len(name) > LONGEST_NAME:
+        name = f"{len(members)}-members-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"{name}.{average}"
 
 
 def save_correct(folder: Path | str, model: str, correct: dict[str, np.ndarray]) -> None:

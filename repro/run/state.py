@@ -14,7 +14,8 @@ import psutil
 from repro import ReproError, choose
 from repro.paths import ROOT, RUNS
 from repro.run import records
-from repro.schedule import Recipe, Stage
+from repro.run.records import saved_step
+from repro.run.shapes import recipe_of
 
 FROZEN = 10.0  # seconds without a sign of life after which a rank is frozen: it gives one every two seconds
 STILL = 20.0  # seconds without progress after which a run stands still; more if it has taken longer before
@@ -32,12 +33,6 @@ def find(run: str = "", out: Path | str = RUNS) -> Path:
         raise ReproError(f"there are no runs in {out}: `python -m repro train` makes one; --out names another folder")
     names = [path.parent.name for path in known]
     return Path(out) / (choose("run", run.rstrip("/").rpartition("/")[2], names) if run else names[0])
-
-
-def recipe_of(record: dict) -> Recipe:
-    """The recipe that a run's record (`records.read`) has."""
-    stages = tuple(Stage(**stage | {"drops": tuple(stage["drops"])}) for stage in record["recipe"]["stages"])
-    return Recipe(**record["recipe"] | {"stages": stages})
 
 
 def state(folder: Path) -> str:
@@ -139,11 +134,6 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def saved_step(folder: Path | str) -> int:
-    """The step of a run's newest checkpoint; 0 if there is none."""
-    return max((int(path.stem) for path in Path(folder, "checkpoints").glob("*.json") if path.stem.isdecimal()), default=0)
 
 
 def outcome(folder: Path) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
     of the training code), version, Python's and torch's versions; host, cores, processor; digests of the recipe's numbers and
     of the sources of your own model and rule, of the training and test images and of the weights (recipe_sha256, train_sha256,
-    test_sha256, weights_sha256); test_images, top1 and top5 at the end. Values that an incomplete run does not have are missing.
+    test_sha256, weights_sha256); test_images, top1 and top5 at the end. What an incomplete run does not have is missing.
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
     train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;

@@ -21,7 +21,7 @@ from repro.images.data import Images, Stream, load_ahead
 from repro.images.packed import PHOTOGRAPHS
 from repro.model import Network
 from repro.optim import SGD
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.replica import Replica
 from repro.resnet import build
 from repro.scaling.probe import steady
@@ -109,7 +109,7 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
     torch.set_num_threads(os.cpu_count() or 1)
     images = Images(data, "train")
     network = Network(build("resnet50", 1000))
-    replica = Replica(Alone(), network, SGD(network, steady(1, BATCH)), Average("exact", Alone(), 1, network), "fp32")
+    replica = Replica(World(), network, SGD(network, steady(1, BATCH)), Average("exact", World(), 1, network), "fp32")
     batches, now = _batches(images, 10**6, threads=2), at(steady(1, BATCH), 0)
     at_hand = Stream(images, 0, BATCH).batch(now, 0)
     seconds = [], []

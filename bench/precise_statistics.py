@@ -47,12 +47,12 @@ def tested(folder: Path) -> list[dict]:
     for name in names:
         network.load(checkpoint.load(folder / "snapshots" / name)[0])
         now = replace(at(recipe, recipe.starts[[stage.name for stage in recipe.stages].index(name)]), before=after)
-        evaluate.recompute_statistics(comm.Alone(), network, stream, now, now.workers, "fp32")
+        evaluate.recompute_statistics(comm.World(), network, stream, now, now.workers, "fp32")
         states[name] = {key: value.clone() for key, value in model.state_dict().items()}
     rows = []
     for side in sorted(sides):
         members = [(model, states[name]) for name in side.members.split(" + ")]
-        found = evaluate.counts(comm.Alone(), members, images, side.average or "softmax")
+        found = evaluate.counts(comm.World(), members, images, side.average or "softmax")
         counted = found["ensemble"] if side.average else found["members"][0]
         row = {"folder": folder.name, "members": side.members, "average": side.average}
         rows.append(row | {"precise": 100 * counted["top1"] / found["images"]})

@@ -114,7 +114,7 @@ def _precision(variant: Variant) -> str:
 
 
 def _ours(variant: Variant, everyone):
-    world = comm.Alone() if variant.kind == "alone" else everyone
+    world = comm.World() if variant.kind == "alone" else everyone
     classes, channels = (10, 1) if variant.model == "resnet11" else (1000, 3)
     network = Network(build(variant.model, classes, channels))
     workers = variant.workers * world.size
@@ -189,7 +189,7 @@ def profile() -> list[dict]:
     """Milliseconds and share of each operation in a step of one rank alone, from torch's profiler; largest first."""
     torch.set_num_threads(1)
     keep_freed()
-    step = _ours(VARIANTS["ours, 1 rank"], comm.Alone())
+    step = _ours(VARIANTS["ours, 1 rank"], comm.World())
     kinds = [torch.profiler.ProfilerActivity.CPU]
     for _ in range(2):  # in the first the profiler allocates its own memory
         step()

@@ -17,7 +17,7 @@ from repro.cli.arguments import Parser
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
 from repro.paths import DATA, RESULTS, ROOT, RUNS
-from repro.ranks import comm, watch
+from repro.ranks import comm, stop
 from repro.run import own
 from repro.run.records import Stopped
 from repro.run.settings import AVERAGES, DEVICES, MOST_THREADS, Settings
@@ -52,7 +52,7 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
         world = comm.world()
         logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
         try:
-            with watch.listening(signal.SIGINT, signal.SIGUSR1):
+            with stop.listening(signal.SIGINT, signal.SIGUSR1):
                 pack(world, arguments.get("data"))
                 result = _named(function)(**arguments)
         except Stopped as stopped:
@@ -150,7 +150,7 @@ def train(**arguments) -> str:
 def watch_run(arguments: dict) -> None:
     if arguments["tensorboard"]:
         say("loading torch, which writes the event files, takes some seconds")
-    from repro.cli.monitor import watch
+    from repro.cli.watch import watch
 
     try:
         show(watch(**arguments))
@@ -170,7 +170,7 @@ def reproduce(arguments: dict) -> None:
     logging.getLogger("papermill").setLevel(
         logging.WARNING
     )  # it names each notebook's file, which is called .failed until it ends
-    with watch.listening(signal.SIGINT, signal.SIGUSR1):
+    with stop.listening(signal.SIGINT, signal.SIGUSR1):
         reproduce(**arguments)
 
 

@@ -631,3 +631,14 @@ def test_a_notebook_that_was_stopped_has_neither_passed_nor_failed(folder, tmp_p
     with pytest.raises(records.Stopped, match="^notebook trial: stopped at epoch 3.0 of 8.2"):
         notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb")
     assert not (tmp_path / "out" / "trial.ipynb").exists()
+
+
+def test_a_split_that_is_not_there_is_found_before_any_engine_starts(digits, tmp_path):
+    data = tmp_path / "digits"
+    shutil.copytree(digits, data)
+    check = dict(names=["one_model"], data=str(data), shrink="smoke", seeds=[0], ranks=2)
+    assert notebooks.check_run(**check, settings={"split": "val"}) == 2
+    (data / "val.lmdb").unlink()
+    with pytest.raises(ReproError, match="digits has no validation split"):
+        notebooks.check_run(**check, settings={"split": "val"})
+    assert notebooks.check_run(**check) == 2

@@ -97,7 +97,7 @@ def check_run(
     """
     for name in settings or {}:
         choose("setting", name, [field.name for field in fields(Settings)])
-    Settings(**(settings or {}))
+    asked = Settings(**(settings or {}))
     originals = [recipes.find(name, **(switches or {})) for name in names]
     shrinks = [recipes.shrink_for(recipe, shrink) for recipe in originals]
     if not isinstance(seeds, list) or not seeds:
@@ -108,7 +108,7 @@ def check_run(
     if data:
         pack(data)
         folder = data_folder(data)
-        train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
+        train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", asked.split))
         for recipe, profile in zip(originals, shrinks):
             recipes.shrink(recipe, profile, len(train))
             if own.is_own(model or recipe.model):

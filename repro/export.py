@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repro import ReproError, choose, whole_number
-from repro.evaluate import AVERAGES, build_again, counts, open_run
+from repro.evaluate import build_again, counts, open_run
 from repro.images.data import Images
 from repro.images.packed import Preprocessing, compare_labels
 from repro.images.views import test_view
@@ -28,7 +28,7 @@ from repro.paths import NUMBER, check, replacing, writable_folder
 from repro.ranks import comm
 from repro.resnet import ResNet, build
 from repro.run import checkpoint, own
-from repro.run.settings import Settings
+from repro.run.settings import AVERAGES, Settings
 from repro.schedule import STRIDES
 
 FORMAT = "scaleout-repro exported model, version 2"

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from repro import ReproError, choose, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
-from repro.jupyter.engines import AGAIN, POLL, Cluster, EnginesEnded, Job, RankError, start_or_join
+from repro.jupyter.engines import AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
 from repro.ranks import watch
 from repro.ranks.comm import cores
@@ -30,6 +31,7 @@ from repro.schedule import Recipe
 
 FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
+TELL = 15.0  # seconds between two lines on the progress of many runs, where no line is written over
 QUIET = 1.0  # seconds that a cell may take without a word
 AGAIN_SECONDS = 10.0  # between two looks at whether another process still trains a run
 
@@ -189,28 +191,21 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
     plan = {}
     with saying("waiting for the engines ..."):
         engine.ready()
-    with watch.listening(signal.SIGINT):  # the first interrupt only sets `watch.asked`, the second one raises
-        try:
-            loading = engine.submit("repro.jupyter.engines:load", "repro.train")
-            pack(task.get("data", "digits"))
-            with saying("the engines load torch ..."):
-                loading.result()
-            with saying("the engines check the run ..."):
-                plan = engine.run("repro.task:describe", recipe, **task)[0]
-            if plan["complete"]:
-                print(f"already complete: {Path(plan['folder']).name}")
-            elif not watch.asked.is_set():
-                _train(engine, plan, live, recipe, task)
-                plan["complete"] = True
-            if watch.asked.is_set():
-                done = "this run is complete" if plan["complete"] else "nothing was started"
-                raise records.Stopped(f"stopped: {done}; run this cell again to continue")
-        except KeyboardInterrupt:
-            engine.end("they were interrupted twice")
-            saved = f", {_reached(plan)} is saved" if plan else ""
-            raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved}. {AGAIN}") from None
-        finally:
-            watch.asked.clear()
+    with _interruptible(engine, lambda: f", {_reached(plan)} is saved" if plan else ""):
+        loading = engine.submit("repro.jupyter.engines:load", "repro.train")
+        pack(task.get("data", "digits"))
+        with saying("the engines load torch ..."):
+            loading.result()
+        with saying("the engines check the run ..."):
+            plan = engine.run("repro.task:describe", recipe, **task)[0]
+        if plan["complete"]:
+            print(f"already complete: {Path(plan['folder']).name}")
+        elif not watch.asked.is_set():
+            _train(engine, plan, live, recipe, task)
+            plan["complete"] = True
+        if watch.asked.is_set():
+            done = "this run is complete" if plan["complete"] else "nothing was started"
+            raise records.Stopped(f"stopped: {done}; run this cell again to continue")
     return plan["folder"]
 
 
@@ -220,15 +215,8 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
         print(f"continuing at {_reached(plan)}")
     job = engine.submit("repro.train:train", recipe, **task)
     progress.follow(plan["folder"], live, saved, over=lambda: job.done() or watch.asked.is_set())
-    asked = _ask_to_stop(engine, job)
-    try:
-        job.result()
-    except RankError as error:
-        if error.kind != "Stopped":
-            raise
-        raise records.Stopped(f"stopped at {_reached(plan)}, saved; run this cell again to continue") from None
-    if asked:
-        engine.forget_request()
+    if _end(engine, job, "Stopped"):
+        raise records.Stopped(f"stopped at {_reached(plan)}, saved; run this cell again to continue")
 
 
 def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = True, apart: bool = True) -> list[str]:
@@ -243,87 +231,66 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
         for task in tasks:
             train(engine, live=live, **task)
         return train_all(engine, tasks, ensembles, live=False)  # all are complete: only ensembles are left
-    with watch.listening(signal.SIGINT):
-        try:
+    with _interruptible(engine):
+        with saying("the engines check the runs ..."):
             plans = engine.run("repro.task:describe_all", tasks)[0]
-            told = ""
-            while others := _train_all(engine, tasks, ensembles, plans, live):
-                if others != told:
-                    print(f"{others}. Waiting for that ...", flush=True)
-                told, again = others, time.monotonic() + AGAIN_SECONDS
-                _show_all(plans, lambda again=again: watch.asked.is_set() or time.monotonic() > again, live)
-                if watch.asked.is_set():
-                    raise _stopped(plans)
-        except KeyboardInterrupt:
-            engine.end("they were interrupted twice")
-            raise EnginesEnded(f"interrupted twice: the engines were ended at once. {AGAIN}") from None
-        finally:
-            watch.asked.clear()
+        runs = [
+            progress.Planned(
+                task["recipe"], task["seed"], Path(plan["folder"]), plan["iterations"], plan["epochs"], plan["global_batch"]
+            )
+            for task, plan in zip(tasks, plans)
+        ]
+        many, told = progress.Many(runs, progress.Line(live, TELL)), ""
+        while others := _train_all(engine, tasks, ensembles, many):
+            if others != told:
+                many.line.print(f"{others}. Waiting for that ...")
+            told = others
     return [plan["folder"] for plan in plans]
 
 
-def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, plans: list[dict], live: bool) -> str:
-    """Returns what other processes are training, in words; "" if all is complete."""
+def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, many: progress.Many) -> str:
+    """Returns "" if all is complete, otherwise, after a while, what other processes are training, in words."""
     job = engine.submit("repro.train:train_all", tasks, ensembles)
-    _show_all(plans, lambda: job.done() or watch.asked.is_set(), live)
-    asked = _ask_to_stop(engine, job)
+    many.follow(lambda: job.done() or watch.asked.is_set())
+    error = _end(engine, job, "Stopped", "Locked")
+    if error and error.kind == "Locked":
+        again = time.monotonic() + AGAIN_SECONDS
+        many.follow(lambda: time.monotonic() > again or watch.asked.is_set())
+    many.close()
+    if watch.asked.is_set() or error and error.kind == "Stopped":
+        raise records.Stopped(f"stopped: {many.share:.0%} of the images are done; run this cell again to continue")
+    return str(error or "")
+
+
+@contextmanager
+def _interruptible(engine: Cluster, saved: Callable[[], str] = lambda: ""):
+    """Within this block the first interrupt only sets `watch.asked`, and a second one ends the engines."""
+    with watch.listening(signal.SIGINT):
+        try:
+            yield
+        except KeyboardInterrupt:
+            engine.end("they were interrupted twice")
+            raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved()}. {AGAIN}") from None
+        finally:
+            watch.asked.clear()
+
+
+def _end(engine: Cluster, job: Job, *expected: str) -> RankError | None:
+    """Waits for a job, which is asked to stop if this process was; returns its error if it is of an expected kind."""
+    asked = watch.asked.is_set() and not job.done()
+    if asked:
+        how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
+        if not job.wait(1):
+            print(f"stopping {how}; interrupt again to end the engines at once", flush=True)
     try:
         job.result()
     except RankError as error:
-        if error.kind == "Stopped":
-            raise _stopped(plans) from None
-        if error.kind != "Locked":
+        if error.kind not in expected:
             raise
-        return str(error)
+        return error
     if asked:
         engine.forget_request()
-    if watch.asked.is_set():
-        raise _stopped(plans)
-    return ""
-
-
-def _ask_to_stop(engine: Cluster, job: Job) -> bool:
-    """Hands an interrupt on to the ranks, if they are at work; returns whether it did."""
-    if not watch.asked.is_set() or job.done():
-        return False
-    how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
-    if not job.wait(1):
-        print(f"stopping {how}; interrupt again to end the engines at once", flush=True)
-    return True
-
-
-def _stopped(plans: list[dict]) -> records.Stopped:
-    return records.Stopped(f"stopped: {_share(plans):.0%} of the images are done; run this cell again to continue")
-
-
-def _show_all(plans: list[dict], done, live: bool) -> None:
-    """A bar over the images of all runs, or a line of text every few seconds, until `done()`."""
-    from tqdm import tqdm
-
-    began, first, told = time.monotonic(), _share(plans), 0.0
-    with tqdm(total=100, unit="%", initial=round(100 * first), file=sys.stdout, disable=not live) as bar:
-        while not done():
-            time.sleep(POLL)
-            share, seconds = _share(plans), time.monotonic() - began
-            bar.update(round(100 * share) - bar.n)
-            if not live and seconds - told > 15 and share > first:
-                told, left = seconds, (1 - share) * seconds / (share - first)
-                complete = sum(plan["complete"] for plan in plans)
-                print(
-                    f"{complete} of {len(plans)} runs, {share:.0%} of the images, about {left / 60:.1f} minutes left",
-                    flush=True,
-                )
-
-
-def _share(plans: list[dict]) -> float:
-    """The share of all images of these runs that has been trained; marks runs that have become complete."""
-    trained = 0.0
-    for plan in plans:
-        if not plan["complete"] and records.read(plan["folder"]).get("status") == "complete":
-            plan["complete"] = True
-        rows = [] if plan["complete"] else records.metric_rows(plan["folder"])
-        trained += plan["images"] if plan["complete"] else (rows[-1]["step"] if rows else 0) * plan["global_batch"]
-    return trained / sum(plan["images"] for plan in plans)
+    return None
 
 
 def _reached(plan: dict) -> str:

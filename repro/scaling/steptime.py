@@ -32,6 +32,7 @@ from scipy.special import ndtri_exp
 
 from repro import ReproError, choose
 from repro.paths import replacing, writable_folder
+from repro.scaling import BETWEEN_NODES
 
 MODEL, MEASURED = "MODEL", "measured"  # the label of each number; nothing that this module computes is `measured`
 BACKWARD = 2 / 3  # share of a step's compute that produces gradients: backward takes about two forward passes
@@ -299,7 +300,7 @@ ETHERNET = Interconnect(
     rate=(0.6 * 1.25e9, 0.95 * 1.25e9),
     reason="plain nodes of a laboratory or a cloud, by TCP: 60 to 95% of the nominal rate",
 )
-INTERCONNECTS = {"omni-path": OMNI_PATH, "ethernet": ETHERNET}
+INTERCONNECTS = dict(zip(BETWEEN_NODES, (OMNI_PATH, ETHERNET), strict=True))
 
 
 @dataclass(frozen=True)

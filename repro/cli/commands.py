@@ -308,6 +308,13 @@ def parser() -> Parser:
     )
     plan.add_argument("--hours", type=float, default=0.0, help="time limit: report the largest shrink that fits")
     plan.add_argument("--seconds", type=float, default=60.0, help="duration of the probe (default: 60)")
+    plan.add_argument(
+        "--json",
+        dest="record",
+        default="",
+        metavar="FILE",
+        help="write the forecast there as JSON, with the machine and the command",
+    )
 
     ensemble = command(
         "ensemble",

@@ -5,7 +5,10 @@ model and is labelled MODEL. Forecasts for the ranks at hand are recorded (`reco
 the measured times.
 """
 
+import json
 import os
+import shlex
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -19,10 +22,11 @@ from repro import ReproError, choose, recipes
 from repro.evaluate import VIEWS
 from repro.images.data import Images
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
+from repro.paths import replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, identity, records
 from repro.scaling import steptime
-from repro.scaling.probe import probe
+from repro.scaling.probe import machine, probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe, due
 from repro.task import Task, prepare, too_many
@@ -201,9 +205,12 @@ def plan(
     nodes: int = 0,
     ranks_per_node: int = 0,
     network: str = "omni-path",
+    record: str = "",
     **parameters,
 ) -> dict:
     """Forecasts one run and, given a limit of `hours`, the recipe in all its sizes, to find the largest within the limit.
+
+    With `record`, the forecast of the run is written into that JSON file, with the machine and the command.
 
     Returns {"asked": forecast, "others": forecasts, "largest": shrink or "", "memory": bytes of this machine}. Collective.
     """
@@ -221,7 +228,18 @@ def plan(
     feasible = [result for result in forecasts if hours and result["hours"] <= hours]
     largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""
     memory = psutil.virtual_memory().total
+    with world.together():
+        if record and world.rank == 0:
+            gpu = torch.cuda.get_device_name() if task.settings.device == "cuda" else ""
+            _write(Path(record), {**forecasts[0], "gpu": gpu, "memory": memory})
     return {"asked": forecasts[0], "others": forecasts[1:], "hours": hours, "largest": largest, "memory": memory}
+
+
+def _write(file: Path, planned: dict) -> None:
+    command = shlex.join(["python", "-m", "repro", *sys.argv[1:]])
+    facts = {"command": command, "version": identity.code_version(), **machine()}
+    with replacing(writable_folder(file.parent) / file.name) as temporary:
+        temporary.write_text(json.dumps({**facts, **planned}, indent=1))
 
 
 def describe(planned: dict) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from repro import evaluate
+from repro import cores, evaluate
 from repro.images.data import Images, Stream
 from repro.images.packed import pack_embedded
 from repro.model import Network
@@ -67,7 +67,7 @@ def main() -> None:
     asked = {recipe for recipe, _ in questions.read()}
     found = [path for path in records.complete_runs(results / "runs") if (path / "snapshots").is_dir()]
     found = [path for path in found if records.read(path)["base"] in asked]
-    with ProcessPoolExecutor(comm.cores(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
     stored, anew = (questions.answers(table, results / "runs") for table in (models, models.assign(top1=models.precise)))

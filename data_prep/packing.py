@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
-from repro import ReproError
+from repro import ReproError, cores
 from repro.images import packed
 from repro.images.ahead import ordered
 from repro.paths import ROOT, writable_folder
@@ -393,7 +393,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quality", type=int, default=90, help="quality of the JPEGs that are made (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="number of threads (default: one per core, %(default)s)"
+        "--threads", type=int, default=cores(), help="number of threads (default: one per usable core, %(default)s)"
     )
     parser.add_argument(
         "--on-error",

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from repro import ReproError, __version__, choose, recipes, whole_number
+from repro import ReproError, __version__, choose, cores, recipes, whole_number
 from repro.cli.arguments import Parser
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
@@ -159,7 +159,7 @@ def train(**arguments) -> str:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
             name = run.folder.name if run.folder.parent == RUNS else run.folder
             say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
-        ranks = min(comm.cores(), recipe.passes)
+        ranks = min(cores(), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
             say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")

@@ -16,13 +16,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from repro import ReproError, choose, recipes, whole_number
+from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
 from repro.jupyter.engines import AGAIN, POLL, Cluster, EnginesEnded, Job, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
 from repro.ranks import watch
-from repro.ranks.comm import cores
 from repro.run import own, records
 from repro.run.settings import Settings
 from repro.run.state import saved_step

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,16 +43,15 @@ def replacing(path: Path | str):
     """
     path = Path(path)
     with named(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary.open("x").close()  # with the permissions that the umask allows; tempfile's would always be 0600
         try:
-            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the folder
-            yield Path(name)
-            with open(name, "rb") as file:
+            yield temporary
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(name, path)
+            os.replace(temporary, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 

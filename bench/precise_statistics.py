@@ -23,7 +23,7 @@ from repro.images.data import Images, Stream
 from repro.images.packed import pack_embedded
 from repro.model import Network
 from repro.paper import questions, tables
-from repro.paths import RESULTS, replacing, writable_folder
+from repro.paths import RESULTS, given, replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
 from repro.run.state import recipe_of
@@ -61,7 +61,7 @@ def tested(folder: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    parser.add_argument("--results", type=given, default=RESULTS, help="folder of the results (default: %(default)s)")
     results = parser.parse_args().results
     pack_embedded("digits")
     asked = {recipe for recipe, _ in questions.read()}

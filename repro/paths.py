@@ -25,6 +25,11 @@ FIXES = {
 }
 
 
+def given(path: Path | str) -> Path:
+    """The absolute path that a user means: `~` is their home, and a symbolic link keeps its name, which may be a data set's."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
 @contextmanager
 def named(path: Path | str):
     """Context for writing `path`: an OSError becomes a ReproError that names the file and what to do."""
@@ -57,7 +62,7 @@ def replacing(path: Path | str):
 
 def writable_folder(path: Path | str) -> Path:
     """Returns the folder, created if it is missing; raises ReproError if nothing can be written there."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
         path = path.resolve()
         path.mkdir(parents=True, exist_ok=True)

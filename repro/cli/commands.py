@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from repro import ReproError, __version__, choose, cores, recipes, whole_number
-from repro.cli.arguments import Parser
+from repro.cli.arguments import Parser, at_home
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
 from repro.paths import DATA, RESULTS, ROOT, RUNS
@@ -520,7 +520,7 @@ def _boolean(text: str) -> bool | str:
 
 def main() -> int:
     try:
-        arguments = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
+        arguments = {name: at_home(value) for name, value in vars(parser().parse_args()).items() if value is not None}
         del arguments["command"]
         if check := arguments.pop("check", None):
             check(arguments)

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import photographs, two_nodes
 from bench.report import SECOND, Goal, publish, row, save
-from repro import ReproError, choose, train
+from repro import ReproError, choose, cores, train
 from repro.images.data import Images, Stream, load_ahead, requests
 from repro.jupyter import engines
 from repro.model import Network, find_precision
@@ -365,7 +365,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "photographs"
-        photographs.pack(photographs.write(Path(folder) / "jpegs"), packed, short_side=256, threads=os.cpu_count() or 1)
+        photographs.pack(photographs.write(Path(folder) / "jpegs"), packed, short_side=256, threads=cores())
         measured = rounds(VARIANTS, packed)
     variants = {name: asdict(each) for name, each in VARIANTS.items()}
     facts = {"command": "make bench", "rounds": ROUNDS, "variants": variants, "measured": measured}

@@ -432,6 +432,11 @@ def test_parameters_edited_by_hand_that_can_work_pass(kernel_without_engines, di
     assert kernel.ask("[ranks, list(seeds)]") == [2, [0, 1, 2]]
 
 
+def test_a_parameter_that_begins_with_a_tilde_is_a_path_at_home(kernel_without_engines):
+    assert kernel_without_engines.run('out: str = "~/runs"\nname: str = "a~"', "notebooks.check_parameters()")
+    assert kernel_without_engines.ask("[out, name]") == [os.path.expanduser("~/runs"), "a~"]
+
+
 def test_a_line_that_is_no_parameter_is_refused(kernel_without_engines):
     assert not kernel_without_engines.run("seed: int = 0\nseeds = [3]", "notebooks.check_parameters()")
     assert kernel_without_engines.error.shown == "a parameters cell has only lines such as `seed: int = 0  # help`"

@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from repro import ReproError, __version__, choose, recipes, whole_number
-from repro.cli.arguments import Parser
+from repro import ReproError, __version__, choose, cores, recipes, whole_number
+from repro.cli.arguments import Parser, at_home
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
 from repro.paths import DATA, RESULTS, ROOT, RUNS
@@ -140,7 +140,7 @@ def train(**arguments) -> str:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
             name = run.folder.name if run.folder.parent == RUNS else run.folder
             say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
-        ranks = min(comm.cores(), recipe.passes)
+        ranks = min(cores(), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
             say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")
@@ -509,7 +509,7 @@ def _boolean(text: str) -> bool | str:
 
 def main() -> int:
     try:
-        arguments = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
+        arguments = {name: at_home(value) for name, value in vars(parser().parse_args()).items() if value is not None}
         del arguments["command"]
         if check := arguments.pop("check", None):
             check(arguments)

@@ -17,13 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from repro import ReproError, choose, recipes, whole_number
+from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
 from repro.jupyter.engines import AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
 from repro.ranks import stop
-from repro.ranks.comm import cores
 from repro.run import own, records
 from repro.run.settings import Settings
 from repro.run.state import saved_step
@@ -60,7 +59,10 @@ def check(parameters: dict, known: dict[str, str]) -> None:
 
 
 def check_parameters() -> None:
-    """In the cell after the parameters: checks values edited by hand or injected by papermill, which does not check them."""
+    """In the cell after the parameters: checks values edited by hand or injected by papermill, which does not check them.
+
+    A text that begins with `~` is a path from the user's home, and becomes that.
+    """
     values = get_ipython().user_ns  # type: ignore[name-defined]  # noqa: F821
     cells = [source for source in values["In"][:-1] if source.strip()]
     known = declared(next(filter(_declares, reversed(cells)), ""))
@@ -68,6 +70,7 @@ def check_parameters() -> None:
     assigned: list[Any] = ast.parse(injected).body
     names = [*known, *(node.targets[0].id for node in assigned)]
     check({name: values.get(name) for name in names}, known)
+    values.update({name: os.path.expanduser(values[name]) for name in known if known[name] == "str"})
 
 
 def _declares(source: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ReproError
+from repro import ReproError, cores
 
 MESSAGE = 1 << 18  # elements: an allreduce of 100 MB passes through the cache in pieces, in half the time (MPICH, one node)
 
@@ -135,13 +135,6 @@ class MPIWorld(World):
             sys.stdout.flush()
             sys.stderr.flush()
             self.all.Abort(1)
-
-
-def cores() -> int:
-    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: the rank, the number of ranks

@@ -6,11 +6,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from repro.paper.figures import SMALL, TWO_COLUMNS, beside, interval, thousands
-from repro.paper.names import GREY, INK, LOOKS, MEMBER_LABEL
+from repro.paper.names import GREY, INK, LOOKS, MEMBER
 
 SIZES_SHOWN = {  # stage of collapse_parts: label, look
     "plain": ("plain end, training view", LOOKS["trunk"]._replace(marker="s")),
-    "zero-crop-x1": ("collapse in the crop's view", LOOKS[MEMBER_LABEL]),
+    "zero-crop-x1": ("collapse in the crop's view", LOOKS[MEMBER]),
 }
 
 

@@ -57,7 +57,7 @@ def save(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> N
 
 
 def publish(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> None:
-    """Saves the rows, draws their ratios into figures/bench-NAME and prints them."""
+    """Saves the rows, draws their ratios into figures/bench-NAME and prints them. Another folder of `results` is a test's."""
     from bench import figures  # a GPU's machine may have no matplotlib, and needs none to measure
     from repro.paper.figures import save as save_figure
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from repro.paper.names import COLUMNS
+from repro.run import records
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,8 +55,8 @@ def read(path: str) -> dict:
     return json.loads((ROOT / path).read_text())
 
 
-def runs() -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((ROOT / REFERENCE / "runs").glob("*/run.json"))]
+def runs() -> list[Path]:
+    return records.complete_runs(ROOT / REFERENCE / "runs")
 
 
 def answers() -> list[dict]:
@@ -156,7 +157,7 @@ def results() -> str:
 
 
 def origin() -> str:
-    found, counts = runs(), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
+    found, counts = list(map(records.read, runs())), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
     versions = ", ".join(sorted({commit(run["version"]) for run in found}))
     cores = ", ".join(sorted({f"{run['cores']} cores" for run in found}))
     return (
@@ -280,9 +281,9 @@ def digits_accuracy() -> str:
 def digits_loss() -> str:
     """The training loss around the collapse: it must not jump up where the view changes."""
     found = []
-    for path in sorted((ROOT / REFERENCE / "runs").glob("collapse_parts-*/metrics.jsonl")):
+    for folder in [folder for folder in runs() if records.read(folder)["base"] == "collapse_parts"]:
         stages: dict[str, list] = {}
-        for row in map(json.loads, path.read_text().splitlines()):
+        for row in records.metric_rows(folder):
             stages.setdefault(row["stage"], []).append(row["train_loss"])
         found.append((stages["main"][-1], stages["zero-crop-x2"][-1], stages["zero-main-x1"][-1], stages["plain"][-1]))
     names = (

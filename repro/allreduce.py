@@ -29,10 +29,6 @@ GRADIENT_BITS, STATISTIC_BITS = 40, 24
 PIECE = 1 << 16  # elements converted at a time on a CPU, so that their copies stay in the cache
 
 
-class NotFinite(ReproError):
-    """A worker's gradient or statistic is NaN, infinite or out of range: the run has diverged."""
-
-
 # --- Arithmetic: how values are summed and turned into a mean -----------------------------------------------------------
 
 
@@ -129,7 +125,7 @@ class Average:
         return self.total.numel() * self.total.element_size()
 
     def add(self, vector: torch.Tensor) -> None:
-        """Adds one pass's contribution; raises NotFinite if it cannot be averaged.
+        """Adds one pass's contribution; raises ReproError if it cannot be averaged.
 
         The contribution of this rank's last pass is only checked here: `mean` adds it piece by piece, while the sums
         are in the cache.
@@ -180,7 +176,7 @@ class Average:
             low, high = torch.aminmax(part)  # either is NaN if any element is
             largest = float(torch.maximum(-low, high))
             if not largest < self.arithmetic.limit(bits):
-                raise NotFinite(f"a gradient or batch statistic is {largest:g}: the run has diverged")
+                raise ReproError(f"a gradient or batch statistic is {largest:g}: the run has diverged")
 
     def _add(self, vector: torch.Tensor, start: int, stop: int) -> None:
         """Adds a part of a pass's vector; the first one's part replaces the previous step's sums."""

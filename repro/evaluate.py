@@ -16,9 +16,9 @@ from repro.images.data import Images, Stream, requests
 from repro.model import Network, builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
+from repro.run.settings import AVERAGES
 from repro.schedule import Now
 
-AVERAGES = ("softmax", "logit")
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
 VIEWS = {"test": 0, **dict.fromkeys(records.OTHER_VIEWS, 5000)}

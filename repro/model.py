@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro import ReproError, choose
-from repro.resnet import MODELS, ResNet, build
+from repro.resnet import ResNet, build
 from repro.run import own
+from repro.run.settings import DEVICES, PRECISIONS
+from repro.schedule import MODELS
 
 ALIGNED = 4  # elements: cuBLAS and cuDNN read 16 bytes at once, and fail or fall back where a tensor begins in between
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
 RANDOM = "draws random numbers from torch's generator in its forward pass, so the weights would depend on the number of ranks"
 
 

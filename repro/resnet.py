@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro import choose
+from repro.schedule import MODELS, STRIDES
 
 
 class BasicBlock(nn.Module):
@@ -62,20 +63,20 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-NETWORKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]]
-NETWORKS = {  # block, and number of blocks in each stage of the network: the paper's table 1, and one for small images
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-    "resnet11": (Bottleneck, (1, 1, 1)),
-    "resnet38": (Bottleneck, (4, 4, 4)),
-}
+BLOCKS: tuple[tuple[type[BasicBlock | Bottleneck], tuple[int, ...]], ...]
+BLOCKS = (  # of `MODELS`: the block, and the number of blocks in each stage (the paper's table 1, and two for small images)
+    (BasicBlock, (2, 2, 2, 2)),
+    (BasicBlock, (3, 4, 6, 3)),
+    (Bottleneck, (3, 4, 6, 3)),
+    (Bottleneck, (3, 4, 23, 3)),
+    (Bottleneck, (3, 8, 36, 3)),
+    (Bottleneck, (1, 1, 1)),
+    (Bottleneck, (4, 4, 4)),
+)
 
 
 class ResNet(nn.Module):
-    """One of `NETWORKS`: images (N, channels, H, W) of any size to logits (N, classes).
+    """One of `MODELS`: images (N, channels, H, W) of any size to logits (N, classes).
 
     `stride` is where a bottleneck that halves its input does so: in the first 1x1 convolution ("v1", the paper) or in the
     3x3 ("v1.5"). `released_stem` selects the stem of the authors' Caffe release, otherwise torchvision's. ResNet-11 and -38
@@ -84,7 +85,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str, classes: int, channels: int = 3, stride: str = "v1.5", released_stem: bool = True):
         super().__init__()
-        block, numbers = NETWORKS[name]
+        block, numbers = dict(zip(MODELS, BLOCKS, strict=True))[name]
         if len(numbers) == 3:
             width = 8
             self.conv1 = nn.Conv2d(channels, width, 3, 2, padding=1, bias=False)
@@ -116,9 +117,6 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-MODELS = tuple(NETWORKS)
-
-
 def build(
     name: str,
     classes: int,
@@ -132,11 +130,12 @@ def build(
     MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
     in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
     The released stem has a bias and pools without padding, in Caffe's ceiling mode; `released_stem=False` is torchvision's
-    (both turn 224 x 224 into 56 x 56). `stride` is the position of a bottleneck's stride: the first 1x1 (v1) or the 3x3
-    convolution (v1.5). The basic blocks of ResNet-18 and -34 have only one position for it, so both are the same there.
+    (both turn 224 x 224 into 56 x 56), with whose networks the tests compare. `stride` is the position of a bottleneck's
+    stride: the first 1x1 (v1) or the 3x3 convolution (v1.5). The basic blocks of ResNet-18 and -34
+    have only one position for it, so both are the same there.
     """
     choose("model", name, MODELS)
-    choose("stride", stride, ("v1.5", "v1"))
+    choose("stride", stride, STRIDES)
     model = ResNet(name, classes, channels, stride, released_stem)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -25,6 +25,7 @@ SWITCHES = {  # where the authors' text and code disagree, or Intel's defaults d
     "bn_momentum": (0.05, 0.1),
 }
 STRIDES = ("v1.5", "v1")
+MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet11", "resnet38")  # `resnet` builds them
 DECAYS = ("polynomial", "cosine")
 AUGMENTATIONS = ("scale_aspect", "scale", "none")
 NEW_WEIGHTS = "new weights"  # a stage that starts from these begins another model

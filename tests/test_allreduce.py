@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from repro import allreduce, overlap
-from repro.allreduce import Average, NotFinite
+from repro import ReproError, allreduce, overlap
+from repro.allreduce import Average
 from repro.model import Network
 from repro.overlap import OverlappedAverage
 from repro.ranks import comm
@@ -112,7 +112,7 @@ def test_what_cannot_be_averaged_is_refused(reduction, values, place):
             continue  # statistics have a coarser scale and more room
         vector = torch.zeros(SPLIT + STATISTICS)
         vector[place] = value
-        with pytest.raises(NotFinite, match="diverged"):
+        with pytest.raises(ReproError, match="diverged"):
             Average(reduction, Alone(), 896, NETWORK).add(vector)
 
 

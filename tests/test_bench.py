@@ -35,7 +35,7 @@ def test_operations_are_those_of_every_convolution_forward_and_twice_backward():
             module.register_forward_hook(lambda layer, _, out: counted.append(layer.weight[0].numel() * out[0].numel()))
     model(torch.zeros(2, 3, 64, 64))
     forward = 2 * (sum(counted) + 2048 * 1000)
-    assert step.operations("resnet50", 64) == 3 * forward - 2 * counted[0]
+    assert step.operations(64) == 3 * forward - 2 * counted[0]
 
 
 @pytest.mark.parametrize(

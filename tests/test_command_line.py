@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from repro import evaluate, resnet
 from repro.cli import commands as __main__
 from repro.cli import doctor
 from repro.cli.commands import parser
@@ -19,7 +18,6 @@ from repro.images import packed
 from repro.jupyter import notebooks
 from repro.paper.profiles import PROFILES
 from repro.ranks import comm
-from repro.scaling import steptime
 
 from conftest import SMOKE, launch, mpiexec, python
 
@@ -69,12 +67,6 @@ def test_a_slip_is_answered_with_what_was_meant(cli, words, answer):
 def test_the_beginning_of_an_option_is_enough_and_what_follows_a_command_is_its_own():
     assert parser().parse_args(["train", "one_model", "--shr", "smoke"]).shrink == "smoke"
     assert parser().parse_args(["train", "one_model", "--shrink=none", "--decay-bn", "FALSE"]).decay_bn is False
-
-
-def test_choices_that_are_listed_without_loading_torch_are_those_of_the_modules():
-    assert set(__main__.MODELS) == set(resnet.MODELS)
-    assert __main__.AVERAGES == evaluate.AVERAGES
-    assert set(__main__.NETWORKS) == set(steptime.INTERCONNECTS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -139,11 +131,11 @@ def test_on_several_ranks_one_says_it():
     ],
 )
 def test_the_launcher_says_which_rank_this_is(monkeypatch, variables, rank, ranks):
-    for name in sum(__main__.LAUNCHERS, ()):
+    for name in sum(comm.LAUNCHERS, ()):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert __main__.launched() == (rank, ranks)
+    assert comm.launched() == (rank, ranks)
 
 
 def test_the_first_word_comes_before_torch():
@@ -219,10 +211,10 @@ def test_the_cores_are_those_that_the_process_is_bound_to():
 @pytest.mark.parametrize("given, read", [([], "results/reference/runs"), (["--runs", "{out}"], "{out}")])
 def test_one_figure_says_which_runs_it_is_made_from(cli, monkeypatch, tmp_path, given, read):
     """A tour's run answers nothing: then it is the reference's, and --runs names others."""
-    from repro.paper import single, tables
+    from repro.paper import reproduce, tables
 
     asked = []
-    monkeypatch.setattr(single.notebooks, "execute", lambda name, values, *_: asked.append((name, values["runs"])))
+    monkeypatch.setattr(reproduce.notebooks, "execute", lambda name, values, *_: asked.append((name, values["runs"])))
     monkeypatch.setattr(tables.records, "complete_runs", lambda folder: [folder])
     monkeypatch.setattr(tables, "of_size", lambda runs: False)
     out = str(tmp_path / "runs")

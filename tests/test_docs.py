@@ -11,11 +11,10 @@ import papermill
 import pytest
 import yaml
 
-from repro import __version__, recipes
-from repro.cli.arguments import UsageError
+from repro import ReproError, __version__, recipes
 from repro.cli.commands import parser
 from repro.jupyter import notebooks
-from repro.paper import single
+from repro.paper import reproduce
 from repro.paper.names import COLUMNS
 from repro.run import identity, own
 
@@ -58,7 +57,7 @@ def ours(page: str) -> list:
         if "-m repro " in line and " COMMAND" not in line:
             try:
                 found.append(parser().parse_args(shlex.split(line.split("-m repro ", 1)[1], comments=True)))
-            except UsageError:
+            except ReproError:
                 pytest.fail(f"does not parse: {line}")
     return found
 
@@ -142,7 +141,7 @@ def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = [line.split()[1] for line in commands(page) if line.startswith("make ")]
     named += re.findall(r"`make ([a-z-]+)", PAGES[page])
-    targets |= {f"{kind}-{name}" for kind in ("table", "figure") for name in single.names(f"{kind}s")}
+    targets |= {f"{kind}-{name}" for kind in ("table", "figure") for name in reproduce.names(f"{kind}s")}
     assert set(named) <= targets
 
 

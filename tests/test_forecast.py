@@ -117,13 +117,14 @@ def test_rows_and_evaluations_are_those_of_the_trainer(shrink):
 
 
 # --- With a probe -----------------------------------------------------------------------------------------------------
-def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_path):
+def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_path, monkeypatch):
     from repro.train import train
 
+    monkeypatch.setattr(forecast, "SECONDS", 1.0)
     task = SMOKE | {"data": digits, "out": str(tmp_path / "runs")}
-    (before,) = forecast.expected([task], seconds=1.0)
+    (before,) = forecast.expected([task])
     assert not before["complete"] and before["seconds"] > 0
-    (again,) = forecast.expected([task], seconds=1.0)
+    (again,) = forecast.expected([task])
     assert again["seconds"] == before["seconds"]  # the recorded one: no second probe
     run = records.read(train(**task))
     table = tables.predictions(tmp_path / "runs")
@@ -131,7 +132,7 @@ def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_
     assert table.predicted[0] == pytest.approx(before["seconds"] / 60)
     assert table.measured[0] == pytest.approx(run["seconds"] / 60)
     assert table.error[0] == pytest.approx(100 * (before["seconds"] / run["seconds"] - 1))
-    (after,) = forecast.expected([task], seconds=1.0)
+    (after,) = forecast.expected([task])
     assert after["complete"]
 
 

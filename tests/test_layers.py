@@ -31,6 +31,8 @@ WITHOUT_TORCH = [
     "ranks.memory",
     "run.identity",
     "run.records",
+    "run.kept",
+    "run.trained",
     "run.state",
     "images.packed",
     "images.ahead",

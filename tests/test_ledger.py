@@ -9,6 +9,7 @@ import pytest
 
 from repro.paper import ledger, questions, tables
 from repro.paths import REFERENCE
+from repro.run import records
 
 from conftest import python
 
@@ -79,13 +80,12 @@ def run_on(tmp_path, data, shrink="none", top1=38076, variant="", **more):
     """The reference's folder with one run changed into one of resnet50_448nodes, right for `top1` of 50,000 images."""
     results = tmp_path / "results"
     shutil.copytree(REFERENCE / "tables", results / "tables")
-    old = next((REFERENCE / "runs").glob("resnet50_448nodes-*"))
-    shutil.copytree(old, results / "runs" / old.name)
-    file = results / "runs" / old.name / "run.json"
-    record = json.loads(file.read_text())
+    old = next(run for run in records.all_runs(REFERENCE / "runs") if run.name.startswith("resnet50_448nodes-"))
+    record = records.read(old)
     record |= {"shrink": shrink, "variant": variant, "data": record["data"] | {"name": data}, "model": "resnet50"} | more
     record["ends"]["collapse"] |= {"top1": top1, "images": 50_000}
-    file.write_text(json.dumps(record))
+    (results / "runs" / old.name).mkdir(parents=True)
+    (results / "runs" / old.name / "run.json").write_text(json.dumps(record))
     return ledger.ledger(results / "runs", results).set_index("id")
 
 

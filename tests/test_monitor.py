@@ -19,7 +19,7 @@ from repro.run import records, state
 
 from conftest import launch, python
 
-KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
+KNOWN = next(run for run in map(records.read, records.all_runs(REFERENCE / "runs")) if run["base"] == "resnet50_448nodes")
 STAGES = [stage | {"iterations": steps} for stage, steps in zip(KNOWN["recipe"]["stages"], (60, 40))]
 RECIPE = KNOWN["recipe"] | {"workers": 4, "images_per_worker": 8, "epoch_images": 320, "stages": STAGES}
 COUNTS = {"images": 64, "top1": 30, "top5": 60}
@@ -203,10 +203,14 @@ def test_signs_of_life_that_vanish_or_are_just_being_written_are_none(folder, cl
 def test_the_bar_is_of_the_steps_done_and_time_left_of_the_pace_of_the_last_rows():
     whole = state.recipe_of({"recipe": RECIPE})  # 100 steps of 32 images, 10 epochs
     slow, fast = [row(step, seconds=100 * step) for step in (1, 2)], [row(step, seconds=190 + step) for step in range(10, 21)]
-    assert progress.bar([], whole) == "[....................]   0%  epoch 0.0 of 10  (begins)"
-    said = progress.bar(slow + fast, whole)  # of late: a step, 32 images, a second
-    assert said == "[####................]  20%  epoch 2.0 of 10, 32 images/s, about 80 s left  (main)"
-    assert "[##########..........]  50%  epoch 5.0 of 10, 32 images/s, about 50 s left" in progress.bar(slow + fast, whole, 50)
+    assert progress.bar(whole, 0, 0.0, []) == "[....................]   0%  epoch 0.0 of 10"
+    speed = state.pace(slow + fast, 5)
+    assert speed == 1, "of late; and the first row counts from the run's start"
+    assert (state.pace(slow, 5), state.pace(slow[:1], 1), state.pace([], 5)) == (0.01, 0.01, 0)
+    said = progress.bar(whole, 20, speed, slow + fast)
+    assert said == "[####................]  20%  epoch 2.0 of 10, 32 images/s, about 80 s left  (main, loss 2.000)"
+    said = progress.bar(whole, 50, speed, slow + fast)
+    assert said.startswith("[##########..........]  50%  epoch 5.0 of 10, 32 images/s, about 50 s left")
 
 
 def test_a_terminal_gets_a_line_that_is_written_over(folder):
@@ -222,7 +226,7 @@ def test_a_terminal_gets_a_line_that_is_written_over(folder):
     record(folder, "stopped")
     printed += process.communicate(timeout=20)[0]
     assert process.returncode == 75
-    assert "\x1b[K[##########..........]  50%  epoch 5.0 of 10, 64 images/s, about 25 s left" in printed
+    assert "[##########..........]  50%  epoch 5.0 of 10, 64 images/s, about 25 s left" in printed
     assert printed.rstrip().endswith(f"{folder.name} stopped at epoch 3 of 10; {AGAIN}")
 
 

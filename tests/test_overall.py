@@ -3,30 +3,33 @@
 import json
 import os
 import platform
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pandas as pd
 import pytest
 
 from repro import ReproError
 from repro.images import packed
-from repro.jupyter import notebooks
-from repro.paper import current, overall, questions, reproduce, single, tables
+from repro.jupyter import notebooks, progress
+from repro.paper import current, overall, questions, reproduce, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import watch
-from repro.run import identity, records
+from repro.run import identity, records, state
 
 SMOKE = PROFILES["smoke"]
-KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
+KNOWN = next(run for run in map(records.read, records.all_runs(REFERENCE / "runs")) if run["base"] == "resnet50_448nodes")
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """clock(seconds): lets so many seconds pass."""
     now = [1000.0]
-    monkeypatch.setattr(overall.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
@@ -46,9 +49,9 @@ def reproduction(data, tmp_path, clock):
     return overall.Overall(SMOKE, tmp_path / "runs")
 
 
-def train(of: overall.Overall, run: overall.Planned, steps: int, status: str = "running", **changed) -> None:
+def train(of: overall.Overall, run: progress.Planned, steps: int, status: str = "running", **changed) -> None:
     """Writes what a run has in its folder after so many steps."""
-    folder = of.runs / f"{run.prefix}{changed.get('code', 'ours')[:8]:0<8}"
+    folder = Path(f"{run.folder}{changed.get('code', 'ours')[:8]:0<8}")
     folder.mkdir(exist_ok=True)
     facts = KNOWN | {"status": status, "code": of.code, "data": KNOWN["data"] | {"train": of.data}}
     (folder / "run.json").write_text(json.dumps(facts | {"top1": 9, "images": 10, "seconds": 40.0} | changed))
@@ -58,9 +61,9 @@ def train(of: overall.Overall, run: overall.Planned, steps: int, status: str = "
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
-def test_what_is_planned_is_what_the_notebooks_train():
+def test_what_is_planned_is_what_the_notebooks_train(tmp_path):
     full = PROFILES["full"]
-    runs = overall.planned(full, 20_000)
+    runs = overall.planned(full, 20_000, tmp_path)
     wanted = {(DISTRIBUTED, 0)}
     for topic, seeds in full.seeds.items():
         wanted |= {(task["recipe"], task["seed"]) for task in questions.tasks("digits", "laptop", range(seeds), [topic])}
@@ -87,7 +90,7 @@ def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace
     said = capsys.readouterr().out
     count = len(reproduction.planned)
     assert said.startswith(f"run 1 of {count}: {first.recipe}, seed 0: top-1 90.00% after 40 s; {work / total:.0%}, about ")
-    assert said.endswith(f"about {overall.duration(left)} left\n")
+    assert said.endswith(f"about {state.duration(left)} left\n")
     clock(10)
     reproduction.show()
     assert capsys.readouterr().out == "", "it is not said twice"
@@ -110,11 +113,11 @@ def test_runs_of_other_code_or_data_or_an_earlier_version_do_not_count(reproduct
     assert reproduction.complete == {first}
 
 
-def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock):
+def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock, tmp_path):
     """A request to stop would otherwise wait for it."""
     first = reproduction.planned[0]
     train(reproduction, first, 3)
-    (lock,) = reproduction.runs.glob("*/lock")
+    (lock,) = tmp_path.glob("runs/*/lock")
     lock.write_text(f"process {2**22 + 1} on {platform.node()}")
     reproduction.show()
     assert reproduction.training == []
@@ -129,7 +132,7 @@ def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_pat
     def execute(*arguments, **options):
         assert (asked if training else ended).wait(10), "the engines are asked to stop, or else the kernel is ended"
         (tmp_path / "10-train.failed.ipynb").touch()
-        raise notebooks.NotebookError("stopped")
+        raise notebooks.ReproError("stopped")
 
     monkeypatch.setattr(notebooks, "execute", execute)
     monkeypatch.setattr(notebooks, "end_kernels", ended.set)
@@ -242,18 +245,27 @@ def test_other_images_are_a_change_of_a_data_set_without_a_validation_split(data
 
 @pytest.mark.slow  # a kernel starts
 def test_a_table_is_written_by_the_notebook_that_makes_it(tmp_path):
-    made = single.make("tables", "recipes", tmp_path)
+    made = reproduce.make("tables", "recipes", tmp_path)
     assert made == [tmp_path / "tables" / "recipes.csv"]
     found, whole = pd.read_csv(made[0]), tables.recipes()
     shown = ["recipe", "global batch", "epochs"]
     assert found[shown].equals(whole[whole.recipe.isin(found.recipe)][shown].reset_index(drop=True))
 
 
-def test_each_has_its_notebook():
-    assert single.names("tables")["answers"] == "20-tables" and single.names("figures")["budget"] == "21-figures"
-    assert single.names("figures")["learning_rates"] == "21-figures"  # the first of those that make it
+@pytest.mark.parametrize("kind", reproduce.ALONE)
+def test_each_is_saved_by_the_notebook_that_it_is_said_to_be(kind):
+    """By the notebooks' text; tests/test_reproduce.py compares with what they write."""
+    saved = {}
+    for notebook in ("01-recipes", "20-tables", "21-figures"):  # the last that saves one is the one that makes it
+        cells = nbformat.read(notebooks.FOLDER / f"{notebook}.ipynb", as_version=4).cells
+        for cell in cells:
+            if f"{kind}.save(" in cell.source:
+                named = re.findall(rf'{kind}\.save\(.*, "(\w+)"\)|\[\("(\w+)", \w+\)', cell.source)
+                assert named, cell.source
+                saved |= {first or second: notebook for first, second in named}
+    assert saved == reproduce.names(kind)
 
 
 def test_a_parameter_that_is_none_is_refused(tmp_path):
     with pytest.raises(ReproError, match="unknown parameter 'dta'. Did you mean data?"):
-        single.make("figures", "time_to_train", tmp_path, dta="digits")
+        reproduce.make("figures", "time_to_train", tmp_path, dta="digits")

@@ -167,31 +167,32 @@ def test_the_rate_is_drawn_through_every_joint(tmp_path):
         assert len(drawn) <= min(recipe.iterations, 500)
 
 
-def test_the_bar_counts_images_and_is_closed(folder, shown, capsys):
-    from tqdm import tqdm
-
+def test_the_bar_says_how_far_how_fast_and_what_the_loss_is_and_stays(folder, shown, capsys):
     with Progress(folder.path, live=True) as bar:
         bar.look()
-        assert "?" in str(bar.display.bar)
+        assert bar.display.line.shown == "[....................]   0%  epoch 0.0 of 8.213"
         folder.write(row(9, 1.0, loss=1.5), row(18, 2.0, loss=1.25))
         bar.look()
-        assert (bar.display.bar.n, bar.display.bar.total) == (18 * 32, 77 * 32)
-        assert "images/s" in str(bar.display.bar) and "init, loss 1.250" in str(bar.display.bar)
+        said = "[#####...............]  23%  epoch 1.9 of 8.213, 288 images/s, about 7 s left  (init, loss 1.250)"
+        assert bar.display.line.shown == said
         with pytest.raises(KeyboardInterrupt), bar:
             raise KeyboardInterrupt
-    assert not tqdm._instances and "init, loss 1.250" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(f"\r{said}\n")
 
 
-def test_between_two_rows_signs_of_life_move_the_bar(folder, shown):
+def test_between_two_rows_signs_of_life_move_the_bar_and_tell_the_pace(folder, shown, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     folder.run.update(status="stopped")
     folder.at(61)  # of an attempt that is over
     with Progress(folder.path, live=True) as bar:
         bar.look()
-        assert bar.display.bar.n == 0
+        assert bar.display.line.shown == "[....................]   0%  epoch 0.0 of 8.213"
         folder.run.update(status="running")
         folder.at(31)
+        clock[0] += 10
         bar.look()
-        assert bar.display.bar.n == 30 * 32
+        assert bar.display.line.shown == "[########............]  39%  epoch 3.2 of 8.213, 96 images/s, about 16 s left"
         assert bar.display.curves.here.get_xdata() == [SMALL.epochs(30)]
 
 
@@ -205,27 +206,42 @@ def test_a_rank_that_stands_still_is_named_in_the_bar(folder, shown, monkeypatch
             (folder.run.heartbeats / "1").write_text(f"{number} 6 0 node 13 step 10 of {SMALL.iterations}")
             bar.look()
             clock[0] += 2
-        said = "stands still: rank 1 (process 13 on node) computes without progress at step 10 of 77"
-        assert said in str(bar.display.bar)
+        said = "; stands still: rank 1 (process 13 on node) computes without progress at step 10 of 77"
+        assert bar.display.line.shown.endswith(said)
         (folder.run.heartbeats / "1").write_text(f"15 7 0 node 13 step 10 of {SMALL.iterations}")
         bar.look()
-        assert "stands still" not in str(bar.display.bar) and "init, loss 1.500" in str(bar.display.bar)
+        assert bar.display.line.shown.endswith("(init, loss 1.500)")
 
 
 def test_a_continued_run_starts_its_bar_where_it_continues(folder, shown):
     folder.write(row(9, 1.0), row(18, 2.0))
     with Progress(folder.path, live=True, step=18) as bar:
         bar.look()
-        assert (bar.display.bar.initial, bar.display.bar.n) == (18 * 32, 18 * 32)
+        assert bar.display.line.shown == "[#####...............]  23%  epoch 1.9 of 8.213"
         assert len(bar.display.curves.losses[curves.TRUNK].get_xdata()) == 2  # the curve has the earlier rows too
 
 
-def test_the_bar_measures_from_where_it_opens(shown):
+def test_the_pace_is_that_of_this_attempt(folder, shown):
+    """An earlier one may have had other ranks; the seconds of all are added up."""
+    folder.write(row(9, 100.0), row(18, 200.0))
+    with Progress(folder.path, live=True, step=18) as bar:
+        folder.write(row(27, 201.0), row(36, 202.0))
+        bar.look()
+        assert ", 288 images/s, about 5 s left" in bar.display.line.shown
+
+
+def test_the_bar_measures_from_where_it_opens(folder, shown, monkeypatch):
     """The first drawing takes seconds, in which a run goes on: they would count as if nothing had taken time."""
-    display = Display(SMALL, 9)
-    display.show([], [], 31, "")
-    assert (display.bar.initial, display.bar.n) == (31 * 32, 31 * 32)
-    display.close()
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    folder.at(31)
+    with Progress(folder.path, live=True) as bar:
+        bar.look()
+        assert bar.display.line.shown == "[########............]  39%  epoch 3.2 of 8.213"
+        clock[0] += 10
+        folder.at(41)
+        bar.look()
+        assert ", 32 images/s, about 37 s left" in bar.display.line.shown
 
 
 def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
@@ -235,10 +251,38 @@ def test_drawing_is_rare_and_the_end_is_drawn(monkeypatch, shown):
     for step in range(1, 61):  # 60 rows in 6 seconds
         clock[0] += 0.1
         rows = [*rows, row(step, step)]
-        display.show(rows, rows, step, "")
+        display.show(rows, rows, step, "a bar", "")
     assert 4 <= len(shown) <= 8
     display.close()
     assert len(display.curves.losses[curves.TRUNK].get_xdata()) == 60
+
+
+# --- Many runs --------------------------------------------------------------------------------------------------------
+def test_of_many_runs_each_that_becomes_complete_has_a_line_and_one_line_has_them_all(tmp_path, capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    first = Folder(tmp_path / "runs")
+    runs = [
+        progress.Planned("collapsed_ensemble", seed, folder, SMALL.iterations, SMALL.epochs(), SMALL.global_batch)
+        for seed, folder in ((0, first.path), (1, tmp_path / "runs" / "not begun"))
+    ]
+    many = {live: progress.Many(runs, progress.Line(live, every=15)) for live in (True, False)}
+    said = {}
+    for step in (11, 22, 33):
+        first.write(row(step, step / 10))
+        clock[0] += 10
+        for live, each in many.items():
+            each.show()
+            said[live, step] = capsys.readouterr().out
+    line = "[####................]  21%  0 of 2 runs, about 2 minutes left, collapsed_ensemble seed 0 at epoch 4 of 8"
+    assert said[True, 33].strip("\r ") == line
+    assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith("seed 0 at epoch 2 of 8\n")
+    first.finish()
+    clock[0] += 10
+    for each in many.values():
+        each.close()
+        assert "run 1 of 2: collapsed_ensemble, seed 0: top-1 75.00% after 12 s; 50%, about" in capsys.readouterr().out
+        assert (each.share, len(each.complete), each.training) == (0.5, 1, [])
 
 
 # --- Who trains -------------------------------------------------------------------------------------------------------

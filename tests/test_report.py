@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from repro.paper import names, questions, report, single, svg
+from repro.paper import names, questions, report, reproduce, svg
 
 from conftest import ROOT
 
@@ -196,7 +196,7 @@ def test_the_page_shows_figures_that_are_made():
     """One whose name is misspelt would be missing without a word, as one is that was not made yet."""
     named = re.findall(r'figure\("([\w-]+)",', (ROOT / "repro" / "paper" / "report.html.j2").read_text())
     others = {"bench-apparent_size", "scaling", "scaling_step"}  # by make bench-size and 11-scaling
-    assert len(named) > 6 and set(named) - others <= set(single.names("figures"))
+    assert len(named) > 6 and set(named) - others <= set(reproduce.names("figures"))
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from repro.jupyter import engines
-from repro.paper import questions, reproduce, single
-from repro.paths import REFERENCE, ROOT
+from repro.paper import questions, reproduce
+from repro.paths import ROOT
 from repro.run import records
 
 pytestmark = pytest.mark.slow  # all notebooks, some twice
 TASKS = questions.tasks("digits", "smoke", [0], ["collapse", "ensemble"])
+SCALING = "measured", "model", "papers_nodes", "published", "checks"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
@@ -34,35 +35,6 @@ def results(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "printed").write_text(done.stdout)
     return folder
-
-
-def test_what_is_kept_is_small_and_complete(tmp_path):
-    results, reference = tmp_path / "results", tmp_path / "reference"
-    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "runs/a/correct/plain.npz", "figures/answers.svg"]
-    kept += ["figures/answers.pdf"]
-    left = [
-        "tables/evaluations.csv",
-        "runs/a/snapshots/main.safetensors",
-        "runs/a/correct/main.npz",
-        "runs/b/correct/plain.npz",
-        "figures/answers.png",
-    ]
-    for name in kept + left:
-        (results / name).parent.mkdir(parents=True, exist_ok=True)
-        (results / name).touch()
-    (results / "runs" / "just begun").mkdir()
-    (results / "runs" / "old").mkdir()
-    for name, facts in (("a", {"status": "complete"}), ("b", {"status": "running"}), ("old", {"format": 1})):
-        record = records.read(next((REFERENCE / "runs").iterdir())) | {"base": "collapse_parts"} | facts
-        (results / "runs" / name / "run.json").write_text(json.dumps(record))
-    (reference / "runs" / "old").mkdir(parents=True)
-    measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
-    for name in measured:
-        (reference / name).parent.mkdir(parents=True, exist_ok=True)
-        (reference / name).touch()
-    reproduce.keep(results, reference)
-    found = {str(path.relative_to(reference)) for path in reference.glob("**/*") if path.is_file()}
-    assert found == {*kept, *measured, "runs/a/run.json"}
 
 
 def test_it_says_first_what_it_will_do(results):
@@ -93,6 +65,16 @@ def test_every_run_is_complete_and_every_product_is_there(results):
     assert not list(results.glob("**/*.failed.ipynb"))
 
 
+def test_what_can_be_made_alone_is_all_that_was_made_by_notebooks_that_only_read(results):
+    others = {
+        "tables": {"runs", "evaluations", "predictions", *(f"scaling_{name}" for name in SCALING)},
+        "figures": {"scaling", "scaling_step", *(f"answers-{topic}" for topic in questions.TOPICS)},
+    }
+    for kind, more in others.items():
+        made = {path.stem for path in (results / kind).glob("*.csv")}
+        assert made - more == set(reproduce.names(kind))
+
+
 def test_one_line_a_run_was_printed_and_no_notebook_seems_to_have_failed(results):
     printed = (results / "printed").read_text()
     lines = re.findall(r"^run (\d+) of (\d+): (\w+), seed 0: top-1 [\d.]+% after \d+ \w+; (\d+)%", printed, flags=re.M)
@@ -118,8 +100,8 @@ def test_one_table_and_one_figure_alone_are_those_of_the_whole(results, tmp_path
     alone.mkdir()
     (alone / "runs").symlink_to(results / "runs")
     (alone / "tables").mkdir()
-    single.make("tables", "answers", alone)
-    single.make("figures", "budget", alone, shrink="smoke")
+    reproduce.make("tables", "answers", alone, alone / "runs")
+    reproduce.make("figures", "budget", alone, alone / "runs", shrink="smoke")
     for name in ("tables/answers.csv", "figures/budget.csv", "figures/budget.svg"):
         assert (alone / name).read_bytes() == (results / name).read_bytes(), name
 

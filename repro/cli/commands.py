@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import json
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -18,40 +17,25 @@ from repro.cli.arguments import Parser
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
 from repro.paths import DATA, RESULTS, ROOT, RUNS
-from repro.ranks import watch
+from repro.ranks import comm, watch
 from repro.run import own
 from repro.run.records import Stopped
-from repro.run.settings import Settings
-from repro.schedule import LR_FORMULAS, SWITCHES, learning_rate
+from repro.run.settings import AVERAGES, DEVICES, MOST_THREADS, Settings
+from repro.scaling import BETWEEN_NODES
+from repro.schedule import LR_FORMULAS, MODELS, SWITCHES, learning_rate
 
 STATUS_BROKEN = 3  # `doctor` found something broken
 STATUS_MISSED = 4  # `verify` found a claim that does not hold
 STATUS_STOPPED = 75  # the run was stopped on request: the same command continues it (EX_TEMPFAIL)
 STATUS_INTERRUPTED = 130  # the run was stopped at once, by a second request: it continues from its last checkpoint
-# What modules that load torch allow, so that a misspelt value is found before; a test compares them.
-MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet11", "resnet38")
-AVERAGES = ("softmax", "logit")
-NETWORKS = ("omni-path", "ethernet")
-MOST_THREADS = 1024
-LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: the rank, the number of ranks
-    ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"),
-    ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
-)
 
 
 # --- Running a command ------------------------------------------------------------------------------------------------
 
 
-def launched() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded."""
-    found = (next((os.environ[name] for name in names if name in os.environ), None) for names in LAUNCHERS)
-    rank, ranks = (int(number) if number else fallback for number, fallback in zip(found, (0, 1)))
-    return rank, ranks
-
-
 def say(text: str) -> None:
     """Prints a line about what is going on, of one rank only, where it mixes with no result: on standard error."""
-    if launched()[0] == 0:
+    if comm.launched()[0] == 0:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -62,11 +46,9 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
     """
 
     def handler(arguments: dict) -> None:
-        ranks = launched()[1]
+        ranks = comm.launched()[1]
         if loads:
             say(f"starting {'one rank' if ranks == 1 else f'{ranks} ranks'}: loading {loads} takes some seconds")
-        from repro.ranks import comm
-
         world = comm.world()
         logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
         try:
@@ -144,7 +126,6 @@ def explain(error: BaseException) -> None:
 
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
-    from repro.ranks import comm
     from repro.task import fits, prepare
     from repro.train import train
 
@@ -196,7 +177,8 @@ def reproduce(arguments: dict) -> None:
 def make_one(kind: str) -> Callable[[dict], None]:
     def handler(arguments: dict) -> None:
         say(f"making the {kind} {arguments['name']}")
-        from repro.paper.single import make, runs_or_reference
+        from repro.paper.reproduce import make
+        from repro.paper.tables import runs_or_reference
 
         arguments["runs"] = runs_or_reference(arguments.get("runs", ""), arguments["results"])
         say(f"from the runs in {arguments['runs']}")
@@ -322,7 +304,7 @@ def parser() -> Parser:
     )
     plan.add_argument("--ranks-per-node", type=int, default=0, help="ranks on each node (default: as now)")
     plan.add_argument(
-        "--network", choices=NETWORKS, default=NETWORKS[0], help="assumed network between nodes (default: %(default)s)"
+        "--network", choices=BETWEEN_NODES, default=BETWEEN_NODES[0], help="assumed between nodes (default: %(default)s)"
     )
     plan.add_argument("--hours", type=float, default=0.0, help="time limit: report the largest shrink that fits")
     plan.add_argument("--seconds", type=float, default=60.0, help="duration of the probe (default: 60)")
@@ -500,7 +482,7 @@ def _add_evaluation(command: argparse.ArgumentParser, required: bool = False) ->
     command.add_argument(
         "--data", default=None if required else "", required=required, help="data set, or the folder it is packed in"
     )
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    command.add_argument("--device", choices=DEVICES, default="auto", help="(default: auto)")
 
 
 def _names(text: str) -> list[str]:
@@ -532,7 +514,7 @@ def main() -> int:
         print("stopped at once; the same command continues from the last checkpoint", file=sys.stderr)
         return STATUS_INTERRUPTED
     except ReproError as error:
-        if launched()[0] == 0:  # all ranks have the same command line
+        if comm.launched()[0] == 0:  # all ranks have the same command line
             explain(error)
         return 2
     return 0

@@ -154,7 +154,7 @@ CHECKS = {
 
 def doctor() -> bool:
     """Prints one line per check; returns whether all checks passed. Raises ReproError if mpiexec has started it."""
-    if comm.launched() > 1:
+    if comm.launched()[1] > 1:
         raise ReproError("doctor starts mpiexec itself: call it without; `python -m repro ranks` checks those that it started")
     passed = True
     for name, check in CHECKS.items():

@@ -9,17 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from repro import ReproError
 from repro.jupyter.curves import Curves
 from repro.paths import ROOT, RUNS
 from repro.run import records
-from repro.run.state import Pulse, elsewhere, find, left, living, outcome, pace, recipe_of, state, trained_by
+from repro.run.state import Pulse, duration, elsewhere, find, left, living, outcome, pace, recipe_of, state, trained_by
 from repro.schedule import Recipe
 
 POLL = 0.5  # seconds between two looks at the folder
 REDRAW = 1.0  # seconds between two drawings, at the least; and drawing takes at most a tenth of the time
+LOOK = 1.0  # seconds between two looks at many runs
 
 
 # --- One run ----------------------------------------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class Progress:
         self.recipe: Recipe | None = None  # known when the run has begun
         self.display: Display | Lines | None = None
         self.pulse, self.wrong = Pulse(self.folder), ""
+        self.opened: tuple[float, int] | None = None  # when there was something to show first, and the steps done by then
         rows = records.metric_rows(folder)
         # What an earlier attempt wrote after its last checkpoint is dropped when the run continues.
         self.before = set(map(_identity, rows[: max(0, len(rows) - earlier)]))
@@ -116,7 +118,7 @@ class Progress:
         if run:
             self.recipe = recipe_of(run)
             self.display = Display(self.recipe, self.step) if self.live else Lines(self.recipe)
-        if not self.display:
+        if not self.recipe or not self.display:
             return []
         rows = records.metric_rows(self.folder)
         new = [row for row in rows if row["step"] > self.step and _identity(row) not in self.before]
@@ -124,12 +126,27 @@ class Progress:
         if state(self.folder) == "running":  # otherwise its signs of life are those of an attempt that is over
             self.wrong = self.pulse.look(rows)
             done = max(done, self.pulse.step)
-        self.display.show(rows, new, done, self.wrong)
+        since, first = self.opened = self.opened or (time.monotonic(), done)  # the first drawing took a while
+        speed = pace(rows, min(5, len(new))) or (done - first) / max(time.monotonic() - since, 0.001)
+        self.display.show(rows, new, done, bar(self.recipe, done, speed, new), self.wrong)
         return rows
 
 
 def _identity(row: dict) -> tuple:
     return row["step"], row["seconds"]
+
+
+def bar(recipe: Recipe, step: int, speed: float, rows: list[dict]) -> str:
+    """How far a run is, as one line: epochs, images per second and the time left at a speed in steps per second."""
+    text = f"{hashes(step / recipe.iterations)}  epoch {recipe.epochs(step):.1f} of {recipe.epochs():.4g}"
+    if speed:
+        text += f", {speed * recipe.global_batch:.3g} images/s{left(recipe.iterations - step, speed)}"
+    return f"{text}  ({rows[-1]['stage']}, loss {rows[-1]['train_loss']:.3f})" if rows else text
+
+
+def hashes(share: float) -> str:
+    """A bar of text for a share of the work: [##########..........]  50%."""
+    return f"[{'#' * round(20 * share):.<20}] {share:4.0%}"
 
 
 class Lines:
@@ -139,7 +156,7 @@ class Lines:
         self.recipe, self.line = recipe, Line()
         self.told, self.wrong = set(), ""
 
-    def show(self, rows: list[dict], new: list[dict], step: int, wrong: str) -> None:
+    def show(self, rows: list[dict], new: list[dict], step: int, bar: str, wrong: str) -> None:
         """As for `Display`."""
         for row in new:
             if _identity(row) not in self.told:
@@ -148,65 +165,35 @@ class Lines:
         if bool(wrong) != bool(self.wrong):
             self.line.print(wrong or "goes on")
         self.wrong = wrong
-        self.line.update(bar(rows, self.recipe, step) + (f"; {wrong}" if wrong else ""))
+        self.line.update(f"{bar}; {wrong}" if wrong else bar)
 
     def close(self) -> None:
         self.line.clear()
 
 
-def bar(rows: list[dict], recipe: Recipe, step: int = 0) -> str:
-    """A bar, the epoch, and, by the pace of the last rows, images per second and the time left."""
-    step = max(step, rows[-1]["step"] if rows else 0)
-    text = f"{hashes(step / recipe.iterations)}  epoch {recipe.epochs(step):.1f} of {recipe.epochs():.4g}"
-    if steps := pace(rows):
-        text += f", {steps * recipe.global_batch:.3g} images/s{left(recipe.iterations - step, steps)}"
-    return f"{text}  ({rows[-1]['stage'] if rows else 'begins'})"
-
-
-def hashes(share: float) -> str:
-    """A bar of text for a share of the work: [##########..........]  50%."""
-    return f"[{'#' * round(20 * share):.<20}] {share:4.0%}"
-
-
 class Display:
-    """The figure of a run in a notebook, and a bar below it with images per second and the time left."""
+    """The figure of a run in a notebook, and a bar below it."""
 
     def __init__(self, recipe: Recipe, step: int):
         from IPython.display import display
 
-        self.recipe, self.curves = recipe, Curves(recipe)
-        self.bar: Any = None
-        self.wrong = ""
+        self.curves, self.line = Curves(recipe), Line(live=True)
         self.state: tuple[list[dict], int] = ([], step)  # metric rows, steps done
         self.drawn, self.next = self.state, 0.0
         # The figure comes first and the bar below it: text around a figure would be split into two outputs.
         self.handle = display(self.curves.image(*self.state), display_id=True)
 
-    def show(self, rows: list[dict], new: list[dict], step: int, wrong: str) -> None:
+    def show(self, rows: list[dict], new: list[dict], step: int, bar: str, wrong: str) -> None:
         """`rows` are all metric rows, `new` those of this attempt; `step` steps are done; `wrong` is what `Pulse.look` says."""
         self.state = rows, step
-        if not self.bar:  # it measures from here: the first drawing took a while
-            self.bar = self._open(step)
-        if new or wrong != self.wrong:
-            where = f"{new[-1]['stage']}, loss {new[-1]['train_loss']:.3f}" if new else ""
-            self.bar.set_postfix_str(wrong or where, refresh=wrong != self.wrong)  # a bar that stands still is not written anew
-            self.wrong = wrong
-        self.bar.update(step * self.recipe.global_batch - self.bar.n)
+        self.line.update(f"{bar}; {wrong}" if wrong else bar)
         if time.monotonic() > self.next and self.state != self.drawn:
             self._draw()
 
     def close(self) -> None:
         if self.state != self.drawn:
             self._draw()
-        if self.bar:
-            self.bar.close()
-
-    def _open(self, step: int):
-        from tqdm import tqdm
-
-        batch, total = self.recipe.global_batch, self.recipe.iterations
-        images = dict(total=total * batch, initial=step * batch, unit=" images", unit_scale=True, smoothing=0.1)
-        return tqdm(desc=self.recipe.name, file=sys.stdout, **images)
+        self.line.end()
 
     def _draw(self) -> None:
         began = time.monotonic()
@@ -215,24 +202,127 @@ class Display:
         self.drawn, self.next = self.state, ended + max(REDRAW, 9 * (ended - began))
 
 
+# --- Many runs --------------------------------------------------------------------------------------------------------
+
+
+class Planned(NamedTuple):
+    """One of many runs that are to be trained."""
+
+    recipe: str
+    seed: int
+    folder: Path  # of the run; or without the digest in which its name ends
+    steps: int
+    epochs: float
+    cost: float  # of a step, in any unit
+
+
+class Many:
+    """Many runs: a line for each that becomes complete, and all of them as one share of the work, with the time left.
+
+    Reads the runs' records only, so it does not matter which process trains them.
+    """
+
+    def __init__(self, planned: list[Planned], line: "Line"):
+        self.planned, self.line = planned, line
+        self.total = sum(run.steps * run.cost for run in planned)
+        self.besides: dict[str, float] = {}  # seconds that other things than training will take
+        self.complete, self.new, self.training = set(), [], []  # new: since the last look; training: in words
+        self.pace = 0.0  # work per second
+        self.measure()
+
+    def measure(self) -> None:
+        """Measures the pace from now on."""
+        self._look()
+        self.began = time.monotonic(), self.work
+
+    @property
+    def share(self) -> float:
+        return self.work / self.total
+
+    def follow(self, over: Callable[[], bool]) -> None:
+        """Shows the progress until `over()`."""
+        while not over():
+            self.show()
+            time.sleep(POLL)
+
+    def show(self) -> None:
+        """Prints what is new since the last look, and the line that moves. Looks every `LOOK` seconds."""
+        if time.monotonic() - self.looked < LOOK:
+            return
+        self._look()
+        since, before = self.began
+        if self.work > before:
+            self.pace = (self.work - before) / max(time.monotonic() - since, 0.001)
+        rest = left(self.total - self.work, self.pace, sum(self.besides.values()))
+        for number, (run, folder) in enumerate(self.new, start=len(self.complete) - len(self.new) + 1):
+            record = records.read(folder)
+            top1, took = 100 * record["top1"] / record["images"], duration(record["seconds"])
+            which = f"run {number} of {len(self.planned)}: {run.recipe}, seed {run.seed}"
+            self.line.print(f"{which}: top-1 {top1:.2f}% after {took}; {self.share:.0%}{rest}")
+        complete = f"{len(self.complete)} of {len(self.planned)} runs"
+        self.line.update(", ".join([f"{hashes(self.share)}  {complete}{rest}", *self.training]))
+
+    def close(self) -> None:
+        """Shows the end."""
+        self.looked = 0.0
+        self.show()
+        self.line.clear()
+
+    def find(self, run: Planned) -> Path | None:
+        """The folder of a run; None if it was not begun."""
+        return run.folder if (run.folder / "run.json").exists() else None
+
+    def _look(self) -> None:
+        self.looked, self.work, self.new, self.training = time.monotonic(), 0.0, [], []
+        for run in self.planned:
+            if run not in self.complete and (folder := self.find(run)):
+                now, rows = state(folder), records.metric_rows(folder)
+                if now == "complete":
+                    self.complete.add(run)
+                    self.new.append((run, folder))
+                elif rows:
+                    self.work += rows[-1]["step"] * run.cost
+                if now == "running":
+                    at = rows[-1]["epoch"] if rows else 0
+                    self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}")
+            if run in self.complete:
+                self.work += run.steps * run.cost
+
+
 # --- Lines of text ----------------------------------------------------------------------------------------------------
 
 
 class Line:
-    """A line of a terminal that is written over and over, and others above it; where there is no terminal, only the others."""
+    """A line that is written over and over, and others above it; on a terminal, or in a notebook if `live`.
 
-    def __init__(self):
-        self.live = sys.stdout.isatty()
+    Elsewhere there are only the others, and this one every `every` seconds.
+    """
+
+    def __init__(self, live: bool = False, every: float = float("inf")):
+        self.live, self.every, self.shown = live or sys.stdout.isatty(), every, ""
+        self.next = time.monotonic() + every
 
     def print(self, text: str) -> None:
         self.clear()
         print(text, flush=True)
 
     def update(self, text: str) -> None:
-        if self.live:
-            width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
-            print(f"\r\x1b[K{text[: width - 1]}", end="", flush=True)
+        if self.live and text != self.shown:
+            if sys.stdout.isatty():
+                text = text[: (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - 1]
+            print(f"\r{text.ljust(len(self.shown))}", end="", flush=True)
+            self.shown = text
+        elif not self.live and time.monotonic() > self.next:
+            self.next = time.monotonic() + self.every
+            print(text, flush=True)
 
     def clear(self) -> None:
-        if self.live:
-            print("\r\x1b[K", end="", flush=True)
+        if self.shown:
+            print(f"\r{' ' * len(self.shown)}\r", end="", flush=True)
+            self.shown = ""
+
+    def end(self) -> None:
+        """Leaves the line as it is, and what follows begins below it."""
+        if self.shown:
+            print(flush=True)
+            self.shown = ""

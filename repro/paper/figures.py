@@ -17,10 +17,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from repro.paper import names
-from repro.paper.names import GREY, INK, LOOKS, PALE
-from repro.paper.questions import ENSEMBLE_LABEL as ENSEMBLE
-from repro.paper.questions import MEMBER_LABEL as MEMBER
-from repro.paper.questions import ONE_MODEL_LABEL as ONE_MODEL
+from repro.paper.names import ENSEMBLE, GREY, INK, LOOKS, MEMBER, ONE_MODEL, PALE
 from repro.paths import replacing
 from repro.recipes import RECIPES
 
@@ -152,7 +149,7 @@ def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
     return figure
 
 
-def training_curves(curves: pd.DataFrame, column: str = "top1", columns: int = 4) -> plt.Figure:
+def training_curves(curves: pd.DataFrame, column: str = "top1") -> plt.Figure:
     """Test top-1, or `column` "train_loss", over epochs, a panel per recipe: mean over seeds, band of one standard deviation.
 
     Expects `tables.curves` of one data set and one shrink. A panel is named after its recipe, with the network if there are
@@ -162,7 +159,7 @@ def training_curves(curves: pd.DataFrame, column: str = "top1", columns: int = 4
     label = curves.recipe.map(names.recipe) + (", " + curves.model if curves.model.nunique() > 1 else "")
     curves = curves.assign(label=label.where(curves.variant == "", label + ", " + curves.variant)).dropna(subset=column)
     panels = list(curves.groupby("label", sort=False))
-    columns = min(columns, len(panels))
+    columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     size = TWO_COLUMNS if columns > 1 else ONE_COLUMN, 1.5 * rows + 0.5
     figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False, sharey=True)
@@ -232,7 +229,7 @@ def interval(groups) -> tuple[pd.Series, pd.Series]:
 
 
 def budget(points: pd.DataFrame) -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `questions.budget`."""
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget`."""
     figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):
@@ -367,7 +364,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
 def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
     """The Collapsed Ensemble at a glance: its learning rate with the collapses in colour, and its result, if there is one.
 
-    Expects `tables.rates` of collapsed_ensemble with one formula, and `questions.budget` of one data set, or no rows.
+    Expects `tables.rates` of collapsed_ensemble with one formula, and `tables.budget` of one data set, or no rows.
     """
     if points.empty:
         figure, left = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 2.9))

@@ -7,8 +7,6 @@ told apart, so each thing has a marker and a line of its own as well.
 import re
 from typing import NamedTuple
 
-from repro.paper.questions import ENSEMBLE_LABEL, MEMBER_LABEL, ONE_MODEL_LABEL, SNAPSHOT_CROP_LABEL
-
 INK, GREY, PALE = "#222222", "#6f6f6f", "#d4d4d4"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 ORANGE, SKY = "#e69f00", "#56b4e9"
@@ -25,6 +23,13 @@ COLOURS = {
 }
 
 
+# What is compared over a number of epochs
+MEMBER, ENSEMBLE = "a member of the ensemble", "Collapsed Ensemble, first to fifth member"
+ONE_MODEL, ONE_AT_4096 = "one model, equal images and exposure", "one model at batch 4096"
+SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in the collapse's view"
+THREE_MODELS = "three models, a third of the images each"
+
+
 class Look(NamedTuple):
     colour: str
     marker: str
@@ -34,13 +39,13 @@ class Look(NamedTuple):
 LOOKS = {
     # Models and ensembles
     "trunk": Look(INK, "."),
-    MEMBER_LABEL: Look(VERMILION, "o", "--"),  # and the collapse that it comes from
-    ENSEMBLE_LABEL: Look(BLUE, "D"),
-    ONE_MODEL_LABEL: Look(GREEN, "s"),
-    "one model at batch 4096": Look(GREY, "v", "-."),
-    "snapshot ensemble": Look(PURPLE, "^"),
-    SNAPSHOT_CROP_LABEL: Look(PURPLE, "P"),
-    "three models of a third each": Look(ORANGE, "X"),
+    MEMBER: Look(VERMILION, "o", "--"),  # and the collapse that it comes from
+    ENSEMBLE: Look(BLUE, "D"),
+    ONE_MODEL: Look(GREEN, "s"),
+    ONE_AT_4096: Look(GREY, "v", "-."),
+    SNAPSHOTS: Look(PURPLE, "^"),
+    SNAPSHOTS_IN_CROP: Look(PURPLE, "P"),
+    THREE_MODELS: Look(ORANGE, "X"),
     # Whose number it is
     "published": Look(INK, "D"),
     "this paper": Look(VERMILION, "D"),
@@ -70,9 +75,9 @@ _RECIPES = {
     "five_members": "Collapsed Ensemble, five members",
     "one_model": "one model, equal images",
     "one_deep_model": "one deep model",
-    "snapshot_ensemble": "snapshot ensemble",
-    "snapshot_ensemble_crop": SNAPSHOT_CROP_LABEL,
-    "three_models": "three models of a third each",
+    "snapshot_ensemble": SNAPSHOTS,
+    "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
+    "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
 }
 _PATTERNS = {

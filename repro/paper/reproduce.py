@@ -1,4 +1,7 @@
-"""`make reproduce`: the runs, tables, figures and report of one profile, made by the notebooks on one set of engines."""
+"""`make reproduce`: the runs, tables, figures and report of one profile, made by the notebooks on one set of engines.
+
+`make table-NAME` and `make figure-NAME` run the notebook that saves it, and no other.
+"""
 
 import shutil
 import time
@@ -15,9 +18,20 @@ from repro.paths import REFERENCE, RESULTS
 from repro.ranks import watch
 from repro.recipes import find, shrink
 from repro.run import records, tidy, trained
+from repro.run.identity import code_digest
+from repro.run.kept import Kept, keep_runs
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
+ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by notebooks that only read and draw
+    "tables": {
+        "20-tables": ("accuracy", "answers", "ledger", "published_released_runs", "ratios", "time_to_train"),
+        "01-recipes": ("recipes",),
+    },
+    "figures": {
+        "21-figures": ("answers", "budget", "headline", "learning_rates", "time_to_train", "training_curves", "training_losses")
+    },
+}
 
 
 def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bool = False) -> Path:
@@ -103,30 +117,59 @@ def _run(
         overall.end(name)
 
 
-KEPT = "tables/*.csv", "figures/*.svg", "figures/*.pdf", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"
+def names(kind: str) -> dict[str, str]:
+    """The names of all "tables" or "figures" that can be made alone, each with its notebook."""
+    return {name: notebook for notebook, saved in ALONE[kind].items() for name in saved}
+
+
+def make(kind: str, name: str, results: Path = RESULTS, runs: Path | str = "", **parameters) -> list[Path]:
+    """Writes one of the "tables" or "figures", and what its notebook makes beside it, into `results`. Returns its files.
+
+    `runs` is the folder of the runs, by default the notebook's. `parameters` are the notebook's, such as data="letters".
+    """
+    known = names(kind)
+    notebook = known[choose(kind.removesuffix("s"), name, known)]
+    values = {"results": str(results)} | ({} if notebook == "01-recipes" else {"runs": str(runs)})  # which reads none
+    notebooks.execute(notebook, values | parameters, results / "notebooks" / f"{notebook}.ipynb")
+    return sorted((results / kind).glob(f"{name}[.-]*"))
+
+
+COPIED = "tables/*.csv", "figures/*.svg", "figures/*.pdf", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
-    """Copies the small files of a finished reproduction to results/reference, to be committed.
+    """Copies the small files of a finished reproduction to results/reference, and its runs into few files, to be committed.
 
-    Leaves out models, notebooks, incomplete runs, predictions that no question reads, and evaluations.csv, which `repro.runs`
-    computes from the runs' metrics.
+    Leaves out models, notebooks, runs that do not count or that other code has trained, predictions that no question reads,
+    and evaluations.csv, which `repro.runs` computes from the runs' metrics.
     What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench.
     """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
+    counted = tables.that_count(tidy.runs(results / "runs")[0])
+    mine = counted[counted.code == code_digest()]
+    if mine.empty:
+        raise ReproError(
+            f"the runs in {results / 'runs'} are by other code than that at hand: `make reproduce` trains them again"
+        )
     for folder in ("tables", "figures", "report", "runs"):
         for path in (reference / folder).glob("*"):
             if not path.name.startswith("bench-"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    copied = [path for pattern in KEPT for path in results.glob(pattern) if path.name != "evaluations.csv"]
-    read = questions.read()
-    for run in records.complete_runs(results / "runs"):
-        base = records.read(run)["base"]
-        copied += [run / name for name in ("run.json", "metrics.jsonl", "ensembles.json") if (run / name).exists()]
-        copied += [path for path in run.glob("correct/*.npz") if (base, path.stem) in read]
-    for path in copied:
+    for path in [path for pattern in COPIED for path in results.glob(pattern) if path.name != "evaluations.csv"]:
         target = reference / path.relative_to(results)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    (reference / "runs").mkdir(exist_ok=True)
+    for data, runs in mine.groupby("data"):
+        keep_runs(reference / "runs", str(data), {name: _to_keep(results / "runs" / name) for name in runs.folder})
+    trained.note(reference / "runs")
     return reference
+
+
+def _to_keep(folder: Path) -> Kept:
+    run, asked = records.read(folder), questions.read()
+    correct = {
+        name: records.load_correct(folder, name)["test"] for name in records.tested(folder) if (run["base"], name) in asked
+    }
+    return Kept(run, records.metric_rows(folder), records.ensembles(folder), correct)

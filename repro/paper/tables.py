@@ -11,8 +11,11 @@ import numpy as np
 import pandas as pd
 
 from repro import ReproError
+from repro.paper import names, questions
+from repro.paper.questions import Side
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
+from repro.recipes.controls import LENGTHS
 from repro.run import records, tidy
 from repro.run.identity import code_digest
 from repro.run.state import recipe_of
@@ -208,6 +211,27 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
+def budget(models: pd.DataFrame) -> pd.DataFrame:
+    """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
+
+    Expects `models` of one data set and shrink. Columns: label, line (part of a line), members (their number; of a single one,
+    which one it is), epochs, top1, seed, data.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    stages = [f"collapse{number}" for number in range(1, 6)]
+    drawn = [(names.MEMBER, True, n, Side("five_members", stage)) for n, stage in enumerate(stages, start=1)]
+    drawn += [(names.ENSEMBLE, True, n, Side("five_members", " + ".join(stages[:n]), "softmax")) for n in range(2, 6)]
+    drawn += [(names.ONE_AT_4096, True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
+    drawn += [(names.ONE_MODEL, False, 1, questions.ONE_MODEL)]
+    for recipe in ("snapshot_ensemble", "snapshot_ensemble_crop", "three_models"):
+        side = next(question.other for question in questions.ENSEMBLES if question.other.recipe == recipe)
+        drawn.append((names.recipe(recipe), False, 3, side))
+    rows = []
+    for label, line, number, side in drawn:
+        rows.append(questions.rows_of(models, side).reset_index().assign(label=label, line=line, members=number))
+    return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
+
+
 def predictions(out: Path | str) -> pd.DataFrame:
     """Predicted and measured minutes of the runs `that_count` and have a forecast for as many ranks, in recipe order.
 
@@ -267,18 +291,11 @@ def measured_throughput(probe: dict) -> pd.DataFrame:
     return table.assign(efficiency=100 * table.images_per_s / table.ranks / table.images.map(alone))
 
 
-def extrapolated(
-    probe: dict,
-    images: int,
-    batch: int,
-    between: steptime.Interconnect = steptime.OMNI_PATH,
-    epochs: float = 90,
-    draws: int = 200,
-) -> pd.DataFrame:
+def extrapolated(probe: dict, images: int, batch: int, between: steptime.Interconnect = steptime.OMNI_PATH) -> pd.DataFrame:
     """MODEL: `steptime.extrapolate` of a probe's machine to many nodes, weak and strong, with nothing hidden and overlapped.
 
     Weak: `images` per worker, one worker per rank. Strong: a global batch of `batch` in workers of `images`. Includes the
-    minutes for `epochs` epochs of ImageNet-1K, and for as many epochs as the published runs with that batch needed to reach
+    minutes for 90 epochs of ImageNet-1K, and for as many epochs as the published runs with that batch needed to reach
     75.9% (by LARS; not ours).
     """
     points = list(published("epochs_by_batch")[["global_batch", "mean_epochs_to_75.9"]].itertuples(index=False, name=None))
@@ -286,13 +303,13 @@ def extrapolated(
     for load in (steptime.Load("weak", images), steptime.Load("strong", images, batch // images)):
         for buckets in (1, probe["buckets"]):
             layout = steptime.Layout(per_node=probe["ranks"], buckets=buckets)
-            rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between, draws)
+            rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between)
     table = pd.DataFrame(rows)
     epochs_to_accuracy = table.global_batch.map(lambda size: steptime.epochs_to(points, size))
     # The highest throughput takes the least time.
     for point, rate in (("", "images_per_s"), ("_low", "images_per_s_high"), ("_high", "images_per_s_low")):
         minutes_per_epoch = IMAGENET_IMAGES / table[rate] / 60
-        table[f"minutes{point}"] = epochs * minutes_per_epoch
+        table[f"minutes{point}"] = 90 * minutes_per_epoch
         table[f"minutes_to_accuracy{point}"] = epochs_to_accuracy * minutes_per_epoch
     return table
 

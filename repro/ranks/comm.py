@@ -144,29 +144,37 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def launched() -> int:
-    """Number of ranks that the launcher reports, from the variables of MPICH and Intel MPI, Open MPI, and Slurm's srun."""
-    names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
-    return int(next(filter(None, map(os.environ.get, names)), 1))
+LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: the rank, the number of ranks
+    ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"),
+    ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded."""
+    found = (next(filter(None, map(os.environ.get, names)), None) for names in LAUNCHERS)
+    rank, ranks = (int(number or fallback) for number, fallback in zip(found, (0, 1)))
+    return rank, ranks
 
 
 @cache
 def world() -> Alone:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
+    _, ranks = launched()
     try:
         _refuse_another_mpi()
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        if launched() > 1:
+        if ranks > 1:
             raise ReproError(
-                f"{launched()} ranks were started, but mpi4py cannot load an MPI library ({error}). "
+                f"{ranks} ranks were started, but mpi4py cannot load an MPI library ({error}). "
                 "Install the one that belongs to this mpiexec (`make setup` installs MPICH's), or load its "
                 "module."
             ) from error
         return Alone()
-    if MPI.COMM_WORLD.Get_size() == 1 and launched() > 1:
+    if MPI.COMM_WORLD.Get_size() == 1 and ranks > 1:
         raise ReproError(
-            f"{launched()} ranks were started on {socket.gethostname()}, but each sees only itself: mpiexec belongs "
+            f"{ranks} ranks were started on {socket.gethostname()}, but each sees only itself: mpiexec belongs "
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}."
         )

@@ -12,6 +12,7 @@ from safetensors.torch import save as serialize
 from repro import ReproError
 from repro.paths import NUMBER, check, named, replacing
 
+KEPT = 3  # checkpoints
 FORMAT = "scaleout-repro snapshot, version 1"
 PROGRESS = {"run": str, "step": int, "seconds": NUMBER, "losses": [NUMBER], "corrects": [NUMBER]}  # of a checkpoint
 
@@ -75,9 +76,9 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     raise CheckpointError("no checkpoint can be used: " + "; ".join(damage) + f". Delete {folder.parent} to start again.")
 
 
-def prune(folder: Path, keep: int = 3) -> None:
-    """Deletes all but the newest checkpoints."""
-    for path in generations(folder)[keep:]:
+def prune(folder: Path) -> None:
+    """Deletes all but the `KEPT` newest checkpoints."""
+    for path in generations(folder)[KEPT:]:
         with named(path):
             Path(f"{path}.json").unlink()
             Path(f"{path}.safetensors").unlink(missing_ok=True)

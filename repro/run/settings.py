@@ -4,7 +4,10 @@ from dataclasses import dataclass, field, fields
 
 from repro import choose, whole_number
 
-MOST_THREADS = 1024  # of one kind in a rank: a million of them end in a crash without a word
+MOST_THREADS = 1024  # of one kind in a rank: absurd values crash without a message
+PRECISIONS = ("auto", "fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+AVERAGES = ("softmax", "logit")  # what an ensemble averages of its members
 
 
 def _setting(default, help: str, choices: tuple = (), least: int = 0, most: int = 2**63 - 1):
@@ -23,11 +26,9 @@ class Settings:
     reduction: str = _setting(
         "exact", "exact: bit-identical weights on any number of ranks; fast: float32, half the bytes", ("exact", "fast")
     )
-    precision: str = _setting(
-        "auto", "auto: bf16 for large images if the processor supports it, otherwise fp32", ("auto", "fp32", "bf16")
-    )
+    precision: str = _setting("auto", "auto: bf16 for large images if the processor supports it, otherwise fp32", PRECISIONS)
     split: str = _setting("test", "images that models are tested on; val to choose anything by", ("test", "val"))
-    device: str = _setting("auto", "auto: a GPU if torch sees one, otherwise the CPU", ("auto", "cpu", "cuda"))
+    device: str = _setting("auto", "auto: a GPU if torch sees one, otherwise the CPU", DEVICES)
     threads: int = _setting(1, "threads per rank for computation", least=1, most=MOST_THREADS)
 
     def __post_init__(self):

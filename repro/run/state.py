@@ -163,8 +163,8 @@ def outcome(folder: Path) -> tuple[str, str]:
     return now, f"{how} {at}; {again}"
 
 
-def pace(rows: list[dict], last: int = 5) -> float:
-    """Steps per second over the last rows of a run, by its own clock; 0 if they do not tell."""
+def pace(rows: list[dict], last: int) -> float:
+    """Steps per second over so many of a run's last rows, by its own clock; 0 if they do not tell."""
     start = {"step": 0, "seconds": 0.0}
     begin, end = rows[-last - 1] if len(rows) > last else start, rows[-1] if rows else start
     steps, seconds = end["step"] - begin["step"], end["seconds"] - begin["seconds"]

@@ -27,10 +27,11 @@ from repro.schedule import Recipe, due
 from repro.task import Task, prepare, too_many
 from repro.task import describe as described
 
-MOST_KEPT = 4  # checkpoints on disk at once: the three newest and the one being written
+MOST_KEPT = checkpoint.KEPT + 1  # checkpoints on disk at once: the newest, and the one being written
+SECONDS = 10.0  # of the probe behind a forecast that nobody has asked for by itself
 
 
-def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
+def expected(tasks: list[dict]) -> list[dict]:
     """`task.describe` of each task and, unless it is complete, its forecast: the recorded one, else a new one. Collective.
 
     A recorded forecast counts if it is for the same number of ranks. All `tasks` have the same `out`.
@@ -44,7 +45,7 @@ def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
             for task, plan in zip(tasks, plans)
             if not plan["complete"] and known.get(Path(plan["folder"]).name, {}).get("ranks") != world.size
         ]
-    for new in forecast(world.broadcast(missing), seconds) if world.broadcast(missing) else []:
+    for new in forecast(world.broadcast(missing), SECONDS) if world.broadcast(missing) else []:
         known[Path(new["folder"]).name] = new
     return [known.get(Path(plan["folder"]).name, {}) | plan for plan in plans]
 

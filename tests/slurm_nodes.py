@@ -29,11 +29,13 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket
 SlurmctldPort={ports[0]}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmdSpoolDir={folder}/spool-%n
+TmpFS={folder}/tmp-%n
+SlurmdLogFile={folder}/%n.log
 SlurmdParameters=config_overrides
 StateSaveLocation={folder}/state
 ProctrackType=proctrack/linuxproc
@@ -91,10 +93,10 @@ class Nodes:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"] and process.pid != os.getpid():
+                ours = process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]
+                if ours and (process.name().startswith("slurmstepd") or "SLURMD_NODENAME" in process.environ()):
                     found.append(process)
-        daemons = {daemon.pid for daemon in self.daemons.values()}
-        return [process for process in found if process.pid not in daemons]
+        return found
 
     def clear(self) -> None:
         """Cancels all jobs, waits until nothing of them is left, and brings both nodes back."""
@@ -129,6 +131,7 @@ def two_nodes(folder: Path):
     (folder / "state").mkdir()
     for name in NODES:
         (folder / f"spool-{name}").mkdir()
+        (folder / f"tmp-{name}").mkdir()
     key = folder / "munge.key"
     key.touch(0o600)
     key.write_bytes(secrets.token_bytes(128))

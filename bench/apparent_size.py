@@ -19,13 +19,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bench import figures
 from repro import ReproError, evaluate
 from repro.images.data import Images
 from repro.images.packed import pack_embedded
 from repro.images.views import test_view
-from repro.paper import figures, ratios
+from repro.paper import ratios, tables
+from repro.paper.figures import save
 from repro.paths import RESULTS, ROOT, replacing, writable_folder
-from repro.run import checkpoint, records
+from repro.run import checkpoint, tidy
 
 sys.path.insert(0, str(ROOT / "data_prep"))
 
@@ -58,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     results = parser.parse_args().results
-    found = [folder for folder in records.complete_runs(results / "runs") if records.read(folder)["base"] == RECIPE]
-    found = [folder for folder in found if (folder / "snapshots").is_dir()]
+    runs = tables.that_count(tidy.runs(results / "runs")[0]).query("recipe == @RECIPE")
+    found = [folder for name in runs.folder if ((folder := results / "runs" / name) / "snapshots").is_dir()]
     if not found:
         raise ReproError(f"{results} has no complete run of {RECIPE} with its snapshots: `make reproduce` trains it")
     pack_embedded("digits")
@@ -83,7 +85,7 @@ def main() -> None:
     with replacing(writable_folder(results / "bench") / "apparent_size.csv") as temporary:
         table.round(3).to_csv(temporary, index=False)
     median = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
-    figures.save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
+    save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
 
 
 if __name__ == "__main__":

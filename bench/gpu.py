@@ -19,6 +19,8 @@ from repro.optim import SGD
 from repro.ranks import comm
 from repro.replica import Replica
 from repro.resnet import build
+from repro.scaling.probe import steady
+from repro.schedule import at
 
 IMAGES = 16, 32, 64, 128  # per worker: 16 and 32 are the release's
 WORKERS = 8  # of a step on this GPU; they are computed one after the other
@@ -37,9 +39,10 @@ def ours(images: int, graphs: bool = True):
     network = Network(build("resnet50", 1000), find_device("cuda"))
     if not graphs:
         network.graphs = None
-    average = Average("exact", comm.Alone(), WORKERS, network)
-    replica, batches = Replica(comm.Alone(), network, SGD(network.weights, 0.9), average, "bf16"), repeat(batch(images))
-    return lambda: float(train.step(replica, batches, RATE, WEIGHT_DECAY, bn_momentum=0.05).loss), WORKERS * images
+    average = Average("exact", comm.World(), WORKERS, network)
+    recipe, batches = steady(WORKERS, images, RATE), repeat(batch(images))
+    replica = Replica(comm.World(), network, SGD(network, recipe), average, "bf16")
+    return lambda: float(train.step(replica, batches, at(recipe, 0)).loss), WORKERS * images
 
 
 def pytorch(images: int, graphs: bool = False):

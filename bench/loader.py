@@ -21,9 +21,11 @@ from repro.images.data import Images, Stream, load_ahead
 from repro.images.packed import PHOTOGRAPHS
 from repro.model import Network
 from repro.optim import SGD
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.replica import Replica
 from repro.resnet import build
+from repro.scaling.probe import steady
+from repro.schedule import at
 from repro.train import step
 
 BATCH, ROUNDS = 16, 5
@@ -36,8 +38,12 @@ STORED = {"full size": 0, "short side 256": 256}  # short side as packed: 0 keep
 def ours(data: str) -> float:
     """Images per second of one decoding thread over an epoch, after one batch."""
     images = Images(data, "train")
-    stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
-    return _rate(load_ahead(stream, ((step, 0, "scale_aspect") for step in range(len(images) // BATCH)), threads=1))
+    return _rate(_batches(images, len(images) // BATCH, threads=1))
+
+
+def _batches(images: Images, number: int, threads: int):
+    recipe = steady(1, BATCH)
+    return load_ahead(Stream(images, 0, BATCH), ((at(recipe, step), 0) for step in range(number)), threads)
 
 
 def torchvision_pil(folder: str) -> float:
@@ -103,14 +109,13 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
     torch.set_num_threads(os.cpu_count() or 1)
     images = Images(data, "train")
     network = Network(build("resnet50", 1000))
-    replica = Replica(Alone(), network, SGD(network.weights, 0.9), Average("exact", Alone(), 1, network), "fp32")
-    stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
-    batches = load_ahead(stream, ((step, 0, "scale_aspect") for step in range(10**6)), threads=2)
-    at_hand = stream.batch(0, 0, "scale_aspect")
+    replica = Replica(World(), network, SGD(network, steady(1, BATCH)), Average("exact", World(), 1, network), "fp32")
+    batches, now = _batches(images, 10**6, threads=2), at(steady(1, BATCH), 0)
+    at_hand = Stream(images, 0, BATCH).batch(now, 0)
     seconds = [], []
     for number in range(2 * (rounds + 1)):
         start = time.perf_counter()
-        step(replica, repeat(at_hand) if number % 2 else batches, rate=0.0, weight_decay=5e-5, bn_momentum=0.05)
+        step(replica, repeat(at_hand) if number % 2 else batches, now)
         if number > 1:  # the first step of each kind warms up
             seconds[number % 2].append(time.perf_counter() - start)
     batches.close()
@@ -123,10 +128,8 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
 def memory(data: str) -> list[float]:
     """MB of this process's own memory at the start of each of ten epochs of loading."""
     images = Images(data, "train")
-    stream = Stream(images, seed=0, workers=1, images_per_worker=BATCH)
-    batches = load_ahead(stream, ((step, 0, "scale_aspect") for step in range(10 * len(images) // BATCH)), threads=2)
     readings = []
-    for number, _ in enumerate(batches):
+    for number, _ in enumerate(_batches(images, 10 * len(images) // BATCH, threads=2)):
         if number % (len(images) // BATCH) == 0:
             status = Path("/proc/self/status").read_text()
             readings.append(int(status.split("RssAnon:")[1].split()[0]) / 1000)

@@ -13,43 +13,44 @@ import torch
 
 from bench import report
 from repro import train
-from repro.images.data import Stream, load_ahead
+from repro.images.data import Images, Stream, load_ahead, requests
 from repro.ranks import comm
 from repro.ranks.memory import keep_freed
 from repro.replica import assemble
+from repro.scaling.probe import steady
+from repro.schedule import at
 from repro.task import prepare
 
 RECIPES = "collapsed_ensemble", "resnet50_448nodes"  # 2 workers of 32 images a step, and 14 of 16
 ROUNDS, SECONDS = 7, 2.0
 
 
+class SingleImages(Images):
+    """Images whose views are made one at a time, as those of different sizes are."""
+
+    arrays = None
+
+
 class Setting:
     """Steps of a recipe on digits, with one worker in a pass, or with views of one image at a time, or neither."""
 
     def __init__(self, recipe: str, single_workers: bool, single_images: bool):
-        task = prepare(recipe, "digits", "laptop", device="cpu")
+        task = prepare(recipe, "digits", shrink="laptop", device="cpu")
         if single_workers:
             task = replace(task, recipe=replace(task.recipe, workers_per_pass=1))
         if single_images:
-            task.train.__dict__["arrays"] = None  # as of images of different sizes
+            task = replace(task, train_images=SingleImages("digits", "train").first(task.recipe.epoch_images))
         self.recipe = task.recipe
-        self.replica = assemble(comm.Alone(), task)
-        stream = Stream(task.train, 0, self.recipe.workers, self.recipe.images_per_worker)
-        workers, each = self.recipe.workers, self.recipe.workers_per_pass
-        self.batches = load_ahead(
-            stream,
-            (
-                (step, worker, "scale_aspect", min(each, workers - worker))
-                for step in range(10**9)
-                for worker in range(0, workers, each)
-            ),
-            threads=0,
-        )
+        self.replica = assemble(comm.World(), task)
+        endless = steady(self.recipe.workers, self.recipe.images_per_worker)
+        self.now, steps = at(endless, 0), (at(endless, number) for number in range(endless.iterations))
+        stream = Stream(task.train_images, 0, self.recipe.images_per_worker)
+        self.batches = load_ahead(stream, requests(steps, self.recipe.workers_per_pass, 0, 1), threads=0)
 
     def images_per_second(self, seconds: float) -> float:
         start, steps = time.perf_counter(), 0
         while time.perf_counter() < start + seconds:
-            float(train.step(self.replica, self.batches, 0.0, 0.0, self.recipe.bn_momentum).loss)
+            float(train.step(self.replica, self.batches, self.now).loss)
             steps += 1
         return steps * self.recipe.global_batch / (time.perf_counter() - start)
 

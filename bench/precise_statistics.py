@@ -11,6 +11,7 @@ Needs the runs of `make reproduce` with their snapshots. Writes bench/precise_st
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,27 +21,13 @@ import torch
 from repro import evaluate
 from repro.images.data import Images, Stream
 from repro.images.packed import pack_embedded
-from repro.jupyter.notebooks import cores
 from repro.model import Network
 from repro.paper import questions, tables
 from repro.paths import RESULTS, replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
-
-NUMBER = 8000  # training images, in the view of the stage that the model is the end of
-
-
-def recompute(network: Network, stream: Stream, view: str, step: int) -> None:
-    """Gives a network the statistics of its present weights: the mean over the workers' batches of the steps from `step` on."""
-    total, workers = torch.zeros_like(network.statistics), stream.workers
-    steps = -(-NUMBER // (workers * stream.images_per_worker))
-    network.model.train()
-    for number in range(steps):
-        images, _ = stream.batch(step + number, 0, view, workers)
-        with torch.no_grad():
-            network.model(images)
-        total += network.contribution[len(network.weights) : -2] / workers
-    network.statistics.copy_(total / steps)
+from repro.run.state import recipe_of
+from repro.schedule import at
 
 
 def tested(folder: Path) -> list[dict]:
@@ -50,22 +37,22 @@ def tested(folder: Path) -> list[dict]:
     sides = {side for question in questions.QUESTIONS for side in (question.better, question.other) if side.recipe == base}
     names = sorted({name for side in sides for name in side.members.split(" + ")})
     run, names, images = evaluate.open_run(folder, names)
-    recipe, seed = run["recipe"], run["settings"]["seed"]
+    recipe, seed = recipe_of(run), run["settings"]["seed"]
     train = Images(run["data"]["name"], "train", normalization=run["settings"]["normalization"], size=run["settings"]["size"])
-    stream = Stream(train, seed, recipe["workers"], recipe["images_per_worker"])
-    views = {stage["name"]: stage["augmentation"] for stage in recipe["stages"]}
-    after = sum(stage["iterations"] for stage in recipe["stages"])  # of these steps no model has seen the drawing of images
+    stream = Stream(train, seed, recipe.images_per_worker)
+    after = recipe.iterations, recipe.images()  # of these steps no model has seen the drawing of images
     model = evaluate.build_again(run, images)
-    network = Network(model, images_per_worker=recipe["images_per_worker"])
+    network = Network(model, images_per_worker=recipe.images_per_worker)
     states = {}
     for name in names:
         network.load(checkpoint.load(folder / "snapshots" / name)[0])
-        recompute(network, stream, views[name], after)
+        now = replace(at(recipe, recipe.starts[[stage.name for stage in recipe.stages].index(name)]), before=after)
+        evaluate.recompute_statistics(comm.World(), network, stream, now, now.workers, "fp32")
         states[name] = {key: value.clone() for key, value in model.state_dict().items()}
     rows = []
     for side in sorted(sides):
         members = [(model, states[name]) for name in side.members.split(" + ")]
-        found = evaluate.counts(comm.Alone(), members, images, side.average or "softmax")
+        found = evaluate.counts(comm.World(), members, images, side.average or "softmax")
         counted = found["ensemble"] if side.average else found["members"][0]
         row = {"folder": folder.name, "members": side.members, "average": side.average}
         rows.append(row | {"precise": 100 * counted["top1"] / found["images"]})
@@ -80,7 +67,7 @@ def main() -> None:
     asked = {recipe for recipe, _ in questions.read()}
     found = [path for path in records.complete_runs(results / "runs") if (path / "snapshots").is_dir()]
     found = [path for path in found if records.read(path)["base"] in asked]
-    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(comm.cores(), mp_context=get_context("spawn")) as pool:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
     stored, anew = (questions.answers(table, results / "runs") for table in (models, models.assign(top1=models.precise)))

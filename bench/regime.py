@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from repro import recipes
+from repro.images.data import Images
 from repro.images.packed import pack_embedded
 from repro.paths import RESULTS, replacing
 from repro.run import records
@@ -32,13 +33,13 @@ POINT = 1.0
 
 def trials(number: str, recipe: str, values, data: str, out: Path, **chosen) -> pd.DataFrame:
     """Trains `recipe` with each value of the shrink's field `number`; one row per value and seed, accuracies in per cent."""
-    rows = []
+    rows, images = [], len(Images(data, "train"))
     for value in values:
         fields = {**chosen, number: value}
-        small = replace(recipes.SHRINKS["laptop"], name=f"{number}-{value:.4g}", **fields)
-        recipes.SHRINKS[small.name] = small
+        profile = replace(recipes.SHRINKS["laptop"], name=f"{number}-{value:.4g}", **fields)
+        small = recipes.shrink(recipes.find(recipe), profile, images)
         for seed in SEEDS:
-            folder = train(recipe, data=data, shrink=small.name, seed=seed, split="val", out=str(out), device="cpu")
+            folder = train(small, data=data, shrink="none", seed=seed, split="val", out=str(out), device="cpu")
             end = records.read(folder)["ends"]["main"]
             rows.append(
                 {

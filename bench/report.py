@@ -57,12 +57,13 @@ def save(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> N
 
 
 def publish(name: str, rows: list[dict], facts: dict, results: Path = RESULTS) -> None:
-    """Saves the rows, draws their ratios into figures/bench-NAME and prints them."""
-    from repro.paper import figures  # a GPU's machine may have no seaborn, and needs none to measure
+    """Saves the rows, draws their ratios into figures/bench-NAME and prints them. Another folder of `results` is a test's."""
+    from bench import figures  # a GPU's machine may have no matplotlib, and needs none to measure
+    from repro.paper.figures import save as save_figure
 
     save(name, rows, facts, results)
     table = ratios(rows)
-    figures.save(figures.ratios(table), table, results, f"bench-{name}")
+    save_figure(figures.ratios(table), table, results, f"bench-{name}")
     print(f"{'':40} {'ours':>9} {'peer':>9} {'ratio':>6}  goal")
     for entry in rows:
         goal = f"{entry['goal']['sign']} {entry['goal']['bound']:g}" if entry["goal"] else "-"

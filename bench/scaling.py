@@ -90,9 +90,15 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
     alone = replace(steptime.fit(known, ranks=1), spread=here.spread)
     rows += steptime.held_back(two["rows"], alone, "2 ranks, fitted to 1 rank alone")
     rows += _whole_vector(two, here, "allreduce of the step's vector, from smaller messages")
-    if tcp:  # where communication is hidden best, its cost to the cores that compute shows; it is the same on slower wires
-        fastest = tcp[max(tcp)]
-        cost, fewer = steptime.copying(fastest["rows"], steptime.fit(_without_vector(fastest)), fastest["buckets"])
+    rows += _by_tcp(tcp) if tcp else []
+    return [subject | row | judged(row, (two, *tcp.values())) for row in rows]
+
+
+def _by_tcp(tcp: dict[int, dict]) -> list[dict]:
+    """The checks of the probes over a wire, by its rate."""
+    # Where communication is hidden best, its cost to the cores that compute shows; it is the same on slower wires.
+    rows, fastest = [], tcp[max(tcp)]
+    cost, fewer = steptime.copying(fastest["rows"], steptime.fit(_without_vector(fastest)), fastest["buckets"])
     for megabits, probe in tcp.items():
         wire = replace(steptime.fit(_without_vector(probe)), copying=cost)
         left = fewer if probe is fastest else probe["rows"]
@@ -106,7 +112,7 @@ def checks(two: dict, tcp: dict[int, dict]) -> list[dict]:
             moved = replace(wire, link=replace(link, byte=link.byte + change, beyond=beyond))
             rows += steptime.held_back(left, moved, f"{where}, link from {other}", 2, probe["buckets"])
             rows += _whole_vector(probe, moved, f"allreduce by TCP at {megabits} Mbit/s, link from {other}")
-    return [subject | row | judged(row, (two, *tcp.values())) for row in rows]
+    return rows
 
 
 def judged(row: dict, probes) -> dict:

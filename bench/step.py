@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import photographs, two_nodes
 from bench.report import SECOND, Goal, publish, row, save
 from repro import ReproError, choose, train
-from repro.images.data import Images, Stream, load_ahead
+from repro.images.data import Images, Stream, load_ahead, requests
 from repro.jupyter import engines
 from repro.model import Network, find_precision
 from repro.optim import SGD
@@ -38,8 +38,12 @@ from repro.ranks import comm
 from repro.ranks.memory import keep_freed
 from repro.replica import Replica
 from repro.resnet import build
+from repro.scaling.probe import steady
+from repro.schedule import at
 
 ROUNDS = 5
+SIDE = 2048  # of the matrices whose product shows what the machine can do
+PROFILED = 3  # steps
 RATE, WEIGHT_DECAY = 0.0, 5e-5  # the images are always the same: at rate 0 the weights stay finite, and the work is the same
 
 
@@ -110,24 +114,22 @@ def _precision(variant: Variant) -> str:
 
 
 def _ours(variant: Variant, everyone):
-    world = comm.Alone() if variant.kind == "alone" else everyone
+    world = comm.World() if variant.kind == "alone" else everyone
     classes, channels = (10, 1) if variant.model == "resnet11" else (1000, 3)
     network = Network(build(variant.model, classes, channels))
     workers = variant.workers * world.size
+    recipe = steady(workers, variant.images, RATE)
     average = average_for(variant.reduction, world, workers, network)
-    replica = Replica(world, network, SGD(network.weights, 0.9), average, _precision(variant))
+    replica = Replica(world, network, SGD(network, recipe), average, _precision(variant))
     if variant.data:
-        stream = Stream(Images(variant.data, "train"), 0, workers, variant.images)
-        batches: Iterator = load_ahead(
-            stream,
-            ((step, worker, "scale_aspect") for step in range(10**6) for worker in range(world.rank, workers, world.size)),
-            threads=2,
-        )
+        stream = Stream(Images(variant.data, "train"), 0, variant.images)
+        steps = (at(recipe, number) for number in range(recipe.iterations))
+        batches: Iterator = load_ahead(stream, requests(steps, 1, world.rank, world.size), threads=2)
     else:
         batches = repeat(_batch(variant, channels))
 
     def step():
-        mean = train.step(replica, batches, RATE, WEIGHT_DECAY, bn_momentum=0.05)
+        mean = train.step(replica, batches, at(recipe, 0))
         return float(mean.loss), float(mean.correct)
 
     return step
@@ -167,38 +169,38 @@ def _batch(variant: Variant, channels: int):
     return images.contiguous(memory_format=torch.channels_last), torch.arange(variant.images) % 10
 
 
-def _product(everyone, variant: Variant, side: int = 2048) -> float:
+def _product(everyone, variant: Variant) -> float:
     """FLOP/s of matrix products on all ranks together, in the variant's precision."""
     kind = torch.bfloat16 if _precision(variant) == "bf16" else torch.float32
-    left, right = torch.randn(side, side).to(kind), torch.randn(side, side).to(kind)
+    left, right = torch.randn(SIDE, SIDE).to(kind), torch.randn(SIDE, SIDE).to(kind)
     seconds = []
     for _ in range(6):
         everyone.gather(None)
         start = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - start)
-    return sum(everyone.gather(2 * side**3 / median(seconds[1:])))
+    return sum(everyone.gather(2 * SIDE**3 / median(seconds[1:])))
 
 
 # --- Profile of a step --------------------------------------------------------------------------------------------------------
 
 
-def profile(steps: int = 3) -> list[dict]:
+def profile() -> list[dict]:
     """Milliseconds and share of each operation in a step of one rank alone, from torch's profiler; largest first."""
     torch.set_num_threads(1)
     keep_freed()
-    step = _ours(VARIANTS["ours, 1 rank"], comm.Alone())
+    step = _ours(VARIANTS["ours, 1 rank"], comm.World())
     kinds = [torch.profiler.ProfilerActivity.CPU]
     for _ in range(2):  # in the first the profiler allocates its own memory
         step()
         with torch.profiler.profile(activities=kinds) as profiler:
-            for _ in range(steps):
+            for _ in range(PROFILED):
                 step()
     rows = [
         {
             "operation": event.key.removeprefix("aten::"),
-            "ms": event.self_cpu_time_total / 1000 / steps,
-            "calls": event.count / steps,
+            "ms": event.self_cpu_time_total / 1000 / PROFILED,
+            "calls": event.count / PROFILED,
         }
         for event in profiler.key_averages()
     ]
@@ -241,9 +243,12 @@ def rounds(names, data: Path) -> dict[str, list[dict]]:
     return measured
 
 
-def operations(model: str = "resnet50", size: int = 224) -> int:
-    """Floating-point operations to train on one image: convolutions and the classifier, forward and backward."""
-    network = build(model, 1000)
+def operations(size: int = 224) -> int:
+    """Floating-point operations to train ResNet-50 on one image: convolutions and the classifier, forward and backward.
+
+    A test counts those of a smaller one.
+    """
+    network = build("resnet50", 1000)
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, size, size)).sum().backward()
     return counter.get_total_flops() // 2
@@ -275,7 +280,7 @@ def rows_of(measured: dict[str, list[dict]]) -> list[dict]:
             "training, data and averaging included",
             [rate * work / 1e9 for rate in images(loaded)],
             [entry["product"] / 1e9 for entry in measured[loaded]],
-            "matrix product of 2048 x 2048 on both ranks, same precision",
+            f"matrix product of {SIDE} x {SIDE} on both ranks, same precision",
             f"GFLOP/s, at {work / 1e9:.1f} GFLOP per image",
             Goal(">=", 0.75),
         ),

@@ -25,10 +25,6 @@ AGAIN = "compare its size and checksum with its source's, and fetch it again"
 WRONG = "this is not the archive that it should be, fetch it from its source"
 
 
-class ArchiveError(ReproError):
-    """An archive or folder is damaged, is something else, or contains something unexpected."""
-
-
 @dataclass(frozen=True, slots=True)
 class Member:
     """A plain file, or the bytes of one inside a plain tar. Strings, not Paths: there are millions of them."""
@@ -40,13 +36,13 @@ class Member:
 
     @classmethod
     def of(cls, path: Path | str) -> "Member":
-        """A plain file; raises ArchiveError if there is none."""
+        """A plain file; raises ReproError if there is none."""
         try:
             status = os.stat(path)
         except OSError as error:
-            raise ArchiveError(f"{path} cannot be read ({error.strerror})") from error
+            raise ReproError(f"{path} cannot be read ({error.strerror})") from error
         if not stat.S_ISREG(status.st_mode):
-            raise ArchiveError(f"{path} is {_kind(status.st_mode)}, where a plain file is expected")
+            raise ReproError(f"{path} is {_kind(status.st_mode)}, where a plain file is expected")
         return cls(os.path.basename(path), str(path), 0, status.st_size)
 
     @property
@@ -54,13 +50,13 @@ class Member:
         return f"{self.file}, member {self.name}" if self.offset else self.file
 
     def read(self) -> bytes:
-        """All bytes; raises ArchiveError if some are missing, or if there are too many for one image or one list."""
+        """All bytes; raises ReproError if some are missing, or if there are too many for one image or one list."""
         if self.size > LARGEST:
-            raise ArchiveError(f"{self.place} has {self.size:,} bytes, more than {LARGEST:,}: {AGAIN}")
+            raise ReproError(f"{self.place} has {self.size:,} bytes, more than {LARGEST:,}: {AGAIN}")
         with self.opened() as read_at:
             content = read_at(0, self.size)
         if len(content) < self.size:
-            raise ArchiveError(f"{self.place} is cut short: {AGAIN}")
+            raise ReproError(f"{self.place} is cut short: {AGAIN}")
         return content
 
     @contextmanager
@@ -70,14 +66,14 @@ class Member:
             # Without O_NONBLOCK, opening a pipe would wait for its writer.
             descriptor = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            raise ArchiveError(f"{self.place} cannot be read ({error.strerror})") from error
+            raise ReproError(f"{self.place} cannot be read ({error.strerror})") from error
 
         def read_at(offset: int, size: int) -> bytes:
             size = min(size, self.size - offset)
             try:
                 return os.pread(descriptor, size, self.offset + offset) if size > 0 else b""
             except OSError as error:
-                raise ArchiveError(f"{self.place} cannot be read ({error.strerror})") from error
+                raise ReproError(f"{self.place} cannot be read ({error.strerror})") from error
 
         try:
             yield read_at
@@ -94,7 +90,7 @@ def find(folder: Path, *places: str) -> Path:
         if (folder / place).exists():
             print(f"reading {folder / place}", flush=True)
             return folder / place
-    raise ArchiveError(f"{folder} holds none of {', '.join(places)}: name the folder that does with --source")
+    raise ReproError(f"{folder} holds none of {', '.join(places)}: name the folder that does with --source")
 
 
 def files(folder: Path | str, pattern: str = ".*") -> list[Member]:
@@ -115,13 +111,13 @@ def _entries(folder: Path | str, expected: Callable[[int], bool], kind: str, pat
         with os.scandir(folder) as scan:
             entries = sorted((entry for entry in scan if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError as error:
-        raise ArchiveError(f"{folder} cannot be read as a folder ({error.strerror})") from error
+        raise ReproError(f"{folder} cannot be read as a folder ({error.strerror})") from error
     for entry in entries:
         mode = _stat(entry).st_mode
         if not expected(mode):
-            raise ArchiveError(f"{entry.path} is {_kind(mode)}, where {kind} is expected: move it elsewhere")
+            raise ReproError(f"{entry.path} is {_kind(mode)}, where {kind} is expected: move it elsewhere")
         if not re.fullmatch(pattern, entry.name):
-            raise ArchiveError(f"{entry.path} is not expected there: its name is not of the form {pattern}; move it elsewhere")
+            raise ReproError(f"{entry.path} is not expected there: its name is not of the form {pattern}; move it elsewhere")
     return entries
 
 
@@ -129,7 +125,7 @@ def _stat(entry: os.DirEntry) -> os.stat_result:
     try:
         return entry.stat()
     except OSError as error:  # a link to nowhere
-        raise ArchiveError(f"{entry.path} cannot be read ({error.strerror})") from error
+        raise ReproError(f"{entry.path} cannot be read ({error.strerror})") from error
 
 
 def _kind(mode: int) -> str:
@@ -142,7 +138,7 @@ def _kind(mode: int) -> str:
 def index(tar: Member, pattern: str) -> list[Member]:
     """The members of a plain tar, in its order; folders in it are skipped.
 
-    Raises ArchiveError if any member's name does not match `pattern` or leads out of the archive, if it is a link or a
+    Raises ReproError if any member's name does not match `pattern` or leads out of the archive, if it is a link or a
     device or appears twice, or if the archive is cut short or not a tar.
     """
     inside = f"{tar.name}/" if tar.offset else ""
@@ -154,16 +150,16 @@ def index(tar: Member, pattern: str) -> list[Member]:
 
 
 def unpacked(file: Path | str, pattern: str) -> dict[str, bytes]:
-    """The members of a small .tar.gz whose names match, in memory. Raises ArchiveError as `index` does."""
+    """The members of a small .tar.gz whose names match, in memory. Raises ReproError as `index` does."""
     try:
         with gzip.open(file) as stream:
             content = stream.read(LARGEST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
         with Member.of(file).opened() as read_at:
             what = _looks_like(read_at(0, 512)) or error
-        raise ArchiveError(f"{file} cannot be unpacked ({what}): {AGAIN}") from error
+        raise ReproError(f"{file} cannot be unpacked ({what}): {AGAIN}") from error
     if len(content) > LARGEST_UNPACKED:
-        raise ArchiveError(f"{file} unpacks to more than {LARGEST_UNPACKED:,} bytes, far more than it should: {AGAIN}")
+        raise ReproError(f"{file} unpacks to more than {LARGEST_UNPACKED:,} bytes, far more than it should: {AGAIN}")
     members = _scan(lambda offset, size: content[offset : offset + size], len(content), str(file), ".*")
     return {name: content[offset : offset + size] for name, offset, size in members if re.fullmatch(pattern, name)}
 
@@ -199,28 +195,28 @@ def _scan(read_at: Callable[[int, int], bytes], size: int, place: str, pattern: 
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
                 entries += 1
                 if entries > MOST_MEMBERS:
-                    raise ArchiveError(f"{place} has more than {MOST_MEMBERS:,} members: {AGAIN}")
+                    raise ReproError(f"{place} has more than {MOST_MEMBERS:,} members: {AGAIN}")
                 if entry.isdir():
                     _check_name(entry.name, place)
                     continue
                 name = _checked(entry, place, pattern)
                 if entry.offset_data + entry.size > size:
-                    raise ArchiveError(f"{place} is cut short in its member {name}: {AGAIN}")
+                    raise ReproError(f"{place} is cut short in its member {name}: {AGAIN}")
                 if name in names:
-                    raise ArchiveError(f"{place} has two members {name}: {AGAIN}")
+                    raise ReproError(f"{place} has two members {name}: {AGAIN}")
                 names.add(name)
                 yield name, entry.offset_data, entry.size
             # At a damaged header or the end of the file, tarfile stops as at the end of the archive.
             end = read_at(tar.offset, tarfile.BLOCKSIZE)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         what = _looks_like(read_at(0, 512)) or error
-        raise ArchiveError(f"{place} is not a complete tar archive ({what}): {AGAIN}") from error
+        raise ReproError(f"{place} is not a complete tar archive ({what}): {AGAIN}") from error
     if end != bytes(tarfile.BLOCKSIZE):
-        raise ArchiveError(
+        raise ReproError(
             f"{place} is {'damaged' if len(end) == tarfile.BLOCKSIZE else 'cut short'} after {len(names):,} members: {AGAIN}"
         )
     if not names:
-        raise ArchiveError(f"{place} has no members: {AGAIN}")
+        raise ReproError(f"{place} has no members: {AGAIN}")
 
 
 def _checked(entry: tarfile.TarInfo, place: str, pattern: str) -> str:
@@ -235,17 +231,17 @@ def _checked(entry: tarfile.TarInfo, place: str, pattern: str) -> str:
             if entry.isdev()
             else f"of the unexpected type {entry.type!r}"
         )
-        raise ArchiveError(f"{place}: member {name} is {kind}, not a plain file: {WRONG}")
+        raise ReproError(f"{place}: member {name} is {kind}, not a plain file: {WRONG}")
     if entry.size < 0:
-        raise ArchiveError(f"{place}: member {name} has the size {entry.size}: {AGAIN}")
+        raise ReproError(f"{place}: member {name} has the size {entry.size}: {AGAIN}")
     if not re.fullmatch(pattern, name):
-        raise ArchiveError(f"{place}: member {name!r} is not expected there: its name is not of the form {pattern}")
+        raise ReproError(f"{place}: member {name!r} is not expected there: its name is not of the form {pattern}")
     return name
 
 
 def _check_name(name: str, place: str) -> str:
     if name.startswith("/") or ".." in name.split("/"):
-        raise ArchiveError(f"{place}: member {name!r} points out of the archive: {WRONG}")
+        raise ReproError(f"{place}: member {name!r} points out of the archive: {WRONG}")
     return name.removeprefix("./")
 
 

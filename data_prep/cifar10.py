@@ -13,14 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
+from repro import ReproError
 from repro.images import packed
 from repro.paths import DATA
+
+import packing
 
 PREPROCESSING = packed.Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)
 
 
 def pack(dataset, out: Path, split: str, chosen: Sequence[int] | None = None) -> dict:
-    """Packs a torchvision data set of (Pillow image, label) with `classes`, or the `chosen` of it, as lossless PNG."""
+    """Packs a torchvision data set of (Pillow image, label) with `classes`, or the `chosen` of it, as lossless PNG.
+
+    The data set has the folder's name.
+    """
     chosen = range(len(dataset)) if chosen is None else chosen
 
     def items(start):
@@ -30,9 +36,8 @@ def pack(dataset, out: Path, split: str, chosen: Sequence[int] | None = None) ->
             image.save(file, "PNG")
             yield packed.Item(int(label), file.getvalue())
 
-    return packed.write(
-        out / f"{split}.lmdb", "cifar10", split, list(dataset.classes), items, stored="PNG", preprocessing=PREPROCESSING
-    )
+    path, classes = out.resolve() / f"{split}.lmdb", list(dataset.classes)
+    return packed.write(path, path.parent.name, split, classes, items, stored="PNG", preprocessing=PREPROCESSING)
 
 
 def held_out(labels: Sequence[int], count: int) -> tuple[list[int], list[int]]:
@@ -54,6 +59,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if not 0 <= arguments.val < 5000:
         parser.error(f"--val is {arguments.val}: it must be between 0 and 4999, as there are 5000 images per class")
+    try:
+        packing.check_name(arguments.out, "cifar10")
+    except ReproError as error:
+        parser.error(str(error))
     from torchvision.datasets import CIFAR10  # takes seconds to import: only once the arguments are valid
 
     for split in ("train", "test"):

@@ -18,8 +18,11 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtri
 
+from repro import ReproError
 from repro.images import packed
 from repro.paths import DATA
+
+import packing
 
 COUNTS = {"train": 20_000, "val": 5_000, "test": 20_000}
 SIDE, SEEN = 18, 16  # pixels: stored, and seen by the network
@@ -45,14 +48,21 @@ def run(
     noise: float,
     preprocessing: packed.Preprocessing,
 ) -> None:
-    """The command line of a script: draws and packs the originals of each of `splits()`, with noise of this deviation."""
+    """The command line of the script `name`: draws and packs the originals of each of `splits()`, with noise of this deviation.
+
+    The data set has the folder's name; what is drawn is the same under any.
+    """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DATA / name, help="folder (default: %(default)s)")
-    out = parser.parse_args().out
+    out = parser.parse_args().out.resolve()
+    try:
+        packing.check_name(out, name)
+    except ReproError as error:
+        parser.error(str(error))
     for split, originals in splits().items():
         count, items = len(originals[0]), partial(_items, name, split, originals, noise)
         stored, path = packed.drawn_by(name), out / f"{split}.lmdb"
-        manifest = packed.write(path, name, split, classes, items, stored, preprocessing=preprocessing, originals=count)
+        manifest = packed.write(path, out.name, split, classes, items, stored, preprocessing=preprocessing, originals=count)
         print(f"{path}: {manifest['count']:,} images of {count} originals, sha256 {manifest['sha256'][:12]}")
 
 

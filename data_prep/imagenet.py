@@ -47,7 +47,7 @@ def prepare(source: Path, out: Path | None, validation_labels: Path | None, subs
     check_classes(train, kit, source / "LOC_synset_mapping.txt", subset)
     validation, folders = validation_images(archives.find(source, *VALIDATION_PLACES))
     classes = sorted(train)
-    labels = validation_synsets(source, sorted(validation), folders, kit, validation_labels, classes)
+    labels = validation_synsets(source, sorted(validation), folders, kit, validation_labels, classes, subset)
     check_counts({synset: len(members) for synset, members in train.items()}, Counter(labels.values()), subset)
     number = {synset: label for label, synset in enumerate(classes)}
     packing.pack(
@@ -59,7 +59,10 @@ def prepare(source: Path, out: Path | None, validation_labels: Path | None, subs
                 for synset, members in train.items()
                 for member in members
             ],
-            "test": [Source(name, number[labels[name]], member) for name, member in validation.items()],
+            # With --subset, validation images of the kit's other classes are left out.
+            "test": [
+                Source(name, number[labels[name]], member) for name, member in validation.items() if labels[name] in number
+            ],
         },
         **options,
     )
@@ -141,12 +144,18 @@ def read_kit(source: Path) -> Kit | None:
 
 
 def validation_synsets(
-    source: Path, names: list[str], folders: dict[str, str] | None, kit: Kit | None, file: Path | None, classes: list[str]
+    source: Path,
+    names: list[str],
+    folders: dict[str, str] | None,
+    kit: Kit | None,
+    file: Path | None,
+    classes: list[str],
+    subset: bool,
 ) -> dict[str, str]:
     """The synset of each image, from all available sources of labels, which must agree."""
     labels = {"the folders": folders} if folders else {}
     if kit:
-        labels["the development kit"] = _by_kit(kit, kit.truth, names, "the development kit's ground truth")
+        labels["the development kit"] = _by_kit(kit, kit.truth, names, "the development kit's ground truth", subset)
     for path in filter(None, (file, source / "LOC_val_solution.csv")):
         if path == file or path.exists():
             labels[str(path)] = read_labels(path, names, kit, classes)
@@ -155,12 +164,13 @@ def validation_synsets(
             f"there are no labels for the validation images: put {KIT}.tar.gz or LOC_val_solution.csv into "
             f"{source}, or use --validation-labels"
         )
-    first, *others = labels
-    for other in others:
+    first, *rest = labels
+    for other in rest:
         if difference := compare(labels[first], labels[other], classes):
             raise ReproError(f"the labels of {other} are not those of {first}: {difference}. Remove the wrong one")
+    others = kit.images if kit and subset else {}
     for name, synset in labels[first].items():
-        if synset not in classes:
+        if synset not in classes and synset not in others:
             raise ReproError(f"{name} is of class {synset} according to {first}, but no training image is")
     return labels[first]
 
@@ -219,8 +229,13 @@ def read_labels(path: Path, names: list[str], kit: Kit | None, classes: list[str
     return dict(zip(files, values))
 
 
-def _paired(names: list[str], values: list[str], place: str) -> dict[str, str]:
-    """The n-th value belongs to the image whose name has the number n."""
+def _paired(names: list[str], values: list[str], place: str, subset: bool = False) -> dict[str, str]:
+    """The n-th value belongs to the image whose name has the number n; with `subset`, images may be missing."""
+    if subset:
+        lines = {f"ILSVRC2012_val_{number:08d}.JPEG": value for number, value in enumerate(values, 1)}
+        if unknown := next((name for name in names if name not in lines), None):
+            raise ReproError(f"{place} has {len(values):,} lines, and none for {unknown}: they must be of the same set")
+        return {name: lines[name] for name in names}
     for number, name in enumerate(names, 1):
         if name != f"ILSVRC2012_val_{number:08d}.JPEG":
             raise ReproError(
@@ -235,7 +250,7 @@ def _paired(names: list[str], values: list[str], place: str) -> dict[str, str]:
     return dict(zip(names, values))
 
 
-def _by_kit(kit: Kit, numbers: list[str], names: list[str], place: str) -> dict[str, str]:
+def _by_kit(kit: Kit, numbers: list[str], names: list[str], place: str, subset: bool = False) -> dict[str, str]:
     """The synset of each image, from the kit's class numbers."""
     synsets = {str(number): synset for number, synset in kit.synsets.items()}
     if wrong := next((number for number in numbers if number not in synsets), None):
@@ -243,7 +258,7 @@ def _by_kit(kit: Kit, numbers: list[str], names: list[str], place: str) -> dict[
             f"{place} has the class {wrong[:20]!r}, which the development kit's meta.mat does not have: "
             f"its numbers are 1 to {len(synsets)}"
         )
-    return _paired(names, [synsets[number] for number in numbers], place)
+    return _paired(names, [synsets[number] for number in numbers], place, subset)
 
 
 def _by_place(values: list[str], classes: list[str], path: Path) -> list[str]:
@@ -292,18 +307,21 @@ def check_counts(train: dict[str, int], validation: Counter, subset: bool) -> No
 
 
 def check_classes(train: dict[str, list[Member]], kit: Kit | None, mapping: Path, subset: bool) -> None:
-    """Raises ReproError if the classes are not those of Kaggle's list or of the kit, with the same numbers of images."""
+    """Raises ReproError if the classes are not those of Kaggle's list or of the kit, with the same numbers of images.
+
+    With `subset`, classes and images may be missing.
+    """
     if mapping.exists():
         lines = Member.of(mapping).read().decode(errors="replace").splitlines()
         listed = {line.split()[0] for line in lines if line.strip()}
         _same_classes(set(train), set(train) & listed if subset else listed, str(mapping))
     if kit is None:
         return
-    _same_classes(set(train), set(kit.images), "the development kit")
+    _same_classes(set(train), set(train) & set(kit.images) if subset else set(kit.images), "the development kit")
     differing = [
-        f"{synset} has {len(train[synset]):,} training images instead of {expected:,}"
-        for synset, expected in sorted(kit.images.items())
-        if len(train[synset]) != expected
+        f"{synset} has {len(members):,} training images instead of {kit.images[synset]:,}"
+        for synset, members in sorted(train.items())
+        if len(members) > kit.images[synset] or (len(members) < kit.images[synset] and not subset)
     ]
     if differing:
         raise ReproError(

@@ -318,7 +318,7 @@ def _on_disk(image: int) -> int:
 
 
 def _item(source: Source, rule: Rule) -> packed.Item:
-    # A file that cannot be read raises ArchiveError, which passes: no image may be left out because of a faulty disk.
+    # A file that cannot be read raises ReproError, which passes: no image may be left out because of a faulty disk.
     content = source.member.read()
     try:
         image, note = convert(content, source.name, rule)

@@ -1,4 +1,4 @@
-"""What the site's pages say that the code says already: recipes, commands and their options.
+"""What the site's pages say that the code says already: recipes, commands and their options, columns of tables.
 
 A page marks the place by <!-- generated: NAME -->, where NAME is a key of PLACES.
 """
@@ -8,10 +8,13 @@ import re
 
 from repro.cli.arguments import Parser
 from repro.cli.commands import US, parser
+from repro.paper.names import COLUMNS
 from repro.recipes import SHRINKS
 from repro.recipes.controls import CONTROLS
 from repro.recipes.released import RELEASED
 from repro.schedule import Recipe
+
+from write_numbers import table
 
 PLACE = re.compile(r"<!-- generated: ([\w-]+) -->")
 
@@ -19,12 +22,6 @@ PLACE = re.compile(r"<!-- generated: ([\w-]+) -->")
 def fill(app, name: str, source: list[str]) -> None:
     """Sphinx's `source-read`: fills every place that the page marks."""
     source[0] = PLACE.sub(lambda found: PLACES[found[1]](), source[0])
-
-
-def table(head: str, rows: list[list]) -> str:
-    columns = head.split(" | ")
-    cells = [columns, ["---"] * len(columns), *([str(cell).replace("|", r"\|") for cell in row] for row in rows)]
-    return "\n".join("|" + "|".join(row) + "|" for row in cells)
 
 
 # --- Commands ---------------------------------------------------------------------------------------------------------
@@ -65,14 +62,14 @@ def meaning(subparser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 def released() -> str:
     rows = [[*row(recipe), recipe.reported or "not stated"] for recipe in RELEASED]
-    return table(f"{COLUMNS} | top-1 / top-5, %", rows)
+    return table(f"{HEAD} | top-1 / top-5, %", rows)
 
 
 def controls() -> str:
-    return table(COLUMNS, [row(recipe) for recipe in CONTROLS])
+    return table(HEAD, [row(recipe) for recipe in CONTROLS])
 
 
-COLUMNS = "recipe | batch | epochs | stages"
+HEAD = "recipe | batch | epochs | stages"
 
 
 def row(recipe: Recipe) -> list:
@@ -85,4 +82,12 @@ def shrinks() -> str:
     return table("shrink | what it does", [[f"`{name}`", shrink.summary] for name, shrink in SHRINKS.items()])
 
 
-PLACES = {"commands": commands, "released": released, "controls": controls, "shrinks": shrinks}
+# --- Results ----------------------------------------------------------------------------------------------------------
+
+
+def columns() -> str:
+    described = {name: column.meaning for name, column in COLUMNS.items() if column.meaning}
+    return table("column | meaning", [[f"`{name}`", meaning] for name, meaning in described.items()])
+
+
+PLACES = {"commands": commands, "released": released, "controls": controls, "shrinks": shrinks, "columns": columns}

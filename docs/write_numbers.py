@@ -9,10 +9,12 @@ A page marks a place by <!-- numbers: NAME -->, where NAME is a key of PLACES be
 import csv
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, median
+
+from repro.paper.names import COLUMNS
+from repro.run import records
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +30,8 @@ FRONT_DOOR = (
     "The Collapsed Ensemble beats one model of equal images and about equal cost of inference",
     "Batch 16384 loses nothing against 2048: with the linear rule and warm-up it is the better one",
 )
+
+REMOVED = "fast_bf16"  # a reduction that the trainer no longer has, in files that were measured with it
 
 # What was published on ImageNet-1K about a topic's questions ({R1}, {A1}: results/published), and which recipes answer them.
 TOPICS = {
@@ -51,8 +55,8 @@ def read(path: str) -> dict:
     return json.loads((ROOT / path).read_text())
 
 
-def runs() -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((ROOT / REFERENCE / "runs").glob("*/run.json"))]
+def runs() -> list[Path]:
+    return records.complete_runs(ROOT / REFERENCE / "runs")
 
 
 def answers() -> list[dict]:
@@ -64,27 +68,16 @@ def goal(row: dict) -> tuple[str, bool | None]:
     """A benchmark row's goal as text, and whether its ratio meets it; ("", None) where it has none."""
     if not row["goal"]:
         return "", None
-    # bench/*.json of before {"sign": ">=", "bound": 1.3} have the string ">= 1.3"
-    sign, bound = row["goal"].split() if isinstance(row["goal"], str) else (row["goal"]["sign"], row["goal"]["bound"])
-    return f"{sign} {bound}", row["ratio"] >= float(bound) if sign == ">=" else row["ratio"] <= float(bound)
+    sign, bound = row["goal"]["sign"], row["goal"]["bound"]
+    return f"{sign} {bound}", row["ratio"] >= bound if sign == ">=" else row["ratio"] <= bound
 
 
 def commit(version: str) -> str:
     """What a file's version, such as 0.1.0+95a8368-dirty, says of the code that made it."""
-    found = re.search(r"\+g?([0-9a-f]{7,40})(-dirty)?$", version)
+    found = re.search(r"\+([0-9a-f]{7,40})(-dirty)?$", version)
     if not found:
         return f"version {version}"
-    if not in_history(found[1]):
-        return "by a version before the repository's history"
     return f"at commit {found[1]}" + (" with uncommitted changes" if found[2] else "")
-
-
-def in_history(name: str) -> bool:
-    return git("merge-base", "--is-ancestor", name, "HEAD").returncode == 0
-
-
-def git(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -93,7 +86,13 @@ def git(*words: str) -> subprocess.CompletedProcess:
 def table(head: str, lines: list[list]) -> str:
     """Markdown; links are relative to the project's folder."""
     columns = head.split(" | ")
-    return "\n".join("|" + "|".join(map(str, line)) + "|" for line in [columns, ["---"] * len(columns), *lines])
+    cells = [columns, ["---"] * len(columns), *([str(cell).replace("|", r"\|") for cell in line] for line in lines)]
+    return "\n".join("|" + "|".join(line) + "|" for line in cells)
+
+
+def heads(*columns: str) -> str:
+    """What people call these columns of a table of results."""
+    return " | ".join(COLUMNS[name].heading for name in columns)
 
 
 def made(path: str, command: str, when: str, versions: set, machine: str, more: str) -> str:
@@ -158,13 +157,13 @@ def results() -> str:
 
 
 def origin() -> str:
-    found, counts = runs(), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
+    found, counts = list(map(records.read, runs())), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
     versions = ", ".join(sorted({commit(run["version"]) for run in found}))
     cores = ", ".join(sorted({f"{run['cores']} cores" for run in found}))
     return (
         f"Ours: differences in top-1, points, n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds (95% "
-        f"interval; verdicts corrected for all questions); {len(found)} runs of one core each, "
-        f"{sum(run['seconds'] for run in found) / 60:.0f} minutes in sum, {cores}, {versions}."
+        f"interval; verdicts corrected for all questions); {len(found)} single-core runs, "
+        f"{sum(run['seconds'] for run in found) / 60:.0f} core-minutes in total, on {cores}, {versions}."
     )
 
 
@@ -182,8 +181,9 @@ def digits_answers() -> str:
         ]
         for row in answers()
     ]
-    head = "claim | n | top-1, % | against, % | difference (95% interval) | sd | detectable | p | verdict | zoom | train view"
-    return table(head, lines) + "\n\n" + origin()
+    head = f"{heads('claim', 'n', 'top1', 'against', 'difference')} (95% interval)"
+    others = heads("sd", "detectable", "p_holm", "verdict", "difference_zoom", "difference_scale_aspect")
+    return table(f"{head} | {others}", lines) + "\n\n" + origin()
 
 
 def digits_pilot() -> str:
@@ -198,7 +198,7 @@ def digits_pilot() -> str:
         ]
         for row in rows_of(f"{REFERENCE}/bench/pilot.csv")
     ]
-    return table("topic | claim | n | sd | upper limit of sd | seeds for +-0.3 | by the upper limit", lines)
+    return table(f"{heads('topic', 'claim', 'n', 'sd')} | its upper limit | seeds for +-0.3 | by the upper limit", lines)
 
 
 def digits_size() -> str:
@@ -227,7 +227,8 @@ def digits_precise() -> str:
         lines.append(
             [row["claim"], min(int(row["n"]), int(row["n_other"])), f"{float(row['running']):+.2f}", difference(row), verdict]
         )
-    return table("claim | n | difference, running statistics | computed anew (95% interval) | verdict", lines)
+    head = f"{heads('claim', 'n')} | difference, running statistics | recomputed (95% interval) | {heads('verdict')}"
+    return table(head, lines)
 
 
 def digits_ratios() -> str:
@@ -240,7 +241,7 @@ def digits_ratios() -> str:
         ]
         for row in rows_of(f"{REFERENCE}/tables/ratios.csv")
     ]
-    return table("ratio | recipe | ImageNet | digits | factor | kept, or why not", lines)
+    return table(f"{heads('ratio', 'recipe', 'imagenet', 'small', 'factor')} | kept, or why not", lines)
 
 
 def digits_regime() -> str:
@@ -274,15 +275,15 @@ def digits_accuracy() -> str:
         for row in rows_of(f"{REFERENCE}/tables/accuracy.csv")
         if row["data"] == "digits" and not row.get("variant")
     ]
-    return table("recipe | shrink | members | n | mean top-1, % | standard deviation | range", lines)
+    return table(f"{heads('recipe', 'shrink', 'members', 'n', 'top1', 'sd')} | range", lines)
 
 
 def digits_loss() -> str:
     """The training loss around the collapse: it must not jump up where the view changes."""
     found = []
-    for path in sorted((ROOT / REFERENCE / "runs").glob("collapse_parts-*/metrics.jsonl")):
+    for folder in [folder for folder in runs() if records.read(folder)["base"] == "collapse_parts"]:
         stages: dict[str, list] = {}
-        for row in map(json.loads, path.read_text().splitlines()):
+        for row in records.metric_rows(folder):
             stages.setdefault(row["stage"], []).append(row["train_loss"])
         found.append((stages["main"][-1], stages["zero-crop-x2"][-1], stages["zero-main-x1"][-1], stages["plain"][-1]))
     names = (
@@ -301,6 +302,8 @@ def measured_rows(path: str) -> str:
     """Rows of a benchmark: ours, the peer, the ratio of medians with that of the single rounds, the goal."""
     found, lines = read(path), []
     for row in found["rows"]:
+        if REMOVED in row["name"]:
+            continue
         ratios = [ours / peer for ours, peer in zip(row["rounds"]["ours"], row["rounds"]["peer"])]
         text, met = goal(row)
         peer, ratio = f"{number(row['peer'])}: {row['peer_is']}", f"{row['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -365,15 +368,16 @@ def scaling_measured() -> str:
             row["n"],
             f"{float(row['seconds']):.3f} ({float(row['low']):.3f} to {float(row['high']):.3f})",
             f"{float(row['images_per_s']):.1f}",
-            f"{float(row['efficiency']):.0f}%",
-            f"{float(row['error']):+.1f}%",
+            f"{float(row['efficiency']):.0f}",
+            f"{float(row['error']):+.1f}",
         ]
         for row in rows
     ]
     path = f"{REFERENCE}/bench/probe.json"
     found = read(path)
     more = f"{rows[0]['model']} at {rows[0]['size']} px, `{found['reduction']}`, {found['precision']}"
-    head = "ranks | images per rank | n (steps) | seconds per step (5 to 95%) | images/s | efficiency | error of the MODEL"
+    head = f"{heads('ranks', 'images', 'n_steps', 'seconds')} (5 to 95%) | {heads('step_rate', 'efficiency')}"
+    head += f" | MODEL: {heads('error')}"
     machine = f"{found['cores']} cores ({found['processor']}), load {found['load_before']:.1f} before"
     return table(head, lines) + "\n\n" + made(path, "11-scaling", found["when"], {found["version"]}, machine, more)
 
@@ -384,12 +388,13 @@ def scaling_papers_nodes() -> str:
             row["nodes"],
             row["images"],
             "nothing" if row["buckets"] == "1" else f"{row['buckets']} buckets",
-            f"{float(row['efficiency']):.0f}% ({float(row['efficiency_low']):.0f} to {float(row['efficiency_high']):.0f})",
-            f"{float(row['efficiency_48_cores']):.0f}%",
+            f"{float(row['efficiency']):.0f} ({float(row['efficiency_low']):.0f} to {float(row['efficiency_high']):.0f})",
+            f"{float(row['efficiency_48_cores']):.0f}",
         ]
         for row in rows_of(f"{REFERENCE}/tables/scaling_papers_nodes.csv")
     ]
-    return table("nodes | images per process | overlapped | efficiency, MODEL (5 to 95%) | of all 48 cores", lines)
+    head = f"{heads('nodes', 'images_per_process')} | overlapped | MODEL: {heads('efficiency')} (5 to 95%)"
+    return table(f"{head} | {heads('efficiency_48_cores')}", lines)
 
 
 def scaling_checks() -> str:
@@ -470,8 +475,6 @@ def filled(page: Path) -> str:
 
 
 def main(check: bool) -> int:
-    if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
-        sys.exit("docs/write_numbers.py names commits, so it needs the repository's whole history: git fetch --unshallow")
     stale = [page for page in PAGES if filled(page) != page.read_text()]
     for page in stale:
         print(f"{page.relative_to(ROOT)} {'is not what the files say: run docs/write_numbers.py' if check else 'written'}")

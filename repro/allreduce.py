@@ -29,10 +29,6 @@ GRADIENT_BITS, STATISTIC_BITS = 40, 24
 PIECE = 1 << 16  # elements converted at a time on a CPU, so that their copies stay in the cache
 
 
-class NotFinite(ReproError):
-    """A worker's gradient or statistic is NaN, infinite or out of range: the run has diverged."""
-
-
 # --- Arithmetic: how values are summed and turned into a mean -----------------------------------------------------------
 
 
@@ -113,8 +109,15 @@ class Average:
         # how many were asked to stop, and how many failed.
         self.total = torch.zeros(len(self.result) + 3, dtype=self.arithmetic.dtype, device=device)
         self.piece, self.message = (len(self.total),) * 2 if self.total.is_cuda else (PIECE, MESSAGE)
-        self.mine = len(range(world.rank, -(-workers // workers_per_pass), world.size))  # passes of this rank
+        self.workers_per_pass = workers_per_pass
+        self.begin(workers)
         self._start_again()
+
+    def begin(self, workers: int) -> int:
+        """From now on so many workers share a step; returns the number of passes of this rank."""
+        self.arithmetic = type(self.arithmetic)(workers)
+        self.mine = len(range(self.world.rank, -(-workers // self.workers_per_pass), self.world.size))
+        return self.mine
 
     @property
     def bytes(self) -> int:
@@ -122,7 +125,7 @@ class Average:
         return self.total.numel() * self.total.element_size()
 
     def add(self, vector: torch.Tensor) -> None:
-        """Adds one pass's contribution; raises NotFinite if it cannot be averaged.
+        """Adds one pass's contribution; raises ReproError if it cannot be averaged.
 
         The contribution of this rank's last pass is only checked here: `mean` adds it piece by piece, while the sums
         are in the cache.
@@ -173,7 +176,7 @@ class Average:
             low, high = torch.aminmax(part)  # either is NaN if any element is
             largest = float(torch.maximum(-low, high))
             if not largest < self.arithmetic.limit(bits):
-                raise NotFinite(f"a gradient or batch statistic is {largest:g}: the run has diverged")
+                raise ReproError(f"a gradient or batch statistic is {largest:g}: the run has diverged")
 
     def _add(self, vector: torch.Tensor, start: int, stop: int) -> None:
         """Adds a part of a pass's vector; the first one's part replaces the previous step's sums."""

@@ -1,6 +1,7 @@
 """Exact top-1 and top-5 counts, for single models and for the average of their predictions."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro import ReproError, choose
+from repro.allreduce import STATISTIC_BITS, Exact
 from repro.images import ahead
-from repro.images.data import Images
-from repro.model import builder, find_device
+from repro.images.data import Images, Stream, requests
+from repro.model import Network, builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
 from repro.run.settings import AVERAGES
+from repro.schedule import Now
 
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
-VIEWS = {"test": 0, "zoom": 5000, "scale_aspect": 5000}
+VIEWS = {"test": 0, **dict.fromkeys(records.OTHER_VIEWS, 5000)}
+STATISTICS_IMAGES = 8000  # training images that batch norm's statistics are computed again from
 
 
 def counts(
@@ -99,11 +103,31 @@ def in_all_views(world, members: list[tuple], images: Images, **options) -> tupl
     return results.pop("test") | {"views": results}, correct
 
 
+def recompute_statistics(world, network: Network, stream: Stream, now: Now, workers_per_pass: int, precision: str) -> None:
+    """Gives a network the batch-norm statistics of its present weights: the mean over whole batches. Collective.
+
+    They are those of the steps from `now` on, in its stage's view, of at least `STATISTICS_IMAGES` images: each worker's own
+    mean and unbiased variance, averaged over workers and steps. The same bits on any number of ranks.
+    """
+    batch = now.workers * stream.images_per_worker
+    number = -(-STATISTICS_IMAGES // batch)
+    steps, images = now.before
+    steps_from_now = (replace(now, before=(steps + step, images + step * batch)) for step in range(number))
+    arithmetic = Exact(number * now.workers)
+    total = torch.zeros(len(network.statistics), dtype=torch.int64)
+    with world.together():
+        for request in requests(steps_from_now, workers_per_pass, world.rank, world.size):
+            total += arithmetic.scaled(network.observe(stream.batch(*request)[0], precision).cpu(), STATISTIC_BITS).long()
+            world.beat()
+    world.sum(total.numpy())
+    network.statistics.copy_(arithmetic.mean(total, STATISTIC_BITS))
+
+
 def open_run(folder: str | Path, stages: list[str] | None = None, data: str = "") -> tuple[dict, list[str], Images]:
     """Returns a complete run's record, the requested stages (by default the recipe's members) and its test set.
 
     `data` is the data set's folder, if it is not under data/. Raises ReproError if the run is incomplete, a stage is
-    unknown, or the test set is not the run's.
+    unknown, none is requested of a recipe without members, or the test set is not the run's.
     """
     run = records.read(folder)
     if run.get("status") != "complete":
@@ -111,6 +135,11 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
     names = [stage["name"] for stage in run["recipe"]["stages"]]
     members = [stage["name"] for stage in run["recipe"]["stages"] if stage["member"]]
     chosen = [choose(f"stage of {run['recipe']['name']}", stage, names) for stage in stages or members]
+    if not chosen:
+        raise ReproError(
+            f"the recipe {run['recipe']['name']} has no members: name stages, one or more of {', '.join(names)} (ensemble "
+            "--members, export --stages)"
+        )
     settings = run["settings"]
     images = Images(
         data or run["data"]["name"], settings["split"], normalization=settings["normalization"], size=settings["size"]
@@ -136,7 +165,7 @@ def ensemble(
     average: str = "softmax",
     data: str = "",
     device: str = "auto",
-    world: comm.Alone | None = None,
+    world: comm.World | None = None,
 ) -> dict:
     """Evaluates an ensemble of models at the ends of a complete run's stages and records it in the run's folder. Collective.
 

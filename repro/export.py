@@ -21,7 +21,7 @@ from torch import nn
 from repro import ReproError, choose, whole_number
 from repro.evaluate import build_again, counts, open_run
 from repro.images.data import Images
-from repro.images.packed import SPLITS, Preprocessing, compare_labels
+from repro.images.packed import Preprocessing, compare_labels
 from repro.images.views import test_view
 from repro.model import builder, find_device
 from repro.paths import NUMBER, check, replacing, writable_folder
@@ -187,10 +187,8 @@ def _model(path: Path, card: dict, model: str) -> nn.Module:
     return builder(model, classes, channels, size)()
 
 
-def evaluate(
-    files: list[str], data: str, average: str = "softmax", split: str = "test", device: str = "auto", model: str = ""
-) -> dict:
-    """Evaluates exported models, each alone and their ensemble, on all ranks. Collective; returns the same on every rank.
+def evaluate(files: list[str], data: str, average: str = "softmax", device: str = "auto", model: str = "") -> dict:
+    """Evaluates exported models, each alone and their ensemble, on test images. Collective; returns the same on every rank.
 
     `files` are paths of tensors or of their cards; `data` is a data set's name or its folder; `model` (`mine.py:my_net`) is
     the source of a user's own model. Returns {"files": names, "average", "images": n,
@@ -200,13 +198,12 @@ def evaluate(
     world = comm.world()
     with world.together():
         choose("average", average, AVERAGES)
-        choose("split", split, SPLITS)
         if not files:
             raise ReproError("no file was named: pass the exported .safetensors files")
         paths = [_path(file) for file in files]
         cards = [_card(path) for path in paths]
         seen, precision, threads = _shared(paths, cards)
-        images = Images(data, split, normalization=seen["normalization"], size=seen["size"])
+        images = Images(data, "test", normalization=seen["normalization"], size=seen["size"])
         for path, card in zip(paths, cards):
             _check_fits(path, card, images)
         device = find_device(device, world.node_rank)

@@ -6,18 +6,22 @@ All ranks have a `Journal` and call it after the same steps, since evaluation is
 import logging
 import time
 import zlib
+from contextlib import contextmanager
+from dataclasses import replace
 
 from repro import ReproError, evaluate
 from repro.allreduce import Mean
-from repro.ranks import watch
+from repro.images.data import Stream
+from repro.ranks import stop
 from repro.replica import Replica
 from repro.run import checkpoint, records
 from repro.run.records import Stopped, describe
-from repro.schedule import Recipe
+from repro.schedule import Now, due
 
 log = logging.getLogger("repro")
 
 CHECKPOINT_SECONDS = 30  # at the ends of epochs, no more often than this
+REMEMBERED = "update:"  # before the names of its vectors in a checkpoint: torch's names of parameters hold no colon
 LONGEST_SECONDS = 600  # after any step this long after the last checkpoint: the most that a kill can cost
 
 
@@ -25,9 +29,11 @@ class Journal:
     """The journal of one run: `step` is the number of steps done, including those of earlier attempts."""
 
     def __init__(self, task, replica: Replica):
-        """Restores network and optimizer from the newest checkpoint, if there is one. Collective."""
+        """Restores network and update from the newest checkpoint, if there is one. Collective."""
         self.task, self.run, self.world = task, task.run, (world := replica.world)
-        self.network, self.optimizer, self.average = replica.network, replica.optimizer, replica.average
+        self.network, self.update, self.average = replica.network, replica.update, replica.average
+        self.evaluations = due(task.recipe, task.recipe.evaluate_every)  # after these numbers of steps, and metric rows after
+        self.rows = self.evaluations | due(task.recipe, task.recipe.record_every)  # these: at the ends of stages, too
         self.step, self.seconds, self.losses, self.corrects = 0, 0.0, [], []  # losses and corrects since the last metric row
         with world.together():
             if self.run.checkpoints:
@@ -41,59 +47,58 @@ class Journal:
 
     def ask(self) -> None:
         """Tells all ranks, through this step's average, if this one wants to stop or to save a checkpoint after it."""
-        if watch.asked.is_set() or self.step + 1 == self.first + self.task.steps:
+        if stop.asked.is_set() or self.step + 1 == self.first + self.task.steps:
             self.average.stop()
         if self.world.rank == 0 and time.monotonic() - self.saved > LONGEST_SECONDS:
             self.average.save()
 
-    def enter(self, rate: float, mean: Mean) -> None:
+    def enter(self, now: Now, mean: Mean) -> None:
         """Records the step that was just done; evaluates and saves if it is time to. Collective.
 
         Raises records.Stopped on every rank, after a checkpoint, if a rank was asked to stop.
         """
-        recipe = self.task.recipe
-        stage, iteration = recipe.stage_at(self.step)
+        recipe, stage = self.task.recipe, now.stage
         self.losses.append(float(mean.loss))
         self.corrects.append(float(mean.correct))
-        self.step += 1
-        ends_stage = iteration + 1 == stage.iterations
-        evaluates = ends_stage or completes(recipe, self.step, recipe.evaluate_every)
-        has_row = evaluates or completes(recipe, self.step, recipe.record_every)
-        if not (has_row or mean.save or mean.stop):
+        self.step = now.step + 1
+        if not (self.step in self.rows or mean.save or mean.stop):
             return
         self.world.at = f"the end of {self.world.at}"
         self._check_replicas()
-        row = {"step": self.step, "epoch": recipe.epochs(self.step), "stage": stage.name, "rate": rate}
+        row = {"step": self.step, "epoch": recipe.epochs(self.step), "stage": stage.name, "rate": now.rate}
         row |= {"train_loss": sum(self.losses) / len(self.losses)}
         row |= {"train_top1": sum(self.corrects) / len(self.corrects) / recipe.images_per_worker}
-        if evaluates:
-            result, correct = self._evaluated(finished=ends_stage)
+        ends_stage, correct, model = now.iteration + 1 == stage.iterations, {}, {}
+        if self.step in self.evaluations:
+            with self._finished(now):
+                result, correct = self._evaluated(finished=ends_stage)
+                model = self.network.state() if ends_stage else {}
             row |= result
         row["seconds"] = self.seconds = self.earlier + time.monotonic() - self.began
         with self.world.together():
-            if has_row:
+            if self.step in self.rows:
                 self._write_row(row)
             if ends_stage and self.world.rank == 0:
                 records.save_correct(self.run.folder, stage.name, correct)
-                checkpoint.save(self.run.snapshot(stage.name), self.network.state(), row)
+                checkpoint.save(self.run.snapshot(stage.name), model, row)
             if ends_stage or mean.save or mean.stop or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
         if mean.stop and self.step < recipe.iterations:
-            watch.asked.clear()
+            stop.asked.clear()
             raise Stopped(self._outlook())
 
     def facts(self) -> dict:
         """The final entries of a complete run's record; empty on ranks other than 0."""
         if self.world.rank != 0:
             return {}
-        ends = {stage.name: checkpoint.load(self.run.snapshot(stage.name))[1] for stage in self.task.recipe.stages}
-        last = ends[self.task.recipe.stages[-1].name]
-        weights = checkpoint.digest(self.network.state())
+        ends = {}
+        for stage in self.task.recipe.stages:
+            state, ends[stage.name] = checkpoint.load(self.run.snapshot(stage.name))
         return {
             "ends": ends,
-            **{key: last[key] for key in ("images", "top1", "top5")},
+            **{key: ends[stage.name][key] for key in ("images", "top1", "top5")},
             "seconds": self.seconds,
-            "weights_sha256": weights,
+            "weights_sha256": checkpoint.digest(state),
         }
 
     def _write_row(self, row: dict) -> None:
@@ -102,27 +107,44 @@ class Journal:
             self.run.metric(row)
             log.info(describe(row, self.task.recipe.epochs()))
 
+    @contextmanager
+    def _finished(self, now: Now):
+        """The network with its finished weights (`optim.Update.finished`), and statistics of the next images. Collective."""
+        finished, network = self.update.finished(), self.network
+        if finished is network.weights:
+            yield
+            return
+        weights, statistics = network.weights.clone(), network.statistics.clone()
+        network.weights.copy_(finished)
+        recipe, settings = self.task.recipe, self.task.settings
+        stream = Stream(self.task.train_images, settings.seed, recipe.images_per_worker)
+        following = replace(now, before=(now.before[0] + 1, now.before[1] + recipe.batch(now.stage)))
+        evaluate.recompute_statistics(self.world, network, stream, following, recipe.workers_per_pass, settings.precision)
+        yield
+        network.weights.copy_(weights)
+        network.statistics.copy_(statistics)
+
     def _evaluated(self, finished: bool) -> tuple[dict, dict]:
         """Top-1, top-5 and loss; of a finished model in all views, and which images it recognised. Collective."""
         settings = self.task.settings
         options: dict = dict(device=settings.device, precision=settings.precision, threads=self.task.decoders)
         member = [(self.network.model, self.network.state())]
         if finished:
-            return evaluate.in_all_views(self.world, member, self.task.test, **options)
-        counted = evaluate.counts(self.world, member, self.task.test, **options)
+            return evaluate.in_all_views(self.world, member, self.task.test_images, **options)
+        counted = evaluate.counts(self.world, member, self.task.test_images, **options)
         result = counted["members"][0]
         correct = {"test": result.pop("correct")}
         return {"images": counted["images"], **result}, correct
 
     def _check_replicas(self) -> None:
-        """Raises on every rank unless weights, statistics and momentum are bit-identical. Collective, one number per rank."""
+        """Raises on every rank unless weights, statistics and the update's vectors are bit-identical. Collective."""
         digest = 0
-        for vector in (self.network.weights, self.network.statistics, self.optimizer.history):
+        for vector in (self.network.weights, self.network.statistics, *self.update.vectors.values()):
             digest = zlib.crc32(vector.cpu().numpy(), digest)  # type: ignore[arg-type]
         with self.world.together():
             if digest != self.world.broadcast(digest):
                 raise ReproError(
-                    f"the weights, statistics or momentum of rank {self.world.rank} are no longer those of rank 0: faulty "
+                    f"the weights, statistics or update of rank {self.world.rank} are no longer those of rank 0: faulty "
                     f"memory, or an MPI that does not return the same sum on all ranks. The last checkpoint is from "
                     f"before; the same command continues from it."
                 )
@@ -132,7 +154,7 @@ class Journal:
         if self.world.rank != 0:
             return
         folder = self.run.folder / "checkpoints"
-        state = self.network.state() | {"momentum": self.optimizer.history.cpu()}
+        state = self.network.state() | {REMEMBERED + name: vector.cpu() for name, vector in self.update.vectors.items()}
         progress = {"run": self.run.folder.name, "step": self.step, "seconds": self.seconds}
         checkpoint.save(folder / str(self.step), state, progress | {"losses": self.losses, "corrects": self.corrects})
         checkpoint.prune(folder)
@@ -145,7 +167,8 @@ class Journal:
                 f"the checkpoint in {folder} is of the run {progress.get('run')}: it does not belong in this folder"
             )
         try:
-            self.optimizer.history.copy_(state.pop("momentum"))
+            for name, vector in self.update.vectors.items():
+                vector.copy_(state.pop(REMEMBERED + name))
             self.network.load(state)
         except (KeyError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint in {folder} is not of this network: {error}") from error
@@ -155,15 +178,11 @@ class Journal:
 
     def _outlook(self) -> str:
         recipe, seconds, ranks = self.task.recipe, time.monotonic() - self.began, self.world.size
-        rate, left = (self.step - self.first) * recipe.global_batch / seconds, recipe.iterations - self.step
-        hours = left * recipe.global_batch / rate / 3600
+        rate = (recipe.images(self.step) - recipe.images(self.first)) / seconds
+        left, images = recipe.iterations - self.step, recipe.images() - recipe.images(self.step)
+        hours = images / rate / 3600
         return (
             f"stopped on request after step {self.step} of {recipe.iterations}. At this call's {rate:.3g} images/s on {ranks} "
-            f"{'rank' if ranks == 1 else 'ranks'} (evaluations included), the other {left} steps of {recipe.global_batch} "
+            f"{'rank' if ranks == 1 else 'ranks'} (evaluations included), the other {left} steps of {images / left:.5g} "
             f"images take {hours:.3g} hours ({hours / 24:.3g} days). The same command continues the run."
         )
-
-
-def completes(recipe: Recipe, step: int, epochs: float) -> bool:
-    """Whether the step before `step` completed another `epochs` epochs."""
-    return recipe.epochs(step) // epochs > recipe.epochs(step - 1) // epochs

@@ -235,6 +235,14 @@ class Network:
             self.graphs[kind].replay(images, labels)
         return self.contribution
 
+    @torch.no_grad()
+    def observe(self, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
+        """Forward of the images (N, C, H, W) of one or more workers; returns their batch statistics (S,), sums over workers."""
+        self.model.train()
+        with torch.autocast(self.weights.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            self.model(images.to(self.weights.device))
+        return self.contribution[len(self.weights) : -2]
+
     def _compute(self, images: torch.Tensor, labels: torch.Tensor, precision: str) -> None:
         self.gradients.zero_()
         before = {} if self.examined else self._constants()

@@ -1,6 +1,7 @@
 """The project's folders; files that are either complete or absent; and the shape that a JSON file must have. No torch."""
 
 import errno
+import json
 import os
 import tempfile
 from contextlib import contextmanager
@@ -99,3 +100,23 @@ def check(value, shape, name: str = "it") -> None:
     elif isinstance(shape, list):
         for number, item in enumerate(value):
             check(item, shape[0], f"{name}[{number}]")
+
+
+def checked(value, shape, place: Path | str, otherwise: str):
+    """Returns `value` if it has this shape (`check`); raises ReproError that names the place that it comes from, if not."""
+    try:
+        check(value, shape)
+    except ValueError as error:
+        raise ReproError(f"{place} is damaged ({error}): {otherwise}") from error
+    return value
+
+
+def read_json(path: Path, shape, otherwise: str):
+    """What a JSON file holds, in this shape; None if there is no such file. Raises ReproError that names the file."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ReproError(f"{path} is damaged ({error}): {otherwise}") from error
+    return checked(value, shape, path, otherwise)

@@ -1,4 +1,4 @@
-"""What each rank trains: one of several identical copies of the network, with its optimizer."""
+"""What each rank trains: one of several identical copies of the network, with the rule that updates it."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ import torch
 
 from repro.allreduce import Average
 from repro.model import Network
-from repro.optim import SGD
+from repro.optim import Update
 from repro.overlap import average_for
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.ranks.memory import keep_freed
 
 
@@ -16,11 +16,12 @@ from repro.ranks.memory import keep_freed
 class Replica:
     """The network, whose weights are bit-identical on all ranks (in `exact`, on any number of them), and what updates it."""
 
-    world: Alone  # the ranks, of which this process is one
+    world: World  # the ranks, of which this process is one
     network: Network
-    optimizer: SGD
+    update: Update
     average: Average  # over all workers
     precision: str  # fp32 or bf16
+    bn_momentum: float = 0.05  # share of a step's batch statistics in the running ones
 
 
 def assemble(world, task) -> Replica:
@@ -30,6 +31,5 @@ def assemble(world, task) -> Replica:
     torch.set_num_threads(settings.threads)  # kernels split their sums by thread, so the result depends on it
     torch.manual_seed(settings.seed)
     network = Network(task.build(), settings.device, recipe.images_per_worker)
-    optimizer = SGD(network.weights, recipe.momentum, decayed=None if recipe.decay_bn else network.undecayed)
     average = average_for(settings.reduction, world, recipe.workers, network, recipe.workers_per_pass)
-    return Replica(world, network, optimizer, average, settings.precision)
+    return Replica(world, network, task.update(network), average, settings.precision, recipe.bn_momentum)

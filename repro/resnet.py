@@ -130,8 +130,9 @@ def build(
     MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
     in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
     The released stem has a bias and pools without padding, in Caffe's ceiling mode; `released_stem=False` is torchvision's
-    (both turn 224 x 224 into 56 x 56). `stride` is the position of a bottleneck's stride: the first 1x1 (v1) or the 3x3
-    convolution (v1.5). The basic blocks of ResNet-18 and -34 have only one position for it, so both are the same there.
+    (both turn 224 x 224 into 56 x 56), with whose networks the tests compare. `stride` is the position of a bottleneck's
+    stride: the first 1x1 (v1) or the 3x3 convolution (v1.5). The basic blocks of ResNet-18 and -34
+    have only one position for it, so both are the same there.
     """
     choose("model", name, MODELS)
     choose("stride", stride, STRIDES)

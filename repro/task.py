@@ -10,13 +10,15 @@ from torch import nn
 from repro import ReproError, choose, recipes, whole_number
 from repro.images.data import Images
 from repro.images.packed import compare_labels, pack_embedded
-from repro.model import builder, find_device, find_precision
+from repro.model import Network, builder, find_device, find_precision
+from repro.optim import Update, rule
 from repro.paths import RUNS
 from repro.ranks import comm
 from repro.run import identity, own, records
 from repro.run.settings import MOST_THREADS, Settings, non_default
 from repro.schedule import SWITCHES, Recipe
 
+PARAMETERS = ("recipe", "data", "shrink", "model", "update", "out", "decoders", "steps", "patience")  # of `prepare`
 SHARED_SECONDS = 10.0  # within which a shared file system shows a file of one node to another
 
 
@@ -26,8 +28,9 @@ class Task:
 
     recipe: Recipe
     build: Callable[[], nn.Module]  # a model with its initial weights, from torch's generator
-    train: Images
-    test: Images
+    update: Callable[[Network], Update]  # the rule by which its weights change
+    train_images: Images
+    test_images: Images
     settings: Settings
     decoders: int  # threads that decode images ahead of the step
     steps: int  # steps to stop after, counted from this call's start; 0: train to the recipe's end
@@ -35,28 +38,38 @@ class Task:
     run: records.Run
 
 
-def prepare(
+def prepare(recipe: str | Recipe, data: str = "digits", *, world: comm.World | None = None, **parameters) -> Task:
+    """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
+
+    `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `data` a data set's name or its folder: an embedded
+    one is packed if it is not there. The other parameters are `shrink`, by default laptop for our recipes and none for the
+    user's; `model`, a ResNet's name or `mine.py:my_net`, and `update`, a rule such as `mine.py:MyRule`, by default the
+    recipe's; `out`, `decoders`, `steps`, `patience`; and the fields of `Settings` and of `schedule.SWITCHES`. Collective over
+    `world`, by default all ranks.
+    """
+    world = world or comm.world()
+    with world.together():
+        if world.rank == 0:
+            pack_embedded(data)
+    with world.together():
+        return _prepare(recipe, data, **parameters)
+
+
+def _prepare(
     recipe: str | Recipe,
-    data: str = "digits",
+    data: str,
     shrink: str = "",
     model: str = "",
+    update: str = "",
     out: str = str(RUNS),
     decoders: int = 2,
     steps: int = 0,
     patience: int = 600,
     **options,
 ) -> Task:
-    """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
-
-    `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `model` a ResNet's name or `mine.py:my_net`, by
-    default the recipe's; `data` a data set's name or its folder; `shrink` by default laptop for our recipes and none for
-    the user's. `options` are fields of `Settings` and of `schedule.SWITCHES`.
-    """
     known = [field.name for field in fields(Settings)]
     for name in options:
-        choose(
-            "parameter", name, ["recipe", "data", "shrink", "model", "out", "decoders", "steps", "patience", *known, *SWITCHES]
-        )
+        choose("parameter", name, [*PARAMETERS, *known, *SWITCHES])
     original = recipes.find(recipe, **{name: value for name, value in options.items() if name in SWITCHES})
     ours = original.name in recipes.RECIPES
     shrink = recipes.shrink_for(original, shrink)
@@ -71,34 +84,35 @@ def prepare(
     small = recipes.shrink(original, shrink, len(train))
     if model and model != small.model:
         small = replace(small, model=model, name=f"{small.name}-{model.rpartition(':')[2]}")
+    if update and update != small.update:
+        small = replace(small, update=update, name=f"{small.name}-{update.rpartition(':')[2]}")
     if not ours:  # its author need not know how many images the data set has
         small = replace(small, epoch_images=min(small.epoch_images, len(train)))
-    train.count = min(len(train), small.epoch_images)
+    train = train.first(small.epoch_images)
     device = find_device(asked.device, comm.world().node_rank)
     settings = replace(asked, device=device, precision=find_precision(asked.precision, device, train.small))
     seen = train.preprocessing
     build = builder(small.model, len(train.classes), train.channels, seen.size, small.stride, small.zero_gamma)
     facts = {"name": train.name, "train": train.digest, "test": test.digest, "preprocessing": non_default(seen)}
     facts["originals"] = test.originals
-    origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked)}
+    origin = {"base": original.name, "shrink": shrink, "variant": _variant(original, asked, update)}
     origin["model_source"] = own.source_digest(small.model) if own.is_own(small.model) else ""
+    origin["update_source"] = own.source_digest(small.update) if small.update else ""
     run = records.Run(out, small, settings, facts, **origin)
-    return Task(small, build, train, test, settings, decoders, steps, patience, run)
+    return Task(small, build, rule(small), train, test, settings, decoders, steps, patience, run)
 
 
-def _variant(recipe: Recipe, asked: Settings) -> str:
-    """The settings by which a run differs from its recipe's plain run, such as "lr_formula=as_designed"; "" if none."""
+def _variant(recipe: Recipe, asked: Settings, update: str) -> str:
+    """What a run differs by from its recipe's plain run, besides the model, such as "lr_formula=as_designed"; "" if nothing."""
     plain = recipes.RECIPES.get(recipe.name, recipe)
     switched = {name: value for name, value in recipes.switches_of(recipe).items() if value != getattr(plain, name)}
     switched |= {name: value for name, value in non_default(asked).items() if name != "seed"}
+    switched |= {"update": own.short(update)} if update and update != recipe.update else {}
     return ", ".join(f"{name}={value}" for name, value in switched.items())
 
 
 def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
-    """Returns what `train` would do, as plain values: the run's folder, how much of it is done, its recipe and its images."""
-    with comm.world().together():
-        if comm.world().rank == 0:
-            pack_embedded(data)
+    """What `train` would do, as plain values: the run's folder, how much of it is done, its recipe and images. Collective."""
     task = prepare(recipe, data, **parameters)
     small = task.recipe
     done = small.iterations if task.run.complete else task.run.newest_step
@@ -112,12 +126,12 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
         "global_batch": small.global_batch,
         "iterations": small.iterations,
         "epochs": small.epochs(),
-        "images": small.iterations * small.global_batch,
+        "images": small.images(),
     }
 
 
 def describe_all(tasks: list[dict]) -> list[dict]:
-    """`describe` of each of these tasks."""
+    """`describe` of each of these tasks. Collective."""
     return [describe(**task) for task in tasks]
 
 

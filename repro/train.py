@@ -21,13 +21,13 @@ import torch
 
 from repro import ReproError, evaluate
 from repro.allreduce import Mean
-from repro.images.data import Stream, load_ahead
+from repro.images.data import Stream, load_ahead, requests
 from repro.images.packed import pack_embedded
 from repro.journal import Journal
-from repro.ranks import comm, watch
+from repro.ranks import comm, stop, watchdog
 from repro.replica import Replica, assemble
 from repro.run import checkpoint, identity, records
-from repro.schedule import NEW_WEIGHTS, Recipe, Stage, corrected_from, learning_rate
+from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, at
 from repro.task import Task, agree, fits, prepare, share
 
 log = logging.getLogger("repro")
@@ -36,45 +36,42 @@ log = logging.getLogger("repro")
 # --- The loop -----------------------------------------------------------------------------------------------------------
 
 
-def _train(world, task: "Task") -> dict:
+def _train(world, task: Task) -> dict:
     recipe = task.recipe
     replica = assemble(world, task)
     journal = Journal(task, replica)  # restores the newest checkpoint, if there is one
     batches = _batches(world, task, journal.step)
     for number in range(journal.step, recipe.iterations):
         world.at = f"step {number + 1} of {recipe.iterations}"
-        stage, iteration = recipe.stage_at(number)
-        if iteration == 0:
-            _begin_stage(task, stage, replica)
-        rate, previous_rate = learning_rate(recipe, number), corrected_from(recipe, number)
+        now = at(recipe, number)
+        if now.iteration == 0:
+            _begin_stage(task, now.stage, replica)
         journal.ask()
-        mean = step(replica, batches, rate, stage.weight_decay, recipe.bn_momentum, previous_rate)
-        journal.enter(rate, mean)
+        mean = step(replica, batches, now)
+        journal.enter(now, mean)
     return journal.facts()
 
 
-def step(
-    replica: Replica, batches: Iterator, rate: float, weight_decay: float, bn_momentum: float, previous_rate: float = 0.0
-) -> Mean:
-    """One step of synchronous SGD over all workers. Collective.
+def step(replica: Replica, batches: Iterator, now: Now) -> Mean:
+    """One step of synchronous SGD, or of another rule, over all workers. Collective.
 
-    `batches` yields (images, labels) of this rank's workers, one after the other; a nonzero `previous_rate` enables the
-    momentum correction (see `optim.SGD`). Returns the mean over workers, whose gradient the update has overwritten.
+    `batches` yields (images, labels) of this rank's passes, one after the other. Returns the mean over workers, whose gradient
+    the update may have overwritten.
     """
-    mean = average_over_workers(replica, batches)
-    replica.optimizer.step(mean.gradient, rate, weight_decay, previous_rate)
-    replica.network.update_statistics(mean.statistics, bn_momentum)
+    mean = average_over_workers(replica, batches, now.workers)
+    replica.update.step(mean.gradient, now)
+    replica.network.update_statistics(mean.statistics, replica.bn_momentum)
     return mean
 
 
-def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
+def average_over_workers(replica: Replica, batches: Iterator, workers: int) -> Mean:
     """Averages one step's gradient, batch statistics, loss and correct predictions over all workers. Collective.
 
     This rank computes its share of the passes, one after the other. If this fails on a rank, all ranks raise at this step.
     """
     world, average, error = replica.world, replica.average, None
     try:
-        for _ in range(average.mine):
+        for _ in range(average.begin(workers)):
             images, labels = next(batches)
             average.add(replica.network.contribute(images, labels, replica.precision))
             world.beat()
@@ -87,41 +84,32 @@ def average_over_workers(replica: Replica, batches: Iterator) -> Mean:
     return mean
 
 
-def _begin_stage(task: "Task", stage: Stage, replica: Replica) -> None:
-    """Sets momentum to zero, and loads the weights and statistics that the stage starts from, if not the current ones."""
-    replica.optimizer.history.zero_()
+def _begin_stage(task: Task, stage: Stage, replica: Replica) -> None:
+    """Loads the weights and statistics that the stage starts from, if the network has others; the update begins again."""
+    network, origin = replica.network, task.recipe.origin(stage)
     if stage.starts_from == NEW_WEIGHTS:
         # torch's generator uses 32 bits of a seed: of (seed, stage), mixed, so that no other run starts from the same weights.
         mixed = np.random.SeedSequence([task.settings.seed, task.recipe.stages.index(stage)])
         torch.manual_seed(int(mixed.generate_state(1)[0]))
-        replica.network.load(task.build().state_dict())
-    elif stage.starts_from:
+        network.load(task.build().state_dict())
+    elif origin and not stage.keep_momentum and (stage.starts_from or replica.update.finished() is not network.weights):
         with replica.world.together():
-            replica.network.load(checkpoint.load(task.run.snapshot(stage.starts_from))[0])
+            network.load(checkpoint.load(task.run.snapshot(origin.name))[0])
+    replica.update.begin(stage)
 
 
-def _batches(world, task: "Task", first: int) -> Iterator:
+def _batches(world, task: Task, first: int) -> Iterator:
     """The batches of this rank's passes, one after the other, step after step, from step `first` on."""
     recipe = task.recipe
-    stream = Stream(task.train, task.settings.seed, recipe.workers, recipe.images_per_worker)
-    starts = range(0, recipe.workers, recipe.workers_per_pass)[world.rank :: world.size]
-    requests = (
-        (
-            recipe.sample_step(number),
-            start,
-            recipe.stage_at(number)[0].augmentation,
-            min(recipe.workers_per_pass, recipe.workers - start),
-        )
-        for number in range(first, recipe.iterations)
-        for start in starts
-    )
-    return load_ahead(stream, requests, task.decoders)
+    stream = Stream(task.train_images, task.settings.seed, recipe.images_per_worker)
+    steps = (at(recipe, number) for number in range(first, recipe.iterations))
+    return load_ahead(stream, requests(steps, recipe.workers_per_pass, world.rank, world.size), task.decoders)
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------------
 
 
-def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None = None, **parameters) -> str:
+def train(recipe: str | Recipe, data: str = "digits", world: comm.World | None = None, **parameters) -> str:
     """Trains a recipe (parameters as for `prepare`) on all ranks of `world`; returns the run's folder. Collective.
 
     `world` is by default all ranks that were started together. A complete run of the same code, settings and data is left
@@ -130,11 +118,8 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None =
     """
     world = world or comm.world()
     world.leaving, world.at = False, "the start"  # engines are used again after a call that failed
+    task = prepare(recipe, data, world=world, **parameters)
     with world.together():
-        if world.rank == 0:
-            pack_embedded(data)
-    with world.together():
-        task = prepare(recipe, data, **parameters)
         fits(task.recipe, world.size)
     agree(world, task)
     try:
@@ -157,7 +142,7 @@ def _attempt(world, task: "Task", begun: bool) -> None:
         processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
         if world.size > 1:  # if a rank dies, a launcher names only its process
             log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
-        with watch.Watchdog(world, task.run.heartbeats, task.patience):
+        with watchdog.Watchdog(world, task.run.heartbeats, task.patience):
             facts = _train(world, task)
         with world.together():  # so that no rank returns before the run is complete on disk
             if world.rank == 0:
@@ -180,7 +165,7 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
     Raises as `train`, on every rank, after the other ranks have passed all tasks: records.Stopped if a rank was asked to stop,
     records.Locked if nothing is left but runs that other processes are training, which it names.
     """
-    world, alone = comm.world(), comm.Alone()
+    world, alone = comm.world(), comm.World()
     with world.together():
         if world.rank == 0:
             for data in {task["data"] for task in tasks}:
@@ -197,10 +182,10 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
                             evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
                 except records.Locked as error:
                     locked[place] = str(error)
-                if watch.asked.is_set():
+                if stop.asked.is_set():
                     raise records.Stopped("stopped on request between two runs: the same command continues")
     except (records.Stopped, comm.PeerError):
-        watch.asked.clear()  # so that the next job of these ranks does not stop because of the same request
+        stop.asked.clear()  # so that the next job of these ranks does not stop because of the same request
         raise
     everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks leave runs to one another, too
     with world.together():

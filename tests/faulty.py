@@ -84,9 +84,9 @@ original_average, original_contribute = train.average_over_workers, Network.cont
 original_save, original_replacing = checkpoint.save, checkpoint.replacing
 
 
-def average(replica, batches):
+def average(replica, batches, workers):
     arrive("step", replica.network)
-    return original_average(replica, batches)
+    return original_average(replica, batches, workers)
 
 
 def contribute(network, *arguments):
@@ -101,7 +101,7 @@ def save(path, tensors, progress):
 
 
 def replacing(path):
-    if path.parent.name == "checkpoints" and path.suffix == ".json":
+    if Path(path).parent.name == "checkpoints" and Path(path).suffix == ".json":
         arrive("saving")
     return original_replacing(path)
 

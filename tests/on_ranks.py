@@ -51,7 +51,7 @@ def evaluated(world, digits):
         torch.manual_seed(seed)
         states.append(build("resnet11", 10, 1).state_dict())
     model = build("resnet11", 10, 1)
-    counts = evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=601))
+    counts = evaluate.counts(world, [(model, state) for state in states], Images(digits, "test").first(601))
     for row in (*counts["members"], counts["ensemble"]):
         row["correct"] = row["correct"].tolist()
     return counts
@@ -61,12 +61,12 @@ def failed(world, digits, out, smoke):
     """What each rank raises when the last one cannot read its images, at which step, and after how many seconds."""
     original, steps, times = Stream.batch, [], []
 
-    def batch(self, step, worker, augmentation, workers=1):
-        steps.append(step)
-        if step == FAILING_STEP and world.rank == world.size - 1:
+    def batch(self, now, worker, number=1):
+        steps.append(now.step)
+        if now.step == FAILING_STEP and world.rank == world.size - 1:
             times.append(time.monotonic())
             raise OSError("the disk is gone")
-        return original(self, step, worker, augmentation, workers)
+        return original(self, now, worker, number)
 
     Stream.batch = batch
     try:

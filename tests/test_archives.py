@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from repro import ReproError
+
 import archives
-from archives import ArchiveError, Member
+from archives import Member
 
 CONTENTS = {f"n{number}.bin": bytes([number]) * (300 * number) for number in range(5)}
 
@@ -129,7 +131,7 @@ def test_malformed_archives_are_named(packed, tmp_path, case):
     content, message = HOSTILE[case]
     member = packed(content)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ArchiveError, match=rf"a\.tar.*({message})"):
+    with pytest.raises(ReproError, match=rf"a\.tar.*({message})"):
         archives.index(member, r"n\d\.bin")
     assert sorted(tmp_path.rglob("*")) == before and Path(member.file).read_bytes() == content
 
@@ -139,28 +141,28 @@ def test_malformed_archives_are_named(packed, tmp_path, case):
 def test_malformed_archives_in_an_archive_are_named_with_their_member(packed, case):
     content, message = HOSTILE[case]
     (inner,) = archives.index(packed(tar({"a.tar": content})), r"a\.tar")
-    with pytest.raises(ArchiveError, match=rf"a\.tar, member a\.tar.*({message})"):
+    with pytest.raises(ReproError, match=rf"a\.tar, member a\.tar.*({message})"):
         archives.index(inner, r"n\d\.bin")
 
 
 def test_a_file_that_shrinks_after_it_was_indexed_is_named(packed):
     members = archives.index(packed(WHOLE), r"n\d\.bin")
     os.truncate(members[0].file, 2500)
-    with pytest.raises(ArchiveError, match=r"a\.tar, member n3\.bin is cut short"):
+    with pytest.raises(ReproError, match=r"a\.tar, member n3\.bin is cut short"):
         members[3].read()
 
 
 def test_a_member_too_large_for_an_image_is_not_read(tmp_path):
     with open(tmp_path / "huge.jpg", "wb") as file:
         file.truncate(archives.LARGEST + 1)
-    with pytest.raises(ArchiveError, match="huge.jpg has 268,435,457 bytes"):
+    with pytest.raises(ReproError, match="huge.jpg has 268,435,457 bytes"):
         Member.of(tmp_path / "huge.jpg").read()
 
 
 @pytest.mark.counts_for("archives")
 def test_too_many_members_are_refused(packed, monkeypatch):
     monkeypatch.setattr(archives, "MOST_MEMBERS", 4)
-    with pytest.raises(ArchiveError, match="a.tar has more than 4 members"):
+    with pytest.raises(ReproError, match="a.tar has more than 4 members"):
         archives.index(packed(WHOLE), ".*")
 
 
@@ -188,7 +190,7 @@ def test_a_compressed_archive_gives_the_members_asked_for(packed):
     ids=["bomb", "cut", "cut inside", "not compressed", "web page", "empty", "link", "traversal"],
 )
 def test_malformed_compressed_archives_are_named(packed, content, message):
-    with pytest.raises(ArchiveError, match=f"a.tar.gz.*({message})"):
+    with pytest.raises(ReproError, match=f"a.tar.gz.*({message})"):
         archives.unpacked(packed(content, "a.tar.gz").file, ".*")
 
 
@@ -198,30 +200,30 @@ def test_malformed_compressed_archives_are_named(packed, content, message):
 @pytest.mark.counts_for("archives")
 def test_what_is_not_expected_in_a_folder_is_named(tmp_path):
     (tmp_path / "n1.bin").mkdir()
-    with pytest.raises(ArchiveError, match="n1.bin is a folder, where an image file is expected"):
+    with pytest.raises(ReproError, match="n1.bin is a folder, where an image file is expected"):
         archives.files(tmp_path, r"n\d\.bin")
-    with pytest.raises(ArchiveError, match="n1.bin is not expected there"):
+    with pytest.raises(ReproError, match="n1.bin is not expected there"):
         archives.folders(tmp_path, "x")
-    with pytest.raises(ArchiveError, match="n1.bin is a folder, where a plain file is expected"):
+    with pytest.raises(ReproError, match="n1.bin is a folder, where a plain file is expected"):
         Member.of(tmp_path / "n1.bin")
     (tmp_path / "n1.bin").rmdir()
     os.mkfifo(tmp_path / "n1.bin")
-    with pytest.raises(ArchiveError, match="n1.bin is not a plain file"):
+    with pytest.raises(ReproError, match="n1.bin is not a plain file"):
         archives.files(tmp_path)
     (tmp_path / "n1.bin").unlink()
     (tmp_path / "n1.bin").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ArchiveError, match="n1.bin cannot be read"):
+    with pytest.raises(ReproError, match="n1.bin cannot be read"):
         archives.files(tmp_path)
 
 
 @pytest.mark.parametrize("look", [Member.of, archives.files, archives.folders, lambda path: archives.unpacked(path, ".*")])
 def test_what_is_not_there_is_named(tmp_path, look):
-    with pytest.raises(ArchiveError, match="absent cannot be read"):
+    with pytest.raises(ReproError, match="absent cannot be read"):
         look(tmp_path / "absent")
 
 
 def test_the_first_place_that_is_there_is_found(tmp_path):
     (tmp_path / "b").mkdir()
     assert archives.find(tmp_path, "a", "b") == tmp_path / "b"
-    with pytest.raises(ArchiveError, match="holds none of a, c: name the folder that does with --source"):
+    with pytest.raises(ReproError, match="holds none of a, c: name the folder that does with --source"):
         archives.find(tmp_path, "a", "c")

@@ -4,15 +4,17 @@ import json
 import re
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, precise_statistics, report, step
+from bench import apparent_size, figures, regime, report, step
 from bench.report import Goal
-from repro.images.data import Images, Stream
-from repro.model import Network, builder
-from repro.ranks.comm import Alone
+from repro.images.data import Images
+from repro.paths import REFERENCE
+from repro.ranks.comm import World
+from repro.recipes import RECIPES, SHRINKS
 
 
 def test_a_small_peer_computes_the_same_loss():
@@ -20,7 +22,7 @@ def test_a_small_peer_computes_the_same_loss():
     losses = []
     for kind, setup in (("ours", step._ours), ("ddp", step._ddp)):
         torch.manual_seed(0)
-        losses.append(setup(replace(variant, kind=kind), Alone())())
+        losses.append(setup(replace(variant, kind=kind), World())())
     torch.distributed.destroy_process_group()
     assert losses[0][0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -33,7 +35,7 @@ def test_operations_are_those_of_every_convolution_forward_and_twice_backward():
             module.register_forward_hook(lambda layer, _, out: counted.append(layer.weight[0].numel() * out[0].numel()))
     model(torch.zeros(2, 3, 64, 64))
     forward = 2 * (sum(counted) + 2048 * 1000)
-    assert step.operations("resnet50", 64) == 3 * forward - 2 * counted[0]
+    assert step.operations(64) == 3 * forward - 2 * counted[0]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,17 @@ def test_a_goal_in_seconds_has_no_peer_to_draw():
     assert report.ratios(rows).empty
 
 
+def test_the_figure_of_sizes_draws_the_means_over_seeds():
+    table = pd.read_csv(REFERENCE / "bench" / "apparent_size.csv")
+    figure = figures.apparent_size(table, 1.2)
+    for axes, how in zip(figure.axes, ("drawn", "scaled")):
+        for bars, stage in zip(axes.containers, ("plain", "zero-crop-x1")):
+            rows = table[(table.how == how) & (table.stage == stage)]
+            means = [rows[rows["size"] == size].top1.mean() for size in sorted(set(rows["size"]))]
+            assert bars[0].get_ydata() == pytest.approx(means)
+    plt.close(figure)
+
+
 def test_digits_of_size_one_are_the_test_set_and_others_differ_in_size_alone(digits, monkeypatch):
     monkeypatch.setattr(apparent_size, "NUMBER", 1000)
     images = Images(digits, "test")
@@ -86,25 +99,18 @@ def test_digits_of_size_one_are_the_test_set_and_others_differ_in_size_alone(dig
     assert ink[0] < 0.95 * ink[1] and ink[2] > 1.02 * ink[1]
 
 
-def test_statistics_computed_anew_are_those_of_each_workers_images_alone(digits, monkeypatch):
-    workers, of_each, step_ = 3, 8, 5
-    monkeypatch.setattr(precise_statistics, "NUMBER", 2 * workers * of_each - 1)  # two steps
-    stream = Stream(Images(digits, "train"), 7, workers, of_each)
-    torch.manual_seed(0)
-    model = builder("resnet11", 10, 1, 16, "v1.5")()
-    network = Network(model, images_per_worker=of_each)
-    before = network.weights.clone()
-    precise_statistics.recompute(network, stream, "scale_aspect", step_)
-    assert torch.equal(network.weights, before)
-    seen = [model.conv1(stream.batch(step_ + n, w, "scale_aspect")[0]) for n in range(2) for w in range(workers)]
-    means, variances = (torch.stack([of(part) for part in seen]).mean(0) for of in (mean_of, variance_of))
-    assert torch.allclose(model.bn1.running_mean, means, atol=1e-5)
-    assert torch.allclose(model.bn1.running_var, variances, rtol=1e-4)
+def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tmp_path, monkeypatch):
+    known, asked = dict(SHRINKS), []
 
+    def train(recipe, **given):
+        asked.append((recipe, given))
+        return str(tmp_path)
 
-def mean_of(images):
-    return images.mean((0, 2, 3))
-
-
-def variance_of(images):
-    return images.var((0, 2, 3))
+    monkeypatch.setattr(regime, "train", train)
+    monkeypatch.setattr(regime.records, "read", lambda _: {"ends": {"main": {"top1": 3, "images": 4, "train_top1": 0.5}}})
+    rows = regime.trials("rate", "batch_2048", (3.0, 48.0), digits, tmp_path, epochs=1 / 30)
+    assert known == SHRINKS and list(rows.validation_top1) == [75.0] * 4 and list(rows.seed) == [*regime.SEEDS] * 2
+    for (recipe, given), value in zip(asked, (3.0, 3.0, 48.0, 48.0)):
+        assert recipe.name == f"batch_2048-rate-{value:g}" and given["split"] == "val"
+        expected = value / 128 * RECIPES["batch_2048"].stages[0].base_rate * 128 / 64  # a 64th of the batch
+        assert recipe.stages[0].base_rate == pytest.approx(expected)

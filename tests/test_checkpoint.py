@@ -93,15 +93,16 @@ def test_the_newest_undamaged_generation_counts(saved):
 
 @pytest.mark.counts_for("malformed-checkpoint")
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_one_that_cannot_be_opened_is_named_and_an_older_one_is_used(saved, suffix):
+def test_one_that_cannot_be_opened_is_named_and_an_older_one_is_used(saved, suffix, monkeypatch):
     """A folder stands for whatever the system refuses to open or read; nobody is refused as root."""
     (saved / "10").with_suffix(suffix).unlink()
     (saved / "10").with_suffix(suffix).mkdir()
     with pytest.raises(CheckpointError, match=r"checkpoints/10 cannot be read: .*Is a directory.*checkpoints/10\."):
         load(saved / "10")
     assert newest(saved)[1]["step"] == 9
+    monkeypatch.setattr(checkpoint, "KEPT", 0)
     with pytest.raises(ReproError, match="checkpoints/10 cannot be written"):
-        prune(saved, keep=0)
+        prune(saved)
 
 
 @pytest.mark.counts_for("malformed-checkpoint")
@@ -131,11 +132,12 @@ def test_a_sealed_one_that_does_not_say_how_far_it_is_is_passed_over_and_named(s
 
 
 @pytest.mark.counts_for("malformed-checkpoint")
-def test_a_copy_under_another_name_is_not_looked_at(saved):
+def test_a_copy_under_another_name_is_not_looked_at(saved, monkeypatch):
     for name in ("10 (copy).json", "foo.json", ".10.json.tmp", "-1.json", "1e1.json"):
         shutil.copy(saved / "10.json", saved / name)
     assert [path.name for path in generations(saved)] == ["10", "9", "2"] and newest(saved)[1]["step"] == 10
-    prune(saved, keep=1)
+    monkeypatch.setattr(checkpoint, "KEPT", 1)
+    prune(saved)
     assert {path.name for path in saved.glob("*.json")} >= {"10.json", "10 (copy).json", "foo.json"}
 
 
@@ -162,7 +164,8 @@ def test_a_save_killed_at_any_point_leaves_a_checkpoint_to_continue_from(tmp_pat
 import os, signal, sys
 from pathlib import Path
 import torch
-from repro import ReproError, checkpoint
+from repro import ReproError
+from repro.run import checkpoint
 out, outcomes = Path(sys.argv[1]), set()
 
 def save(folder, step):

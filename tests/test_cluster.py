@@ -16,7 +16,7 @@ import pytest
 
 from repro import recipes
 from repro.cli.commands import parser
-from repro.jupyter.engines import NoMpiexec, find_mpiexec, mpiexec_options
+from repro.jupyter.engines import EnginesError, find_mpiexec, mpiexec_options
 
 from conftest import ROOT, SMOKE, launch, run
 
@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.M | re.S)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 try:
     MPIEXEC = find_mpiexec()
-except NoMpiexec:
+except EnginesError:
     MPIEXEC = ""
 
 

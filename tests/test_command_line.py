@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from repro.cli import commands as __main__
+from repro.cli import doctor
 from repro.cli.commands import parser
 from repro.images import packed
+from repro.jupyter import notebooks
 from repro.paper.profiles import PROFILES
 from repro.ranks import comm
 
@@ -73,7 +75,7 @@ def test_help_ends_with_an_example_that_can_be_pasted(name):
     lines = [line.strip() for line in text.rpartition("\nexample:\n")[2].splitlines()]
     assert any(f"-m repro {name}" in line for line in lines), text
     for line in lines:
-        assert re.match(r"(RUN=\$\()?\.venv/bin/(mpiexec -n 2 \.venv/bin/)?python -m repro ", line), line
+        assert re.match(r"(RUN=\$\()?((\.venv/bin/)?mpiexec -n 2 )?\.venv/bin/python -m repro ", line), line
         for part in re.findall(r"-m repro ([^()]*)", line):
             words = shlex.split(part)
             required = words[0] == "evaluate" and "--data" not in words  # the words inside $( ) stand between
@@ -163,15 +165,47 @@ def test_a_run_that_is_continued_says_where(cli, digits, killed, tmp_path):
     assert "continuing at" not in second and "training " not in second
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: more ranks are no gain")
+@pytest.mark.skipif(comm.cores() < 2, reason="one core: more ranks are no gain")
 def test_one_rank_on_several_cores_is_told_of_the_others(cli, digits, tmp_path):
     few = ["--steps", "1", "--out", str(tmp_path), "--data", digits]
     status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", *few)
-    assert status == 75 and "this is one rank, on one core; `.venv/bin/mpiexec -n " in said
+    assert status == 75 and f"this is one rank, on one core; `{__main__.MPIEXEC} -n " in said
     pasted = re.search(r"-m repro (train .*)` trains", said)[1]
     assert parser().parse_args(shlex.split(pasted)).data == digits
     status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", "--threads", "2", *few)
     assert status == 75 and "one rank, on" not in said
+
+
+@pytest.mark.parametrize("mpi, named", [("mpich", ".venv/bin/mpiexec"), ("none", "mpiexec")])
+def test_examples_name_the_mpiexec_that_there_is(tmp_path, mpi, named):
+    """`make setup MPI=none` puts none into .venv: it is the cluster's."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    if mpi == "mpich":
+        (tmp_path / ".venv" / "bin" / "mpiexec").touch()
+    code = (
+        f"import pathlib; from repro import paths; paths.ROOT = pathlib.Path({str(tmp_path)!r}); from repro.cli import commands"
+    )
+    told = python("-c", f"{code}; print(commands.ON_TWO)")
+    assert told.stdout.strip() == f"{named} -n 2 .venv/bin/python -m repro", told.stderr
+
+
+def test_a_system_that_binds_no_process_to_cores_has_all_of_them(cli, digits, tmp_path, monkeypatch):
+    """As macOS does."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    few = ["--shrink", "smoke", "--steps", "1", "--out", str(tmp_path), "--data", digits, "--device", "cpu"]
+    status, _, said = cli("train", SMOKE["recipe"], *few)
+    assert status == 75 and "mpiexec -n 3 " in said
+    assert notebooks.cores() == 3 and doctor.cores().startswith("3 of 3 usable")
+    assert ": 3 cores, " in comm.roll_call()[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
+def test_the_cores_are_those_that_the_process_is_bound_to():
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from repro.ranks import comm; print(comm.cores())"
+    )
+    assert python("-c", code).stdout == "1\n"
 
 
 @pytest.mark.parametrize("given, read", [([], "results/reference/runs"), (["--runs", "{out}"], "{out}")])

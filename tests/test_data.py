@@ -15,13 +15,31 @@ from repro.images.data import Images, Stream
 from repro.images.packed import PHOTOGRAPHS as IMAGENET
 from repro.images.packed import Preprocessing
 from repro.images.views import ATTEMPTS, DRAWS
+from repro.schedule import Recipe, Stage, at
 
 DIGITS = digits_set.PREPROCESSING
 SMALL = Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)
 
 
-def stream(images=90, seed=0, workers=3, images_per_worker=4):
-    return Stream(range(images), seed, workers, images_per_worker)  # samples() asks only for the number of images
+def now(step, workers=3, images_per_worker=4, view="scale_aspect"):
+    return at(Recipe("r", (Stage("s", 10**6, 0.1, augmentation=view),), workers, images_per_worker), step)
+
+
+class Asked:
+    """The stream of a recipe of one stage; asked for steps by their numbers."""
+
+    def __init__(self, images, seed=0, workers=3, images_per_worker=4):
+        self.stream, self.recipe = Stream(images, seed, images_per_worker), (workers, images_per_worker)
+
+    def samples(self, step, worker):
+        return self.stream.samples(now(step, *self.recipe), worker)
+
+    def batch(self, step, worker, view, number=1):
+        return self.stream.batch(now(step, *self.recipe, view), worker, number)
+
+
+def stream(images=90, *options, **named):
+    return Asked(range(images), *options, **named)  # samples() asks only for the number of images
 
 
 def draws(seed, number):
@@ -90,20 +108,20 @@ def test_the_stream_is_what_it_always_was():
 
 def test_the_stream_does_not_remember_what_was_asked(digits):
     images = Images(digits, "train")
-    forward, backward = Stream(images, 3, 4, 6), Stream(images, 3, 4, 6)
+    forward, backward = Asked(images, 3, 4, 6), Asked(images, 3, 4, 6)
     asked = [(step, worker) for step in (0, 1, 40, 150) for worker in range(4)]
     there = {key: forward.batch(*key, "scale_aspect") for key in asked}
     back = {key: backward.batch(*key, "scale_aspect") for key in reversed(asked)}
     for key in asked:
         assert all(map(torch.equal, there[key], back[key]))
         assert forward.samples(*key) == backward.samples(*key)
-    alone = Stream(Images(digits, "train"), 3, 4, 6).batch(40, 2, "scale_aspect")  # as a rank that carries worker 2 only
+    alone = Asked(Images(digits, "train"), 3, 4, 6).batch(40, 2, "scale_aspect")  # as a rank that carries worker 2 only
     assert all(map(torch.equal, alone, there[40, 2]))
 
 
 @pytest.mark.parametrize("augmentation", ["scale_aspect", "scale", "none"])
 def test_the_batch_of_several_workers_is_theirs_one_after_the_other(digits, augmentation):
-    one = Stream(Images(digits, "train"), 3, 5, 6)
+    one = Asked(Images(digits, "train"), 3, 5, 6)
     for first, workers in ((0, 5), (0, 2), (2, 2), (4, 1)):
         images, labels = one.batch(7, first, augmentation, workers)
         each = [one.batch(7, worker, augmentation) for worker in range(first, first + workers)]
@@ -113,7 +131,7 @@ def test_the_batch_of_several_workers_is_theirs_one_after_the_other(digits, augm
 
 @pytest.mark.parametrize("view", ["test", "zoom", "scale_aspect"])
 def test_a_test_image_looks_the_same_in_every_batch(digits, view):
-    images = Images(digits, "test", limit=40)
+    images = Images(digits, "test").first(40)
     whole, labels = images.test_batch(0, 40, view)
     for start, stop in ((0, 1), (13, 20), (39, 40)):
         part, of_part = images.test_batch(start, stop, view)
@@ -125,11 +143,11 @@ def test_a_test_image_looks_the_same_in_every_batch(digits, view):
 def test_each_seed_step_worker_and_place_has_random_numbers_of_its_own(digits, monkeypatch):
     """Uniform in [0, 1): of 16 x 3 images, none shares any of its numbers with another."""
     seen, images = [], Images(digits, "train")
-    monkeypatch.setitem(views.VIEWS, "recording", lambda image, kind, numbers: seen.extend(numbers) or image[:16, :16])
+    monkeypatch.setitem(views.TRAINING_VIEWS, "scale", lambda image, kind, numbers: seen.extend(numbers) or image[:16, :16])
     for seed in (0, 1):
         for step in range(4):
             for worker in range(2):
-                Stream(images, seed, 2, 3).batch(step, worker, "recording")
+                Asked(images, seed, 2, 3).batch(step, worker, "scale")
     assert len(seen) == len(set(seen)) == 16 * 3 * DRAWS
     counts = np.histogram(seen, bins=10, range=(0, 1))[0]
     assert counts.sum() == len(seen) and abs(counts - len(seen) / 10).max() < 5 * (0.09 * len(seen)) ** 0.5
@@ -138,7 +156,7 @@ def test_each_seed_step_worker_and_place_has_random_numbers_of_its_own(digits, m
 
 def test_labels_belong_to_the_images(digits):
     images = Images(digits, "train")
-    one = Stream(images, 0, 2, 5)
+    one = Asked(images, 0, 2, 5)
     batch, labels = one.batch(3, 1, "none")
     assert batch.shape == (5, 1, images.preprocessing.size, images.preprocessing.size) and batch.dtype == torch.float32
     assert labels.tolist() == [images.packed[sample][0] for sample in one.samples(3, 1)]
@@ -236,12 +254,12 @@ def test_scale_aspect_falls_back_to_a_square_only_where_no_attempt_fits():
 
 
 @pytest.mark.parametrize("size", [(256, 256), (300, 257), (14, 14), (1, 1), (1, 5000), (5000, 1)], ids=str)
-@pytest.mark.parametrize("view", views.VIEWS)
+@pytest.mark.parametrize("view", views.TRAINING_VIEWS)
 def test_every_view_shows_every_size_of_image(view, size):
     for kind in (IMAGENET, DIGITS):
         image = blank(kind, *size)
         for numbers in [*draws(2, 10), [0.0] * DRAWS, [1 - 2**-53] * DRAWS]:
-            assert views.VIEWS[view](image, kind, numbers).shape[:2] == (kind.size, kind.size)
+            assert views.TRAINING_VIEWS[view](image, kind, numbers).shape[:2] == (kind.size, kind.size)
         assert views.test_view(image, kind).shape[:2] == (kind.size, kind.size)
 
 
@@ -255,7 +273,7 @@ def test_scale_shows_224_of_a_short_side_of_256_to_480(monkeypatch):
     assert 256 <= min(shorts) < 262 and 474 < max(shorts) <= 480
 
 
-@pytest.mark.parametrize("view", views.VIEWS)
+@pytest.mark.parametrize("view", views.TRAINING_VIEWS)
 def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
     ramp = np.tile(np.arange(0, 256, dtype=np.uint8), (256, 1))
     for kind, low, high in ((DIGITS, 0, 0), (IMAGENET, 70, 130)):
@@ -263,7 +281,7 @@ def test_digits_are_never_mirrored_and_photographs_half_the_time(view):
         sides = []
         for numbers in draws(4, 200):
             numbers[-3:] = numbers[-3], 0.5, 0.5
-            pixels = views.VIEWS[view](image, kind, numbers).astype(int)
+            pixels = views.TRAINING_VIEWS[view](image, kind, numbers).astype(int)
             sides.append(pixels[:, 0].sum() > pixels[:, -1].sum())
         assert low <= sum(sides) <= high
 
@@ -351,9 +369,12 @@ def test_a_record_that_is_no_image_is_named(tmp_path):
             Images(str(tmp_path / "digits"), "train").load(index)
 
 
-def test_limit_takes_the_first_images(digits):
-    assert len(Images(digits, "train")) == 20_000 and len(Images(digits, "train", limit=7)) == 7
-    assert len(Images(digits, "train", limit=10**6)) == 20_000
+def test_the_first_images_are_a_set_of_their_own(digits):
+    whole = Images(digits, "train")
+    before, labels, pixels = whole.first(7), *whole.arrays
+    for first in (before, whole.first(7)):  # and after all images were decoded
+        assert (len(first), len(whole), len(whole.first(10**6))) == (7, 20_000, 20_000)
+        assert np.array_equal(first.arrays[0], labels[:7]) and np.array_equal(first.arrays[1], pixels[:7])
 
 
 # --- Loading ahead -----------------------------------------------------------------------------------------------------
@@ -369,8 +390,8 @@ def large(photographs):
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_batches_loaded_ahead_are_the_streams_in_the_order_of_the_requests(large, threads):
-    one = Stream(large, 7, workers=3, images_per_worker=2)
-    requests = [(step, worker, "none" if step > 2 else "scale_aspect") for step in range(5) for worker in (0, 2)]
+    one = Stream(large, 7, images_per_worker=2)
+    requests = [(now(step, 3, 2, "none" if step > 2 else "scale_aspect"), worker) for step in range(5) for worker in (0, 2)]
     found = list(data.load_ahead(one, requests, threads))
     assert len(found) == len(requests)
     for request, batch in zip(requests, found):
@@ -379,21 +400,21 @@ def test_batches_loaded_ahead_are_the_streams_in_the_order_of_the_requests(large
 
 def test_loading_ahead_goes_no_further_than_memory_allows(large, monkeypatch):
     asked = []
-    monkeypatch.setattr(Stream, "batch", lambda self, step, worker, view: asked.append(step) or step)
-    batches = data.load_ahead(Stream(large, 0, 1, 1), ((step, 0, "none") for step in range(10**9)), threads=2)
+    monkeypatch.setattr(Stream, "batch", lambda self, step, worker: asked.append(step) or step)
+    batches = data.load_ahead(Stream(large, 0, 1), ((step, 0) for step in range(10**9)), threads=2)
     assert [next(batches) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert max(asked) <= 4 + 2 * 2
     batches.close()
 
 
 def test_an_error_in_a_thread_is_raised_where_its_batch_is_due(large, monkeypatch):
-    def batch(self, step, worker, view):
+    def batch(self, step, worker):
         if step == 3:
             raise OSError("the disk is gone")
         return step
 
     monkeypatch.setattr(Stream, "batch", batch)
-    batches = data.load_ahead(Stream(large, 0, 1, 1), [(step, 0, "none") for step in range(9)], threads=2)
+    batches = data.load_ahead(Stream(large, 0, 1), [(step, 0) for step in range(9)], threads=2)
     assert [next(batches) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)

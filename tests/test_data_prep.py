@@ -70,6 +70,21 @@ def test_a_second_packing_gives_the_same_bytes(drawn, tmp_path):
         assert Images(str(tmp_path / drawn.name), split).digest == getattr(drawn, split).digest
 
 
+def test_drawings_are_named_after_their_folder_and_are_the_same_drawings(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drawing, "COUNTS", dict.fromkeys(drawing.COUNTS, 40))
+
+    def draw(out: Path):
+        monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(out)])
+        drawing.run("", "digits", digits_set.CLASSES, digits_set.originals, digits_set.NOISE, digits_set.PREPROCESSING)
+
+    draw(tmp_path / "mine")
+    mine, whole = Images(str(tmp_path / "mine"), "val"), Images(digits, "val")
+    assert mine.name == "mine" and [mine.packed[place] for place in range(40)] == [whole.packed[place] for place in range(40)]
+    with pytest.raises(SystemExit):
+        draw(tmp_path / "letters")
+    assert "this, which is not letters, must not be packed under the name letters" in capsys.readouterr().err
+
+
 def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):
     """Each is nearer to its own original, drawn without distortion, than to the next one's in nearly all cases."""
     for split, (ink, labels) in drawn.script.originals().items():
@@ -88,8 +103,8 @@ def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):
         assert (likeness(plain) > likeness(np.roll(plain, 1, axis=0))).mean() > 0.85
 
 
-def test_limit_limits_the_originals(digits):
-    assert [Images(digits, "train", limit=limit).originals for limit in (10, 700, 701, None)] == [10, 700, 700, 700]
+def test_the_first_images_have_no_more_originals(digits):
+    assert [Images(digits, "train").first(number).originals for number in (10, 700, 701, 20_000)] == [10, 700, 700, 700]
 
 
 def test_sizes_and_classes(drawn):
@@ -248,6 +263,17 @@ def test_cifar10_is_packed_pixel_by_pixel(tmp_path):
         assert label == int(expected) and image[..., ::-1].tobytes() == original.tobytes()  # BGR
 
 
+def test_cifar10_is_named_after_its_folder(tmp_path, capsys, monkeypatch):
+    fake = FakeData(size=5, image_size=(3, 32, 32), num_classes=10)
+    fake.classes = [f"class {n}" for n in range(10)]
+    cifar10.pack(fake, tmp_path / "mine", "train")
+    assert Images(str(tmp_path / "mine"), "train").name == "mine"
+    monkeypatch.setattr(sys, "argv", ["cifar10.py", "--out", str(tmp_path / "digits")])
+    with pytest.raises(SystemExit):
+        cifar10.main()
+    assert "this, which is not digits, must not be packed under the name digits" in capsys.readouterr().err
+
+
 def test_cifar10_holds_out_the_last_images_of_each_class(tmp_path):
     fake = FakeData(size=40, image_size=(3, 32, 32), num_classes=3)
     fake.classes, labels = ["a", "b", "c"], [int(label) for _, label in fake]
@@ -266,7 +292,7 @@ def test_without_a_validation_split_it_is_said(tmp_path):
     fake = FakeData(size=5, image_size=(3, 32, 32), num_classes=3)
     fake.classes = ["a", "b", "c"]
     cifar10.pack(fake, tmp_path / "cifar10", "train")
-    with pytest.raises(PackedError, match=r"cifar10 has no validation split .* data_prep/cifar10.py --help"):
+    with pytest.raises(PackedError, match=r"cifar10 has no validation split .*`.venv/bin/python data_prep/cifar10.py --help`"):
         Images(str(tmp_path / "cifar10"), "val")
     with pytest.raises(PackedError, match="no packed data at"):
         Images(str(tmp_path / "nothing"), "val")

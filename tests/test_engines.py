@@ -90,9 +90,9 @@ def refuse():
 
 
 def asked_to_stop():
-    from repro.ranks import watch
+    from repro.ranks import stop
 
-    return watch.asked.is_set()
+    return stop.asked.is_set()
 
 
 # --- Processes that tests start ---------------------------------------------------------------------------------------
@@ -382,11 +382,11 @@ def kill_engine(guard, cluster):
 
 
 def kill_controller(guard, cluster):
-    next(child for child in guard.children() if "ipyparallel.controller" in child.cmdline()).kill()
+    next(child for child in guard.children() if "controller" in child.cmdline()).kill()
 
 
 def kill_mpiexec(guard, cluster):
-    next(child for child in guard.children() if "ipyparallel.controller" not in child.cmdline()).kill()
+    next(child for child in guard.children() if "controller" not in child.cmdline()).kill()
 
 
 def kill_guard(guard, cluster):
@@ -431,7 +431,7 @@ def test_nothing_outlives_an_owner_at_work(traces, number):
     ) as owner:
         forked = int(owner.stdout.readline())
         kinds = " ".join(" ".join(process.cmdline()) for process in traces.processes())
-        assert all(kind in kinds for kind in ("repro.jupyter.guard", "controller", "mpiexec", "repro.jupyter.engines engine"))
+        assert all(kind in kinds for kind in ("repro.jupyter.guard", "engines controller", "mpiexec", "engines engine"))
         owner.send_signal(number)
         traces.assert_gone(but=[forked])
         os.kill(forked, signal.SIGKILL)
@@ -485,7 +485,7 @@ def test_mpiexec_is_found_beside_this_python_although_nothing_is_activated(monke
 def test_missing_mpiexec_is_named(traces, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(traces.folder / "python"))
-    with pytest.raises(engines.NoMpiexec, match="make setup"):
+    with pytest.raises(engines.EnginesError, match="make setup"):
         engines.start(2)
     traces.assert_gone(within=0)
 
@@ -502,7 +502,7 @@ for process in [subprocess.Popen(sys.argv[at + 2:]) for _ in range(int(sys.argv[
     process.wait()
 """,
     )
-    with pytest.raises(engines.MixedMPI) as caught:
+    with pytest.raises(engines.EnginesError) as caught:
         engines.start(2)
     assert "each sees a world of 1" in str(caught.value) and mpiexec in str(caught.value)
     traces.assert_gone(within=0)

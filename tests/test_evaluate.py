@@ -12,19 +12,22 @@ import torch
 from on_ranks import evaluated
 
 from repro import ReproError, evaluate
-from repro.images.data import Images
-from repro.ranks.comm import Alone
+from repro.export import export
+from repro.images.data import Images, Stream
+from repro.model import Network
+from repro.ranks.comm import World
 from repro.resnet import build
 from repro.run import checkpoint, records
+from repro.schedule import Recipe, Stage, at
 
 COUNT = 601  # three chunks, the last of them short
-ALONE = Alone()
+ALONE = World()
 
 
 @pytest.fixture(scope="module")
 def logits(digits):
     """Each of two random members' logits (float64), an image at a time, and the labels."""
-    images, members = Images(digits, "test", limit=COUNT), []
+    images, members = Images(digits, "test").first(COUNT), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         model = build("resnet11", 10, 1).eval()
@@ -68,12 +71,12 @@ def random_states(number, spread=1.0):
 
 def counts(digits, states, limit=COUNT, world=ALONE, **options):
     model = build("resnet11", 10, 1)
-    return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test", limit=limit), **options)
+    return evaluate.counts(world, [(model, state) for state in states], Images(digits, "test").first(limit), **options)
 
 
 def test_counts_equal_the_obvious_loop(digits, logits):
     members, labels = logits
-    found = evaluated(Alone(), digits)
+    found = evaluated(World(), digits)
     assert found["images"] == COUNT
     for row, scores in zip(found["members"], members):
         assert {key: row[key] for key in ("top1", "top5")} == obvious(scores, labels)
@@ -91,7 +94,7 @@ def test_counts_need_not_guess_at_a_tie():
 def test_an_ensemble_averages_predictions(digits, average):
     states = random_states(3, spread=400)  # sure of themselves, so the two averages differ
     labels, members = [], [[] for _ in states]
-    images, model = Images(digits, "test", limit=COUNT), build("resnet11", 10, 1).eval()
+    images, model = Images(digits, "test").first(COUNT), build("resnet11", 10, 1).eval()
     for member, state in zip(members, states):
         model.load_state_dict(state)
         with torch.no_grad():
@@ -135,14 +138,14 @@ def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
 @pytest.mark.counts_for("evaluation")
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_real_ranks_count_the_same(digits, on_ranks, ranks):
-    assert on_ranks(ranks).counts == evaluated(Alone(), digits)
+    assert on_ranks(ranks).counts == evaluated(World(), digits)
 
 
 def test_evaluation_leaves_training_alone(digits):
     """The test images of a batch do not influence each other, and running statistics stay."""
     state = random_states(1)[0]
     model = build("resnet11", 10, 1)
-    evaluate.counts(Alone(), [(model, state)], Images(digits, "test", limit=300))
+    evaluate.counts(World(), [(model, state)], Images(digits, "test").first(300))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -153,7 +156,7 @@ def test_an_unknown_average_is_told_what_was_meant(digits):
 
 def test_the_zoomed_view_and_the_training_view_show_other_images_and_the_same_ones_each_time(digits):
     """Against the forward pass of each image alone, as `Images` shows it."""
-    (state,), images, model = random_states(1, spread=400), Images(digits, "test", limit=300), build("resnet11", 10, 1).eval()
+    (state,), images, model = random_states(1, spread=400), Images(digits, "test").first(300), build("resnet11", 10, 1).eval()
     model.load_state_dict(state)
     found = {}
     for view in evaluate.VIEWS:
@@ -170,7 +173,7 @@ def test_the_zoomed_view_and_the_training_view_show_other_images_and_the_same_on
 @pytest.mark.parametrize("members", [1, 2])
 def test_in_all_views_is_counts_of_each_view(digits, monkeypatch, members):
     monkeypatch.setitem(evaluate.VIEWS, "zoom", 100)
-    states, images, model = random_states(members, spread=400), Images(digits, "test", limit=301), build("resnet11", 10, 1)
+    states, images, model = random_states(members, spread=400), Images(digits, "test").first(301), build("resnet11", 10, 1)
     result, correct = evaluate.in_all_views(ALONE, [(model, state) for state in states], images, average="logit")
     assert list(correct) == ["test", "zoom", "scale_aspect"] and list(result["views"]) == ["zoom", "scale_aspect"]
     for view, number in (("test", 301), ("zoom", 100), ("scale_aspect", 301)):
@@ -226,7 +229,7 @@ def test_an_ensemble_of_a_run_averages_its_snapshots_and_is_recorded(run, digits
     states = [checkpoint.load(run / "snapshots" / stage)[0] for stage in ("main", "collapse")]
     views = {}
     for view, images in (("test", 20_000), ("zoom", 5000), ("scale_aspect", 5000)):
-        views[view] = counts(digits, states, limit=None, view=view)["ensemble"] | {"images": images}
+        views[view] = counts(digits, states, limit=20_000, view=view)["ensemble"] | {"images": images}
     correct = {view: expected.pop("correct").tolist() for view, expected in views.items()}
     for average in ("softmax", "logit", "softmax"):
         entry = evaluate.ensemble(str(run), members=["main", "collapse"], average=average, data=digits)
@@ -256,3 +259,32 @@ def test_an_ensemble_of_what_is_not_there_is_refused(run, killed, digits, tmp_pa
     (run / "snapshots" / "main.safetensors").unlink()
     with pytest.raises(ReproError, match="no snapshot"):
         evaluate.ensemble(str(run), members=["main"], data=digits)
+
+
+def test_statistics_computed_again_are_the_mean_of_each_workers_own(digits, monkeypatch):
+    monkeypatch.setattr(evaluate, "STATISTICS_IMAGES", 2 * 3 * 8 - 1)  # two steps of three workers
+    recipe = Recipe("r", (Stage("s", 9, 0.1),), workers=3, images_per_worker=8)
+    stream = Stream(Images(digits, "train"), 7, 8)
+    torch.manual_seed(0)
+    model = build("resnet11", 10, 1)
+    network = Network(model, images_per_worker=8)
+    before = network.weights.clone()
+    evaluate.recompute_statistics(World(), network, stream, at(recipe, 5), 2, "fp32")
+    assert torch.equal(network.weights, before)
+    seen = [model.conv1(stream.batch(at(recipe, step), worker)[0]) for step in (5, 6) for worker in range(3)]
+    means, variances = (torch.stack(values).mean(0) for values in zip(*((x.mean((0, 2, 3)), x.var((0, 2, 3))) for x in seen)))
+    assert torch.allclose(model.bn1.running_mean, means, atol=1e-5)
+    assert torch.allclose(model.bn1.running_var, variances, rtol=1e-4)
+
+
+def test_a_recipe_without_members_asks_for_stages(run, digits):
+    record = json.loads((run / "run.json").read_text())
+    for stage in record["recipe"]["stages"]:
+        stage["member"] = False
+    (run / "run.json").write_text(json.dumps(record))
+    for function in (evaluate.ensemble, export):
+        with pytest.raises(
+            ReproError, match="the recipe resnet50_448nodes-smoke has no members: name stages, .* main, collapse"
+        ):
+            function(str(run), data=digits)
+    assert evaluate.ensemble(str(run), members=["main"], data=digits)["members"] == ["main"]

@@ -248,7 +248,8 @@ def test_the_command_line_prints_the_counts(cli, exported, digits):
 
 ON_RANKS = """
 import json, sys
-from repro import ReproError, comm, export
+from repro import ReproError, export
+from repro.ranks import comm
 data, *files = sys.argv[1:]
 found = export.evaluate(files, data)
 try:
@@ -292,11 +293,11 @@ def resnet18(folder, like) -> Path:
 
 @pytest.mark.parametrize("second", ["resnet11", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_an_ensemble_averages_what_its_members_predict_also_of_two_architectures(exported, digits, tmp_path, second):
-    images = Images(digits, "train")  # fewer than in the test split
+    images = Images(digits, "test")
     files = exported if second == "resnet11" else [exported[0], resnet18(tmp_path, exported[0])]
     (one, labels), (other, _) = (scores(file, name, images) for file, name in zip(files, ("resnet11", second)))
     for average, votes in (("softmax", (one + other) / 2), ("logit", (one * other).sqrt())):
-        found = evaluate(list(map(str, files)), digits, average, "train")
+        found = evaluate(list(map(str, files)), digits, average)
         assert (found["average"], found["images"]) == (average, len(images))
         assert [only_counts(row) for row in found["members"]] == [obvious(one, labels), obvious(other, labels)]
         assert only_counts(found["ensemble"]) == obvious(votes, labels)
@@ -305,13 +306,7 @@ def test_an_ensemble_averages_what_its_members_predict_also_of_two_architectures
         assert found["ensemble"]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_the_training_split_can_be_evaluated_too(exported, digits):
-    images = Images(digits, "train")
-    found = evaluate([str(exported[0])], digits, split="train")
-    assert found["images"] == len(images)
-    assert only_counts(found["ensemble"]) == obvious(*scores(exported[0], "resnet11", images))
-    with pytest.raises(ReproError, match="Did you mean train?"):
-        evaluate([str(exported[0])], digits, split="trian")
+def test_what_cannot_be_evaluated_is_refused(exported, digits):
     with pytest.raises(ReproError, match="Did you mean logit?"):
         evaluate([str(exported[0])], digits, average="logits")
     with pytest.raises(ReproError, match="no file was named"):

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from repro import recipes
-from repro.paper import figures, names, questions, tables
+from repro.paper import figures, names, tables
 
 from conftest import ROOT
 
@@ -33,10 +33,10 @@ def rates():
 
 def points():
     """A budget with two lines, and three models with the same number of epochs whose means almost meet."""
-    drawn = [(questions.MEMBER_LABEL, True, n, 2.0 * n, 80 + n) for n in range(1, 4)]
-    drawn += [(questions.ENSEMBLE_LABEL, True, n, 2.0 * n, 83.0) for n in range(2, 4)]
-    drawn += [(questions.ONE_MODEL_LABEL, False, 1, 5.0, 82.0), ("snapshot ensemble", False, 3, 5.0, 82.01)]
-    drawn += [("three models of a third each", False, 3, 5.0, 81.99)]
+    drawn = [(names.MEMBER, True, n, 2.0 * n, 80 + n) for n in range(1, 4)]
+    drawn += [(names.ENSEMBLE, True, n, 2.0 * n, 83.0) for n in range(2, 4)]
+    drawn += [(names.ONE_MODEL, False, 1, 5.0, 82.0), (names.SNAPSHOTS, False, 3, 5.0, 82.01)]
+    drawn += [(names.THREE_MODELS, False, 3, 5.0, 81.99)]
     rows = [(*row[:4], row[4] + seed / 10, seed, "digits") for row in drawn for seed in range(3)]
     return pd.DataFrame(rows, columns=["label", "line", "members", "epochs", "top1", "seed", "data"])
 
@@ -97,8 +97,8 @@ def grey(colour):
 
 def test_what_has_not_its_own_grey_has_its_own_marker_or_line():
     shown_together = [
-        [questions.MEMBER_LABEL, questions.ENSEMBLE_LABEL, questions.ONE_MODEL_LABEL, "one model at batch 4096"]
-        + ["snapshot ensemble", questions.SNAPSHOT_CROP_LABEL, "three models of a third each"],
+        [names.MEMBER, names.ENSEMBLE, names.ONE_MODEL, names.ONE_AT_4096]
+        + [names.SNAPSHOTS, names.SNAPSHOTS_IN_CROP, names.THREE_MODELS],
         ["supported", "contradicted", "equivalent", "not resolved"],
         ["as_released", "as_designed"],
         ["weak", "strong"],

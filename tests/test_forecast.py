@@ -1,17 +1,18 @@
 """What a run will take: the arithmetic against a count by hand, what is recorded, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from repro import ReproError, recipes
-from repro.journal import completes
 from repro.paper import tables
-from repro.run import records
+from repro.run import checkpoint, identity, records
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
-from repro.schedule import Recipe, Stage
+from repro.schedule import Recipe, Stage, due
 
 from conftest import SMOKE, mpiexec
 
@@ -51,14 +52,30 @@ def probed(ranks: int = 2) -> dict:
 def test_a_count_by_hand():
     found = forecast.estimate(SMALL, probed(), 100, Layout(per_node=2))
     step = 0.5 + 3 * 0.8 + 24 * 0.01  # 6 workers on 2 ranks: 3 a rank
-    # 2 steps an epoch: rows after steps 2, 4, 6, 8, 10; evaluations after 4 and 8 and at the stages' ends, 6 and 10
-    seconds = 10 * step + 4 * 100 / 50 + (2 * 2 + (10 * step + 8) / 30) * 0.25
+    # 2 steps an epoch: rows after steps 2, 4, 6, 8, 10; evaluations after 4 and 8 and at the stages' ends, 6 and 10, where
+    # there are three views
+    evaluation = (100 + 300 + 100 + 300) / 50
+    seconds = 10 * step + evaluation + (2 * 2 + (10 * step + evaluation) / 30) * 0.25
     assert found["step_seconds"] == pytest.approx(step) and found["evaluations"] == 4
     assert found["seconds"] == pytest.approx(seconds) and found["hours"] == pytest.approx(seconds / 3600)
     assert found["seconds_low"] == pytest.approx(seconds) == pytest.approx(found["seconds_high"])  # no noise
-    assert found["run_bytes"] == 2 * 1000 + 3 * (1000 + 800)
+    assert found["run_bytes"] == 2 * 1000 + 4 * (1000 + 800)
     assert found["node_bytes"] == 2 * 10**9 and found["images"] == 10 * 48
     assert found["label"] == "measured pace"
+
+
+def test_the_other_views_of_a_large_test_set_are_of_its_first_images_only():
+    few, many = (forecast.estimate(SMALL, probed() | {"save_seconds": 0}, n, Layout(per_node=2)) for n in (4_000, 50_000))
+    assert few["seconds"] - many["seconds"] == pytest.approx((8 * 4_000 - (4 * 50_000 + 4 * 5_000)) / 50)
+
+
+def test_so_many_checkpoints_are_on_disk_at_once(tmp_path):
+    found = []
+    for step in range(1, 9):
+        checkpoint.save(tmp_path / "checkpoints" / str(step), {"weights": torch.zeros(3)}, {})
+        found.append(len(checkpoint.generations(tmp_path / "checkpoints")))
+        checkpoint.prune(tmp_path / "checkpoints")
+    assert max(found) == forecast.MOST_KEPT
 
 
 def test_other_ranks_than_those_at_hand_are_the_models():
@@ -93,22 +110,22 @@ def test_rows_and_evaluations_are_those_of_the_trainer(shrink):
         if shrink == "rehearsal" and recipe.global_batch > 2**14:
             continue  # larger than a rehearsal's images
         small = recipes.shrink(recipe, shrink)
-        ends, rows, evaluations = set(small.starts[1:]), 0, 0
-        for step in range(1, small.iterations + 1):
-            evaluates = step in ends or completes(small, step, small.evaluate_every)
-            evaluations += evaluates
-            rows += evaluates or completes(small, step, small.record_every)
-        assert forecast.occasions(small) == (rows, evaluations)
+        for every in (small.evaluate_every, small.record_every):
+            found = due(small, every)
+            for step in range(1, small.iterations + 1):
+                completes = small.epochs(step) // every > small.epochs(step - 1) // every
+                assert (step in found) == (completes or step in small.starts)
 
 
 # --- With a probe -----------------------------------------------------------------------------------------------------
-def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_path):
+def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_path, monkeypatch):
     from repro.train import train
 
+    monkeypatch.setattr(forecast, "SECONDS", 1.0)
     task = SMOKE | {"data": digits, "out": str(tmp_path / "runs")}
-    (before,) = forecast.expected([task], seconds=1.0)
+    (before,) = forecast.expected([task])
     assert not before["complete"] and before["seconds"] > 0
-    (again,) = forecast.expected([task], seconds=1.0)
+    (again,) = forecast.expected([task])
     assert again["seconds"] == before["seconds"]  # the recorded one: no second probe
     run = records.read(train(**task))
     table = tables.predictions(tmp_path / "runs")
@@ -116,7 +133,7 @@ def test_a_forecast_is_recorded_and_stands_beside_the_measured_time(digits, tmp_
     assert table.predicted[0] == pytest.approx(before["seconds"] / 60)
     assert table.measured[0] == pytest.approx(run["seconds"] / 60)
     assert table.error[0] == pytest.approx(100 * (before["seconds"] / run["seconds"] - 1))
-    (after,) = forecast.expected([task], seconds=1.0)
+    (after,) = forecast.expected([task])
     assert after["complete"]
 
 
@@ -134,6 +151,15 @@ def test_beyond_the_ranks_at_hand_nothing_is_recorded(digits, tmp_path):
     found = forecast.plan(**SMOKE, data=digits, out=str(tmp_path / "runs"), nodes=2, seconds=0.5)
     assert found["asked"]["label"] == "MODEL" and found["asked"]["nodes"] == 2
     assert records.predictions(tmp_path / "runs") == {}
+
+
+def test_a_plan_is_written_with_what_it_was_made_on_and_by(cli, digits, tmp_path):
+    options = ["--shrink", "smoke", "--device", "cpu", "--seconds", "0.5", "--data", digits, "--out", str(tmp_path / "runs")]
+    status, said, _ = cli("plan", SMOKE["recipe"], *options, "--json", str(tmp_path / "made" / "plan.json"))
+    written = json.loads((tmp_path / "made" / "plan.json").read_text())
+    assert status == 0 and f"{written['images_per_s']:.4g} images/s; 24 steps" in said
+    assert written["command"].startswith(f"python -m repro plan {SMOKE['recipe']} --shrink smoke ")
+    assert written["gpu"] == "" and written["cores"] and written["version"] == identity.code_version()
 
 
 def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monkeypatch):

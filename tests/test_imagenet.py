@@ -319,8 +319,38 @@ def test_classes_and_counts_must_be_those_of_the_kit(layout, pack, case, message
         one.mkdir()
     if case == "stray":
         write_files(source, {"train/readme.txt": ""})
-    said = refused(pack(source))
+    said = refused(pack(source, subset=False))
     assert message in said
+
+
+@pytest.mark.parametrize("validation", ["of all classes", "of its classes"])
+def test_a_part_beside_the_whole_kit_is_packed(layout, pack, contents, validation):
+    """Three of the kit's four classes, one of them with an image less; the kit labels validation images by their numbers."""
+    source, truth = layout("tree"), contents[3]
+    shutil.rmtree(source / "train" / CLASSES[1])
+    next((source / "train" / CLASSES[2]).iterdir()).unlink()
+    if validation == "of its classes":
+        for name in (name for name, synset in truth.items() if synset == CLASSES[1]):
+            (source / "val" / name).unlink()
+    status, _, error = pack(source)
+    assert status == 0, error
+    train, test = (Packed(pack.out / f"{split}.lmdb", "imagenet-subset", split) for split in ("train", "test"))
+    assert train.manifest["classes"] == [CLASSES[0], *CLASSES[2:]] and train.manifest["count_per_class"] == [4, 2, 3]
+    kept = sorted((synset, name) for name, synset in truth.items() if synset != CLASSES[1])
+    assert [train.manifest["classes"][test[index][0]] for index in range(len(test))] == [synset for synset, _ in kept]
+
+
+@pytest.mark.parametrize("case", ["extra", "more", "no line"])
+def test_what_the_kit_does_not_have_is_no_part_of_it(layout, pack, case):
+    source = layout("tree")
+    image = next((source / "train" / CLASSES[2]).iterdir()).read_bytes()
+    name, message = {
+        "extra": ("train/n98000000/n98000000_1.JPEG", "class n98000000 (1 such) is not among the classes of the"),
+        "more": (f"train/{CLASSES[2]}/{CLASSES[2]}_99.JPEG", f"{CLASSES[2]} has 4 training images instead of 3"),
+        "no line": ("val/ILSVRC2012_val_00000009.JPEG", "ground truth has 8 lines, and none for ILSVRC2012_val_00000009.JPEG"),
+    }[case]
+    write_files(source, {name: image})
+    assert message in refused(pack(source))
 
 
 def test_kaggles_class_list_is_checked(layout, pack):
@@ -477,7 +507,7 @@ def test_folders_that_disagree_with_the_kit_are_named(layout, pack, contents):
 def test_a_missing_validation_image_is_named_with_the_kit(layout, pack):
     source = layout("tree")
     (source / "val" / "ILSVRC2012_val_00000005.JPEG").unlink()
-    assert "validation image number 5 is missing" in refused(pack(source))
+    assert "validation image number 5 is missing" in refused(pack(source, subset=False))
 
 
 def test_a_kit_with_another_classs_number_is_named(layout, pack):

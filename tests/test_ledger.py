@@ -1,6 +1,7 @@
 """The ledger: what agrees passes, what was changed by hand is missed, and no small run turns a claim on ImageNet green."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 from repro.paper import ledger, questions, tables
 from repro.paths import REFERENCE
+from repro.run import records
 
 from conftest import python
 
@@ -68,23 +70,28 @@ def test_claims_on_imagenet_are_not_run_and_say_what_they_would_cost(found):
     assert claims.node_hours["R1"] == 448 and claims.node_hours["R3"] == 256  # nodes times hours
     assert claims.node_hours["A2"] == pytest.approx(1536 * 28 / 60)
     assert claims.ours[["A1", "A2"]].str.startswith("MODEL").all() and claims.ours.drop(["A1", "A2"]).isna().all()
-    plan = ledger.ONE_GPU
+    plan = ledger.one_gpu()
     assert claims.one_gpu_hours["R2"] == pytest.approx(89.97 * 1_281_167 / plan["images_per_s"] / 3600)
     assert f"{plan['images_per_s']} images/s" in " ".join(plan["said"]) and claims.one_gpu_hours[["A1", "A2"]].isna().all()
     assert (claims.node_hours_gpu.dropna() < claims.node_hours_cpu.dropna()).all()
 
 
-def run_on(tmp_path, data, shrink="none", top1=38076, variant=""):
+def test_a_checkout_without_the_reference_can_ask_what_else_is_known(tmp_path):
+    code = "from pathlib import Path; from repro import paths; paths.REFERENCE = Path('/nowhere'); "
+    asked = python("-c", code + "from repro.paper import ledger; print(ledger.costs('A2')['node_hours'])")
+    assert asked.stdout == f"{1536 * 28 / 60}\n", asked.stderr
+
+
+def run_on(tmp_path, data, shrink="none", top1=38076, variant="", **more):
     """The reference's folder with one run changed into one of resnet50_448nodes, right for `top1` of 50,000 images."""
     results = tmp_path / "results"
     shutil.copytree(REFERENCE / "tables", results / "tables")
-    old = next((REFERENCE / "runs").glob("resnet50_448nodes-*"))
-    shutil.copytree(old, results / "runs" / old.name)
-    file = results / "runs" / old.name / "run.json"
-    record = json.loads(file.read_text())
-    record |= {"shrink": shrink, "variant": variant, "data": record["data"] | {"name": data}}
+    old = next(run for run in records.all_runs(REFERENCE / "runs") if run.name.startswith("resnet50_448nodes-"))
+    record = records.read(old)
+    record |= {"shrink": shrink, "variant": variant, "data": record["data"] | {"name": data}, "model": "resnet50"} | more
     record["ends"]["collapse"] |= {"top1": top1, "images": 50_000}
-    file.write_text(json.dumps(record))
+    (results / "runs" / old.name).mkdir(parents=True)
+    (results / "runs" / old.name / "run.json").write_text(json.dumps(record))
     return ledger.ledger(results / "runs", results).set_index("id")
 
 
@@ -98,11 +105,28 @@ def test_a_run_on_imagenet_passes_or_misses_its_claim(tmp_path):
 
 @pytest.mark.parametrize(
     "other",
-    [{"data": "digits"}, {"data": "imagenet", "shrink": "laptop"}, {"data": "imagenet", "variant": "lr_formula=as_designed"}],
+    [
+        {"data": "digits"},
+        {"data": "imagenet", "shrink": "laptop"},
+        {"data": "imagenet", "variant": "lr_formula=as_designed"},
+        {"data": "imagenet", "model": "resnet18"},
+    ],
 )
 def test_no_other_run_turns_a_claim_on_imagenet_green(tmp_path, other):
     found = run_on(tmp_path, **other)
     assert set(found.state[found.scale == "ImageNet"]) == {"NOT-RUN"}
+
+
+def test_runs_on_imagenet_by_two_codes_do_not_count_together(tmp_path):
+    run_on(tmp_path, "imagenet")
+    runs = tmp_path / "results" / "runs"
+    (newer,) = runs.iterdir()
+    record = json.loads((newer / "run.json").read_text())
+    shutil.copytree(newer, runs / "older")
+    settings = record["settings"] | {"seed": 1}
+    (runs / "older" / "run.json").write_text(json.dumps(record | {"code": "older", "end": "2001", "settings": settings}))
+    row = ledger.ledger(runs, runs.parent).set_index("id").loc["R2"]
+    assert (row.n, row.runs) == (1, newer.name)
 
 
 def test_questions_have_ids_of_their_own_and_their_verdicts(found):
@@ -116,6 +140,17 @@ def test_questions_have_ids_of_their_own_and_their_verdicts(found):
                 assert row.low <= answers.difference[question.claim] <= row.high and row.commit
 
 
+def test_folders_of_an_earlier_version_or_of_a_run_that_has_just_begun_are_passed_over(found, tmp_path):
+    for folder in (REFERENCE / "runs").iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    recipe = questions.QUESTIONS[-1].better.recipe
+    (tmp_path / f"{recipe}-laptop-digits-seed0-begun").mkdir()
+    old = tmp_path / f"{recipe}-laptop-digits-seed0-old"
+    old.mkdir()
+    (old / "run.json").write_text(json.dumps({"recipe": recipe, "version": "0.1.0"}))
+    pd.testing.assert_frame_equal(ledger.ledger(tmp_path, REFERENCE).set_index("id"), found)
+
+
 def test_a_missed_claim_ends_the_command_with_status_4(tmp_path, cli):
     code = (
         "import sys; from repro.paper import tables; read = tables.published\n"
@@ -127,5 +162,7 @@ def test_a_missed_claim_ends_the_command_with_status_4(tmp_path, cli):
     )
     missed = python("-c", code.format(tmp_path))
     assert missed.returncode == 4 and "S1   MISSED" in missed.stdout and "1 MISSED" in missed.stdout
+    first = missed.stdout.splitlines()[0]
+    assert re.match(r"claims by the runs in \S+, trained by (this code|other code \(\S+\): \d+ definitions differ: )", first)
     status, told, _ = cli("verify", "--results", str(tmp_path), "--json")
     assert not status and {row["id"] for row in json.loads(told)} >= {"A1", "R3", "S6", "C5", "D1"}

@@ -13,9 +13,10 @@ from repro import ReproError
 from repro.allreduce import Average
 from repro.model import BatchNorm, Network
 from repro.optim import SGD
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.resnet import build
 from repro.run import checkpoint
+from repro.schedule import Recipe, Stage, at
 
 
 def count(model):
@@ -438,11 +439,12 @@ def test_any_model_contributes_what_plain_autograd_gives(model, parameters, stat
                 assert_close(parameter.grad, torch.zeros_like(other) if other.grad is None else other.grad, name, rtol=1e-3)
         assert float(contribution[-1]) == float((logits.argmax(1) == labels).sum())
 
-    average, optimizer = Average("exact", Alone(), 1, network), SGD(network.weights, 0.9, network.undecayed)
+    recipe = Recipe("r", (Stage("s", 1, 0.1),), 1, 1, decay_bn=False)
+    average, update = Average("exact", World(), 1, network), SGD(network, recipe)
     average.add(network.contribute(images, labels))
     mean = average.mean()
     before = network.weights.clone()
-    optimizer.step(mean.gradient, 0.1, 0.0)
+    update.step(mean.gradient, at(recipe, 0))
     network.update_statistics(mean.statistics, 0.05)
     assert not torch.equal(network.weights, before)
     checkpoint.save(tmp_path / "1", network.state(), {})

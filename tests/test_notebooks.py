@@ -103,7 +103,7 @@ SMALL = recipes.shrink(recipes.find("resnet50_448nodes"), "smoke")  # 14 workers
     "cores, asked, started", [(1, 0, 1), (1, 1, 1), (1, 2, 2), (2, 0, 2), (2, 2, 2), (16, 0, 7), (16, 7, 7)]
 )
 def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
-    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(notebooks, "cores", lambda: cores)
     assert notebooks.ranks_for([SMALL], asked) == started
 
 
@@ -112,7 +112,7 @@ def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
     [
         (2, 99, "ranks is 99: resnet50_448nodes-smoke has 14 workers"),
         (16, 8, "ranks is 8: resnet50_448nodes-smoke has 14 workers, 2 in a pass, and each rank needs a pass"),
-        (2, 3, "this machine has 2 cores, so start at most 2"),
+        (2, 3, "this process may use 2 cores, so start at most 2"),
         (1, 3, "start at most 2"),
         (2, -1, "at least 0"),
         (2, "2", "must be a whole number"),
@@ -120,23 +120,24 @@ def test_ranks_that_fit_are_started(monkeypatch, cores, asked, started):
     ],
 )
 def test_ranks_that_do_not_fit_are_refused(monkeypatch, cores, asked, told):
-    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(notebooks, "cores", lambda: cores)
     with pytest.raises(ReproError, match=told):
         notebooks.ranks_for([SMALL], asked)
 
 
 def test_ranks_without_a_recipe_are_limited_by_cores_alone(monkeypatch):
-    monkeypatch.setattr(notebooks.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(notebooks, "cores", lambda: 4)
     assert notebooks.ranks_for([]) == 4
     with pytest.raises(ReproError, match="4 cores"):
         notebooks.ranks_for([], 5)
 
 
 # --- What takes a while -----------------------------------------------------------------------------------------------
-def test_a_block_that_takes_long_says_so_and_a_short_one_is_silent(capsys):
-    with notebooks.saying("short ...", after=5):
+def test_a_block_that_takes_long_says_so_and_a_short_one_is_silent(capsys, monkeypatch):
+    with notebooks.saying("short ..."):
         pass
-    with notebooks.saying("long ...", after=0.05):
+    monkeypatch.setattr(notebooks, "QUIET", 0.05)
+    with notebooks.saying("long ..."):
         time.sleep(0.3)
     time.sleep(0.1)
     assert capsys.readouterr().out == "long ...\n"
@@ -219,7 +220,7 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
     output = tmp_path / "out" / "trial.ipynb"
     output.parent.mkdir()
     output.write_text("the last good copy")
-    with pytest.raises(notebooks.NotebookError, match="trial"):
+    with pytest.raises(ReproError, match="trial"):
         notebooks.execute("trial", {}, output)
     assert output.read_text() == "the last good copy"
     assert output.with_suffix(".failed.ipynb").exists()
@@ -241,7 +242,7 @@ def test_notebooks_at_the_same_time_have_kernels_of_their_own_and_leave_no_socke
 @pytest.mark.counts_for("green")
 def test_a_cell_that_takes_too_long_fails(folder, tmp_path):
     folder("import time; time.sleep(60)")
-    with pytest.raises(notebooks.NotebookError, match="trial failed: .*imeout"):
+    with pytest.raises(ReproError, match="trial failed: .*imeout"):
         notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb", timeout=2)
 
 
@@ -256,7 +257,7 @@ def test_a_full_disk_fails_and_keeps_the_last_good_copy(folder, tmp_path):
         "import sys; from pathlib import Path; from repro.jupyter import notebooks; notebooks.FOLDER = Path(sys.argv[1])\n"
         "output = Path(sys.argv[1], 'out', 'trial.ipynb'); output.write_text('good')\n"
         "try: notebooks.execute('trial', {}, output)\n"
-        "except notebooks.NotebookError as error: print(output.read_text(), error)"
+        "except notebooks.ReproError as error: print(output.read_text(), error)"
     )
     done = subprocess.run(
         [
@@ -354,11 +355,11 @@ class Kernel:
         return ast.literal_eval(self.output)
 
     def running(self, module: str) -> list[int]:
-        """The processes of a module of ours below the kernel."""
+        """The processes of a module of ours, and what it was told to be, below the kernel."""
         found = []
         for process in self.process.children(recursive=True):
             try:
-                if process.cmdline()[1:3] == ["-m", module] and process.status() != psutil.STATUS_ZOMBIE:
+                if " ".join(process.cmdline()[1:]).startswith(f"-m {module}") and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process.pid)
             except psutil.NoSuchProcess:
                 pass
@@ -464,7 +465,7 @@ def test_an_interrupt_saves_and_ends_the_cell_in_one_line_and_the_next_run_all_c
     assert kernel.run(training)
     assert kernel.output.startswith(f"continuing at epoch {stopped[1]} of 8.")
     assert kernel.output.count("epoch   1.") == 0  # which the first attempt has shown
-    assert kernel.running("repro.jupyter.engines") == sorted(pids) and len(kernel.running("repro.jupyter.guard")) == 1
+    assert kernel.running("repro.jupyter.engines engine") == sorted(pids) and len(kernel.running("repro.jupyter.guard")) == 1
     assert kernel.run(training) and kernel.output == f"already complete: {folder.name}\n"
 
     digest = kernel.ask("repr(records.read(folders[0])['weights_sha256'])")
@@ -483,30 +484,30 @@ def test_a_second_interrupt_ends_engines_that_do_not_stop(kernel, digits, tmp_pa
     os.kill(pids[1], signal.SIGSTOP)
     kernel.manager.interrupt_kernel()
     kernel.follow(until="stopping after this step; interrupt again to end the engines at once", timeout=SOON)
-    assert kernel.running("repro.jupyter.engines") == sorted(pids)
+    assert kernel.running("repro.jupyter.engines engine") == sorted(pids)
     began = time.monotonic()
     kernel.manager.interrupt_kernel()
     assert not kernel.follow(timeout=SOON)
     assert time.monotonic() - began < SOON
     assert kernel.error.kind == "EnginesEnded" and "\n" not in kernel.error.shown
     assert kernel.error.shown.startswith("interrupted twice: the engines were ended at once, epoch 0.0 of 8.")
-    assert kernel.running("repro.jupyter.engines") == kernel.running("repro.jupyter.guard") == []
-    assert kernel.run(*before) and len(kernel.running("repro.jupyter.engines")) == 2
+    assert kernel.running("repro.jupyter.engines engine") == kernel.running("repro.jupyter.guard") == []
+    assert kernel.run(*before) and len(kernel.running("repro.jupyter.engines engine")) == 2
 
 
 @pytest.mark.slow
 def test_run_all_after_a_failed_cell_has_one_set_of_engines(kernel, digits, tmp_path):
     sources = edited("10-train", data=repr(digits), out=repr(str(tmp_path)), **RUN)[:4]
     assert not kernel.run(*sources, "1 / 0")
-    pids = kernel.running("repro.jupyter.engines")
+    pids = kernel.running("repro.jupyter.engines engine")
     assert len(pids) == 2
     assert not kernel.run(*sources, "engine.run('repro.recipes:find', 'nope')")
     assert kernel.error.shown.startswith("unknown recipe 'nope'. Choose one of: ") and "\n" not in kernel.error.shown
-    assert kernel.run(*sources) and kernel.running("repro.jupyter.engines") == pids
+    assert kernel.run(*sources) and kernel.running("repro.jupyter.engines engine") == pids
     sources[1] = sources[1].replace("ranks: int = 2", "ranks: int = 1")
     assert kernel.run(*sources)
-    assert len(kernel.running("repro.jupyter.engines")) == len(kernel.running("repro.jupyter.guard")) == 1
-    assert not set(pids) & set(kernel.running("repro.jupyter.engines"))
+    assert len(kernel.running("repro.jupyter.engines engine")) == len(kernel.running("repro.jupyter.guard")) == 1
+    assert not set(pids) & set(kernel.running("repro.jupyter.engines engine"))
 
 
 @pytest.mark.slow
@@ -630,3 +631,14 @@ def test_a_notebook_that_was_stopped_has_neither_passed_nor_failed(folder, tmp_p
     with pytest.raises(records.Stopped, match="^notebook trial: stopped at epoch 3.0 of 8.2"):
         notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb")
     assert not (tmp_path / "out" / "trial.ipynb").exists()
+
+
+def test_a_split_that_is_not_there_is_found_before_any_engine_starts(digits, tmp_path):
+    data = tmp_path / "digits"
+    shutil.copytree(digits, data)
+    check = dict(names=["one_model"], data=str(data), shrink="smoke", seeds=[0], ranks=2)
+    assert notebooks.check_run(**check, settings={"split": "val"}) == 2
+    (data / "val.lmdb").unlink()
+    with pytest.raises(ReproError, match="digits has no validation split"):
+        notebooks.check_run(**check, settings={"split": "val"})
+    assert notebooks.check_run(**check) == 2

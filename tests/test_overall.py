@@ -18,11 +18,11 @@ from repro.jupyter import notebooks, progress
 from repro.paper import current, overall, questions, reproduce, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
-from repro.ranks import watch
+from repro.ranks import stop
 from repro.run import identity, records, state
 
 SMOKE = PROFILES["smoke"]
-KNOWN = json.loads(next(REFERENCE.glob("runs/resnet50_448nodes-*/run.json")).read_text())
+KNOWN = next(run for run in map(records.read, records.all_runs(REFERENCE / "runs")) if run["base"] == "resnet50_448nodes")
 
 
 @pytest.fixture
@@ -127,12 +127,12 @@ def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock
 def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_path, monkeypatch):
     ended, asked, others = threading.Event(), threading.Event(), SimpleNamespace(training=training)
     others.begin = others.end = lambda name: None
-    others.show = watch.asked.set  # the request comes while the notebook runs
+    others.show = stop.asked.set  # the request comes while the notebook runs
 
     def execute(*arguments, **options):
         assert (asked if training else ended).wait(10), "the engines are asked to stop, or else the kernel is ended"
         (tmp_path / "10-train.failed.ipynb").touch()
-        raise notebooks.NotebookError("stopped")
+        raise notebooks.ReproError("stopped")
 
     monkeypatch.setattr(notebooks, "execute", execute)
     monkeypatch.setattr(notebooks, "end_kernels", ended.set)
@@ -144,7 +144,7 @@ def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_pat
         with pytest.raises(records.Stopped):
             reproduce._run({"10-train": {}}, tmp_path, others)
     finally:
-        watch.asked.clear()
+        stop.asked.clear()
 
 
 def test_engines_that_were_asked_to_stop_from_outside_stop_the_reproduction(tmp_path, monkeypatch):
@@ -167,7 +167,9 @@ def test_engines_that_were_asked_to_stop_from_outside_stop_the_reproduction(tmp_
 @pytest.fixture
 def results(data, tmp_path, monkeypatch):
     """A folder of results that is current, and one of code beside it."""
-    for name in ("code/repro/a.py", "code/notebooks/b.ipynb", "results/runs/r/run.json", "results/tables/t.csv"):
+    code = "repro/a.py", "repro/paper/report.css", "repro/paper/report.html.j2", "notebooks/b.ipynb"
+    made = "runs/r/run.json", "tables/t.csv", "notebooks/20-tables.ipynb"
+    for name in (*(f"code/{name}" for name in code), *(f"results/{name}" for name in made)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(current, "ROOT", tmp_path / "code")
@@ -181,11 +183,15 @@ def results(data, tmp_path, monkeypatch):
     "name, what",
     [
         ("code/repro/a.py", "code"),
+        ("code/repro/paper/report.css", "code"),
+        ("code/repro/paper/report.html.j2", "code"),
         ("code/notebooks/b.ipynb", "code"),
         ("results/runs/r/run.json", "runs"),
         ("results/runs/r/correct/m.npz", "runs"),
         ("results/tables/t.csv", "results"),
         ("results/figures/f.svg", "results"),
+        ("results/bench/scaling.json", "measurements"),
+        ("results/figures/bench-apparent_size.svg", "measurements"),
     ],
 )
 @pytest.mark.parametrize("change", ["changed", "deleted"])
@@ -201,6 +207,16 @@ def test_whatever_changes_is_found(results, name, what, change):
     assert current.difference("smoke", results) == f"changed since the last time: {what}"
 
 
+def test_benchmarks_that_it_does_not_read_and_times_in_notebooks_are_no_change(results):
+    """`make bench` writes the first two, and each `make table-NAME` executes a notebook again."""
+    for name in ("bench/bench.json", "figures/bench-bench.svg", "notebooks/20-tables.ipynb"):
+        (results / name).parent.mkdir(exist_ok=True)
+        (results / name).write_text("at another time")
+    assert current.difference("smoke", results) == ""
+    (results / "notebooks" / "20-tables.ipynb").unlink()
+    assert current.difference("smoke", results) == "changed since the last time: notebooks"
+
+
 def test_another_profile_other_packages_and_other_data_are_changes(results, monkeypatch):
     assert current.difference("letters", results).startswith("changed since the last time: profile, data")
     monkeypatch.setattr(identity, "package_versions", lambda: {"torch": "0"})
@@ -209,6 +225,19 @@ def test_another_profile_other_packages_and_other_data_are_changes(results, monk
     assert current.difference("smoke", results).startswith("changed since the last time: profile, code")
     (results / current.NAME).write_text("{")
     assert current.difference("smoke", results) == "no reproduction was completed here yet"
+
+
+def test_other_images_are_a_change_of_a_data_set_without_a_validation_split(data, results, tmp_path):
+    def pack(image):
+        for split in ("train", "test"):
+            path = tmp_path / "data" / "cifar10" / f"{split}.lmdb"
+            packed.write(path, "cifar10", split, ["0"], lambda start: [packed.Item(0, image)])
+
+    pack(b"old")
+    current.note("cifar10", results)
+    assert current.difference("cifar10", results) == ""
+    pack(b"new")
+    assert current.difference("cifar10", results) == "changed since the last time: data"
 
 
 # --- One table or figure ----------------------------------------------------------------------------------------------

@@ -4,14 +4,17 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import repro
 from repro import ReproError, evaluate, export, recipes, train
-from repro.run import own, records
-from repro.schedule import Recipe, Stage
+from repro.images.data import Images, Stream
+from repro.resnet import build
+from repro.run import checkpoint, own, records
+from repro.schedule import Recipe, Stage, at
 from repro.task import prepare
 
 from conftest import kill_after_first_checkpoint, mpiexec
@@ -20,6 +23,7 @@ MINE = '''
 """A recipe and models as a user writes them."""
 import torch
 from torch import nn
+from repro.optim import SGD
 from repro.recipes.controls import collapsed_ensemble
 from repro.schedule import Recipe, Stage
 
@@ -64,6 +68,39 @@ def other_arguments(classes):
 
 def random_net(classes, channels):
     return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, classes))
+
+
+class Averaged(SGD):
+    """SGD whose result is a moving average of the weights."""
+
+    remembers = ("momentum", "average")
+
+    def begin(self, stage):
+        super().begin(stage)
+        if not stage.keep_momentum:
+            self.vectors["average"].copy_(self.weights)
+
+    def step(self, gradient, now):
+        super().step(gradient, now)
+        self.vectors["average"].lerp_(self.weights, 0.1)
+
+    def finished(self):
+        return self.vectors["average"]
+
+
+growing = Recipe(
+    "growing",
+    stages=(
+        Stage("one", 6, base_rate=0.2, workers=2),
+        Stage("two", 5, base_rate=0.2, keep_momentum=True, member=True),
+        Stage("three", 4, base_rate=0.1, workers=5, starts_from="one", member=True),
+    ),
+    workers=4,
+    images_per_worker=8,
+    record_every=0.01,
+    evaluate_every=0.1,
+    update="mine.py:Averaged",
+)
 '''
 
 
@@ -80,6 +117,61 @@ def options(**values):
 
 
 # --- Guarantees -------------------------------------------------------------------------------------------------------
+
+
+def ends(folder):
+    return {path.stem: checkpoint.load(path.with_suffix(""))[0] for path in Path(folder).glob("snapshots/*.json")}
+
+
+def test_a_rule_and_a_growing_batch_have_the_same_bits_on_two_ranks_after_a_kill(mine, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = dict(recipe="mine.py:growing", model="mine.py:my_net", data=digits)
+    alone = ends(train.train(**task, out=str(tmp_path / "alone")))
+    killed = kill_after_first_checkpoint(tmp_path / "killed", **task)
+    done = mpiexec(2, "-m", "repro", "train", task.pop("recipe"), *options(**task, out=tmp_path / "killed"))
+    assert done.returncode == 0 and "continuing after step" in done.stderr, done.stderr
+    assert done.stdout.splitlines()[-1] == str(killed)
+    for stage, state in ends(killed).items():
+        assert all(torch.equal(state[name], alone[stage][name]) for name in state), stage
+    assert sorted(alone) == ["one", "three", "two"]
+
+
+@pytest.fixture
+def averaged(mine, digits, tmp_path):
+    """averaged(*stages): the ends of a run by a rule that averages; rule="" is SGD."""
+
+    def trained(*stages, rule=f"{mine}:Averaged"):
+        recipe = Recipe("r", stages, workers=3, images_per_worker=4, model="resnet11", epoch_images=300, update=rule)
+        return ends(train.train(recipe, data=digits, out=str(tmp_path / "runs"), device="cpu"))
+
+    return trained
+
+
+def test_the_finished_weights_are_tested_and_kept_with_statistics_of_their_own(averaged, digits, monkeypatch):
+    """The moving average against the ends of runs of one, two and three steps."""
+    monkeypatch.setattr(evaluate, "STATISTICS_IMAGES", 24)  # two steps
+    still, weights = averaged(Stage("s", 1, 0.0), rule="")["s"], []
+    for steps in (1, 2, 3):
+        weights.append(averaged(Stage("s", steps, 0.3, horizon=9), rule="")["s"])
+    found = averaged(Stage("s", 3, 0.3, horizon=9))["s"]
+    for name in (name for name, value in found.items() if value.dtype == torch.float32 and "running" not in name):
+        average = still[name]
+        for state in weights:
+            average = 0.9 * average + 0.1 * state[name]
+        assert torch.allclose(found[name], average, atol=1e-6), name
+    recipe = Recipe("r", (Stage("s", 9, 0.3),), workers=3, images_per_worker=4)
+    model, stream = build("resnet11", 10, 1), Stream(Images(digits, "train").first(300), 0, 4)
+    model.load_state_dict(found)
+    seen = [model.conv1(stream.batch(at(recipe, step), worker)[0]) for step in (3, 4) for worker in range(3)]
+    mean = torch.stack([each.mean((0, 2, 3)) for each in seen]).mean(0)
+    assert torch.allclose(found["bn1.running_mean"], mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_next_stage_starts_from_the_finished_weights_unless_it_keeps_momentum(averaged, keep):
+    found = averaged(Stage("one", 3, 0.3, horizon=9), Stage("two", 1, 0.0, keep_momentum=keep))
+    same = [torch.equal(found["one"][name], found["two"][name]) for name in found["one"] if name.endswith("weight")]
+    assert all(same) != keep
 
 
 @pytest.mark.slow  # tests/test_train.py does so with our network

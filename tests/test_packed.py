@@ -4,9 +4,11 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
+from repro.images.copies import copy_to_nodes
 from repro.images.packed import CHUNK, FORMAT, Item, Packed, PackedError, write
 
 from conftest import python
@@ -124,7 +126,7 @@ def test_what_is_not_packed_data_is_named(tmp_path, content):
 @pytest.mark.counts_for("packed")
 def test_missing_data_says_which_command_makes_it(tmp_path):
     for path in (tmp_path / "train.lmdb", tmp_path):  # a folder in place of the file
-        with pytest.raises(PackedError, match="python data_prep/digits.py"):
+        with pytest.raises(PackedError, match="make it with `.venv/bin/python data_prep/digits.py"):
             Packed(path, "digits", "train")
 
 
@@ -234,3 +236,21 @@ def test_two_processes_do_not_pack_one_file(tmp_path):
         return MANY
 
     write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, fingerprint="p")
+
+
+# --- Copies -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_has_every_split_of_the_original_and_no_other(tmp_path):
+    source = tmp_path / "digits"
+    splits = {"train": RECORDS, "val": RECORDS[:100], "test": RECORDS[100:200]}
+    for split, records in splits.items():
+        pack(source / f"{split}.lmdb", records, split)
+    copy = Path(copy_to_nodes(str(source), str(tmp_path / "disk")))
+    assert len(list(copy.iterdir())) == 3
+    assert all((copy / f"{split}.lmdb").read_bytes() == (source / f"{split}.lmdb").read_bytes() for split in splits)
+    (source / "val.lmdb").unlink()  # packed again without one: its images may be trained on now
+    pack(source / "train.lmdb", RECORDS[::-1])
+    assert copy_to_nodes(str(source), str(tmp_path / "disk")) == str(copy)
+    assert {path.name for path in copy.iterdir()} == {"train.lmdb", "test.lmdb"}
+    assert (copy / "train.lmdb").read_bytes() == (source / "train.lmdb").read_bytes()

@@ -33,7 +33,7 @@ class Folder:
     """The folder of a run that this process trains, or `owner` (as its lock has it)."""
 
     def __init__(self, out, owner=MYSELF):
-        data = {"name": "digits", "test": "digest", "originals": 897}
+        data = {"name": "digits", "train": "digest", "test": "digest", "originals": 897}
         origin = dict.fromkeys(("variant", "model_source"), "") | {"base": "collapsed_ensemble", "shrink": "smoke"}
         self.run = records.Run(out, SMALL, Settings(), data, **origin)
         self.run.begin(ranks=2)

@@ -138,6 +138,16 @@ def test_runs_that_are_not_of_the_profile_are_listed_at_the_end_and_nowhere_else
     assert text.index("a-stray-run") > start and f"{len(runs)} complete runs" in text
 
 
+def test_runs_by_another_code_than_the_newest_are_listed_at_the_end(results):
+    path = results / "tables" / "runs.csv"
+    runs = pd.read_csv(path)
+    newer = runs[runs.recipe == "one_model"].assign(code="newer", end="2100-01-01T00:00:00+00:00")
+    pd.concat([runs[runs.recipe != "one_model"], newer]).to_csv(path, index=False)
+    text, _ = page_of(results)
+    assert f"from {len(newer)} complete runs" in text and f"{len(newer)} runs, " in text
+    assert text.index(runs.folder[0]) > text.index('<section id="others">')
+
+
 def test_a_page_of_another_data_set_shows_none_of_these_runs(results):
     text, page = page_of(results, "letters", "laptop")
     assert "No complete run of this data set and size answers a question yet." in text

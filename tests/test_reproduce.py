@@ -14,7 +14,7 @@ from PIL import Image
 
 from repro.jupyter import engines
 from repro.paper import questions, reproduce
-from repro.paths import REFERENCE, ROOT
+from repro.paths import ROOT
 from repro.run import records
 
 pytestmark = pytest.mark.slow  # all notebooks, some twice
@@ -35,33 +35,6 @@ def results(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "printed").write_text(done.stdout)
     return folder
-
-
-def test_what_is_kept_is_small_and_complete(tmp_path):
-    results, reference = tmp_path / "results", tmp_path / "reference"
-    kept = ["report/index.html", "tables/runs.csv", "runs/a/metrics.jsonl", "runs/a/correct/plain.npz", "figures/answers.svg"]
-    kept += ["figures/answers.pdf"]
-    left = [
-        "tables/evaluations.csv",
-        "runs/a/snapshots/main.safetensors",
-        "runs/a/correct/main.npz",
-        "runs/b/correct/plain.npz",
-        "figures/answers.png",
-    ]
-    for name in kept + left:
-        (results / name).parent.mkdir(parents=True, exist_ok=True)
-        (results / name).touch()
-    for name, status in (("a", "complete"), ("b", "running")):
-        record = records.read(next((REFERENCE / "runs").iterdir())) | {"status": status, "base": "collapse_parts"}
-        (results / "runs" / name / "run.json").write_text(json.dumps(record))
-    (reference / "runs" / "old").mkdir(parents=True)
-    measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
-    for name in measured:
-        (reference / name).parent.mkdir(parents=True, exist_ok=True)
-        (reference / name).touch()
-    reproduce.keep(results, reference)
-    found = {str(path.relative_to(reference)) for path in reference.glob("**/*") if path.is_file()}
-    assert found == {*kept, *measured, "runs/a/run.json"}
 
 
 def test_it_says_first_what_it_will_do(results):

@@ -378,6 +378,8 @@ def test_checks_of_a_machine_that_is_as_the_model_says_find_no_error():
     assert len(errors) == 4 + 2 * 4
     assert all(max(found) < 0.5 for found in errors.values()), errors
     assert {(row["state"], row["allowed_percent"]) for row in rows} == {("PASS", 10.0)}
+    without = bench_scaling.checks(two, {})  # on a machine without network namespaces
+    assert without == [row for row in rows if "TCP" not in row["check"]]
 
 
 def test_four_ranks_that_share_two_cores_are_predicted_from_the_links_of_two():

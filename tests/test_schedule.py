@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import digits
 import pytest
@@ -11,7 +12,8 @@ from repro import ReproError
 from repro.images.packed import Preprocessing
 from repro.paper import ratios
 from repro.recipes import RECIPES, SHRINKS, find, shrink
-from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, learning_rate
+from repro.recipes.controls import at_batch
+from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, at, due, joints, learning_rate
 
 from conftest import python
 
@@ -367,25 +369,25 @@ def test_three_models_share_the_budget_and_nothing_else():
             end_rate(recipe, names[0]), rel=1e-9
         )
         assert (recipe.origin(recipe.stages[2 * number - 2]), recipe.stages[2 * number - 1].member) == (None, True)
-    ones = [[dataclasses.replace(stage, name="", starts_from="") for stage in recipe.stages[first::2]] for first in (0, 1)]
+    ones = [[dataclasses.replace(stage, name="one", starts_from="") for stage in recipe.stages[first::2]] for first in (0, 1)]
     assert all(stage == stages[0] for stages in ones for stage in stages), "all three are trained alike"
 
 
 def test_branches_see_the_images_that_follow_their_start_and_new_weights_see_new_ones():
     def first(recipe, name):
-        return recipe.sample_step(recipe.starts[[stage.name for stage in recipe.stages].index(name)])
+        return recipe.before[name][0]
 
     parts = RECIPES["collapse_parts"]
     assert [first(parts, stage.name) for stage in parts.stages] == [0, *[7638] * 9, 7638 + 402]
-    assert [parts.sample_step(7638 + 402 * branch + 5) for branch in range(9)] == [7643] * 9
+    assert [at(parts, 7638 + 402 * branch + 5).before for branch in range(9)] == [(7643, 7643 * 14336)] * 9
     cycles = RECIPES["collapsed_ensemble"]
     init, cycle_1, collapse_1, cycle_2, collapse_2, cycle_3, collapse_3 = cycles.stages
     assert first(cycles, "collapse1") == first(cycles, "cyc2") == init.iterations + cycle_1.iterations
-    assert cycles.sample_step(cycles.iterations - 1) + 1 == sum(
+    assert at(cycles, cycles.iterations - 1).before[0] + 1 == sum(
         stage.iterations for stage in (init, cycle_1, cycle_2, cycle_3, collapse_3)
     )
     linear = RECIPES["resnet50_448nodes"]
-    assert all(linear.sample_step(step) == step for step in range(0, linear.iterations, 97))
+    assert all(at(linear, step).before == (step, 14336 * step) for step in range(0, linear.iterations, 97))
     three = RECIPES["three_models"]
     assert [first(three, stage.name) for stage in three.stages] == list(three.starts[:-1])
 
@@ -483,11 +485,103 @@ def test_each_step_belongs_to_one_stage():
         ((Stage("a", 3, 1.0, starts_from="b"), Stage("b", 3, 1.0)), "starts from b"),
         ((Stage("a", 3, 1.0, warmup_iterations=4),), "warm-up"),
         ((Stage("a", 0, 1.0),), "at least 1"),
+        ((), "a tuple of one Stage or more"),
+        ([Stage("a", 3, 1.0)], "a tuple of one Stage or more"),
+        ((Stage("a", 3, 1.0), Stage("A", 3, 1.0)), "share a name"),
+        ((Stage("a", 100, 1.0, horizon=50),), "negative rate: with lr_formula=as_released its decay ends 50 iterations"),
+        ((Stage("a", 100, 1.0, horizon=50, power=1.5),), "make horizon larger"),
+        ((Stage("a", 100, 1.0, horizon=50, decay="cosine"),), "make horizon larger"),
+        ((Stage("a", 100, 1.0, warmup_iterations=10, designed_horizon=60),), "make designed_horizon larger"),
+        ((Stage("a", 100, 1.0, drops=(-1,)),), "a drop is -1"),
+        ((Stage("a", 100, 1.0, drops=(30.0,)),), "a drop is 30.0"),
+        ((Stage("a", 100, 1.0, drops=30),), "a tuple of iterations"),
+        ((Stage("a", 3, float("nan")),), "base_rate is nan"),
+        ((Stage("a", 3, 1.0, power=float("inf")),), "power is inf"),
+        ((Stage("a", 3, 1.0, power=-1),), "power is -1"),
+        ((Stage("a", 3, 1.0, weight_decay=True),), "weight_decay is True"),
+        ((Stage("a", 3, 1.0, workers=-1),), "workers is -1"),
+        ((Stage("a", 3, 1.0, keep_momentum=True),), "keeps momentum, but does not go on"),
+        ((Stage("a", 3, 1.0), Stage("b", 3, 1.0, keep_momentum=True, starts_from=NEW_WEIGHTS)), "keeps momentum"),
+        ((Stage("a", 3, 1.0), Stage("b", 3, 1.0), Stage("c", 3, 1.0, keep_momentum=True, starts_from="a")), "keeps momentum"),
     ],
+    ids=str,
 )
 def test_a_recipe_that_cannot_be_trained_is_refused(stages, words):
-    with pytest.raises(ReproError, match=words):
+    with pytest.raises(ReproError, match=re.escape(words)):
         Recipe("r", stages, workers=1, images_per_worker=2)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"bn_momentum": 0}, {"bn_momentum": float("nan")}, {"momentum": 1}, {"momentum": -0.1}], ids=str
+)
+def test_a_recipes_own_numbers_are_checked(numbers):
+    (name,) = numbers
+    with pytest.raises(ReproError, match=f"recipe r: {name} is"):
+        Recipe("r", (Stage("a", 3, 1.0),), workers=1, images_per_worker=2, **numbers)
+
+
+@pytest.mark.parametrize("decay", ["polynomial", "cosine"])
+@pytest.mark.parametrize("power", [0, 0.5, 1, 1.5, 2])
+@pytest.mark.parametrize(
+    "warmup, horizon, designed", [(0, 0, 0), (3, 0, 0), (9, 0, 0), (10, 0, 0), (3, 9, 0), (3, 9, 6), (0, 99, 50)]
+)
+def test_whatever_is_accepted_has_sensible_rates(decay, power, warmup, horizon, designed):
+    """Real, and from zero to the base rate: with the shortest horizons that are accepted, too."""
+    stage = Stage("a", 10, 1.5, warmup, 0.5, decay, power, horizon, designed)
+    recipe = Recipe("r", (stage,), workers=1, images_per_worker=2)
+    for formula in ("as_released", "as_designed"):
+        rates = [learning_rate(recipe, step, formula) for step in range(10)]
+        assert all(isinstance(rate, float) and 0 <= rate <= 1.5 for rate in rates), rates
+
+
+def test_a_stage_with_workers_of_its_own_keeps_their_share_when_the_recipe_is_made_small():
+    stages = Stage("a", 400, 1.0), Stage("b", 400, 1.0, workers=512, keep_momentum=True)
+    recipe = Recipe("r", stages, workers=128, images_per_worker=32)
+    for small in (shrink(recipe, "laptop", 20_000), at_batch(recipe, 1024)):
+        assert small.stages[1].workers == 4 * small.workers and small.stages[1].keep_momentum
+        assert small.images() / small.epoch_images == pytest.approx(
+            recipe.epochs() * (2 / 15 if small.epoch_images == 20_000 else 1), rel=0.02
+        )
+
+
+PATHS = ["../x", "/tmp/x", "a/b", "", ".", "..", ".a", "-a", "a+b", "a b", "a\n", "a" * 81, "é", None, 3]
+
+
+@pytest.mark.parametrize("name", PATHS, ids=repr)
+def test_a_name_that_is_no_name_of_a_file_is_refused(name):
+    for recipe, stage in (("r", name), (name, "s")):
+        with pytest.raises(ReproError, match="name is"):
+            Recipe(recipe, (Stage(stage, 3, 1.0),), workers=1, images_per_worker=2)
+
+
+def test_the_number_of_workers_may_grow_from_stage_to_stage():
+    """Steps, images and places in the stream, against a loop over the steps that lead to each stage."""
+    stages = (
+        Stage("a", 3, 1.0),
+        Stage("b", 2, 1.0, workers=5),
+        Stage("c", 4, 1.0, workers=7, starts_from="a"),
+        Stage("d", 2, 1.0, workers=1, starts_from="b"),
+        Stage("new", 2, 1.0, workers=2, starts_from=NEW_WEIGHTS),
+    )
+    recipe = Recipe("r", stages, workers=2, images_per_worker=3, workers_per_pass=2, epoch_images=10)
+    batches = {"a": 6, "b": 15, "c": 21, "d": 3, "new": 6}
+    on_the_way = {"a": [], "b": ["a"], "c": ["a"], "d": ["a", "b"]}
+    seen = 0
+    for step in range(recipe.iterations):
+        now = at(recipe, step)
+        assert (now.step, now.workers * 3) == (step, batches[now.stage.name])
+        assert recipe.images(step) == seen and recipe.epochs(step) == seen / 10
+        if now.stage.name != "new":
+            way = [stage for stage in stages if stage.name in on_the_way[now.stage.name]]
+            steps = sum(stage.iterations for stage in way) + now.iteration
+            images = sum(stage.iterations * batches[stage.name] for stage in way) + now.iteration * batches[now.stage.name]
+            assert now.before == (steps, images)
+        else:
+            assert now.before == (step, seen), "new weights see new images"
+        seen += now.workers * 3
+    assert recipe.images() == seen and recipe.passes == 1
+    periods = [recipe.images(step) // 25 for step in range(14)]  # 2.5 epochs are 25 images
+    assert due(recipe, 2.5) == {step for step in range(1, 14) if step in recipe.starts or periods[step] > periods[step - 1]}
 
 
 @pytest.mark.parametrize(
@@ -542,6 +636,16 @@ def test_a_small_recipe_keeps_the_ratios_and_says_so(name, profile):
             stage.starts_from,
             stage.member,
         )
+
+
+def test_a_recipe_is_made_small_by_a_shrink_of_ones_own():
+    one = dataclasses.replace(SHRINKS["laptop"], name="faster", rate=2 * SHRINKS["laptop"].rate, scale_decay=False)
+    known = dict(SHRINKS)
+    for recipe in RECIPES.values():
+        plain, faster = (shrink(recipe, profile, 20_000) for profile in ("laptop", one))
+        assert faster.name == f"{recipe.name}-faster" and faster.iterations == plain.iterations
+        assert [stage.base_rate for stage in faster.stages] == [2 * stage.base_rate for stage in plain.stages]
+    assert shrink(recipe, SHRINKS["laptop"], 20_000) == plain and known == SHRINKS
 
 
 def decay_sum(recipe):
@@ -637,6 +741,28 @@ def test_shrink_none_changes_nothing_and_too_few_images_are_an_error():
     batch = shrink(RECIPES["resnet50_448nodes"], "smoke", 900).global_batch
     with pytest.raises(ReproError, match=f"{batch} images a step, but the data set has only {batch - 1}"):
         shrink(RECIPES["resnet50_448nodes"], "smoke", batch - 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_joints_are_where_a_look_at_every_step_finds_them(name):
+    recipe, found, before = shrink(RECIPES[name], "laptop"), {}, None
+    for step in range(recipe.iterations):
+        stage, iteration = recipe.stage_at(step)
+        if stage != before:
+            found[step] = f"{stage.name} starts"
+        elif iteration == stage.warmup_iterations:
+            found[step] = f"{stage.name} warm-up ends"
+        elif iteration in stage.drops:
+            found[step] = f"{stage.name} rate drops"
+        before = stage
+    assert list(joints(recipe).items()) == list(found.items())
+
+
+def test_a_joint_that_no_step_reaches_is_none():
+    main = Stage("main", 10, base_rate=1.0, warmup_iterations=10, drops=(12,))
+    stages = main, Stage("later", 10, base_rate=1.0, drops=(4,)), dataclasses.replace(main, name="last")
+    recipe = dataclasses.replace(RECIPES["one_model"], name="short", stages=stages)
+    assert joints(recipe) == {0: "main starts", 10: "later starts", 14: "later rate drops", 20: "last starts"}
 
 
 def test_lr_prints_steps_and_rates():

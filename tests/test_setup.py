@@ -46,6 +46,11 @@ def test_lock_holds_every_dependency():
     assert wanted - locked().keys() == set(), "run make lock"
 
 
+def test_no_requirement_is_listed_twice():
+    for name, extra in PROJECT["optional-dependencies"].items():
+        assert not set(map(normalised, PROJECT["dependencies"])) & set(map(normalised, extra)), name
+
+
 def test_lock_pins_and_hashes_every_requirement():
     loose = [
         b
@@ -75,10 +80,9 @@ def test_make_alone_lists_every_target():
     assert re.findall(r"^  ([a-z]+-NAME)  +\w", said.stdout, re.M) == ["table-NAME", "figure-NAME"]
 
 
-def test_help_lists_each_profile_with_its_cost():
-    said = make("help").stdout
-    listed = dict(re.findall(r"^ {25,}(\w+)  +(\w.*)$", said, re.M))
-    assert listed == {name: profile.about.replace("`", "'") for name, profile in PROFILES.items()}
+def test_help_lists_each_profile():
+    listed = re.search(r"what reproduce trains: (.*);", make("help").stdout)[1]
+    assert re.split(", | or ", listed) == list(PROFILES)
 
 
 def test_one_table_or_figure_is_a_target():
@@ -184,8 +188,12 @@ def test_tracked_files_are_small_and_name_no_machine():
 
 
 def test_the_version_is_the_same_everywhere():
+    """pyproject.toml has none of its own: setuptools reads the package's, which must be a literal."""
+    from setuptools.config.pyprojecttoml import read_configuration
+
     import repro
 
+    built = read_configuration(ROOT / "pyproject.toml")["project"]["version"]
     written = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
     newest = re.search(r"^## \[?([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
-    assert PROJECT["version"] == repro.__version__ == written == newest
+    assert "version" not in PROJECT and built == repro.__version__ == written == newest

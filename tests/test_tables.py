@@ -11,6 +11,7 @@ import repro
 from repro import ReproError, recipes
 from repro.paper import figures, names, questions, tables
 from repro.run import records
+from repro.run.identity import code_digest
 
 from conftest import python
 
@@ -38,6 +39,7 @@ MEMBERS, CYCLES = ("collapse1", "collapse2", "collapse3"), ("cyc1", "cyc2", "cyc
 ENSEMBLES = {MEMBERS: 2980, CYCLES: 2830}
 ENSEMBLE = " + ".join(MEMBERS)
 ORIGINALS = 100  # of the test images
+DATA = {"name": "digits", "originals": ORIGINALS, "train": "7a19", "test": "7e57"}
 
 
 def noise(seed, *names) -> int:
@@ -80,7 +82,7 @@ def write_run(out, base, seed=0, shrink=SHRINK, model="resnet11", variant="", wo
         "model_source": "",
         "recipe": recipe,
         "settings": {"seed": seed} | DEFAULTS,
-        "data": {"name": "digits", "originals": ORIGINALS, "test": "7e57"},
+        "data": DATA,
         "code": "c0de",
         "ranks": 2,
         "status": "complete",
@@ -208,12 +210,61 @@ def test_of_two_runs_with_equal_keys_the_newest_counts_once(out):
         return chosen.top1.mean()
 
     before = mean()
-    write_run(out, "one_model", 2, worse=800, code="older", end="2025-12-31T00:00:00+00:00")
+    write_run(out, "one_model", 2, worse=800, end="2025-12-31T00:00:00+00:00")
     assert mean() == before
-    newer = write_run(out, "one_model", 2, worse=800, code="newer", end="2026-02-01T00:00:00+00:00")
+    newer = write_run(out, "one_model", 2, worse=800, end="2026-02-01T00:00:00+00:00")
     assert mean() == pytest.approx(before - 5)  # 800 of 4000 images of one of four seeds
     curves = tables.curves(out)
     assert set(curves[(curves.recipe == "one_model") & (curves.seed == 2)].folder) == {newer.name}
+
+
+OTHER = {  # how later runs may differ from earlier ones
+    "code": {"code": "0ther"},
+    "training images": {"data": DATA | {"train": "0ther"}},
+    "test images": {"data": DATA | {"test": "0ther"}},
+}
+
+
+@pytest.mark.parametrize("facts", OTHER.values(), ids=OTHER)
+def test_runs_of_two_codes_or_on_two_sets_of_images_are_in_no_answer_together(out, facts, caplog):
+    """An update, after which only some of the seeds were trained again."""
+    newer = {
+        write_run(out, base, seed, worse=100, end="2026-02-01T00:00:00+00:00", **facts).name
+        for base in RUNS
+        for seed in (2, 3, 4)
+    }
+    models, curves = tables.models(out), tables.curves(out)
+    assert set(models.folder) == set(curves.folder) == newer
+    row = answer(answered(out), questions.ENSEMBLE, questions.ONE_MODEL)
+    assert (row.n, row.n_other) == (3, 3)
+    assert [message for message in caplog.messages if "16 complete runs are left out" in message] == caplog.messages[:1]
+
+
+def test_seeds_of_a_recipe_whose_numbers_have_changed_are_not_averaged(out):
+    """As one of one's own may, or a control in an update; other recipes are compared with it as before."""
+    for seed in (0, 1):
+        folder = write_run(out, "one_model", seed, worse=800, end="2026-02-01T00:00:00+00:00")
+        run = json.loads((folder / "run.json").read_text())
+        run["recipe"]["stages"][0]["base_rate"] *= 2
+        (folder / "run.json").write_text(json.dumps(run))
+    models = tables.models(out)
+    assert models[models.recipe == "one_model"].groupby("members").top1.count().eq(2).all()
+    assert models[models.recipe != "one_model"].groupby("recipe").seed.nunique().eq(4).all()
+
+
+def test_runs_by_the_code_at_hand_count_before_newer_ones(out):
+    """Whoever goes back to an earlier version need not train again."""
+    mine = {write_run(out, "one_model", seed, code=code_digest(), end="2025-12-31T00:00:00+00:00").name for seed in range(2)}
+    assert set(tables.models(out).folder) == mine
+
+
+def test_runs_of_another_data_set_shrink_or_variant_may_be_by_another_code(out):
+    before = tables.models(out)
+    for other in ({"data": DATA | {"name": "letters"}}, {"shrink": "smoke"}, {"variant": "lr_formula=as_designed"}):
+        write_run(out, "one_model", 0, code="newer", end="2026-02-01T00:00:00+00:00", **other)
+    after = tables.models(out)
+    pd.testing.assert_frame_equal(after[after.folder.isin(before.folder)].reset_index(drop=True), before)
+    assert after.folder.nunique() == before.folder.nunique() + 3
 
 
 def test_named_folders_count_even_if_newer_runs_with_their_keys_are_there(out):

@@ -21,24 +21,17 @@ from repro.recipes import RECIPES
 from repro.resnet import build
 from repro.run import checkpoint, identity, records
 from repro.run.settings import Settings
-from repro.schedule import NEW_WEIGHTS, Recipe, Stage, learning_rate
+from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, learning_rate
 from repro.task import prepare, share
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
 RATE = dict(base_rate=0.2, weight_decay=0.05)
+MAIN = Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE)
+CYCLE = Stage("cycle", 2, power=2, augmentation="none", **RATE)
+BRANCH = Stage("branch", 2, starts_from="main", **RATE)
 TINY = Recipe(
-    "tiny",
-    model="resnet11",
-    workers=3,
-    images_per_worker=4,
-    epoch_images=24,
-    zero_gamma="none",
-    stages=(
-        Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE),
-        Stage("cycle", 2, power=2, augmentation="none", **RATE),
-        Stage("branch", 2, starts_from="main", **RATE),
-    ),
+    "tiny", model="resnet11", workers=3, images_per_worker=4, epoch_images=24, zero_gamma="none", stages=(MAIN, CYCLE, BRANCH)
 )
 WEIGHTS = [name for name, _ in build("resnet11", 10, 1).named_parameters()]
 
@@ -92,19 +85,20 @@ def obvious_network(state, x):
 
 def obvious_training(recipe, data, seed):
     """The ends of all stages in float64, from loops over steps, workers and parameters."""
-    stream = Stream(Images(data, "train", limit=recipe.epoch_images), seed, recipe.workers, recipe.images_per_worker)
+    stream = Stream(Images(data, "train").first(recipe.epoch_images), seed, recipe.images_per_worker)
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}
-    ends, places, step, place = {}, {}, 0, 0  # `place` counts the steps that led to these weights
+    ends, places, history, step, place = {}, {}, {}, 0, (0, 0)  # `place` counts the steps and images that led to these weights
     for stage in recipe.stages:
         state = dict(ends[stage.starts_from]) if stage.starts_from else state
         place = places[stage.starts_from] if stage.starts_from else place
-        history = dict.fromkeys(WEIGHTS, 0)
+        workers = stage.workers or recipe.workers
+        history = history if stage.keep_momentum else dict.fromkeys(WEIGHTS, 0)
         for iteration in range(stage.iterations):
             gradients, statistics = [], []
-            for worker in range(recipe.workers):
-                images, labels = stream.batch(place, worker, stage.augmentation)
+            for worker in range(workers):
+                images, labels = stream.batch(Now(step, stage, iteration, 0.0, 0.0, workers, place), worker)
                 leaves = {name: value.clone().requires_grad_(name in WEIGHTS) for name, value in state.items()}
                 logits, means = obvious_network(leaves, images.double())
                 loss = F.cross_entropy(logits, labels)
@@ -114,7 +108,7 @@ def obvious_training(recipe, data, seed):
             if recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations:
                 momentum *= rate / learning_rate(recipe, step - 1, recipe.lr_formula)
             for name in WEIGHTS:
-                gradient = sum(each[name] for each in gradients) / recipe.workers
+                gradient = sum(each[name] for each in gradients) / workers
                 decay = 0 if not recipe.decay_bn and re.search(r"bn\d\.|downsample\.1", name) else stage.weight_decay
                 history[name] = rate * (gradient + decay * state[name]) + momentum * history[name]
                 state[name] = state[name] - history[name]
@@ -122,9 +116,9 @@ def obvious_training(recipe, data, seed):
                 seen = state[f"{name}.num_batches_tracked"] = state[f"{name}.num_batches_tracked"] + 1
                 fraction = recipe.bn_momentum / (1 - (1 - recipe.bn_momentum) ** seen)
                 for part, buffer in enumerate((f"{name}.running_mean", f"{name}.running_var")):
-                    mean = sum(each[name][part] for each in statistics).detach() / recipe.workers
+                    mean = sum(each[name][part] for each in statistics).detach() / workers
                     state[buffer] = state[buffer] + fraction * (mean - state[buffer])
-            step, place = step + 1, place + 1
+            step, place = step + 1, (place[0] + 1, place[1] + workers * recipe.images_per_worker)
         ends[stage.name], places[stage.name] = dict(state), place
     return ends
 
@@ -150,6 +144,8 @@ def test_the_small_network_is_what_the_obvious_one_says():
         {"momentum_correction": "warmup"},
         {"decay_bn": False},
         {"bn_momentum": 0.1},
+        {"stages": (replace(MAIN, workers=2), replace(CYCLE, workers=5, keep_momentum=True), replace(BRANCH, workers=4))},
+        {"stages": (MAIN, replace(CYCLE, keep_momentum=True, starts_from="main"), BRANCH), "workers_per_pass": 2},
     ],
     ids=str,
 )
@@ -162,6 +158,15 @@ def test_training_equals_the_obvious_loops(tiny, digits, monkeypatch, switches):
     assert distance(found, obvious_training(recipe, digits, seed=3)) < 1e-5
     if replace(recipe, workers_per_pass=1) != TINY:
         assert distance(found, obvious_training(TINY, digits, seed=3)) > 1e-3, "the switch makes no difference here"
+
+
+def test_stages_whose_names_differ_after_a_dot_have_models_of_their_own(tiny):
+    """As the rates of a sweep do."""
+    names = "lr0.1", "lr0.01", "lr0"
+    found = tiny(replace(TINY, stages=tuple(Stage(name, 1, base_rate=0.2) for name in names)))
+    assert sorted(path.name for path in (found / "snapshots").glob("*.json")) == sorted(f"{name}.json" for name in names)
+    weights = {name: checkpoint.load(found / "snapshots" / name)[0]["fc.weight"] for name in names}
+    assert not torch.equal(weights["lr0.1"], weights["lr0.01"]) and not torch.equal(weights["lr0.01"], weights["lr0"])
 
 
 def test_a_stage_of_new_weights_begins_another_model(tiny):
@@ -303,14 +308,14 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         folder = interrupted(step, tmp_path / str(step), seconds)
         with open(folder / "metrics.jsonl", "a") as file:
             file.write('{"step": 9, "epo')  # as a kill leaves it in the middle of a row
-        assert run_json(folder)["status"] == "failed" and "KeyboardInterrupt" in run_json(folder)["error"]
+        assert run_json(folder)["status"] == "stopped" and "KeyboardInterrupt" in run_json(folder)["error"]
         assert tiny(out=folder.parent) == folder
         assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"], step
         assert rows(folder) == rows(expected)
 
 
 @pytest.mark.counts_for("control")
-@pytest.mark.parametrize("part", ["momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
+@pytest.mark.parametrize("part", ["update:momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
 def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interrupted, tmp_path, part):
     folder = interrupted(4, tmp_path / "broken")
     newest = checkpoint.generations(folder / "checkpoints")[0]
@@ -333,7 +338,7 @@ def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interr
             lambda state, progress: state.update({"conv1.weight": torch.zeros(64, 1, 3, 3)}),
             "is not of this network: .*conv1.weight",
         ),
-        (lambda state, progress: state.pop("momentum"), "is not of this network: 'momentum'"),
+        (lambda state, progress: state.pop("update:momentum"), "is not of this network: 'update:momentum'"),
         (lambda state, progress: state.pop("bn1.running_mean"), "is not of this network: .*bn1.running_mean"),
     ],
     ids=["another run", "other classes", "other width", "no momentum", "no statistics"],
@@ -639,7 +644,8 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
 WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
-WITHOUT_EFFECT |= {f"repro/{name}" for name in ("run/records", "run/own", "run/settings", "ranks/memory", "ranks/watch")}
+WITHOUT_EFFECT |= {f"repro/run/{name}" for name in ("records", "kept", "own", "settings")}
+WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "stop", "watchdog")}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -723,7 +729,7 @@ def test_the_code_that_names_a_run_is_all_that_training_imports():
         (["one_model", "--lr-formula", "designed"], "Did you mean as_designed?"),
         (["one_model", "--decay-bn", "maybe"], "'maybe'"),
         (["one_model", "--data", "digit"], "Did you mean digits?"),
-        (["one_model", "--data", "{tmp}/digits"], "make it with `python data_prep/digits.py --out "),
+        (["one_model", "--data", "{tmp}/digits"], "make it with `.venv/bin/python data_prep/digits.py --out "),
         (["one_model", "--data", "{tmp}/cifar10"], "packed as digits"),
         (["one_model", "--out", "{tmp}/file/runs"], "cannot write to the folder {tmp}/file/runs"),
         (["one_model", "--out", "{tmp}/circle"], "cannot write to the folder {tmp}/circle ("),
@@ -766,7 +772,7 @@ def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
 )
 def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, tmp_path, workers_per_pass, said):
     recipe = replace(TINY, workers=5, workers_per_pass=workers_per_pass)
-    alone = comm.Alone()
+    alone = comm.World()
     alone.size = 6
     with pytest.raises(ReproError, match=f"tiny has {said} cannot share: start at most {recipe.passes} ranks"):
         train.train(recipe, data=digits, out=str(tmp_path), device="cpu", world=alone)
@@ -784,10 +790,27 @@ def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     assert (status, stdout) == (2, "") and re.fullmatch(r"starting 2 ranks: .+\nerror: 2 ranks were started.+\n", stderr)
 
 
+def test_the_data_are_packed_by_rank_0_alone_before_they_are_opened(digits, tmp_path, monkeypatch):
+    packed = []
+
+    def pack(data):
+        shutil.copytree(digits, data)
+        packed.append(world.rank)
+
+    monkeypatch.setattr(task_module, "pack_embedded", pack)
+    for rank in (0, 1):
+        world = comm.World()
+        world.rank = rank
+        assert (
+            len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test_images) == 20_000
+        )
+    assert packed == [0]
+
+
 def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, monkeypatch):
     """A folder that the nodes do not share: the other ranks would continue a run that this one begins."""
 
-    class Second(comm.Alone):
+    class Second(comm.World):
         rank, size = 1, 2
 
         def gather(self, value):

@@ -23,7 +23,7 @@ def test_many_views_at_once_are_the_views_of_each_image(side, view, channels):
     many, numbers = images(200, side, channels), np.random.default_rng(1).random((200, views.DRAWS))
     together = views.many_views(many, view, seen(side), numbers)
     for image, draws, found in zip(many, numbers, together):
-        alone = views.VIEWS[view](image if channels == 3 else image[..., 0], seen(side), draws.tolist())
+        alone = views.TRAINING_VIEWS[view](image if channels == 3 else image[..., 0], seen(side), draws.tolist())
         # OpenCV computes the same weights, and sums some of them in float32.
         assert np.abs(found.astype(int) - alone.reshape(16, 16, channels)).max() <= 1
 

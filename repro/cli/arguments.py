@@ -8,14 +8,10 @@ from typing import NoReturn
 from repro import ReproError, choose
 
 
-class UsageError(ReproError):
-    """A command line that cannot be understood."""
-
-
 class Parser(argparse.ArgumentParser):
     """Like argparse's, but a misspelt command, option or choice is answered with the closest one.
 
-    Raises UsageError where argparse would exit. `example` is what the help ends with: lines of
+    Raises ReproError where argparse would exit. `example` is what the help ends with: lines of
     shell that run as they are pasted into a terminal in the project's folder.
     """
 
@@ -49,11 +45,8 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value) -> None:
         if action.choices is not None:
-            try:
-                choose((action.option_strings or [action.dest])[0].lstrip("-"), value, action.choices)
-            except ReproError as error:  # it lists the choices, so no usage is needed
-                raise UsageError(error) from None
+            choose((action.option_strings or [action.dest])[0].lstrip("-"), value, action.choices)  # its error lists them
 
     def error(self, message: str) -> NoReturn:
         places = [str(action.metavar or action.dest).upper() for action in self._get_positional_actions()]
-        raise UsageError(f"{message}\nusage: {' '.join([self.prog, *places])} [options]; --help lists them")
+        raise ReproError(f"{message}\nusage: {' '.join([self.prog, *places])} [options]; --help lists them")

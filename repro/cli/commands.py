@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import json
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -17,8 +16,8 @@ from repro import ReproError, __version__, choose, recipes, whole_number
 from repro.cli.arguments import Parser
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
-from repro.paths import DATA, RESULTS, RUNS
-from repro.ranks import comm, watch
+from repro.paths import DATA, RESULTS, ROOT, RUNS
+from repro.ranks import comm, stop
 from repro.run import own
 from repro.run.records import Stopped
 from repro.run.settings import AVERAGES, DEVICES, MOST_THREADS, Settings
@@ -53,7 +52,7 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
         world = comm.world()
         logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
         try:
-            with watch.listening(signal.SIGINT, signal.SIGUSR1):
+            with stop.listening(signal.SIGINT, signal.SIGUSR1):
                 pack(world, arguments.get("data"))
                 result = _named(function)(**arguments)
         except Stopped as stopped:
@@ -81,7 +80,7 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
 
 
 def pack(world, data: str | None) -> None:
-    """Packs an embedded data set, so that nothing has to be done before the first command. Collective."""
+    """Packs an embedded data set, also for commands that train nothing. Collective."""
     if data in EMBEDDED:
         with world.together():
             if world.rank == 0:
@@ -131,8 +130,8 @@ def train(**arguments) -> str:
     from repro.train import train
 
     world = comm.world()
+    task = prepare(**arguments)
     with world.together():
-        task = prepare(**arguments)
         fits(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
@@ -141,19 +140,17 @@ def train(**arguments) -> str:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
             name = run.folder.name if run.folder.parent == RUNS else run.folder
             say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
-        ranks = min(len(os.sched_getaffinity(0)), recipe.passes)
+        ranks = min(comm.cores(), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
-            say(
-                f"this is one rank, on one core; `.venv/bin/mpiexec -n {ranks} {US} {again}` trains the same weights on {ranks}"
-            )
+            say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")
     return train(**arguments)
 
 
 def watch_run(arguments: dict) -> None:
     if arguments["tensorboard"]:
         say("loading torch, which writes the event files, takes some seconds")
-    from repro.cli.monitor import watch
+    from repro.cli.watch import watch
 
     try:
         show(watch(**arguments))
@@ -173,7 +170,7 @@ def reproduce(arguments: dict) -> None:
     logging.getLogger("papermill").setLevel(
         logging.WARNING
     )  # it names each notebook's file, which is called .failed until it ends
-    with watch.listening(signal.SIGINT, signal.SIGUSR1):
+    with stop.listening(signal.SIGINT, signal.SIGUSR1):
         reproduce(**arguments)
 
 
@@ -233,7 +230,8 @@ def lr(arguments: dict) -> None:
 
 
 US = ".venv/bin/python -m repro"
-ON_TWO = ".venv/bin/mpiexec -n 2 " + US
+MPIEXEC = ".venv/bin/mpiexec" if (ROOT / ".venv" / "bin" / "mpiexec").exists() else "mpiexec"  # MPI=none: the cluster's
+ON_TWO = f"{MPIEXEC} -n 2 {US}"
 A_RUN = f"RUN=$({US} train collapsed_ensemble --shrink smoke)\n"
 
 
@@ -310,6 +308,13 @@ def parser() -> Parser:
     )
     plan.add_argument("--hours", type=float, default=0.0, help="time limit: report the largest shrink that fits")
     plan.add_argument("--seconds", type=float, default=60.0, help="duration of the probe (default: 60)")
+    plan.add_argument(
+        "--json",
+        dest="record",
+        default="",
+        metavar="FILE",
+        help="write the forecast there as JSON, with the machine and the command",
+    )
 
     ensemble = command(
         "ensemble",
@@ -435,6 +440,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="", help=f"instead of the recipe's or shrink's: {', '.join(MODELS)}, or your own: mine.py:my_net"
     )
+    command.add_argument("--update", default="", help="rule by which weights change, instead of the recipe's: mine.py:MyRule")
     command.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
     command.add_argument(
         "--decoders", type=int, default=2, help="threads per rank that decode images ahead of the step (default: 2)"

@@ -52,8 +52,7 @@ def packages() -> str:
 
 
 def cores() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{usable} of {os.cpu_count()} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
+    return f"{comm.cores()} of {os.cpu_count()} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
 
 
 def memory() -> str:

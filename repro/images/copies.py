@@ -4,15 +4,13 @@ import shutil
 from pathlib import Path
 
 from repro import ReproError
-from repro.images.packed import Packed, PackedError, data_folder
+from repro.images.packed import SPLITS, Packed, PackedError, data_folder
 from repro.paths import replacing, writable_folder
 from repro.ranks import comm
 
-SPLITS = ("train", "test")
-
 
 def copy_to_nodes(data: str, to: str) -> str:
-    """Copies both splits of `data` (a name or a folder) into the folder `to` of each node. Collective.
+    """Copies every split of `data` (a name or a folder) into the folder `to` of each node. Collective.
 
     Returns the folder to pass as --data. An existing copy is kept if it has the same records. Raises ReproError on every
     rank if a node has too little free space or if a copy's records do not match its manifest.
@@ -23,6 +21,9 @@ def copy_to_nodes(data: str, to: str) -> str:
     with world.together():
         if world.node_rank == 0:
             for split in SPLITS:
+                if split == "val" and not (source / "val.lmdb").exists():
+                    (target / "val.lmdb").unlink(missing_ok=True)  # of an earlier copy: its images may be trained on now
+                    continue
                 _copy(Packed(source / f"{split}.lmdb", source.name, split), writable_folder(target) / f"{split}.lmdb")
     return str(target)
 

@@ -5,6 +5,7 @@ no random state has to be saved, and any rank gets the same result. Random numbe
 Philox generator, a published counter-based function; only these raw bits are used, which NumPy keeps stable.
 """
 
+import copy
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -17,12 +18,10 @@ import torch
 from repro import ReproError
 from repro.images import ahead
 from repro.images.packed import Packed, Preprocessing, data_folder
-from repro.images.views import DRAWS, VIEWS, many_views, test_view
+from repro.images.views import DRAWS, TRAINING_VIEWS, many_views, test_view
+from repro.schedule import Now
 
 cv2.setNumThreads(1)  # images are decoded by several threads (`load_ahead`), which need no further threads each
-
-#                           and the last three are (mirror, x, y) of the square views
-
 
 ZOOM = 1.2  # about the median magnification of the main stages' view of digits (1.19) and of ImageNet against the test view
 
@@ -48,8 +47,8 @@ def adapted(stored: Preprocessing, name: str, normalization: str = "release", si
 class Images:
     """One split of a packed data set; `images.load(i)` -> (label, pixels as (H, W, 3) BGR or (H, W) grey, uint8)."""
 
-    def __init__(self, data: str, split: str, limit: int | None = None, normalization: str = "release", size: int = 0):
-        """`data` is a data set's name (packed under data/) or the path of its folder; at most `limit` images.
+    def __init__(self, data: str, split: str, normalization: str = "release", size: int = 0):
+        """`data` is a data set's name (packed under data/) or the path of its folder.
 
         `split` is "train", "test" or "val"; without a validation split the last raises a ReproError.
         """
@@ -57,8 +56,8 @@ class Images:
         self.name = folder.name
         self.packed = Packed(folder / f"{split}.lmdb", self.name, split)
         self.preprocessing = adapted(self.packed.preprocessing, self.name, normalization, size)
-        self.count = min(len(self.packed), limit or len(self.packed))
-        self.originals = min(self.packed.originals, self.count)  # image i is a drawing of original i % originals
+        self.count = len(self.packed)
+        self.originals = self.packed.originals  # image i is a drawing of original i % originals
         self.classes = self.packed.manifest["classes"]
         self.digest = self.packed.manifest["sha256"]
         self.small = self.preprocessing.short_side <= 64
@@ -67,6 +66,14 @@ class Images:
 
     def __len__(self) -> int:
         return self.count
+
+    def first(self, number: int) -> "Images":
+        """The first `number` images of this split, or all if there are fewer."""
+        part = copy.copy(self)
+        part.count = min(number, self.count)
+        part.originals = min(self.originals, part.count)
+        vars(part).pop("arrays", None)  # of more images
+        return part
 
     @property
     def channels(self) -> int:
@@ -119,7 +126,7 @@ class Images:
             labels, pixels = self.arrays
             return self.tensors(labels[samples], many_views(pixels[samples], view, self.preprocessing, numbers))
         loaded = [self.load(sample) for sample in samples]
-        views = [VIEWS[view](image, self.preprocessing, draws.tolist()) for (_, image), draws in zip(loaded, numbers)]
+        views = [TRAINING_VIEWS[view](image, self.preprocessing, draws.tolist()) for (_, image), draws in zip(loaded, numbers)]
         return self.tensors([label for label, _ in loaded], views)
 
     def tensors(self, labels, views) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,24 +149,25 @@ class Stream:
     alternately: of a step's images, worker w gets the w-th, the (w + workers)-th, and so on.
     """
 
-    def __init__(self, images: Images, seed: int, workers: int, images_per_worker: int):
-        self.images, self.seed, self.workers, self.images_per_worker = images, seed, workers, images_per_worker
+    def __init__(self, images: Images, seed: int, images_per_worker: int):
+        self.images, self.seed, self.images_per_worker = images, seed, images_per_worker
         self.order = lru_cache(maxsize=2)(self._order)  # a step may span the end of one epoch and the next one's start
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.argsort(_bits(self.seed, epoch, purpose=0, start=0, count=len(self.images)), kind="stable")
 
-    def samples(self, step: int, worker: int) -> list[int]:
+    def samples(self, now: Now, worker: int) -> list[int]:
         """The record numbers that this worker sees at this step."""
-        first = step * self.workers * self.images_per_worker + worker
-        positions = range(first, first + self.workers * self.images_per_worker, self.workers)
+        _, first = now.before
+        positions = range(first + worker, first + now.workers * self.images_per_worker, now.workers)
         return [int(self.order(position // len(self.images))[position % len(self.images)]) for position in positions]
 
-    def batch(self, step: int, worker: int, augmentation: str, workers: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented images (N, C, size, size) and labels (N,) of one worker at one step, or of `workers` from this one on."""
-        samples = [sample for number in range(worker, worker + workers) for sample in self.samples(step, number)]
-        bits = _bits(self.seed, step, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS)
-        return self.images.seen(samples, augmentation, bits)
+    def batch(self, now: Now, worker: int, number: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented images (N, C, size, size) and labels (N,) of one worker at one step, or of `number` from this one on."""
+        samples = [sample for each in range(worker, worker + number) for sample in self.samples(now, each)]
+        steps, _ = now.before
+        bits = _bits(self.seed, steps, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS)
+        return self.images.seen(samples, now.stage.augmentation, bits)
 
 
 def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarray:
@@ -167,8 +175,15 @@ def _bits(seed: int, key: int, purpose: int, start: int, count: int) -> np.ndarr
     return np.random.Philox(key=[seed, key], counter=[start // 4, 0, 0, purpose]).random_raw(count)
 
 
+def requests(steps: Iterable[Now], workers_per_pass: int, rank: int, ranks: int) -> Generator:
+    """The arguments of `Stream.batch` for a rank's passes, one after the other, step after step."""
+    for now in steps:
+        for worker in range(0, now.workers, workers_per_pass)[rank::ranks]:
+            yield now, worker, min(workers_per_pass, now.workers - worker)
+
+
 def load_ahead(stream: Stream, requests: Iterable[tuple], threads: int) -> Generator:
-    """Yields `stream.batch(*request)` for each (step, worker, augmentation[, workers]), decoded by threads in advance.
+    """Yields `stream.batch(*request)` for each (step, worker[, number of workers]), decoded by threads in advance.
 
     Small images are kept decoded, and threads would only take the interpreter from the training step, so none are used.
     """

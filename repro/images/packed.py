@@ -211,7 +211,7 @@ class Packed:
             if split == "val" and self.path.with_name("train.lmdb").is_file():
                 raise PackedError(
                     f"{dataset} has no validation split ({path} is missing): name a data set that has one, such as digits, or "
-                    f"pack it again with one (python data_prep/{_script(dataset)}.py --help)"
+                    f"pack it again with one (`.venv/bin/python data_prep/{_script(dataset)}.py --help`)"
                 )
             raise PackedError(f"no packed data at {path}: {_how_to_pack(dataset, self.path.parent)}")
         try:
@@ -275,7 +275,7 @@ class Packed:
 
 
 def _how_to_pack(dataset: str, folder: Path) -> str:
-    return f"make it with `python data_prep/{_script(dataset)}.py --out {folder}` (--help lists all options)"
+    return f"make it with `.venv/bin/python data_prep/{_script(dataset)}.py --out {folder}` (--help lists all options)"
 
 
 def _script(dataset: str) -> str:

@@ -86,7 +86,7 @@ def test_view(image: np.ndarray, seen: Preprocessing, zoom: float = 1) -> np.nda
     return _cut(image, (width - seen.size) // 2, (height - seen.size) // 2, seen.size, seen.size, seen.size)
 
 
-VIEWS = {"scale_aspect": scale_aspect_view, "scale": scale_view, "none": crop_view}
+TRAINING_VIEWS = {"scale_aspect": scale_aspect_view, "scale": scale_view, "none": crop_view}
 
 
 # --- Many small square images at once -----------------------------------------------------------------------------------

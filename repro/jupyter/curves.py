@@ -9,10 +9,11 @@ Without pyplot: its import takes longer than the first picture, and it would kee
 import math
 from io import BytesIO
 
-from repro.schedule import Recipe, learning_rate
+from repro.schedule import Recipe, joints, learning_rate
 
 TRUNK, COLLAPSE, HERE = "0.3", "#d55e00", "#0072b2"
 NOTE = "collapse: another view of the images, so the loss changes at once"
+POINTS = 400  # about, of a drawn learning rate
 SLANT = 40  # degrees, of the name of a stage that is too narrow for it
 LETTER = 0.08  # inches, at the most, per letter of such a name
 
@@ -89,14 +90,12 @@ def other_views(recipe: Recipe) -> dict[str, tuple[float, float]]:
     }
 
 
-def draw_rate(axis, recipe: Recipe, points: int = 400) -> None:
+def draw_rate(axis, recipe: Recipe) -> None:
     """Draws the learning rate, stage by stage."""
-    views = other_views(recipe)
+    views, sides = other_views(recipe), {step for joint in joints(recipe) for step in (joint - 1, joint)}
     for stage, start in zip(recipe.stages, recipe.starts):
-        end = start + stage.iterations
-        joints = {start, start + stage.warmup_iterations, end - 1, *(start + drop for drop in stage.drops)}
-        joints |= {joint - 1 for joint in joints}
-        steps = sorted({*range(start, end, max(1, recipe.iterations // points)), *joints} & set(range(start, end)))
+        within = range(start, start + stage.iterations)
+        steps = sorted({*within[:: max(1, recipe.iterations // POINTS)], *sides, recipe.iterations - 1} & set(within))
         colour = COLLAPSE if stage.name in views else TRUNK
         axis.plot(list(map(recipe.epochs, steps)), [learning_rate(recipe, step) for step in steps], color=colour, linewidth=1.5)
     axis.set_ylim(0, None)

@@ -27,7 +27,7 @@ from typing import Any, cast
 
 from repro import ReproError
 from repro.jupyter.guard import POLL, PR_SET_PDEATHSIG, complete, connection_path, prctl
-from repro.ranks import watch
+from repro.ranks import stop
 
 GRACE = 1.0  # seconds that the other ranks have to finish by themselves after one has failed
 PATIENCE = 10.0  # seconds for the guard to end everything; it needs less than one
@@ -37,14 +37,6 @@ AGAIN = "Start them again (in a notebook: run it from the top)."
 
 class EnginesError(ReproError):
     """Engines cannot be started, joined or used."""
-
-
-class NoMpiexec(EnginesError):
-    """There is no mpiexec beside this Python nor on PATH."""
-
-
-class MixedMPI(EnginesError):
-    """mpiexec and mpi4py belong to different MPIs, so each engine is in a separate world of one rank."""
 
 
 class StartTimeout(EnginesError):
@@ -175,7 +167,7 @@ class Cluster:
         try:
             _, size, _, library = self._connect(self.ranks, timeout)[0]
             if size != self.ranks:
-                raise MixedMPI(
+                raise EnginesError(
                     f"{self.ranks} engines were started, but each sees a world of {size}: {mpiexec} belongs to "
                     f"another MPI than the library that mpi4py loads ({library}). Use that library's own "
                     f"mpiexec: {MPI_HELP}"
@@ -306,8 +298,9 @@ def start(ranks: int = 2, timeout: float = 60.0, wait: bool = True) -> Cluster:
     """Starts `ranks` MPI engines on this machine; they end with this process, or on `close`.
 
     They run in this process's working directory, import what it can import, and compute with one OpenMP thread unless
-    OMP_NUM_THREADS says otherwise. Raises NoMpiexec, MixedMPI, StartTimeout after `timeout` seconds, or EnginesEnded
-    with the last lines of the log. With `wait=False` it returns at once, and the first use of the engines waits and raises.
+    OMP_NUM_THREADS says otherwise. Raises EnginesError if there is no mpiexec or it belongs to another MPI than mpi4py's
+    library, StartTimeout after `timeout` seconds, or EnginesEnded with the last lines of the log. With `wait=False` it returns
+    at once, and the first use of the engines waits and raises.
     """
     if ranks < 1:
         raise EnginesError(f"{ranks} engines cannot be started: ask for 1 or more")
@@ -370,14 +363,11 @@ def start_or_join(connection_file: str, ranks: int, wait: bool = True) -> Cluste
 
 
 def find_mpiexec() -> str:
-    """The mpiexec beside this Python (a virtual environment need not be activated), otherwise the one on PATH.
-
-    Raises NoMpiexec.
-    """
+    """The mpiexec beside this Python (a virtual environment need not be activated), otherwise the one on PATH."""
     beside = os.path.dirname(sys.executable)
     found = shutil.which("mpiexec", path=beside) or shutil.which("mpiexec")
     if not found:
-        raise NoMpiexec(f"no mpiexec in {beside} nor on PATH: {MPI_HELP}")
+        raise EnginesError(f"no mpiexec in {beside} nor on PATH: {MPI_HELP}")
     return found
 
 
@@ -420,14 +410,26 @@ def _details(error) -> dict:
     return {"kind": error.ename, "line": f"{error.ename}: {error.evalue}", "traceback": ""}
 
 
-# --- On an engine -----------------------------------------------------------------------------------------------------
+# --- Controller and engine: `python -m repro.jupyter.engines controller FOLDER`, and then `engine FOLDER` on each rank ------
+
+# Heartbeats only serve to register engines quickly: whoever starts them checks whether a process is alive, however busy it is.
+CONTROLLER = "--nodb", "--ping=250", "--HeartMonitor.max_heartmonitor_misses=1000000000", "--log-level=CRITICAL"
+ENGINE = "--timeout=300", "--IPEngine.max_heartbeat_misses=0", "--IPEngine.enable_nanny=False", "--log-level=ERROR"
 
 
-def _engine(folder: Path, arguments: list[str]) -> None:
+def _controller(folder: Path, address: str = "127.0.0.1", *more: str) -> None:
+    """Runs the controller of a set of engines, which listens on one address alone; `more` are options of ipyparallel's."""
+    from ipyparallel.controller.app import IPController
+
+    listens = f"--IPController.client_ip={address}", f"--IPController.engine_ip={address}", f"--location={address}"
+    IPController.launch_instance([*listens, *CONTROLLER, f"--profile-dir={folder}", *more])
+
+
+def _engine(folder: Path) -> None:
     """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
     (folder / f"{os.getpid()}.engine").write_text(rank)
-    watch.listen(signal.SIGUSR1)  # the default action would end the engine; training checks for the request
+    stop.listen(signal.SIGUSR1)  # the default action would end the engine; training checks for the request
     sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel works without it; importing it takes half a second
     from ipyparallel.engine.app import IPEngine
 
@@ -439,7 +441,7 @@ def _engine(folder: Path, arguments: list[str]) -> None:
         def redirect_output(self, iopub_socket):
             """Does nothing: output goes to mpiexec's log, where it outlives the rank, and not to the clients."""
 
-    Engine.launch_instance(arguments)
+    Engine.launch_instance([f"--file={connection_path(folder, 'engine')}", *ENGINE, f"--profile-dir={folder}"])
 
 
 class _Raised(Exception):
@@ -464,7 +466,7 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
 
 
 def _forget_request() -> None:
-    watch.asked.clear()
+    stop.asked.clear()
 
 
 def load(module: str) -> None:
@@ -473,4 +475,4 @@ def load(module: str) -> None:
 
 
 if __name__ == "__main__":
-    _engine(Path(sys.argv[2]), sys.argv[3:])
+    {"controller": _controller, "engine": _engine}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -17,19 +17,6 @@ from functools import partial
 from pathlib import Path
 
 POLL = 0.2  # seconds between two checks that all processes are alive
-
-# Heartbeats only serve to register engines quickly: the guard checks whether a process is alive, however busy it is.
-CONTROLLER = [
-    "-m",
-    "ipyparallel.controller",
-    "--ip=127.0.0.1",
-    "--location=127.0.0.1",
-    "--nodb",
-    "--ping=250",
-    "--HeartMonitor.max_heartmonitor_misses=1000000000",
-    "--log-level=CRITICAL",
-]
-ENGINE = ["--timeout=60", "--IPEngine.max_heartbeat_misses=0", "--IPEngine.enable_nanny=False", "--log-level=ERROR"]
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
 
@@ -39,19 +26,18 @@ def guard(folder: Path, owner: int, launch: list[str]) -> None:
     for number in SIGNALS:
         signal.signal(number, lambda *_: sys.exit())
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead mpiexec leaves behind stays our descendant
-    python, profile = sys.executable, f"--profile-dir={folder}"
+    run = [sys.executable, "-m", "repro.jupyter.engines"]
     client_file, engine_file = connection_path(folder, "client"), connection_path(folder, "engine")
     children, reason = {}, ""
     try:
         # On SIGTERM the controller ends its own children; mpiexec ends its ranks only when it is killed.
-        children["controller"] = _spawn(folder, "controller", [python, *CONTROLLER, profile], signal.SIGTERM)
+        children["controller"] = _spawn(folder, "controller", [*run, "controller", str(folder)], signal.SIGTERM)
         while not reason:
             reason = _ending(folder, children, owner)
             if "mpiexec" in children:
                 reason = reason or ("" if client_file.exists() else "another process ended them")
             elif complete(engine_file):  # the controller writes it last
-                engine = [python, "-m", "repro.jupyter.engines", "engine", str(folder), *ENGINE, profile]
-                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *engine, f"--file={engine_file}"], signal.SIGKILL)
+                children["mpiexec"] = _spawn(folder, "mpiexec", [*launch, *run, "engine", str(folder)], signal.SIGKILL)
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -122,12 +108,12 @@ def _kill_descendants() -> None:
             psutil.wait_procs(running, timeout=POLL)
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def _tail(log: Path) -> str:
     """The last lines of a log, without mpiexec's frames, under its name; "" if there are none."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8000))  # the owner need not read while we write: a pipe holds 64 KB
         last = [line for line in file.read().decode(errors="replace").splitlines() if line.strip(" =")]
-    return "\n".join([f"\nlast lines of {log.name}:", *last[-lines:]]) if last else ""
+    return "\n".join([f"\nlast lines of {log.name}:", *last[-15:]]) if last else ""
 
 
 def connection_path(folder: Path, kind: str) -> Path:

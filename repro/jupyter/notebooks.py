@@ -22,7 +22,8 @@ from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
 from repro.jupyter.engines import AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
-from repro.ranks import watch
+from repro.ranks import stop
+from repro.ranks.comm import cores
 from repro.run import own, records
 from repro.run.settings import Settings
 from repro.run.state import saved_step
@@ -31,11 +32,8 @@ from repro.schedule import Recipe
 FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
 TELL = 15.0  # seconds between two lines on the progress of many runs, where no line is written over
+QUIET = 1.0  # seconds that a cell may take without a word
 AGAIN_SECONDS = 10.0  # between two looks at whether another process still trains a run
-
-
-class NotebookError(ReproError):
-    """A notebook's parameters are wrong, or it did not run to its end."""
 
 
 # --- Parameters: `name: type = value  # help` -------------------------------------------------------------------------
@@ -44,21 +42,21 @@ KINDS: dict[str, Any] = {"str": (str, os.PathLike), "int": int, "float": (int, f
 
 
 def declared(source: str) -> dict[str, str]:
-    """The parameters of a cell: {name: type}; raises NotebookError if it has any other line."""
+    """The parameters of a cell: {name: type}; raises ReproError if it has any other line."""
     found = {}
     for node in ast.parse(source).body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            raise NotebookError("a parameters cell has only lines such as `seed: int = 0  # help`")
+            raise ReproError("a parameters cell has only lines such as `seed: int = 0  # help`")
         found[node.target.id] = ast.unparse(node.annotation)
     return found
 
 
 def check(parameters: dict, known: dict[str, str]) -> None:
-    """Raises NotebookError if a parameter is unknown (with a suggestion) or not of the declared type."""
+    """Raises ReproError if a parameter is unknown (with a suggestion) or not of the declared type."""
     for name, value in parameters.items():
         kind = choose("type", known[choose("parameter", name, known)], KINDS)
         if not isinstance(value, KINDS[kind]) or isinstance(value, bool) and kind != "bool":
-            raise NotebookError(f"parameter {name} is {value!r}: it must be of type {kind}")
+            raise ReproError(f"parameter {name} is {value!r}: it must be of type {kind}")
 
 
 def check_parameters() -> None:
@@ -99,18 +97,18 @@ def check_run(
     """
     for name in settings or {}:
         choose("setting", name, [field.name for field in fields(Settings)])
-    Settings(**(settings or {}))
+    asked = Settings(**(settings or {}))
     originals = [recipes.find(name, **(switches or {})) for name in names]
     shrinks = [recipes.shrink_for(recipe, shrink) for recipe in originals]
     if not isinstance(seeds, list) or not seeds:
-        raise NotebookError(f"seeds is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
+        raise ReproError(f"seeds is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
     for seed in seeds:
         whole_number("seed", seed)
     ranks = ranks_for([recipes.shrink(recipe, profile) for recipe, profile in zip(originals, shrinks)], ranks)
     if data:
         pack(data)
         folder = data_folder(data)
-        train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
+        train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", asked.split))
         for recipe, profile in zip(originals, shrinks):
             recipes.shrink(recipe, profile, len(train))
             if own.is_own(model or recipe.model):
@@ -124,27 +122,22 @@ def check_run(
 def ranks_for(chosen: list[Recipe], asked: int = 0) -> int:
     """Returns the number of ranks to start for these recipes: `asked`, or, if that is 0, as many as cores and passes allow.
 
-    Raises NotebookError if more are requested than a recipe has passes, or than there are cores, where they would only
+    Raises ReproError if more are requested than a recipe has passes, or than there are cores, where they would only
     wait for each other. Two are always allowed, so that several ranks can be tried on any machine.
     """
     whole_number("ranks", asked)
     for recipe in chosen:
         if asked > recipe.passes:
-            raise NotebookError(
+            raise ReproError(
                 f"ranks is {asked}: {recipe.name} has {recipe.workers} workers, {recipe.workers_per_pass} in a pass, and each "
                 f"rank needs a pass"
             )
     if asked > max(2, cores()):
-        raise NotebookError(
-            f"ranks is {asked}: this machine has {cores()} cores, so start at most {max(2, cores())}. For more all the same, "
-            f"set cluster to the connection_file of engines.start({asked})"
+        raise ReproError(
+            f"ranks is {asked}: this process may use {cores()} cores, so start at most {max(2, cores())}. For more all the "
+            f"same, set cluster to the connection_file of engines.start({asked})"
         )
     return asked or min([cores(), *(recipe.passes for recipe in chosen)])
-
-
-def cores() -> int:
-    """The number of cores of this machine."""
-    return os.cpu_count() or 1
 
 
 # --- What takes a while before training ------------------------------------------------------------------------------
@@ -174,9 +167,9 @@ def _pack_quietly(data: str) -> None:
 
 
 @contextmanager
-def saying(text: str, after: float = 1.0):
-    """Prints `text` if the block takes longer than `after` seconds, so that no cell is silent for long."""
-    timer = threading.Timer(after, print, [text], {"flush": True})
+def saying(text: str):
+    """Prints `text` if the block takes longer than `QUIET` seconds, so that no cell is silent for long."""
+    timer = threading.Timer(QUIET, print, [text], {"flush": True})
     timer.start()
     try:
         yield
@@ -207,10 +200,10 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
             plan = engine.run("repro.task:describe", recipe, **task)[0]
         if plan["complete"]:
             print(f"already complete: {Path(plan['folder']).name}")
-        elif not watch.asked.is_set():
+        elif not stop.asked.is_set():
             _train(engine, plan, live, recipe, task)
             plan["complete"] = True
-        if watch.asked.is_set():
+        if stop.asked.is_set():
             done = "this run is complete" if plan["complete"] else "nothing was started"
             raise records.Stopped(f"stopped: {done}; run this cell again to continue")
     return plan["folder"]
@@ -221,7 +214,7 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
     if saved:
         print(f"continuing at {_reached(plan)}")
     job = engine.submit("repro.train:train", recipe, **task)
-    progress.follow(plan["folder"], live, saved, over=lambda: job.done() or watch.asked.is_set())
+    progress.follow(plan["folder"], live, saved, over=lambda: job.done() or stop.asked.is_set())
     if _end(engine, job, "Stopped"):
         raise records.Stopped(f"stopped at {_reached(plan)}, saved; run this cell again to continue")
 
@@ -258,33 +251,33 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
 def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, many: progress.Many) -> str:
     """Returns "" if all is complete, otherwise, after a while, what other processes are training, in words."""
     job = engine.submit("repro.train:train_all", tasks, ensembles)
-    many.follow(lambda: job.done() or watch.asked.is_set())
+    many.follow(lambda: job.done() or stop.asked.is_set())
     error = _end(engine, job, "Stopped", "Locked")
     if error and error.kind == "Locked":
         again = time.monotonic() + AGAIN_SECONDS
-        many.follow(lambda: time.monotonic() > again or watch.asked.is_set())
+        many.follow(lambda: time.monotonic() > again or stop.asked.is_set())
     many.close()
-    if watch.asked.is_set() or error and error.kind == "Stopped":
+    if stop.asked.is_set() or error and error.kind == "Stopped":
         raise records.Stopped(f"stopped: {many.share:.0%} of the images are done; run this cell again to continue")
     return str(error or "")
 
 
 @contextmanager
 def _interruptible(engine: Cluster, saved: Callable[[], str] = lambda: ""):
-    """Within this block the first interrupt only sets `watch.asked`, and a second one ends the engines."""
-    with watch.listening(signal.SIGINT):
+    """Within this block the first interrupt only sets `stop.asked`, and a second one ends the engines."""
+    with stop.listening(signal.SIGINT):
         try:
             yield
         except KeyboardInterrupt:
             engine.end("they were interrupted twice")
             raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved()}. {AGAIN}") from None
         finally:
-            watch.asked.clear()
+            stop.asked.clear()
 
 
 def _end(engine: Cluster, job: Job, *expected: str) -> RankError | None:
     """Waits for a job, which is asked to stop if this process was; returns its error if it is of an expected kind."""
-    asked = watch.asked.is_set() and not job.done()
+    asked = stop.asked.is_set() and not job.done()
     if asked:
         how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
         if not job.wait(1):
@@ -316,7 +309,7 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
     """Runs notebooks/`name`.ipynb with papermill and writes it to `output`; with `log`, the output of its cells is printed.
 
     A cell may take `timeout` seconds (None: no limit). While the notebook runs, and if it fails, its copy has the name
-    `output`.failed.ipynb; only if its last cell ran is it renamed to `output`. Raises NotebookError with the
+    `output`.failed.ipynb; only if its last cell ran is it renamed to `output`. Raises ReproError with the
     failing cell's error, records.Stopped if its training was stopped on request.
     """
     import nbformat
@@ -349,14 +342,14 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
     except PapermillExecutionError as error:
         if error.ename == records.Stopped.__name__:
             raise records.Stopped(f"notebook {name}: {error.evalue}") from error
-        raise NotebookError(
+        raise ReproError(
             f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {unfinished})"
         ) from error
     except Exception as error:
-        raise NotebookError(f"notebook {name} failed: {type(error).__name__}: {error} (see {unfinished})") from error
+        raise ReproError(f"notebook {name} failed: {type(error).__name__}: {error} (see {unfinished})") from error
     last = [cell for cell in nbformat.read(unfinished, as_version=4).cells if cell.cell_type == "code"][-1]
     if not any(MARK in output_.get("text", "") for output_ in last.outputs):
-        raise NotebookError(f"notebook {name} ended before its last cell (see {unfinished})")
+        raise ReproError(f"notebook {name} ended before its last cell (see {unfinished})")
     with open(unfinished, "rb") as file:
         os.fsync(file.fileno())
     unfinished.replace(output)

@@ -11,9 +11,10 @@ from repro.paths import PUBLISHED, ROOT, replacing
 from repro.run import identity
 
 NAME = "reproduced.json"
-CODE = "repro/**/*.py", "data_prep/*.py", "notebooks/*.ipynb"
+CODE = "repro/**/*.py", "repro/paper/report.css", "repro/paper/report.html.j2", "data_prep/*.py", "notebooks/*.ipynb"
 RUNS = "runs/*/*.json", "runs/*/*.jsonl", "runs/*/correct/*"
-MADE = "tables/*", "figures/*", "report/*", "bench/*", "notebooks/**/*.ipynb"
+MADE = "tables/*", "figures/*", "report/*"  # but for figures/bench-*
+MEASURED = "bench/probe.json", "bench/scaling.json", "figures/bench-apparent_size.svg"  # what it reads of the benchmarks
 
 
 def difference(profile: str, results: Path) -> str:
@@ -41,23 +42,29 @@ def _state(profile: str, results: Path) -> dict[str, str]:
         "published numbers": _digest(PUBLISHED, ["*"]),
         "data": _data(PROFILES[profile].data),
         "runs": _digest(results, RUNS),
-        "results": _digest(results, MADE),
+        "results": _digest(results, MADE, but="bench-"),
+        "measurements": _digest(results, MEASURED),
+        # Only their names: they hold times, and `make table-NAME` executes one again.
+        "notebooks": " ".join(sorted(str(path.relative_to(results)) for path in results.glob("notebooks/**/*.ipynb"))),
     }
 
 
-def _digest(folder: Path, patterns: Iterable[str]) -> str:
-    """SHA-256 over names and contents of files."""
+def _digest(folder: Path, patterns: Iterable[str], but: str = "/") -> str:
+    """SHA-256 over names and contents of files, but for those whose name begins with `but`."""
     total = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+    files = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    for path in sorted(path for path in files if not path.name.startswith(but)):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         total.update(f"{path.relative_to(folder)} {content}\n".encode())
     return total.hexdigest()
 
 
 def _data(name: str) -> str:
-    try:
-        folder = data_folder(name)
-        found = [Packed(folder / f"{split}.lmdb", name, split).manifest["sha256"] for split in SPLITS]
-    except PackedError as error:
-        return str(error)
-    return " ".join(found)
+    """The digest of each split; "none" where there is none, as a data set may have no validation split."""
+    digests = []
+    for split in SPLITS:
+        try:
+            digests.append(Packed(data_folder(name) / f"{split}.lmdb", name, split).manifest["sha256"])
+        except PackedError:
+            digests.append("none")
+    return " ".join(digests)

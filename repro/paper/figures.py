@@ -17,10 +17,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from repro.paper import names
-from repro.paper.names import GREY, INK, LOOKS, PALE
-from repro.paper.questions import ENSEMBLE_LABEL as ENSEMBLE
-from repro.paper.questions import MEMBER_LABEL as MEMBER
-from repro.paper.questions import ONE_MODEL_LABEL as ONE_MODEL
+from repro.paper.names import ENSEMBLE, GREY, INK, LOOKS, MEMBER, ONE_MODEL, PALE
 from repro.paths import replacing
 from repro.recipes import RECIPES
 
@@ -82,7 +79,7 @@ def save(figure: plt.Figure, table: pd.DataFrame, results: Path | str, name: str
         table.to_csv(temporary, index=False)
 
 
-def _beside(axis: Axes, labels: Iterable[tuple[float, float, str, str]], gap: float, place: float = 1.04) -> None:
+def beside(axis: Axes, labels: Iterable[tuple[float, float, str, str]], gap: float, place: float = 1.04) -> None:
     """Writes labels (x, y, text, colour) beside their points: in a column at `place`, a share of the width.
 
     A label is at the height of its point, or as near as its neighbours let it, with a thin line to the point. `gap` is the
@@ -111,7 +108,7 @@ def _beside(axis: Axes, labels: Iterable[tuple[float, float, str, str]], gap: fl
         )
 
 
-def _thousands(axis, ticks: list[float]) -> None:
+def thousands(axis, ticks: list[float]) -> None:
     axis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
     axis.set_ticks([], minor=True)
 
@@ -152,7 +149,7 @@ def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
     return figure
 
 
-def training_curves(curves: pd.DataFrame, column: str = "top1", columns: int = 4) -> plt.Figure:
+def training_curves(curves: pd.DataFrame, column: str = "top1") -> plt.Figure:
     """Test top-1, or `column` "train_loss", over epochs, a panel per recipe: mean over seeds, band of one standard deviation.
 
     Expects `tables.curves` of one data set and one shrink. A panel is named after its recipe, with the network if there are
@@ -162,7 +159,7 @@ def training_curves(curves: pd.DataFrame, column: str = "top1", columns: int = 4
     label = curves.recipe.map(names.recipe) + (", " + curves.model if curves.model.nunique() > 1 else "")
     curves = curves.assign(label=label.where(curves.variant == "", label + ", " + curves.variant)).dropna(subset=column)
     panels = list(curves.groupby("label", sort=False))
-    columns = min(columns, len(panels))
+    columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     size = TWO_COLUMNS if columns > 1 else ONE_COLUMN, 1.5 * rows + 0.5
     figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False, sharey=True)
@@ -225,59 +222,27 @@ def answers(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-SIZES_SHOWN = {  # stage of collapse_parts: label, look
-    "plain": ("plain end, training view", LOOKS["trunk"]._replace(marker="s")),
-    "zero-crop-x1": ("collapse in the crop's view", LOOKS[MEMBER]),
-}
-
-
-def apparent_size(table: pd.DataFrame, median: float) -> plt.Figure:
-    """Top-1 over the size of what is tested: mean and 95% interval over seeds. Expects the table of `bench.apparent_size`.
-
-    `median` is the size at which the training view shows the median object.
-    """
-    figure, panels = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.8), sharey=True)
-    titles = {"drawn": "only the size changes (drawn again)", "scaled": "size and noise change (scaled)"}
-    for axes, (how, title) in zip(panels, titles.items()):
-        ends = []
-        for stage, (label, look) in SIZES_SHOWN.items():
-            found = table[(table.how == how) & (table.stage == stage)].groupby("size").top1
-            mean, half = _interval(found)
-            axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line, color=look.colour)
-            ends.append((mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 16)), look.colour))
-        axes.set_title(title)
-        axes.set(xlabel="size of the digits, test set = 1")
-        for size in (1, median):
-            axes.axvline(size, color=GREY, linewidth=0.8, zorder=0)
-    panels[0].set_ylabel("top-1, %")
-    panels[0].set_ylim(table[table["size"] >= 0.9].top1.min() - 2, table.top1.max() + 4)
-    for size, text in ((1, "test view"), (median, "training view,\nmedian")):
-        panels[0].annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points", fontsize=SMALL)
-    _beside(panels[1], ends, 0.14)
-    return figure
-
-
-def _interval(groups) -> tuple[pd.Series, pd.Series]:
+def interval(groups) -> tuple[pd.Series, pd.Series]:
     """Mean and half of the 95% interval (Student's t) of a grouped column; with one value the half is nan, and not drawn."""
     n = groups.count()
     return groups.mean(), groups.sem() * np.where(n > 1, stats.t.ppf(0.975, np.maximum(n - 1, 1)), np.nan)
 
 
 def budget(points: pd.DataFrame) -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `questions.budget`."""
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget`."""
     figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):
         look, line = LOOKS[label], part.line.iloc[0]
-        mean, half = _interval(part.groupby("epochs").top1)
+        mean, half = interval(part.groupby("epochs").top1)
         axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line if line else "", color=look.colour)
         entry = (mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 24)) if line else label, look.colour)
         (lines if line else single).append(entry)
     axes.set(xlabel="epochs of all training that led to it", ylabel="test top-1, %")
-    _beside(axes, lines, 0.11)
+    beside(axes, lines, 0.11)
     for epochs in sorted({entry[0] for entry in single}):  # beside their points: what has the same budget stands in a column
         at = axes.transLimits.transform((epochs, 0))[0]
-        _beside(axes, [entry for entry in single if entry[0] == epochs], 0.05, at + 0.03)
+        beside(axes, [entry for entry in single if entry[0] == epochs], 0.05, at + 0.03)
     return figure
 
 
@@ -300,45 +265,10 @@ def time_to_train(table: pd.DataFrame) -> plt.Figure:
         label.set_fontweight("bold" if own else "normal")
     axes.set(xscale="log", xlabel="published minutes to train on ImageNet-1K, and top-1")
     axes.set_xlim(table.minutes.min() / 1.5, table.minutes.max() * 40)
-    _thousands(axes.xaxis, [0.1, 1, 10, 100, 1000])
+    thousands(axes.xaxis, [0.1, 1, 10, 100, 1000])
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.6, len(table) - 0.4)
-    return figure
-
-
-def ratios(rows: pd.DataFrame) -> plt.Figure:
-    """The ratios ours / peer of `make bench` beside their goals: one point per round, a bar for the ratio of the medians.
-
-    Expects columns label, round, ratio (of that round), of_medians, sign (">=" or "<=") and bound of the goal, met (bool).
-    """
-    labels = list(dict.fromkeys(rows.label))
-    figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 0.36 * len(labels) + 0.7))
-    for position, label in enumerate(reversed(labels)):
-        shown = rows[rows.label == label]
-        met = shown.met.iloc[0]
-        axes.plot(shown.ratio, [position] * len(shown), ".", color=GREY, markersize=3)
-        colour = LOOKS["supported" if met else "contradicted"].colour
-        axes.plot(shown.of_medians.iloc[0], position, "|", color=colour, markersize=12, markeredgewidth=2.5)
-        axes.plot(shown.bound.iloc[0], position, shown.sign.iloc[0][0], color=INK, markersize=5)  # the marker > or <
-        axes.annotate(
-            f"{shown.of_medians.iloc[0]:.3g}, goal {'met' if met else 'missed'}",
-            (1.02, position),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=SMALL,
-        )
-    axes.set_yticks(range(len(labels)), ["\n".join(wrap(label, 52)) for label in reversed(labels)])
-    axes.set(xscale="log", xlabel="ours / peer (points: rounds; bar: ratio of the medians; triangle: goal)")
-    low, high = rows[["ratio", "bound", "of_medians"]].stack().agg(["min", "max"])
-    axes.set_xlim(low / 1.1, high * 1.1)
-    _thousands(
-        axes.xaxis,
-        [tick for tick in (0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 3, 5, 10, 20, 50, 100) if low / 1.1 <= tick <= high * 1.1],
-    )
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(-0.6, len(labels) - 0.4)
     return figure
 
 
@@ -389,7 +319,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
         ylim=(0, None),
         title=f"Measured on one machine:\n{measured.model[0]}, {measured['size'][0]} px",
     )
-    _beside(steps, ends, 0.08)
+    beside(steps, ends, 0.08)
     ends = []
     for (regime, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
         look, line = LOOKS[regime], "--" if buckets == 1 else "-"
@@ -403,12 +333,12 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     for axis in (efficiency, minutes, accuracy):
         axis.set_xscale("log", base=2)
         axis.set(xlabel=f"nodes like this one, {model.interconnect[0]} assumed", xlim=(model.nodes.min(), model.nodes.max()))
-        _thousands(axis.xaxis, [1, 8, 64, 448, 4096])
+        thousands(axis.xaxis, [1, 8, 64, 448, 4096])
     few = "" if model.n.min() >= 3 else f"\n(no bands: timed steps n = {model.n.min()})"
     efficiency.axhline(90, color=INK, linewidth=0.8, linestyle=":")
     efficiency.annotate("published: above 90%", (model.nodes.min(), 90), (3, -9), textcoords="offset points", fontsize=SMALL)
     efficiency.set(ylabel="efficiency, %", ylim=(0, 105), title=f"MODEL: efficiency, of nodes\nwithout allreduce{few}")
-    _beside(efficiency, ends, 0.13)
+    beside(efficiency, ends, 0.13)
     look = LOOKS["published"]
     minutes.plot(published.nodes, published.minutes, look.marker, color=look.colour, markersize=4, zorder=3)
     for number, row in enumerate(published.sort_values("nodes").itertuples()):
@@ -434,7 +364,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
 def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
     """The Collapsed Ensemble at a glance: its learning rate with the collapses in colour, and its result, if there is one.
 
-    Expects `tables.rates` of collapsed_ensemble with one formula, and `questions.budget` of one data set, or no rows.
+    Expects `tables.rates` of collapsed_ensemble with one formula, and `tables.budget` of one data set, or no rows.
     """
     if points.empty:
         figure, left = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 2.9))

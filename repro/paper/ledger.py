@@ -13,6 +13,7 @@ NOT-RUN         its cost in node-hours stands beside it, where it is known
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ import pandas as pd
 from repro.paper import questions, tables
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
-from repro.run import records
+from repro.run import records, tidy, trained
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 STATES = {
@@ -45,27 +46,28 @@ FOUND = [
     "commit",
 ]
 TEST_IMAGES = 50_000  # of ImageNet-1K
-ONE_GPU = json.loads((REFERENCE / "bench" / "gpu-plan.json").read_text())  # what `plan` said of resnet50_448nodes on a GPU
 ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 
 
 def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
     """One row per claim, columns `CLAIM` and `FOUND`, from the runs and from the table of answers in `results`."""
-    claims = tables.published("claims")
-    rows = [claim | _found(claim, Path(runs)) for claim in claims.to_dict("records")]
-    return pd.DataFrame(rows + _questions(Path(runs), Path(results))).reindex(columns=[*CLAIM, *FOUND])
+    claims, counted = tables.published("claims"), tables.that_count(tidy.runs(runs)[0])
+    rows = [claim | _found(claim, Path(runs), counted) for claim in claims.to_dict("records")]
+    return pd.DataFrame(rows + _questions(counted, Path(results))).reindex(columns=[*CLAIM, *FOUND])
 
 
 def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     """The ledger of `results`, as text; and whether a claim is MISSED.
 
-    It is that of the reference if `results` has no runs, or only tiny ones, such as the tour's, which answer nothing.
+    It is that of the reference if `results` has no runs, or only tiny ones, such as the tour's, which answer nothing. The
+    first line says whether the code at hand has trained the runs.
     """
     results = Path(results) if tables.of_size(Path(results) / "runs") else REFERENCE
     table = ledger(results / "runs", results)
     if as_json:
         return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
-    lines = [f"claims by the runs in {results}"]
+    counted = tables.that_count(tidy.runs(results / "runs")[0])
+    lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
         lines.append(f"{row.id:4} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
         ours, cost = with_interval(row), price(row)
@@ -85,13 +87,13 @@ def with_interval(row) -> str:
 def price(row) -> str:
     """A row's cost in words; "" where it is not known."""
     parts = [] if pd.isna(row.node_hours) else [f"{row.node_hours:.0f} node-hours as published"]
-    parts += [] if pd.isna(row.one_gpu_hours) else [f"{row.one_gpu_hours:.0f} hours of this code on one {ONE_GPU['gpu']}"]
+    parts += [] if pd.isna(row.one_gpu_hours) else [f"{row.one_gpu_hours:.0f} hours of this code on one {one_gpu()['gpu']}"]
     return "; ".join(parts)
 
 
-def _found(claim: dict, runs: Path) -> dict:
+def _found(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
     if claim["scale"] == "ImageNet":
-        return _on_imagenet(claim, runs)
+        return _on_imagenet(claim, runs, counted)
     if claim["test"] == "test images":
         return _beyond_test_images(claim)
     ours = _of_code(claim) if claim["scale"] == "code" else _of_published(claim["id"])
@@ -171,20 +173,16 @@ def _beyond_test_images(claim: dict) -> dict:
 # --- ImageNet -----------------------------------------------------------------------------------------------------------
 
 
-def _on_imagenet(claim: dict, runs: Path) -> dict:
+def _on_imagenet(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
     cost = {"state": "NOT-RUN", **costs(claim["id"])}
     if claim["test"] == "MODEL":
         return cost | {"ours": _modelled(claim["id"])}
-    found = [
-        (folder.name, record)
-        for folder in records.complete_runs(runs)
-        if (record := records.read(folder))["base"] == claim["test"]
-        and (record["shrink"], record["variant"], record["data"]["name"]) == ("none", "", "imagenet")
-    ]
-    if not found:
+    recipe, found = RECIPES.get(claim["test"]), _plain(counted, "imagenet", "none")
+    if recipe:
+        found = found[(found.recipe == recipe.name) & (found.model == recipe.model)]
+    if not recipe or found.empty:
         return cost
-    last = [record["ends"][record["recipe"]["stages"][-1]["name"]] for _, record in found]
-    top1 = pd.Series([100 * end["top1"] / end["images"] for end in last])
+    top1 = pd.Series(map(_last, (records.read(runs / folder) for folder in found.folder)))
     agrees = abs(top1.mean() - claim["number"]) <= claim["tolerance"]
     return {
         "ours": f"{top1.mean():.2f}%",
@@ -192,9 +190,24 @@ def _on_imagenet(claim: dict, runs: Path) -> dict:
         "low": top1.min(),
         "high": top1.max(),
         "state": "PASS" if agrees else "MISSED",
-        "runs": " ".join(name for name, _ in found),
-        "commit": " ".join(sorted({record["version"].partition("+")[2] for _, record in found})),
+        "runs": " ".join(found.folder),
+        "commit": _commits(found),
     }
+
+
+def _plain(counted: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
+    """The runs of a data set and shrink with default settings."""
+    return counted[(counted.data == data) & (counted["shrink"] == shrink) & (counted.variant == "")]
+
+
+def _last(record: dict) -> float:
+    """Top-1 at the end of a run's last stage, in per cent."""
+    end = record["ends"][record["recipe"]["stages"][-1]["name"]]
+    return 100 * end["top1"] / end["images"]
+
+
+def _commits(runs: pd.DataFrame) -> str:
+    return " ".join(sorted({version.partition("+")[2] for version in runs.version}))
 
 
 def costs(id: str) -> dict[str, float]:
@@ -219,8 +232,14 @@ def costs(id: str) -> dict[str, float]:
     cpu, gpu = peers.loc["MLPerf v3.0 Intel (PyTorch on CPUs)"], peers.loc["MLPerf v4.0 NVIDIA"]
     rates = {"node_hours_cpu": cpu.images_per_s / 16, "node_hours_gpu": gpu.images_per_s}
     if id != "A2":
-        rates["one_gpu_hours"] = ONE_GPU["images_per_s"]
+        rates["one_gpu_hours"] = one_gpu()["images_per_s"]
     return {"node_hours": hours} | {name: epochs * IMAGENET_IMAGES / rate / 3600 for name, rate in rates.items()}
+
+
+@cache
+def one_gpu() -> dict:
+    """What `python -m repro plan resnet50_448nodes --json FILE` wrote on a machine with a GPU."""
+    return json.loads((REFERENCE / "bench" / "gpu-plan.json").read_text())
 
 
 def _modelled(id: str) -> str:
@@ -239,7 +258,7 @@ def _modelled(id: str) -> str:
 # --- Small runs ---------------------------------------------------------------------------------------------------------
 
 
-def _questions(runs: Path, results: Path) -> list[dict]:
+def _questions(counted: pd.DataFrame, results: Path) -> list[dict]:
     """The questions of the small test bed, by the table of answers in `results`: D1, D2, ..."""
     path = results / "tables" / "answers.csv"
     answers = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["claim", "data", "shrink"])
@@ -254,15 +273,10 @@ def _questions(runs: Path, results: Path) -> list[dict]:
         for answer in found.itertuples():
             row = asked | {"scale": answer.data, "tolerance": answer.margin, "state": STATES[answer.verdict]}
             if answer.n and answer.n_other:
-                sides = dict.fromkeys(
-                    f"{side.recipe}-{answer.shrink}-{answer.data}-*" for side in (question.better, question.other)
-                )
+                recipes = list(dict.fromkeys((question.better.recipe, question.other.recipe)))
+                used = _plain(counted, answer.data, answer.shrink).query("recipe in @recipes")
                 row |= {"ours": f"{answer.difference:+.2f} points", "n": min(answer.n, answer.n_other)}
-                row |= {"low": answer.low, "high": answer.high, "runs": " ".join(sides), "commit": _commits(runs, sides)}
+                row |= {"low": answer.low, "high": answer.high, "commit": _commits(used)}
+                row["runs"] = " ".join(f"{recipe}-{answer.shrink}-{answer.data}-*" for recipe in recipes)
             rows.append(row)
     return rows
-
-
-def _commits(runs: Path, patterns) -> str:
-    folders = [folder for pattern in patterns for folder in runs.glob(pattern)]
-    return " ".join(sorted({records.read(folder)["version"].partition("+")[2] for folder in folders}))

@@ -7,8 +7,6 @@ told apart, so each thing has a marker and a line of its own as well.
 import re
 from typing import NamedTuple
 
-from repro.paper.questions import ENSEMBLE_LABEL, MEMBER_LABEL, ONE_MODEL_LABEL, SNAPSHOT_CROP_LABEL
-
 INK, GREY, PALE = "#222222", "#6f6f6f", "#d4d4d4"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 ORANGE, SKY = "#e69f00", "#56b4e9"
@@ -25,6 +23,13 @@ COLOURS = {
 }
 
 
+# What is compared over a number of epochs
+MEMBER, ENSEMBLE = "a member of the ensemble", "Collapsed Ensemble, first to fifth member"
+ONE_MODEL, ONE_AT_4096 = "one model, equal images and exposure", "one model at batch 4096"
+SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in the collapse's view"
+THREE_MODELS = "three models, a third of the images each"
+
+
 class Look(NamedTuple):
     colour: str
     marker: str
@@ -34,13 +39,13 @@ class Look(NamedTuple):
 LOOKS = {
     # Models and ensembles
     "trunk": Look(INK, "."),
-    MEMBER_LABEL: Look(VERMILION, "o", "--"),  # and the collapse that it comes from
-    ENSEMBLE_LABEL: Look(BLUE, "D"),
-    ONE_MODEL_LABEL: Look(GREEN, "s"),
-    "one model at batch 4096": Look(GREY, "v", "-."),
-    "snapshot ensemble": Look(PURPLE, "^"),
-    SNAPSHOT_CROP_LABEL: Look(PURPLE, "P"),
-    "three models of a third each": Look(ORANGE, "X"),
+    MEMBER: Look(VERMILION, "o", "--"),  # and the collapse that it comes from
+    ENSEMBLE: Look(BLUE, "D"),
+    ONE_MODEL: Look(GREEN, "s"),
+    ONE_AT_4096: Look(GREY, "v", "-."),
+    SNAPSHOTS: Look(PURPLE, "^"),
+    SNAPSHOTS_IN_CROP: Look(PURPLE, "P"),
+    THREE_MODELS: Look(ORANGE, "X"),
     # Whose number it is
     "published": Look(INK, "D"),
     "this paper": Look(VERMILION, "D"),
@@ -70,9 +75,9 @@ _RECIPES = {
     "five_members": "Collapsed Ensemble, five members",
     "one_model": "one model, equal images",
     "one_deep_model": "one deep model",
-    "snapshot_ensemble": "snapshot ensemble",
-    "snapshot_ensemble_crop": SNAPSHOT_CROP_LABEL,
-    "three_models": "three models of a third each",
+    "snapshot_ensemble": SNAPSHOTS,
+    "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
+    "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
 }
 _PATTERNS = {
@@ -101,65 +106,136 @@ TOPICS = {
 
 
 class Column(NamedTuple):
-    """A column's heading, with its unit, and how a number in it is written: a format, "any" for any size, "" for text."""
+    """A column's heading, with its unit; how a number in it is written; and, if it is in a table of results, what it means.
+
+    `form` is a format, "any" for any size, "" for text.
+    """
 
     heading: str
     form: str = ""
+    meaning: str = ""
 
 
+# A name means the same in every table. The page of the results' files (docs/results.md) has those with a meaning.
 COLUMNS = {
-    "id": Column("no."),
-    "claim": Column("claim"),
-    "published": Column("published"),
-    "ours": Column("ours"),
-    "state": Column("state"),
-    "n": Column("n, seeds", ".0f"),
+    # What was run
+    "recipe": Column("recipe", meaning="what was trained; in `predictions` the last row is all of them together"),
+    "shrink": Column("size", meaning="how it was made small"),
+    "model": Column("network", meaning="the network"),
+    "variant": Column("variant", meaning="the settings that are not the defaults"),
+    "data": Column("data", meaning="the data set"),
+    "members": Column("model or members", meaning="the stage whose end is tested, or those whose predictions are averaged"),
+    "average": Column("mean of", meaning="what of several members is averaged: softmax or logit"),
+    "epochs": Column("epochs", ".2f", "passes over the training images, of all training that led to a model"),
+    "n": Column("n, seeds", ".0f", "runs, or timed steps"),
+    # Accuracy
+    "top1": Column("top\u20111, %", ".2f", "top-1 accuracy, per cent; over several runs their mean"),
+    "top5": Column("top\u20115, %", ".2f", "top-5 accuracy, in the same way"),
+    "sd": Column("standard deviation", ".2f", "standard deviation over seeds, points; in `answers`, of the difference"),
+    "smallest": Column("smallest", ".2f", "the smallest top-1 over seeds, per cent"),
+    "largest": Column("largest", ".2f", "the largest top-1 over seeds, per cent"),
+    # Questions and their answers
+    "topic": Column("topic", meaning="what a question is about"),
+    "claim": Column("claim", meaning="a claim of the paper, or a question's"),
+    "control": Column("control", meaning="whether the question should show nothing, or nothing new"),
+    "paired": Column("paired", meaning="whether both sides come from one run of each seed"),
+    "n_other": Column("n of the other", ".0f", "runs of the other side"),
+    "against": Column("of the other, %", ".2f", "`top1` of the other side, per cent"),
+    "difference": Column("difference, points", "+.2f", "better less other, points"),
+    "low": Column("from", meaning="lower end of the 95% interval of `difference` or `ours`, or the 5% point of `seconds`"),
+    "high": Column("to", meaning="upper end, or the 95% point"),
+    "r": Column("correlation", ".2f", "correlation of the two sides over the seeds"),
+    "margin": Column("margin, points", ".2f", "what counts as equal, points"),
+    "p": Column("p", ".3f", "p of a difference"),
+    "p_holm": Column("p, corrected", ".3f", "`p`, corrected for all questions"),
+    "p_equivalent": Column("p of equivalence", ".3f", "p of a difference smaller than the margin"),
+    "p_equivalent_holm": Column("p of equivalence, corrected", ".3f", "`p_equivalent`, corrected for all questions"),
+    "detectable": Column(
+        "detectable, points", ".2f", "the smallest true difference that so many runs find with a power of 80%, points"
+    ),
+    "difference_zoom": Column("enlarged view", "+.2f", "the difference in an enlarged test view, points"),
+    "difference_scale_aspect": Column("training view", "+.2f", "the difference in the main stages' view, points"),
+    "views": Column("other views", meaning="whether the difference has the same sign in all views"),
+    "low_originals": Column("from, new originals", "+.2f", "as `low`, for new original images too"),
+    "high_originals": Column("to, new originals", "+.2f", "as `high`, for new original images too"),
+    "verdict": Column("verdict", meaning="what follows from an answer"),
     "interval": Column("95% interval"),
-    "cost": Column("what a run costs"),
-    "verdict": Column("verdict"),
-    "difference": Column("difference, points", "+.2f"),
-    "top1": Column("top\u20111, %", ".2f"),
-    "against": Column("of the other, %", ".2f"),
-    "top5": Column("top\u20115, %", ".2f"),
-    "sd": Column("standard deviation", ".2f"),
-    "smallest": Column("smallest", ".2f"),
-    "largest": Column("largest", ".2f"),
-    "detectable": Column("detectable, points", ".2f"),
-    "p_holm": Column("p, corrected", ".3f"),
-    "views": Column("other views"),
-    "recipe": Column("recipe"),
-    "model": Column("network"),
-    "variant": Column("variant"),
-    "shrink": Column("size"),
-    "data": Column("data"),
-    "members": Column("model or members"),
-    "average": Column("mean of"),
-    "epochs": Column("epochs", ".2f"),
-    "nodes": Column("nodes", ".0f"),
-    "global_batch": Column("global batch", ",.0f"),
-    "minutes": Column("time, minutes", ".3g"),
-    "images_per_s": Column("images/s", ",.0f"),
-    "run": Column("run"),
-    "year": Column("year", ".0f"),
-    "hardware": Column("hardware"),
-    "source": Column("source of the published number"),
-    "ratio": Column("ratio"),
-    "imagenet": Column("ImageNet", "any"),
-    "small": Column("test bed", "any"),
-    "factor": Column("factor", ".2f"),
-    "kept": Column("kept"),
-    "reason": Column("if not, why"),
-    "predicted": Column("predicted, minutes", ".1f"),
-    "measured": Column("measured, minutes", ".1f"),
-    "error": Column("error, %", "+.0f"),
-    "ranks": Column("ranks", ".0f"),
-    "images": Column("images a rank", ".0f"),
-    "seconds": Column("step, s", ".3f"),
-    "seconds_MODEL": Column("step by MODEL, s", ".3f"),
-    "efficiency": Column("efficiency, %", ".0f"),
-    "known": Column("fitted to"),
-    "error_percent": Column("error, %", "+.1f"),
-    "check": Column("check"),
+    # The ledger
+    "id": Column("no.", meaning="a claim's or a published run's number"),
+    "published": Column("published", meaning="what was published"),
+    "source": Column("source of the published number", meaning="where it was published"),
+    "scale": Column("scale", meaning="on which data a claim is tested"),
+    "test": Column("test", meaning="what is compared"),
+    "tolerance": Column("tolerance", "any", "how close is close enough"),
+    "why": Column("why", meaning="why that close"),
+    "state": Column("state", meaning="what follows from a row, in `ledger` and `scaling_checks`"),
+    "ours": Column("ours", meaning="what was found"),
+    "runs": Column("runs", meaning="the runs that it was found by"),
+    "commit": Column("commit", meaning="the code that trained them"),
+    "node_hours": Column("node-hours", ",.0f", "what a claim's run costs, as published, where that is known"),
+    "node_hours_cpu": Column(
+        "node-hours on CPUs", ",.0f", "the same on nodes that can be rented, by the software of their MLPerf logs"
+    ),
+    "node_hours_gpu": Column("node-hours on GPUs", ",.0f", "the same on nodes with GPUs, likewise"),
+    "one_gpu_hours": Column("hours on one GPU", ",.0f", "the same on one GPU by this code, without evaluations"),
+    "cost": Column("what a run costs", meaning="what a recipe's source says of the cost of a run"),
+    # Recipes and published runs
+    "workers": Column("workers", ".0f", "processes of the recipe"),
+    "images per worker": Column("images per worker", ".0f", "images of one worker at a step"),
+    "global batch": Column("global batch", ",.0f", "images of a step"),
+    "stages": Column("stages", meaning="the recipe's stages, in order"),
+    "hardware": Column("hardware", meaning="on what a recipe or a published run ran"),
+    "reported top-1 / top-5": Column("reported top-1 / top-5", meaning="what a recipe's source reports, per cent"),
+    "run": Column("run", meaning="a published run"),
+    "year": Column("year", ".0f", "the year of its publication"),
+    "nodes": Column("nodes", ".0f", "nodes of a run"),
+    "processes_per_node": Column("processes per node", ".0f", "processes on each node"),
+    "images_per_process": Column("images per process", ".0f", "images of one process at a step"),
+    "global_batch": Column("global batch", ",.0f", "images of a step"),
+    "minutes": Column("time, minutes", ".3g", "minutes of a whole run"),
+    "images_per_s": Column("images/s", ",.0f", "images per second"),
+    "per_node": Column("images/s of a node", ",.0f", "images per second and node"),
+    "computed": Column("computed", meaning="whether images/s are computed from epochs and minutes"),
+    # The ratios of the test bed
+    "ratio": Column("ratio", meaning="a ratio that a shrink should keep"),
+    "imagenet": Column("ImageNet", "any", "its value at ImageNet's size"),
+    "small": Column("test bed", "any", "its value when shrunk"),
+    "factor": Column("factor", ".2f", "small / imagenet"),
+    "kept": Column("kept", meaning="whether it is kept"),
+    "reason": Column("if not, why", meaning="why it is not"),
+    # Forecasts and scaling
+    "predicted": Column(
+        "predicted, minutes", ".1f", "what was predicted: in `predictions` minutes, in `scaling_checks` seconds, else a run"
+    ),
+    "measured": Column("measured, minutes", ".1f", "what was measured, in the same unit"),
+    "error": Column("error, %", "+.0f", "error of the prediction, per cent of what was measured"),
+    "label": Column("label", meaning="*measured* or MODEL"),
+    "known": Column("fitted to", meaning="the published run that MODEL is fitted to"),
+    "scaling": Column("scaling", meaning="what stays while ranks are added: weak, the images of a rank; strong, the batch"),
+    "size": Column("pixels", ".0f", "pixels a side"),
+    "ranks": Column("ranks", ".0f", "ranks"),
+    "images": Column("images a rank", ".0f", "images of a rank, or of a process, at a step"),
+    "images_per_rank": Column("images a rank", ".0f", "images of a rank at a step"),
+    "buckets": Column("buckets", ".0f", "buckets of the allreduce; 1: nothing overlaps"),
+    "interconnect": Column("network", meaning="the assumed network between nodes"),
+    "seconds": Column("step, s", ".3f", "seconds of a step"),
+    "seconds_MODEL": Column("step by MODEL, s", ".3f", "seconds of a step by MODEL"),
+    "compute": Column("computation, s", ".3f", "seconds of a step that are spent on computation"),
+    "waiting": Column("waiting, s", ".3f", "seconds that are spent on waiting for the slowest"),
+    "allreduce": Column("allreduce, s", ".3f", "seconds that are spent on the allreduce"),
+    "efficiency": Column("efficiency, %", ".0f", "images/s, per cent of so many times those of one rank or node"),
+    "efficiency_48_cores": Column("of all 48 cores, %", ".0f", "the same, of a node that computes on all its cores"),
+    "minutes_60": Column("60 epochs, minutes", ".0f", "minutes for 60 epochs"),
+    "minutes_64": Column("64 epochs, minutes", ".0f", "minutes for 64 epochs"),
+    "minutes_75": Column("75 epochs, minutes", ".0f", "minutes for 75 epochs"),
+    "minutes_90": Column("90 epochs, minutes", ".0f", "minutes for 90 epochs"),
+    "minutes_to_accuracy": Column(
+        "minutes to 75.9%", ".0f", "minutes for the epochs that published runs with that batch needed to reach 75.9%"
+    ),
+    "check": Column("check", meaning="what was predicted, from what"),
+    "error_percent": Column("error, %", "+.1f", "error of the prediction, per cent of what was measured or published"),
+    "allowed_percent": Column("allowed, %", ".0f", "how large the error may be, per cent"),
+    # Composed by the report
     "folder": Column("run"),
     "seed": Column("seed", ".0f"),
     "status": Column("status"),
@@ -170,10 +246,7 @@ COLUMNS = {
     "n_runs": Column("n, runs", ".0f"),
     "predicted_s": Column("predicted, s", ".3f"),
     "measured_s": Column("measured, s", ".3f"),
-    "buckets": Column("buckets", ".0f"),
     "efficiency_text": Column("efficiency, % (band)"),
-    "efficiency_48_cores": Column("of all 48 cores, %", ".0f"),
-    "minutes_90": Column("90 epochs, minutes", ".0f"),
     "predicted_run": Column("predicted run"),
     "rate_text": Column("predicted, images/s (band)"),
     "published_rate": Column("published, images/s", ",.0f"),

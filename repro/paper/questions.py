@@ -15,8 +15,6 @@ from repro.recipes import RECIPES
 from repro.recipes.controls import BATCHES, LENGTHS
 from repro.run import records
 
-VIEWS = "zoom", "scale_aspect"  # besides the test view
-
 
 class Side(NamedTuple):
     """A model at the end of a recipe's stage, or an ensemble of several ("a + b") by the mean of their softmax or logits."""
@@ -166,12 +164,12 @@ def tasks(data: str, shrink: str, seeds: list[int], topics: list[str] | None = N
     """The runs that the questions of these topics (default: all) need, as parameters of `train.train`, seed by seed."""
     asked = [question for question in QUESTIONS if topics is None or question.topic in topics]
     names = dict.fromkeys(side.recipe for question in asked for side in (question.better, question.other))
-    # The longest first: at the end no rank has to wait long for another.
-    ordered = sorted(names, key=lambda name: -RECIPES[name].epochs() * (RECIPES[name].model == "resnet152" or 0.3))
+    # The longest first: at the end no rank has to wait long for another. The deeper network takes three times as long.
+    ordered = sorted(names, key=lambda name: -RECIPES[name].epochs() * (3 if RECIPES[name].model == "resnet152" else 1))
     return [dict(recipe=name, data=data, shrink=shrink, seed=seed, **parameters) for seed in seeds for name in ordered]
 
 
-def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MARGIN) -> pd.DataFrame:
+def answers(models: pd.DataFrame, out: Path | str) -> pd.DataFrame:
     """The answers of the runs in `out`: for each data set and shrink at hand, one row per question.
 
     `models` are `tables.models` of them; runs of a variant or of another model than the recipe's are no part of an answer. The
@@ -182,45 +180,20 @@ def answers(models: pd.DataFrame, out: Path | str, margin: float = statistics.MA
     models = models[(models.variant == "") & models.default_model]
     rows = []
     for (data, shrink), group in models.groupby(["data", "shrink"], sort=False):
-        rows += [{"data": data, "shrink": shrink} | _answer(question, group, Path(out), margin) for question in QUESTIONS]
+        rows += [{"data": data, "shrink": shrink} | _answer(question, group, Path(out)) for question in QUESTIONS]
     table = pd.DataFrame(rows)
     families = [statistics.judge(family) for _, family in table.groupby(["data", "shrink", "control"], sort=False)]
     return pd.concat(families).sort_index()
 
 
-MEMBER_LABEL, ENSEMBLE_LABEL = "a member of the ensemble", "Collapsed Ensemble, first to fifth member"
-ONE_MODEL_LABEL = "one model, equal images and exposure"
-SNAPSHOT_CROP_LABEL = "snapshot ensemble, ends in the collapse's view"
-
-
-def budget(models: pd.DataFrame) -> pd.DataFrame:
-    """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
-
-    Expects `tables.models` of one data set and shrink. Columns: label, line (part of a line), members (their number;
-    of a single one, its place), epochs, top1, seed, data.
-    """
-    models = models[(models.variant == "") & models.default_model]
-    all_members = [f"collapse{number}" for number in range(1, 6)]
-    drawn = [(MEMBER_LABEL, True, n, Side("five_members", member)) for n, member in enumerate(all_members, start=1)]
-    drawn += [(ENSEMBLE_LABEL, True, n, _mean("five_members", all_members[:n])) for n in range(2, 6)]
-    drawn += [("one model at batch 4096", True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
-    drawn += [(ONE_MODEL_LABEL, False, 1, ONE_MODEL)]
-    others = {"snapshot ensemble": "snapshot_ensemble", SNAPSHOT_CROP_LABEL: "snapshot_ensemble_crop"}
-    for label, recipe in {**others, "three models of a third each": "three_models"}.items():
-        side = next(question.other for question in ENSEMBLES if question.other.recipe == recipe)
-        drawn.append((label, False, 3, side))
-    rows = [_of(models, side).reset_index().assign(label=label, line=line, members=n) for label, line, n, side in drawn]
-    return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
-
-
-def _answer(question: Question, models: pd.DataFrame, out: Path, margin: float) -> dict:
-    better, other = (_of(models, side) for side in (question.better, question.other))
+def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
+    better, other = (rows_of(models, side) for side in (question.better, question.other))
     compare = statistics.paired if question.paired else statistics.unpaired
     row: dict = {"topic": question.topic, "claim": question.claim, "control": question.control, "paired": question.paired}
-    row |= compare(better.top1, other.top1, margin)
-    for view in VIEWS:
+    row |= compare(better.top1, other.top1)
+    for view in records.OTHER_VIEWS:
         row[f"difference_{view}"] = better[f"top1_{view}"].mean() - other[f"top1_{view}"].mean()
-    signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in VIEWS))}
+    signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in records.OTHER_VIEWS))}
     row["views"] = (
         ""
         if 0 in (row["n"], row["n_other"])
@@ -232,7 +205,8 @@ def _answer(question: Question, models: pd.DataFrame, out: Path, margin: float) 
     return row
 
 
-def _of(models: pd.DataFrame, side: Side) -> pd.DataFrame:
+def rows_of(models: pd.DataFrame, side: Side) -> pd.DataFrame:
+    """The rows of `tables.models` that are this side's, by their seed."""
     chosen = (models.recipe == side.recipe) & (models.members == side.members) & (models.average == side.average)
     return models[chosen].set_index("seed")
 

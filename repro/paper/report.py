@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from repro.paper import names, questions, svg
+from repro.paper import names, questions, svg, tables
 from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
 from repro.paths import replacing
@@ -55,8 +55,9 @@ def write(results: Path | str, data: str = "digits", shrink: str = "laptop") -> 
 
 def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
     runs = _read(results, "runs")
-    profile = (runs.data == data) & (runs["shrink"] == shrink) & (runs.variant == "") & (runs.status == "complete")
-    mine, others = runs[profile], runs[~profile]
+    counted = tables.that_count(runs)
+    mine = counted[(counted.data == data) & (counted["shrink"] == shrink) & (counted.variant == "")]
+    others = runs.drop(mine.index)
     ledger, answers, models = _read(results, "ledger"), _of(_read(results, "answers"), data, shrink), _read(results, "accuracy")
     own = ledger.id.str.startswith("D")
     checks, measured = _read(results, "scaling_checks"), _read(results, "scaling_measured")

@@ -15,9 +15,11 @@ from repro.paper import current, questions, report, tables
 from repro.paper.overall import Overall
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE, RESULTS
-from repro.ranks import watch
+from repro.ranks import stop
 from repro.recipes import find, shrink
-from repro.run import records, tidy
+from repro.run import records, tidy, trained
+from repro.run.identity import code_digest
+from repro.run.kept import Kept, keep_runs
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 LOOK = 1.0  # seconds between two looks at the runs
@@ -73,6 +75,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bo
     figures = {"data": chosen.data, "shrink": chosen.shrink, **made}
     _run({"01-recipes": {"results": str(results)}, "20-tables": made, "21-figures": figures}, kept, overall)
     report.write(results, chosen.data, chosen.shrink)
+    trained.note(results / "runs")
     current.note(profile, results)
     print(f"done in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
     return page
@@ -82,7 +85,7 @@ def _run(
     parameters: dict[str, dict], kept: Path, overall: Overall, cluster: engines.Cluster | None = None, verbose: bool = False
 ) -> None:
     """Executes notebooks, by name with their parameters, at the same time; without a cluster they only read and draw."""
-    if watch.asked.is_set():
+    if stop.asked.is_set():
         raise records.Stopped(STOPPED)
     overall.begin(", ".join(parameters))
     # In threads, because papermill handles signals itself where it can, but the first one is only a request to stop.
@@ -96,7 +99,7 @@ def _run(
         try:
             while wait(running, timeout=LOOK).not_done:
                 overall.show()
-                if watch.asked.is_set():
+                if stop.asked.is_set():
                     if cluster and not asked:
                         cluster.ask_to_stop()
                     asked = True
@@ -105,7 +108,7 @@ def _run(
         except BaseException:  # on a second request; the notebook ends when its kernel does
             notebooks.end_kernels()
             raise
-    if watch.asked.is_set() or any(isinstance(notebook.exception(), records.Stopped) for notebook in running):
+    if stop.asked.is_set() or any(isinstance(notebook.exception(), records.Stopped) for notebook in running):
         for name in parameters:  # it has not failed
             (kept / f"{name}.failed.ipynb").unlink(missing_ok=True)
         raise records.Stopped(STOPPED)
@@ -132,31 +135,42 @@ def make(kind: str, name: str, results: Path = RESULTS, runs: Path | str = "", *
     return sorted((results / kind).glob(f"{name}[.-]*"))
 
 
-KEPT = "tables/*.csv", "figures/*.svg", "figures/*.pdf", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"
+COPIED = "tables/*.csv", "figures/*.svg", "figures/*.pdf", "figures/*.csv", "report/index.html", "bench/*.json", "bench/*.csv"
 
 
 def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
-    """Copies the small files of a finished reproduction to results/reference, to be committed.
+    """Copies the small files of a finished reproduction to results/reference, and its runs into few files, to be committed.
 
-    Leaves out models, notebooks, incomplete runs, predictions that no question reads, and evaluations.csv, which `repro.runs`
-    computes from the runs' metrics.
+    Leaves out models, notebooks, runs that do not count or that other code has trained, predictions that no question reads,
+    and evaluations.csv, which `repro.runs` computes from the runs' metrics.
     What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench.
     """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
+    counted = tables.that_count(tidy.runs(results / "runs")[0])
+    mine = counted[counted.code == code_digest()]
+    if mine.empty:
+        raise ReproError(
+            f"the runs in {results / 'runs'} are by other code than that at hand: `make reproduce` trains them again"
+        )
     for folder in ("tables", "figures", "report", "runs"):
         for path in (reference / folder).glob("*"):
             if not path.name.startswith("bench-"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    copied = [path for pattern in KEPT for path in results.glob(pattern) if path.name != "evaluations.csv"]
-    read = questions.read()
-    for run in (results / "runs").glob("*"):
-        record = records.read(run)
-        if record.get("status") == "complete":
-            copied += [run / name for name in ("run.json", "metrics.jsonl", "ensembles.json") if (run / name).exists()]
-            copied += [path for path in run.glob("correct/*.npz") if (record.get("base"), path.stem) in read]
-    for path in copied:
+    for path in [path for pattern in COPIED for path in results.glob(pattern) if path.name != "evaluations.csv"]:
         target = reference / path.relative_to(results)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    (reference / "runs").mkdir(exist_ok=True)
+    for data, runs in mine.groupby("data"):
+        keep_runs(reference / "runs", str(data), {name: _to_keep(results / "runs" / name) for name in runs.folder})
+    trained.note(reference / "runs")
     return reference
+
+
+def _to_keep(folder: Path) -> Kept:
+    run, asked = records.read(folder), questions.read()
+    correct = {
+        name: records.load_correct(folder, name)["test"] for name in records.tested(folder) if (run["base"], name) in asked
+    }
+    return Kept(run, records.metric_rows(folder), records.ensembles(folder), correct)

@@ -78,7 +78,7 @@ def _row(better: pd.Series, other: pd.Series, sd: float, se: float, df: float, m
             low, high = stats.t.interval(1 - LEVEL, df, difference, se)
             p = 2 * stats.t.sf(abs(difference) / se, df)
             p_equivalent = stats.t.sf((margin - abs(difference)) / se, df)
-            detectable = se * _found(df, POWER)
+            detectable = se * _found(df)
         else:
             low = high = difference
             p, p_equivalent, detectable = float(difference == 0), float(abs(difference) >= margin), 0.0
@@ -99,11 +99,11 @@ def _row(better: pd.Series, other: pd.Series, sd: float, se: float, df: float, m
     }
 
 
-def _found(df: float, power: float) -> float:
-    """The true difference, in standard errors, that a two-sided t-test finds with this power."""
+def _found(df: float) -> float:
+    """The true difference, in standard errors, that a two-sided t-test finds with a power of `POWER`."""
     critical = stats.t.ppf(1 - LEVEL / 2, df)
     # The square of a noncentral t is a noncentral F, whose one tail is both of t's; scipy's noncentral t is NaN far out.
-    return optimize.brentq(lambda effect: stats.ncf.sf(critical**2, 1, df, effect**2) - power, 1e-6, 10 * critical)
+    return optimize.brentq(lambda effect: stats.ncf.sf(critical**2, 1, df, effect**2) - POWER, 1e-6, 10 * critical)
 
 
 def holm(ps: Iterable[float]) -> np.ndarray:
@@ -144,21 +144,18 @@ def judge(rows: pd.DataFrame | Iterable[Mapping]) -> pd.DataFrame:
     return table.assign(verdict=np.select(list(verdicts.values()), list(verdicts), "not resolved"))
 
 
-def needed(sd: float, margin: float = MARGIN, paired: bool = True, power: float | None = None) -> int:
-    """The number of runs per side for which the interval's half-width is at most the margin, or, given a power, for which
-    a true difference of the margin is found with it.
+def needed(sd: float, paired: bool = True) -> int:
+    """The number of runs per side for which the interval's half-width is at most `MARGIN`.
 
     sd: of the paired differences, or of the runs of either side if unpaired (assumed equal), in points. The sd of a pilot is
-    too small more often than too large: pass `sd_limit` of it. Raises ReproError for values that no number of runs can meet.
+    too small more often than too large: pass `sd_limit` of it. Raises ReproError if it is no number.
     """
-    if not (0 <= sd < math.inf and margin > 0 and (power is None or LEVEL < power < 1)):
-        raise ReproError(
-            f"no number of runs for sd {sd}, margin {margin}, power {power}: needed are sd >= 0, margin > 0, 0.05 < power < 1"
-        )
+    if not 0 <= sd < math.inf:
+        raise ReproError(f"no number of runs is enough for a standard deviation of {sd}: pass a number, at least 0")
 
     def enough(n: int) -> bool:
         df, se = (n - 1, sd / math.sqrt(n)) if paired else (2 * n - 2, sd * math.sqrt(2 / n))
-        return se * (stats.t.ppf(1 - LEVEL / 2, df) if power is None else _found(df, power)) <= margin
+        return se * stats.t.ppf(1 - LEVEL / 2, df) <= MARGIN
 
     most = FEWEST
     while not enough(most):

@@ -2,22 +2,34 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from repro import ReproError
+from repro.paper import names, questions
+from repro.paper.questions import Side
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
+from repro.recipes.controls import LENGTHS
 from repro.run import records, tidy
+from repro.run.identity import code_digest
 from repro.run.state import recipe_of
 from repro.run.tidy import KEYS
 from repro.scaling import steptime
-from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
+from repro.schedule import IMAGENET_IMAGES, Recipe, joints, learning_rate
 
 GROUP = KEYS[:-1]  # all but the seed
+ALIKE = (  # runs with equal values in the first columns are compared, so they must be alike in the others
+    (["data", "shrink", "variant"], ["code", "train_sha256", "test_sha256"]),
+    (GROUP, ["recipe_sha256"]),
+)
+
+log = logging.getLogger("repro")
 
 
 def published(name: str) -> pd.DataFrame:
@@ -71,12 +83,10 @@ def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
     """Learning rates over epochs for both formulas: recipe, formula, stage, step, epoch, rate."""
     rows = []
     for recipe in chosen:
-        # Evenly spaced steps, and both sides of every joint, where stages meet or warm-up ends.
-        steps = set(range(0, recipe.iterations, max(1, recipe.iterations // points)))
-        for stage, start in zip(recipe.stages, recipe.starts):
-            for joint in (start, start + stage.warmup_iterations, *(start + drop for drop in stage.drops)):
-                steps |= {joint - 1, joint}
-        for step in sorted(step for step in steps | {recipe.iterations - 1} if 0 <= step < recipe.iterations):
+        # Evenly spaced steps, and both sides of every joint.
+        steps = {*range(0, recipe.iterations, max(1, recipe.iterations // points)), recipe.iterations - 1}
+        steps |= {step for joint in joints(recipe) for step in (joint - 1, joint) if step >= 0}
+        for step in sorted(steps):
             for formula in ("as_released", "as_designed"):
                 rows.append(
                     {
@@ -97,8 +107,7 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
     Columns: folder, recipe, shrink, model, variant, data, seed; members (the stage, or the stages whose predictions are
     averaged), average ("", softmax or logit); epochs (of all training that led to them), top1, top5 (per cent), test_images,
     top1_zoom and top1_scale_aspect (in other views), originals (of the test images), default_model (not another one by
-    --model). Of runs with equal keys the newest counts; `folders` are the names of the run folders to choose from, by
-    default all.
+    --model). `that_count` says which runs count; `folders` are the names of the run folders to choose from, by default all.
     """
     ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1)
     ends = ends.assign(members=ends.stage, average="")
@@ -128,7 +137,7 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
         )
         parts.append(part)
     table = pd.concat(parts).sort_values("folder", kind="stable", ignore_index=True)
-    columns = ["members", "average", "epochs", "top1", "top5", "test_images", "top1_zoom", "top1_scale_aspect"]
+    columns = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS]
     return table[["folder", *KEYS, *columns, "originals", "default_model"]]
 
 
@@ -139,15 +148,36 @@ def _default_model(record: dict) -> str:
 
 
 def curves(out: Path | str) -> pd.DataFrame:
-    """`repro.run.tidy.runs`'s evaluations of the complete runs in `out`; of runs with equal keys the newest counts."""
+    """`repro.run.tidy.runs`'s evaluations of the runs in `out` `that_count`."""
     return _counted(out)
 
 
 def _counted(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFrame:
     runs, evaluations = tidy.runs(out)
-    complete = runs[(runs.status == "complete") & (folders is None or runs.folder.isin(list(folders)))]
-    newest = complete.sort_values("end", kind="stable").drop_duplicates(KEYS, keep="last")  # so that no seed counts twice
-    return evaluations[evaluations.folder.isin(newest.folder)]
+    counted = that_count(runs if folders is None else runs[runs.folder.isin(list(folders))])
+    return evaluations[evaluations.folder.isin(counted.folder)]
+
+
+def that_count(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of `repro.run.tidy.runs`'s runs those that count: complete ones, no seed twice, and those that are compared alike.
+
+    In each data set, shrink and variant they are by the code at hand, or, if it has trained none there, by the code of the
+    newest run, on the same images, and all seeds of a recipe have the same numbers: those of the newest run. Of runs with
+    equal keys the newest counts.
+    """
+    complete = runs[runs.status == "complete"]
+    counted = complete.assign(at_hand=complete.code == code_digest()).sort_values(["at_hand", "end"], kind="stable")
+    for keys, columns in ALIKE:
+        newest = counted.groupby(keys)[columns].transform("last")
+        counted = counted[(counted[columns] == newest).all(axis=1)]
+    if others := len(complete) - len(counted):
+        _say(f"{others} complete runs are left out: they are by other code, on other images or of another version of a recipe")
+    return counted.drop_duplicates(KEYS, keep="last").sort_index().drop(columns="at_hand")
+
+
+@cache  # once, however many tables are made
+def _say(text: str) -> None:
+    log.warning(text)
 
 
 def only(table: pd.DataFrame, **values) -> pd.DataFrame:
@@ -181,8 +211,29 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
+def budget(models: pd.DataFrame) -> pd.DataFrame:
+    """The points that `figures.budget` draws: accuracy over the epochs of all training that led to a model or an ensemble.
+
+    Expects `models` of one data set and shrink. Columns: label, line (part of a line), members (their number; of a single one,
+    which one it is), epochs, top1, seed, data.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    stages = [f"collapse{number}" for number in range(1, 6)]
+    drawn = [(names.MEMBER, True, n, Side("five_members", stage)) for n, stage in enumerate(stages, start=1)]
+    drawn += [(names.ENSEMBLE, True, n, Side("five_members", " + ".join(stages[:n]), "softmax")) for n in range(2, 6)]
+    drawn += [(names.ONE_AT_4096, True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
+    drawn += [(names.ONE_MODEL, False, 1, questions.ONE_MODEL)]
+    for recipe in ("snapshot_ensemble", "snapshot_ensemble_crop", "three_models"):
+        side = next(question.other for question in questions.ENSEMBLES if question.other.recipe == recipe)
+        drawn.append((names.recipe(recipe), False, 3, side))
+    rows = []
+    for label, line, number, side in drawn:
+        rows.append(questions.rows_of(models, side).reset_index().assign(label=label, line=line, members=number))
+    return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
+
+
 def predictions(out: Path | str) -> pd.DataFrame:
-    """Predicted and measured minutes of the complete runs that have a forecast for the same number of ranks, in recipe order.
+    """Predicted and measured minutes of the runs `that_count` and have a forecast for as many ranks, in recipe order.
 
     Columns: recipe, shrink, model, variant, data, n (runs), predicted, measured (sums over the runs), error (per cent). The
     last row is all of them together.
@@ -190,7 +241,7 @@ def predictions(out: Path | str) -> pd.DataFrame:
     runs, _ = tidy.runs(out)
     recorded = records.predictions(out)
     rows = []
-    for run in runs[runs.status == "complete"].to_dict("records"):
+    for run in that_count(runs).to_dict("records"):
         plan = recorded.get(run["folder"])
         if plan and plan["ranks"] == run["ranks"]:
             times = {"n": 1, "predicted": plan["seconds"] / 60, "measured": run["seconds"] / 60}
@@ -240,18 +291,11 @@ def measured_throughput(probe: dict) -> pd.DataFrame:
     return table.assign(efficiency=100 * table.images_per_s / table.ranks / table.images.map(alone))
 
 
-def extrapolated(
-    probe: dict,
-    images: int,
-    batch: int,
-    between: steptime.Interconnect = steptime.OMNI_PATH,
-    epochs: float = 90,
-    draws: int = 200,
-) -> pd.DataFrame:
+def extrapolated(probe: dict, images: int, batch: int, between: steptime.Interconnect = steptime.OMNI_PATH) -> pd.DataFrame:
     """MODEL: `steptime.extrapolate` of a probe's machine to many nodes, weak and strong, with nothing hidden and overlapped.
 
     Weak: `images` per worker, one worker per rank. Strong: a global batch of `batch` in workers of `images`. Includes the
-    minutes for `epochs` epochs of ImageNet-1K, and for as many epochs as the published runs with that batch needed to reach
+    minutes for 90 epochs of ImageNet-1K, and for as many epochs as the published runs with that batch needed to reach
     75.9% (by LARS; not ours).
     """
     points = list(published("epochs_by_batch")[["global_batch", "mean_epochs_to_75.9"]].itertuples(index=False, name=None))
@@ -259,13 +303,13 @@ def extrapolated(
     for load in (steptime.Load("weak", images), steptime.Load("strong", images, batch // images)):
         for buckets in (1, probe["buckets"]):
             layout = steptime.Layout(per_node=probe["ranks"], buckets=buckets)
-            rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between, draws)
+            rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between)
     table = pd.DataFrame(rows)
     epochs_to_accuracy = table.global_batch.map(lambda size: steptime.epochs_to(points, size))
     # The highest throughput takes the least time.
     for point, rate in (("", "images_per_s"), ("_low", "images_per_s_high"), ("_high", "images_per_s_low")):
         minutes_per_epoch = IMAGENET_IMAGES / table[rate] / 60
-        table[f"minutes{point}"] = epochs * minutes_per_epoch
+        table[f"minutes{point}"] = 90 * minutes_per_epoch
         table[f"minutes_to_accuracy{point}"] = epochs_to_accuracy * minutes_per_epoch
     return table
 

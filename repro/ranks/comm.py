@@ -22,8 +22,8 @@ class PeerError(ReproError):
     """Another rank failed; its own error says why."""
 
 
-class Alone:
-    """The world of a single process, where collectives have nothing to do."""
+class World:
+    """The ranks that train together: of this class itself, a single process, whose collectives have nothing to do."""
 
     rank, size = 0, 1
     node_rank = 0  # among the ranks on this machine
@@ -89,8 +89,8 @@ class Alone:
         """Ends all ranks at once, including those that wait in a collective, unless they are already ending."""
 
 
-class World(Alone):
-    """All ranks that mpiexec (or the engines) started together."""
+class MPIWorld(World):
+    """All ranks that mpiexec (or the engines) started together, over MPI."""
 
     def __init__(self, mpi):
         self.mpi, self.all = mpi, mpi.COMM_WORLD
@@ -137,6 +137,13 @@ class World(Alone):
             self.all.Abort(1)
 
 
+def cores() -> int:
+    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: the rank, the number of ranks
     ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"),
     ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
@@ -151,7 +158,7 @@ def launched() -> tuple[int, int]:
 
 
 @cache
-def world() -> Alone:
+def world() -> World:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
     _, ranks = launched()
     try:
@@ -164,14 +171,14 @@ def world() -> Alone:
                 "Install the one that belongs to this mpiexec (`make setup` installs MPICH's), or load its "
                 "module."
             ) from error
-        return Alone()
+        return World()
     if MPI.COMM_WORLD.Get_size() == 1 and ranks > 1:
         raise ReproError(
             f"{ranks} ranks were started on {socket.gethostname()}, but each sees only itself: mpiexec belongs "
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}."
         )
-    found = World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
+    found = MPIWorld(MPI) if MPI.COMM_WORLD.Get_size() > 1 else World()
     _unname_shared_memory()
     return found
 
@@ -199,15 +206,14 @@ def roll_call() -> list[str]:
     """Returns a line per rank, in order, and one that all ranks see each other; raises if they do not. Collective."""
     me, total = world(), np.ones(1, np.int64)
     me.sum(total)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     lines = me.gather(
         f"rank {me.rank} of {me.size} on {socket.gethostname()}, rank {me.node_rank} there: "
-        f"{cores} cores, OMP_NUM_THREADS {threads}, process {os.getpid()}"
+        f"{cores()} cores, OMP_NUM_THREADS {threads}, process {os.getpid()}"
     )
     if int(total[0]) != me.size or len(lines) != me.size:
         raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")
-    library = "no MPI: a single process" if not isinstance(me, World) else _library(me.mpi)
+    library = "no MPI: a single process" if not isinstance(me, MPIWorld) else _library(me.mpi)
     return [*lines, f"all {me.size} ranks see each other ({library})" if me.size > 1 else f"one rank ({library})"]
 
 

@@ -11,15 +11,13 @@ from functools import cache
 
 MMAP_MAX, TOP_PAD, TRIM_THRESHOLD = -4, -2, -1  # mallopt(3): M_MMAP_MAX and so on, as in malloc.h
 HUGEPAGE = 14  # madvise(2): MADV_HUGEPAGE
+ROOM = 8 << 30  # bytes of the address range that is advised to use huge pages: no memory is used before it is touched
 HUGE = 2 << 20  # bytes of a huge page on x86-64 and most others
 
 
 @cache
-def keep_freed(room: int = 8 << 30) -> bool:
-    """Configures the allocator of this process, once; returns whether it succeeded: only glibc has these settings.
-
-    `room` is the size in bytes of the address range advised to use huge pages: no memory is used before it is touched.
-    """
+def keep_freed() -> bool:
+    """Configures the allocator of this process, once; returns whether it succeeded: only glibc has these settings."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
@@ -29,9 +27,9 @@ def keep_freed(room: int = 8 << 30) -> bool:
     # -1 becomes the largest size_t: never trimmed.
     kept = all(libc.mallopt(option, value) for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20)))
     # Allocating a block and freeing it at once makes the heap grow by its size; none of it has been touched yet.
-    block = libc.malloc(room)
+    block = libc.malloc(ROOM)
     if kept and block:
         start = -(-block // HUGE) * HUGE
-        libc.madvise(start, (block + room - start) // HUGE * HUGE, HUGEPAGE)
+        libc.madvise(start, (block + ROOM - start) // HUGE * HUGE, HUGEPAGE)
     libc.free(block)
     return bool(kept)

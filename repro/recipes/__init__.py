@@ -6,7 +6,7 @@ from repro import ReproError, choose
 from repro.recipes.controls import CONTROLS
 from repro.recipes.released import RELEASED
 from repro.run import own
-from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe
+from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe, scaled
 
 RECIPES = {recipe.name: recipe for recipe in (*RELEASED, *CONTROLS)}
 
@@ -107,33 +107,30 @@ def shrink_for(recipe: Recipe, asked: str = "") -> str:
     return asked or ("laptop" if recipe.name in RECIPES else "none")
 
 
-def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recipe:
-    """A small version of `recipe` for a data set of at most `images` training images; its name includes the shrink.
+def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES) -> Recipe:
+    """A small version of `recipe` for a data set of at most `images` training images; its name includes the shrink's.
 
-    "none" keeps batch, rates and iterations unchanged, whatever the data set's size.
+    `profile` is a name in `SHRINKS` or a `Shrink`; "none" keeps batch, rates and iterations unchanged, whatever the data
+    set's size.
     """
-    if choose("shrink", profile, ["none", *SHRINKS]) == "none":
+    if profile == "none":
         return recipe
-    small = SHRINKS[profile]
+    small = profile if isinstance(profile, Shrink) else SHRINKS[choose("shrink", profile, ["none", *SHRINKS])]
     images = min(images, small.images)
     per_worker = min(small.images_per_worker or recipe.images_per_worker, recipe.images_per_worker)
     workers = max(1, round(recipe.global_batch / small.divide_batch / per_worker))
     batch = workers * per_worker
     if batch > images:
         raise ReproError(
-            f"{recipe.name} shrunk to {profile} takes {batch} images a step, but the data set has only "
+            f"{recipe.name} shrunk to {small.name} takes {batch} images a step, but the data set has only "
             f"{images}: choose a smaller shrink or a larger data set"
         )
     time = small.epochs * (images / recipe.epoch_images) * (recipe.global_batch / batch)  # iterations, small per large
     rate = small.rate * batch / recipe.global_batch
     passes = -(-batch // small.pass_images) if small.pass_images else workers
-
-    def scaled(iterations: int) -> int:
-        return max(1, round(iterations * time)) if iterations else 0
-
     return replace(
         recipe,
-        name=f"{recipe.name}-{profile}",
+        name=f"{recipe.name}-{small.name}",
         workers=workers,
         images_per_worker=per_worker,
         workers_per_pass=-(-workers // passes),
@@ -142,18 +139,7 @@ def shrink(recipe: Recipe, profile: str, images: int = IMAGENET_IMAGES) -> Recip
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
         record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,
-        stages=tuple(
-            replace(
-                stage,
-                iterations=scaled(stage.iterations),
-                base_rate=stage.base_rate * rate,
-                warmup_iterations=scaled(stage.warmup_iterations),
-                warmup_start_rate=stage.warmup_start_rate * rate,
-                horizon=scaled(stage.horizon),
-                designed_horizon=scaled(stage.designed_horizon),
-                drops=tuple(scaled(drop) for drop in stage.drops),
-                weight_decay=stage.weight_decay / (rate * time) if small.scale_decay else stage.weight_decay,
-            )
-            for stage in recipe.stages
+        stages=scaled(
+            recipe.stages, time, rate, workers / recipe.workers, divide_decay=rate * time if small.scale_decay else 1
         ),
     )

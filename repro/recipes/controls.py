@@ -3,12 +3,13 @@
 The released recipes are in `released`; these have the same units, ImageNet's iterations and rates, and none was released.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from repro.recipes.released import COLLAPSE, CYCLE_1, CYCLE_2, CYCLE_3, INIT, resnet50_448nodes, resnet50_448nodes_uncollapsed
 from repro.recipes.released import resnet50_custom_lr as cycles
-from repro.schedule import NEW_WEIGHTS, Recipe, Stage
+from repro.schedule import NEW_WEIGHTS, Recipe, Stage, scaled
 
 # --- The Collapsed Ensemble -------------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ def _snapshots(in_crop: int) -> tuple[Stage, ...]:
             Stage(f"cyc{number}", length - in_crop, 1.6, decay="cosine", horizon=length, member=not in_crop, **warmup)
         )
         if in_crop:  # near its end a cosine is a square: (1 + cos(pi x)) / 2 = (pi / 2)**2 (1 - x)**2 + ...
-            rate = 1.6 * (3.141592653589793 / 2 * in_crop / length) ** 2
+            rate = 1.6 * (math.pi / 2 * in_crop / length) ** 2
             end = replace(COLLAPSE, name=f"end{number}", iterations=in_crop, base_rate=rate, starts_from="", member=True)
             stages.append(end)
     return tuple(stages)
@@ -185,31 +186,12 @@ collapse_parts = replace(
 def at_batch(recipe: Recipe, batch: int) -> Recipe:
     """The recipe with another global batch, for as many images: rates by the linear rule (Goyal et al., 2017)."""
     factor = batch / recipe.global_batch
-    return replace(recipe, workers=batch // recipe.images_per_worker, stages=_scaled(recipe.stages, 1 / factor, factor))
+    return replace(recipe, workers=batch // recipe.images_per_worker, stages=scaled(recipe.stages, 1 / factor, factor, factor))
 
 
 def at_length(recipe: Recipe, epochs: float) -> Recipe:
     """The recipe over another number of epochs, each stage in proportion."""
-    return replace(recipe, stages=_scaled(recipe.stages, epochs / recipe.epochs(), 1))
-
-
-def _scaled(stages: tuple[Stage, ...], time: float, rate: float) -> tuple[Stage, ...]:
-    def scaled(iterations: int) -> int:
-        return max(1, round(iterations * time)) if iterations else 0
-
-    return tuple(
-        replace(
-            stage,
-            iterations=scaled(stage.iterations),
-            warmup_iterations=scaled(stage.warmup_iterations),
-            horizon=scaled(stage.horizon),
-            designed_horizon=scaled(stage.designed_horizon),
-            drops=tuple(map(scaled, stage.drops)),
-            base_rate=stage.base_rate * rate,
-            warmup_start_rate=stage.warmup_start_rate * rate,
-        )
-        for stage in stages
-    )
+    return replace(recipe, stages=scaled(recipe.stages, epochs / recipe.epochs(), 1))
 
 
 BATCHES = 2048, 4096, 8192, 16384, 32768

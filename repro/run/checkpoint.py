@@ -12,6 +12,7 @@ from safetensors.torch import save as serialize
 from repro import ReproError
 from repro.paths import NUMBER, check, named, replacing
 
+KEPT = 3  # checkpoints
 FORMAT = "scaleout-repro snapshot, version 1"
 PROGRESS = {"run": str, "step": int, "seconds": NUMBER, "losses": [NUMBER], "corrects": [NUMBER]}  # of a checkpoint
 
@@ -25,11 +26,11 @@ def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
     with named(path):
         path.parent.mkdir(exist_ok=True)  # but not the run's own folder, in case that was deleted
     content = serialize({name: tensor.contiguous() for name, tensor in tensors.items()})
-    with replacing(path.with_suffix(".safetensors")) as temporary:
+    with replacing(f"{path}.safetensors") as temporary:
         temporary.write_bytes(content)
         # The old seal would not fit the new tensors: between the two renames there is no snapshot of this name.
-        path.with_suffix(".json").unlink(missing_ok=True)
-    with replacing(path.with_suffix(".json")) as temporary:
+        Path(f"{path}.json").unlink(missing_ok=True)
+    with replacing(f"{path}.json") as temporary:
         sealed = {"format": FORMAT, "progress": progress, "sha256": _seal(content, progress)}
         temporary.write_text(json.dumps(sealed, indent=1))
 
@@ -37,10 +38,10 @@ def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Returns tensors and progress of a snapshot; raises CheckpointError if it is missing, truncated or modified."""
     try:
-        sealed = json.loads(path.with_suffix(".json").read_text())
+        sealed = json.loads(Path(f"{path}.json").read_text())
         if sealed["format"] != FORMAT:
             raise CheckpointError(f"snapshot {path} is in the format {sealed['format']!r}, which this version cannot read")
-        content = path.with_suffix(".safetensors").read_bytes()
+        content = Path(f"{path}.safetensors").read_bytes()
         if _seal(content, sealed["progress"]) != sealed["sha256"]:
             raise CheckpointError(f"snapshot {path} is damaged: its digest is not the one in {path.name}.json")
         return parse(content), sealed["progress"]
@@ -75,12 +76,12 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     raise CheckpointError("no checkpoint can be used: " + "; ".join(damage) + f". Delete {folder.parent} to start again.")
 
 
-def prune(folder: Path, keep: int = 3) -> None:
-    """Deletes all but the newest checkpoints."""
-    for path in generations(folder)[keep:]:
+def prune(folder: Path) -> None:
+    """Deletes all but the `KEPT` newest checkpoints."""
+    for path in generations(folder)[KEPT:]:
         with named(path):
-            path.with_suffix(".json").unlink()
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            Path(f"{path}.json").unlink()
+            Path(f"{path}.safetensors").unlink(missing_ok=True)
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

@@ -64,10 +64,9 @@ def code_digest() -> str:
 
 def code_version() -> str:
     """The package's version, with the commit if it is a git checkout."""
+    describe = "git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"  # the commit, whatever tags it has
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        commit = subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     return f"{__version__}+{commit}" if commit else __version__

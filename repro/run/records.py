@@ -11,8 +11,11 @@ finds the same folder: a complete run is skipped, an incomplete one is continued
     correct/       per evaluated model and view, which test images it recognised
     lock           held by the process that trains, so that no other process trains it too
     heartbeats/    signs of life of the ranks (`watch`), while the run is incomplete
+
+Runs that `python -m repro keep` has put into few files (`kept`) are read by the same functions.
 """
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -30,8 +33,8 @@ from typing import IO
 import numpy as np
 
 from repro import ReproError
-from repro.paths import NUMBER, check, named, replacing, writable_folder
-from repro.run import own
+from repro.paths import NUMBER, check, checked, named, read_json, replacing, writable_folder
+from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
 from repro.run.settings import non_default
 
@@ -52,13 +55,14 @@ RUN = {
         **dict.fromkeys(("seed", "size", "threads"), int),
         **dict.fromkeys(("normalization", "precision", "split"), str),
     },
-    "data": {"name": str, "test": str, "originals": int},
+    "data": {**dict.fromkeys(("name", "train", "test"), str), "originals": int},
     "packages": dict,
     "attempts": [dict],
 }
 COUNTS: dict = dict.fromkeys(("images", "top1", "top5"), int)
 COMPLETE = {**COUNTS, "seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
 ROW = {**{"step": int, "stage": str}, **dict.fromkeys(("epoch", "rate", "train_loss", "train_top1", "seconds"), NUMBER)}
+OTHER_VIEWS = "zoom", "scale_aspect"  # besides the test's, in which ends of stages and ensembles are tested too
 ENSEMBLES = [{"members": [str], "average": str, **COUNTS}]
 
 
@@ -84,8 +88,9 @@ class Run:
         model, model_source (a digest). Recipe, settings, data, code and model_source are the run's identity.
         """
         numbers = {name: value for name, value in non_default(recipe).items() if name not in TEXTS}
-        if own.is_own(recipe.model):  # identified by its source, wherever the file is
-            numbers["model"] = own.short(recipe.model)
+        for part in ("model", "update"):
+            if own.is_own(getattr(recipe, part)):  # identified by its source, wherever the file is
+                numbers[part] = own.short(getattr(recipe, part))
         identity = {
             "recipe": numbers,
             "settings": non_default(settings),
@@ -93,6 +98,8 @@ class Run:
             "code": code_digest(),
             "model_source": origin.get("model_source", ""),
         }
+        if recipe.update:
+            identity |= {"update_source": origin["update_source"]}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
         complete = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
@@ -171,7 +178,7 @@ class Run:
     def _warn_without_models(self) -> None:
         """A complete run keeps its results when its snapshots are deleted, but has no models any more."""
         snapshots = [self.snapshot(stage["name"]) for stage in self.record["recipe"]["stages"]]
-        files = [path.with_suffix(suffix) for path in snapshots for suffix in (".safetensors", ".json")]
+        files = [Path(f"{path}{suffix}") for path in snapshots for suffix in (".safetensors", ".json")]
         if gone := [file for file in files if not file.is_file()]:
             log.warning(
                 "the results are complete, but %d of %d files of the models are gone, such as %s: what they are needed for "
@@ -231,25 +238,16 @@ def take_lock(folder: Path, what: str = "trained") -> IO[str]:
     return lock
 
 
-def _load(path: Path, shape, otherwise: str):
-    """What a JSON file holds, in this shape; None if there is no such file. Raises ReproError that names the file."""
-    try:
-        value = json.loads(path.read_text())
-        check(value, shape)
-        return value
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ReproError(f"{path} is damaged ({error}): {otherwise}") from error
-
-
 AGAIN = "delete the folder to train again"
 
 
 def read(folder: Path | str) -> dict:
     """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it has another format."""
-    path = Path(folder) / "run.json"
-    run = _load(path, {"recipe": (dict, str)}, AGAIN)
+    if found := kept.find(folder):
+        run, place, again = copy.deepcopy(found.run), found.place, kept.AGAIN
+    else:
+        path = Path(folder) / "run.json"
+        run, place, again = read_json(path, {"recipe": (dict, str)}, AGAIN), str(path), AGAIN
     if run is None:
         return {}
     if run.get("format") != FORMAT:
@@ -262,21 +260,23 @@ def read(folder: Path | str) -> dict:
         if run["status"] == "complete":
             check(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in run["recipe"]["stages"]}})
     except ValueError as error:
-        raise ReproError(f"{path} is damaged ({error}): {AGAIN}") from error
+        raise ReproError(f"{place} is damaged ({error}): {again}") from error
     return run
 
 
 def metric_rows(folder: Path | str) -> list[dict]:
     """Returns a run's rows so far, without a last line that was cut short by a kill or is still being written."""
     path = Path(folder) / "metrics.jsonl"
+    found = kept.find(folder)
     try:
-        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        rows = copy.deepcopy(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         check(rows, [ROW], "row")
         return rows
     except FileNotFoundError:
         return []
     except (ValueError, OSError, RecursionError) as error:
-        raise ReproError(f"{path} is damaged ({error}): {AGAIN}") from error
+        place, again = (found.place, kept.AGAIN) if found else (path, AGAIN)
+        raise ReproError(f"{place} is damaged ({error}): {again}") from error
 
 
 def describe(row: dict, epochs: float) -> str:
@@ -296,21 +296,23 @@ def predict(out: Path | str, forecasts: dict[str, dict]) -> None:
 def predictions(out: Path | str) -> dict[str, dict]:
     """Returns what `predict` recorded; empty if it was never called."""
     path = Path(out).parent / "plan.json"
-    return _load(path, {str: {"ranks": int, "seconds": NUMBER}}, "delete it; `python -m repro plan` makes it again") or {}
+    return read_json(path, {str: {"ranks": int, "seconds": NUMBER}}, "delete it; `python -m repro plan` makes it again") or {}
 
 
 def ensembles(folder: Path | str) -> list[dict]:
     """The ensembles that were evaluated from a run's snapshots."""
+    if found := kept.find(folder):
+        return checked(copy.deepcopy(found.ensembles), ENSEMBLES, found.place, kept.AGAIN)
     path = Path(folder) / "ensembles.json"
-    return _load(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
+    return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
 
 def add_ensemble(folder: Path | str, entry: dict) -> None:
     """Records an evaluated ensemble; an earlier one with the same members and average is replaced."""
     identity = ("members", "average")
-    kept = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in identity)]
+    others = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in identity)]
     with replacing(Path(folder) / "ensembles.json") as temporary:
-        temporary.write_text(json.dumps([*kept, entry], indent=1))
+        temporary.write_text(json.dumps([*others, entry], indent=1))
 
 
 def save_correct(folder: Path | str, model: str, correct: dict[str, np.ndarray]) -> None:
@@ -321,9 +323,20 @@ def save_correct(folder: Path | str, model: str, correct: dict[str, np.ndarray])
             np.savez_compressed(file, **correct)  # type: ignore[arg-type]
 
 
+def tested(folder: Path | str) -> list[str]:
+    """The models of a run, and its ensembles, of which `load_correct` knows which images they recognised."""
+    if found := kept.find(folder):
+        return sorted(found.correct)
+    return sorted(path.name.removesuffix(".npz") for path in Path(folder).glob("correct/*.npz"))
+
+
 def load_correct(folder: Path | str, model: str) -> dict[str, np.ndarray]:
-    """Returns what `save_correct` recorded. Raises ReproError if it is missing or damaged."""
+    """Returns what `save_correct` recorded; of a kept run only the test view. Raises ReproError if it is missing or damaged."""
     path = Path(folder) / "correct" / f"{model}.npz"
+    if found := kept.find(folder):
+        if model not in found.correct:
+            raise ReproError(f"{found.place} has no predictions of {model}: {kept.AGAIN}")
+        return {"test": found.correct[model].copy()}
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -332,14 +345,17 @@ def load_correct(folder: Path | str, model: str) -> dict[str, np.ndarray]:
 
 
 def all_runs(out: Path | str) -> list[Path]:
-    """The folders of all runs, sorted by name, complete or not; those of an earlier version are skipped, with a warning."""
+    """The folders of all runs, sorted by name, complete or not; those of an earlier version are skipped, with a warning.
+
+    A run that is kept in files (`kept`) has the path that its folder would have.
+    """
     found, old = [], []
-    for path in sorted(Path(out).glob("*/run.json")):
+    for name in sorted({path.parent.name for path in Path(out).glob("*/run.json")} | kept.names(out)):
         try:
-            read(path.parent)
-            found.append(path.parent)
+            read(Path(out) / name)
+            found.append(Path(out) / name)
         except OldRun:
-            old.append(path.parent.name)
+            old.append(name)
     if old:
         log.warning("skipped %d run folder(s) of an earlier version in %s, such as %s", len(old), out, old[0])
     return found

@@ -4,15 +4,18 @@ runs, evaluations = repro.runs()
 seaborn.relplot(evaluations.dropna(subset="top1"), x="epoch", y="top1", hue="recipe", style="variant", kind="line")
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import pandas as pd
 
 from repro import ReproError
 from repro.paths import RUNS
-from repro.run import identity, records
+from repro.run import identity, own, records
 
 KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; if equal, training code or data differ
+IN_VIEWS = [f"top1_{view}" for view in records.OTHER_VIEWS]
 EVALUATION = [
     "step",
     "epoch",
@@ -24,8 +27,7 @@ EVALUATION = [
     "top1",
     "top5",
     "test_images",
-    "top1_zoom",
-    "top1_scale_aspect",
+    *IN_VIEWS,
     "seconds",
 ]
 NONE = float("nan")
@@ -39,8 +41,9 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     runs: one row per run. Its folder's name; recipe (the name before it was made small), shrink, model, variant ("" for default
     settings, else such as "lr_formula=as_designed"), data; every field of `Settings`, seed among them; every scalar of the
     recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
-    of the training code), version, Python's and torch's versions; host, cores, processor; weights_sha256; test_images,
-    top1 and top5 at the end. Values that an incomplete run does not have are missing.
+    of the training code), version, Python's and torch's versions; host, cores, processor; digests of the recipe's numbers and
+    your own model's source, of the training and test images and of the weights (recipe_sha256, train_sha256, test_sha256,
+    weights_sha256); test_images, top1 and top5 at the end. Values that an incomplete run does not have are missing.
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
     train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;
@@ -90,11 +93,20 @@ def _run(folder: Path) -> dict:
         "python": run["packages"]["python"],
         "torch": run["packages"]["torch"],
         **{fact: run[fact] for fact in ("host", "cores", "processor")},
+        "recipe_sha256": _digest(run),
+        "train_sha256": run["data"]["train"],
+        "test_sha256": run["data"]["test"],
         "weights_sha256": run.get("weights_sha256", ""),
         "test_images": images,
         "top1": 100 * run.get("top1", NONE) / images,
         "top5": 100 * run.get("top5", NONE) / images,
     }
+
+
+def _digest(run: dict) -> str:
+    numbers = {name: value for name, value in run["recipe"].items() if name not in identity.TEXTS}
+    numbers["model"] = own.short(numbers["model"]), run["model_source"]  # wherever the file is
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 
 def _evaluation(row: dict) -> dict:

@@ -5,47 +5,52 @@ model and is labelled MODEL. Forecasts for the ranks at hand are recorded (`reco
 the measured times.
 """
 
+import json
 import os
+import shlex
+import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
 from repro import ReproError, choose, recipes
-from repro.images.packed import pack_embedded
+from repro.evaluate import VIEWS
+from repro.images.data import Images
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
+from repro.paths import replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, identity, records
 from repro.scaling import steptime
-from repro.scaling.probe import probe
+from repro.scaling.probe import machine, probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
-from repro.schedule import Recipe
+from repro.schedule import Recipe, due
 from repro.task import Task, prepare, too_many
 from repro.task import describe as described
 
-MOST_KEPT = 3  # checkpoints on disk at once: the two newest and the one being written
+MOST_KEPT = checkpoint.KEPT + 1  # checkpoints on disk at once: the newest, and the one being written
+SECONDS = 10.0  # of the probe behind a forecast that nobody has asked for by itself
 
 
-def expected(tasks: list[dict], seconds: float = 10.0) -> list[dict]:
+def expected(tasks: list[dict]) -> list[dict]:
     """`task.describe` of each task and, unless it is complete, its forecast: the recorded one, else a new one. Collective.
 
     A recorded forecast counts if it is for the same number of ranks. All `tasks` have the same `out`.
     """
     world = comm.world()
+    plans = [described(**task) for task in tasks]
     with world.together():
-        plans = [described(**task) for task in tasks]
         known = records.predictions(Path(plans[0]["folder"]).parent)
         missing = [
             task
             for task, plan in zip(tasks, plans)
             if not plan["complete"] and known.get(Path(plan["folder"]).name, {}).get("ranks") != world.size
         ]
-    for new in forecast(world.broadcast(missing), seconds) if world.broadcast(missing) else []:
+    for new in forecast(world.broadcast(missing), SECONDS) if world.broadcast(missing) else []:
         known[Path(new["folder"]).name] = new
     return [known.get(Path(plan["folder"]).name, {}) | plan for plan in plans]
 
@@ -65,11 +70,8 @@ def forecast(
         for name, value in (("nodes", nodes), ("ranks_per_node", ranks_per_node)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ReproError(f"{name} is {value!r}: it must be a whole number, or 0 for as many as at hand")
-        if world.rank == 0:
-            for data in {task.get("data", "digits") for task in tasks}:
-                pack_embedded(data)
+    prepared = [prepare(**task) for task in tasks]
     with world.together():
-        prepared = [prepare(**task) for task in tasks]
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
             if layout.ranks > task.recipe.passes:
@@ -83,8 +85,8 @@ def forecast(
             "step": task.run.newest_step,
             "shrink": task.run.record["shrink"],
         }
-        | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
-        | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": identity.now()}
+        | estimate(task.recipe, probes[_subject(task, values)], len(task.test_images), layout, network)
+        | {"data_bytes": _bytes(task.train_images, task.test_images), "when": identity.now()}
         for task, values in zip(prepared, tasks)
     ]
     with world.together():
@@ -128,6 +130,11 @@ def _probe(task: Task, values: dict, seconds: float) -> dict:
         return probed | {"save_seconds": max(comm.world().gather(time.perf_counter() - start))}
 
 
+def _bytes(*splits: Images) -> int:
+    """The size of packed splits on disk."""
+    return sum(os.path.getsize(images.packed.path) for images in splits)
+
+
 def _pass_images(recipe: Recipe) -> int:
     """Images of one pass, which the model of a step's time takes for one worker's."""
     return recipe.workers_per_pass * recipe.images_per_worker
@@ -136,8 +143,9 @@ def _pass_images(recipe: Recipe) -> int:
 def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, network: str = "omni-path") -> dict:
     """Computes the whole recipe's `seconds` (with a 5 to 95% band), hours and bytes from a probe of one step.
 
-    seconds = iterations x step + evaluations x test images / (images/s of evaluation) + saves x seconds per save; memory is
-    the probe's measured peak per rank. The label is MODEL unless the probe ran on `layout`.
+    seconds = iterations x step + tested images / (images/s of evaluation) + saves x seconds per save; all test images are
+    tested at each evaluation, and at stages' ends in the other views too, `evaluate.VIEWS`; memory is the probe's measured
+    peak per rank. The label is MODEL unless the probe ran on `layout`.
     """
     at_hand = (layout.nodes, layout.nodes * layout.per_node) == (probed["nodes"], probed["ranks"])
     passes = -(-recipe.passes // layout.ranks)
@@ -151,11 +159,14 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
 
     steps = steptime.band(map(step_seconds, steptime.resampled(probed["rows"], draws=100)))
     timed = min(len(row["seconds"][0]) for row in probed["rows"] if row["kind"] == "compute")
-    evaluation = test_images / (probed["evaluated_per_second"] * layout.ranks / probed["ranks"])
-    rows, evaluations = occasions(recipe)
+    evaluated = due(recipe, recipe.evaluate_every)
+    rows, evaluations = len(evaluated | due(recipe, recipe.record_every)), len(evaluated)
+    in_other_views = sum(min(number, test_images) for view, number in VIEWS.items() if view != "test")
+    tested = evaluations * test_images + len(recipe.stages) * in_other_views
+    evaluating = tested / (probed["evaluated_per_second"] * layout.ranks / probed["ranks"])
     seconds = {}
     for point, step in steps.items():
-        running = recipe.iterations * step + evaluations * evaluation
+        running = recipe.iterations * step + evaluating
         saves = 2 * len(recipe.stages)  # snapshot and checkpoint at each stage's end
         saves += max(min(rows, running / CHECKPOINT_SECONDS), running / LONGEST_SECONDS)
         seconds[point] = running + saves * probed["save_seconds"]
@@ -170,7 +181,7 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
         "global_batch": recipe.global_batch,
         "iterations": recipe.iterations,
         "epochs": recipe.epochs(),
-        "images": recipe.iterations * recipe.global_batch,
+        "images": recipe.images(),
         "ranks": layout.ranks,
         "nodes": layout.nodes,
         "step_seconds": steps["middle"],
@@ -187,18 +198,6 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     }
 
 
-def occasions(recipe: Recipe) -> tuple[int, int]:
-    """Number of metric rows, and of evaluations among them: as in the trainer, at stages' ends and every few epochs."""
-    steps: Any = np.arange(recipe.iterations + 1)
-
-    def complete(epochs: float) -> np.ndarray:
-        return np.diff(recipe.epochs(steps) // epochs) > 0
-
-    evaluates = complete(recipe.evaluate_every)
-    evaluates[np.array(recipe.starts[1:]) - 1] = True
-    return int((evaluates | complete(recipe.record_every)).sum()), int(evaluates.sum())
-
-
 def plan(
     recipe: str,
     hours: float = 0.0,
@@ -206,33 +205,41 @@ def plan(
     nodes: int = 0,
     ranks_per_node: int = 0,
     network: str = "omni-path",
+    record: str = "",
     **parameters,
 ) -> dict:
     """Forecasts one run and, given a limit of `hours`, the recipe in all its sizes, to find the largest within the limit.
+
+    With `record`, the forecast of the run is written into that JSON file, with the machine and the command.
 
     Returns {"asked": forecast, "others": forecasts, "largest": shrink or "", "memory": bytes of this machine}. Collective.
     """
     if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not hours >= 0:
         raise ReproError(f"hours is {hours!r}: it must be a number of hours, or 0 for no limit")
     world, asked = comm.world(), {"recipe": recipe, **parameters}
-    with world.together():
-        if world.rank == 0:
-            pack_embedded(parameters.get("data", "digits"))
-    with world.together():
-        tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
-        asked_shrink = prepare(**asked).run.record["shrink"]
-        for shrink in ["none", *recipes.SHRINKS] if hours else []:
-            try:
-                other = asked | {"shrink": shrink}
-                if shrink != asked_shrink and prepare(**other).recipe.passes >= ranks:
-                    tasks.append(other)
-            except ReproError:  # this size needs more images than there are
-                continue
+    task, original = prepare(**asked), recipes.find(recipe)
+    tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
+    for shrink in ["none", *recipes.SHRINKS] if hours else []:
+        with suppress(ReproError):  # this size needs more images than there are
+            fits = recipes.shrink(original, shrink, len(task.train_images.packed)).passes >= ranks
+            if fits and shrink != task.run.record["shrink"]:
+                tasks.append(asked | {"shrink": shrink})
     forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)
     feasible = [result for result in forecasts if hours and result["hours"] <= hours]
     largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""
     memory = psutil.virtual_memory().total
+    with world.together():
+        if record and world.rank == 0:
+            gpu = torch.cuda.get_device_name() if task.settings.device == "cuda" else ""
+            _write(Path(record), {**forecasts[0], "gpu": gpu, "memory": memory})
     return {"asked": forecasts[0], "others": forecasts[1:], "hours": hours, "largest": largest, "memory": memory}
+
+
+def _write(file: Path, planned: dict) -> None:
+    command = shlex.join(["python", "-m", "repro", *sys.argv[1:]])
+    facts = {"command": command, "version": identity.code_version(), **machine()}
+    with replacing(writable_folder(file.parent) / file.name) as temporary:
+        temporary.write_text(json.dumps({**facts, **planned}, indent=1))
 
 
 def describe(planned: dict) -> str:

@@ -20,18 +20,19 @@ import torch
 
 from repro import ReproError, evaluate, whole_number
 from repro.allreduce import Average
-from repro.images.data import Images, Stream, load_ahead
+from repro.images.data import Images, Stream, load_ahead, requests
 from repro.images.packed import PHOTOGRAPHS
 from repro.model import Network, builder, find_device, find_precision
 from repro.optim import SGD
 from repro.overlap import BUCKET, average_for
 from repro.ranks import comm
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.ranks.memory import keep_freed
 from repro.replica import Replica
 from repro.run import identity
 from repro.run.settings import MOST_THREADS, Settings
 from repro.scaling import steptime
+from repro.schedule import Recipe, Stage, at
 from repro.train import step
 
 CLASSES, CHANNELS = 1000, 3  # of the network, unless a data set determines them
@@ -39,6 +40,11 @@ BURST, MOST = 0.3, 40  # seconds and steps of a burst at most: short steps are t
 ROUNDS = 40
 # Bytes per allreduce: 4 KB to 64 MB, and also the step's vector and half of it.
 SIZES = tuple(4**power for power in range(6, 14))
+
+
+def steady(workers: int, images_per_worker: int, rate: float = 0.0) -> Recipe:
+    """A recipe whose steps are all alike, without an end, for measuring: at rate 0 the weights stay finite however long."""
+    return Recipe("steady", (Stage("steady", 10**9, rate, power=0),), workers, images_per_worker)
 
 
 class _Steps:
@@ -66,7 +72,7 @@ class _Steps:
         self.average = self.shared.average
 
     def _replica(self, world, network: Network, average: Average) -> Replica:
-        return Replica(world, network, SGD(network.weights, 0.9), average, self.settings.precision)
+        return Replica(world, network, SGD(network, steady(1, 1)), average, self.settings.precision)
 
     def at_hand(self, count: int):
         pixels = torch.randn(count, self.channels, self.size, self.size).contiguous(memory_format=torch.channels_last)
@@ -74,24 +80,24 @@ class _Steps:
 
     def loaded(self, world, count: int):
         assert self.images is not None
-        stream = Stream(self.images, seed=0, workers=world.size, images_per_worker=count)
-        return load_ahead(stream, ((number, world.rank, "scale_aspect") for number in range(10**9)), self.decoders)
+        recipe = steady(world.size, count)
+        steps = (at(recipe, number) for number in range(recipe.iterations))
+        return load_ahead(Stream(self.images, 0, count), requests(steps, 1, world.rank, world.size), self.decoders)
 
     def apart(self, batches, workers: int, steps: int) -> list[float]:
         """Seconds of each of `steps` steps of this rank alone, with `workers` workers."""
-        average = Average(self.settings.reduction, Alone(), workers, self.network)
-        return _burst(self._replica(Alone(), self.network, average), batches, steps)
+        average = Average(self.settings.reduction, World(), workers, self.network)
+        return _burst(self._replica(World(), self.network, average), batches, steps, workers)
 
     def averaged(self, batches, steps: int) -> list[float]:
         """Seconds of each of `steps` steps of all ranks, with one worker per rank."""
-        return _burst(self.shared, batches, steps)
+        return _burst(self.shared, batches, steps, self.shared.world.size)
 
 
-def _burst(replica: Replica, batches, steps: int) -> list[float]:
-    seconds, start = [], time.perf_counter()
+def _burst(replica: Replica, batches, steps: int, workers: int) -> list[float]:
+    now, seconds, start = at(steady(workers, 1), 0), [], time.perf_counter()
     for _ in range(steps):
-        # At rate 0 the weights stay finite however long this runs.
-        mean = step(replica, batches, rate=0.0, weight_decay=5e-5, bn_momentum=0.05)
+        mean = step(replica, batches, now)
         float(mean.loss)  # as in the trainer; on a GPU this waits for the step
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
@@ -263,7 +269,7 @@ def _rates(world, steps: _Steps, test: Images, count: int, limit: int = 100) -> 
         decoded += len(next(batches)[1])
     decoding = decoded / (time.perf_counter() - start)
     batches.close()
-    test.count = min(len(test), limit * world.size)
+    test = test.first(limit * world.size)
     start = time.perf_counter()
     evaluate.counts(
         world,

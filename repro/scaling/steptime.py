@@ -349,15 +349,15 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
     return parts | {"total": sum(parts.values())}
 
 
-def resampled(measurements: list[dict], draws: int = 200, seed: int = 0, ranks: int = 0) -> list[Fit]:
+def resampled(measurements: list[dict], draws: int) -> list[Fit]:
     """Fits to bootstrap samples: each row's times drawn with replacement, those of all ranks at one moment together."""
-    generator, fits = np.random.default_rng(seed), []
+    generator, fits = np.random.default_rng(0), []
     for _ in range(draws):
         rows = []
         for row in measurements:
             times = np.array(row["seconds"])
             rows.append(row | {"seconds": times[:, generator.integers(times.shape[1], size=times.shape[1])]})
-        fits.append(fit(rows, ranks))
+        fits.append(fit(rows))
     return fits
 
 
@@ -387,38 +387,28 @@ class Load:
 
 
 def extrapolate(
-    measurements: list[dict],
-    load: Load,
-    nodes: Iterable[int],
-    layout: Layout,
-    between: Interconnect,
-    draws: int = 200,
-    seed: int = 0,
-    loaded: bool = False,
+    measurements: list[dict], load: Load, nodes: Iterable[int], layout: Layout, between: Interconnect, draws: int = 200
 ) -> list[dict]:
     """A step's seconds, images/s and efficiency over nodes, each with a 5 to 95% band; `layout` gives everything but the nodes.
 
-    The bands cover the noise of the measurements (bootstrap) and the interconnect within its ranges, but not whether the model
-    has the right form: see `held_back`. Fewer than three timed steps (n) do not show how they differ: the band is NaN.
-    Efficiency is throughput per node over that of a node whose ranks neither average nor wait for one another, in per cent: it
-    cannot exceed 100, also where the allreduce of several nodes is hidden and that of one node is not.
+    The bands cover the noise of the measurements (bootstrap; tests take fewer `draws`) and the interconnect within its ranges,
+    but not whether the model has the right form: see `held_back`. Fewer than three timed steps (n) do not show how they
+    differ: the band is NaN. Efficiency is throughput per node over that of a node whose ranks neither average nor wait for one
+    another, in per cent: it cannot exceed 100, also where the allreduce of several nodes is hidden and that of one node is not.
     """
     timed = min(len(row["seconds"][0]) for row in measurements if row["kind"] == "compute" and row["ranks"] == layout.per_node)
-    fits = resampled(measurements, draws, seed)
-    links = [between.link(place) for place in np.random.default_rng(seed + 1).random(draws)]
+    fits = resampled(measurements, draws)
+    links = [between.link(place) for place in np.random.default_rng(1).random(draws)]
     alone = replace(layout, nodes=1)
     images, workers, batch = load.on(alone.ranks)
-    ones = []
-    for fitted in fits:
-        parts = step(fitted, alone, images, workers, None, loaded)
-        ones.append(batch / (parts["compute"] + parts["loading"]))
+    ones = [batch / fitted.compute(images, workers) for fitted in fits]
     rows = []
     for count in nodes:
         target = replace(layout, nodes=count)
         images, workers, batch = load.on(target.ranks)
         if images < 1:  # more ranks than images
             continue
-        seconds = [step(fitted, target, images, workers, link, loaded)["total"] for fitted, link in zip(fits, links)]
+        seconds = [step(fitted, target, images, workers, link)["total"] for fitted, link in zip(fits, links)]
         rates = [batch / second for second in seconds]
         row = {
             "label": MODEL,
@@ -536,9 +526,9 @@ def _as_known(known: Published, machine: Fit, link: Link, buckets: int) -> Fit |
     return scaled(brentq(lambda factor: seconds(factor) - target, 0.0, target))
 
 
-def _machines(known: Published, assumed: Assumed, draws: int, seed: int) -> Iterator[tuple[Fit, Link, int]]:
+def _machines(known: Published, assumed: Assumed, draws: int) -> Iterator[tuple[Fit, Link, int]]:
     """Machines, links and buckets on which the known run has its published rate, all assumptions drawn from their ranges."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     for _ in range(draws):
         link, buckets = assumed.between.link(generator.random()), int(generator.choice(assumed.buckets))
         share, spread = generator.uniform(*assumed.fixed), generator.uniform(*assumed.spread)
@@ -548,20 +538,18 @@ def _machines(known: Published, assumed: Assumed, draws: int, seed: int) -> Iter
             yield fitted, link, buckets
 
 
-def on_known_nodes(
-    known: Published, nodes: Iterable[int], images: int, assumed: Assumed = Assumed(), draws: int = 500, seed: int = 0
-) -> list[dict]:
+def on_known_nodes(known: Published, nodes: Iterable[int], images: int, draws: int = 500) -> list[dict]:
     """Where a step's time goes on `nodes` of the known run's nodes with `images` per process, and the efficiency.
 
     Efficiency is the share of the step that computes, in per cent: throughput against nodes without any allreduce or waiting.
     Rows: label, known, nodes, images, buckets (1: nothing hidden), then the medians of compute, waiting, allreduce (seconds),
-    and images_per_s and efficiency with their 5 to 95% bands over the ranges of `assumed`.
+    and images_per_s and efficiency with their 5 to 95% bands over the ranges of `Assumed` (tests take fewer draws).
     """
-    rows = []
+    rows, assumed = [], Assumed()
     for count in nodes:
         for buckets in assumed.buckets:
             layout = Layout(count, known.per_node, buckets=buckets)
-            machines = _machines(known, replace(assumed, buckets=(buckets,)), draws, seed)
+            machines = _machines(known, replace(assumed, buckets=(buckets,)), draws)
             steps = [step(machine, layout, images, 1, link) for machine, link, _ in machines]
             row = {"label": MODEL, "known": known.name, "nodes": count, "images": images, "buckets": buckets}
             row |= {part: band(each[part] for each in steps)["middle"] for part in ("compute", "waiting", "allreduce")}
@@ -575,15 +563,14 @@ def on_known_nodes(
     return rows
 
 
-def infer(
-    known: Published, others: list[Published], assumed: Assumed = Assumed(), draws: int = 500, seed: int = 0
-) -> list[dict]:
+def infer(known: Published, others: list[Published], assumed: Assumed = Assumed(), draws: int = 500) -> list[dict]:
     """Fits the time per image to one published throughput and predicts others, with all assumptions drawn from their ranges.
 
-    Rows: label, known, predicted (its name), images_per_s with its 5 to 95% band, published, error in per cent.
+    Rows: label, known, predicted (its name), images_per_s with its 5 to 95% band, published, error in per cent. Only tests,
+    which know the machine that they have made up, assume anything else or take fewer draws.
     """
     rates = {other.name: [] for other in others}
-    for machine, link, buckets in _machines(known, assumed, draws, seed):
+    for machine, link, buckets in _machines(known, assumed, draws):
         for other in others:
             layout = Layout(other.nodes, other.per_node, buckets=buckets)
             seconds = step(machine, layout, other.images, 1, link)["total"]

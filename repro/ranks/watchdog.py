@@ -1,0 +1,104 @@
+"""A watchdog for ranks that freeze. No torch, no MPI.
+
+A rank that is killed or that raises ends the others, but one that hangs leaves them waiting forever. So each rank has a
+thread that writes a sign of life into a file and reads that of the next rank; the last rank's next is the first. That is
+one small file per rank, however many there are, and no messages, since MPI itself may hang. A single rank writes one, too,
+for those who follow the run (`run.state.Pulse`).
+"""
+
+import faulthandler
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger("repro")
+
+LONGEST_TICK = 2.0  # seconds between two signs of life
+VERDICT = "verdict"  # the file that tells all ranks to write their stacks
+
+
+class Watchdog:
+    """Within its block, ends all ranks if the next one freezes (a stopped process, a lost node) or makes no progress.
+
+    `world` has this rank's state: `beats` is its number of signs of progress, `waits` is whether it is in a collective, `at`
+    is its position in words. `folder` is visible to all ranks; rank 0 has created it, empty. `patience` is the number of
+    seconds that a rank may be silent, or compute without a beat.
+    """
+
+    def __init__(self, world, folder: Path, patience: float):
+        self.world, self.folder, self.patience = world, folder, patience
+        self.tick = min(patience / 10, LONGEST_TICK)
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        rank, number = (self.world.rank + 1) % self.world.size, 0
+        before: list[str] = []  # the next rank's last sign of life
+        lived = progressed = time.monotonic()
+        while not self.over.wait(self.tick):
+            number += 1
+            self._write(
+                str(self.world.rank),
+                f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} {os.getpid()} {self.world.at}",
+            )
+            if self.world.size == 1:  # it has no other to watch
+                continue
+            if self._read(VERDICT):
+                self._write_stacks()
+                return
+            now, sign = time.monotonic(), self._read(str(rank)).split(" ", 5)
+            if len(sign) < 6:  # not there yet, or just being written
+                sign = before
+            if not before or sign[0] != before[0]:
+                lived = now
+            if not before or sign[1] != before[1] or sign[2] == "1":
+                progressed = now
+            before = sign
+            if before and now - lived > self.patience:
+                self._end(rank, before, "is frozen, or its machine is lost: it gave no sign of life")
+            elif before and now - progressed > self.patience and now - lived < 3 * self.tick:  # otherwise it may be frozen
+                self._end(rank, before, "hangs: it is alive but has made no progress")
+
+    def _end(self, rank: int, sign: list[str], what: str) -> None:
+        """Names the rank and ends all ranks."""
+        _, _, _, host, process, where = sign
+        verdict = (
+            f"rank {rank} (process {process} on {host}) {what} for {self.patience:g} seconds, at {where}. All ranks are "
+            f"ended; the stacks of the others are in {self.folder}/*.stack. The same command continues the run."
+        )
+        self._write(VERDICT, verdict)
+        self._write_stacks()
+        time.sleep(2 * self.tick)  # so that the others can write theirs
+        if self.over.is_set():  # the rank has resumed
+            return
+        print(f"error: {verdict}", file=sys.stderr, flush=True)
+        threading.Timer(2, os._exit, [1]).start()  # in case MPI itself hangs
+        self.world.abort()
+
+    def _write_stacks(self) -> None:
+        # If they cannot be written, the verdict alone must be enough.
+        with suppress(OSError), open(self.folder / f"{self.world.rank}.stack", "w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+
+    def _write(self, name: str, text: str) -> None:
+        with suppress(OSError):  # a full disk, a deleted folder: the run itself reports it
+            (self.folder / name).write_text(text)
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text()
+        except OSError:
+            return ""

@@ -189,6 +189,6 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
         raise
     everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks leave runs to one another, too
     with world.together():
-        if everywhere and world.rank == 0:
+        if everywhere:
             named = "; ".join(locked[place] for place in sorted(everywhere))
             raise records.Locked(f"{len(everywhere)} of {len(tasks)} runs could not be done here: {named}")

@@ -2,6 +2,7 @@
 
 live       follows a run that any process trains
 follow     shows a run until it is over
+Many       shows many runs as one share of the work
 """
 
 import os

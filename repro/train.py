@@ -176,8 +176,10 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
             for place, task in enumerate(tasks):
                 try:
                     folder = train(world=alone, **task)
-                    wanted = (ensembles or {}).get(task["recipe"], [])
-                    evaluate.ensembles(folder, wanted, task["data"], task.get("device", "auto"), alone)
+                    recorded = [(entry["members"], entry["average"]) for entry in records.ensembles(folder)]
+                    for members, average in (ensembles or {}).get(task["recipe"], []):
+                        if (members, average) not in recorded:
+                            evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
                 except records.Locked as error:
                     locked[place] = str(error)
                 if stop.asked.is_set():
@@ -187,6 +189,6 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
         raise
     everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks leave runs to one another, too
     with world.together():
-        if everywhere and world.rank == 0:
+        if everywhere:
             named = "; ".join(locked[place] for place in sorted(everywhere))
             raise records.Locked(f"{len(everywhere)} of {len(tasks)} runs could not be done here: {named}")

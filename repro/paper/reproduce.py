@@ -96,7 +96,7 @@ def _run(
             running.append(pool.submit(notebooks.execute, name, values, output, log=verbose and bool(cluster), timeout=timeout))
         asked = False
         try:
-            while wait(running, timeout=engines.POLL).not_done:
+            while wait(running, timeout=engines.CHECK_SECONDS).not_done:
                 overall.show()
                 if watch.asked.is_set():
                     if cluster and not asked:

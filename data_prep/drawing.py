@@ -13,14 +13,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from scipy.special import ndtri
 
 from repro import ReproError
 from repro.images import packed
-from repro.paths import DATA
+from repro.paths import DATA, given
 
 import packing
 
@@ -53,8 +52,8 @@ def run(
     The data set has the folder's name; what is drawn is the same under any.
     """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=DATA / name, help="folder (default: %(default)s)")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--out", type=given, default=DATA / name, help="folder (default: %(default)s)")
+    out = parser.parse_args().out
     try:
         packing.check_name(out, name)
     except ReproError as error:

@@ -165,7 +165,7 @@ def ensemble(
     average: str = "softmax",
     data: str = "",
     device: str = "auto",
-    world: comm.Alone | None = None,
+    world: comm.World | None = None,
 ) -> dict:
     """Evaluates an ensemble of models at the ends of a complete run's stages and records it in the run's folder. Collective.
 
@@ -180,7 +180,7 @@ def ensemble(
         return _ensemble(world, folder, *opened, average, device)
 
 
-def ensembles(folder: str, wanted: list[tuple[list[str], str]], data: str, device: str, world: comm.Alone) -> None:
+def ensembles(folder: str, wanted: list[tuple[list[str], str]], data: str, device: str, world: comm.World) -> None:
     """Evaluates, as `ensemble`, those of `wanted`, which are (members, average), that the run has no record of. Collective."""
     if not _missing(world, folder, wanted):
         return

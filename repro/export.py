@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from repro import ReproError, choose, whole_number
@@ -112,9 +112,9 @@ def _stem(network: nn.Module) -> dict | None:
 def _write(path: Path, values: dict[str, torch.Tensor], card: dict) -> Path:
     """Writes `path`.safetensors, then the card that makes it valid."""
     tensors, described = Path(f"{path}.safetensors"), Path(f"{path}.json")
+    content = save(values)  # not save_file, whose files nobody else may read
     with replacing(tensors) as temporary:
-        save_file(values, temporary)
-        content = temporary.read_bytes()
+        temporary.write_bytes(content)
         described.unlink(missing_ok=True)  # an older card would not fit the new tensors
     with replacing(described) as temporary:
         sealed = {**card, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

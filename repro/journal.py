@@ -12,7 +12,7 @@ from dataclasses import replace
 from repro import ReproError, evaluate
 from repro.allreduce import Mean
 from repro.images.data import Stream
-from repro.ranks import watch
+from repro.ranks import stop
 from repro.replica import Replica
 from repro.run import checkpoint, records
 from repro.run.records import Stopped, describe
@@ -47,7 +47,7 @@ class Journal:
 
     def ask(self) -> None:
         """Tells all ranks, through this step's average, if this one wants to stop or to save a checkpoint after it."""
-        if watch.asked.is_set() or self.step + 1 == self.first + self.task.steps:
+        if stop.asked.is_set() or self.step + 1 == self.first + self.task.steps:
             self.average.stop()
         if self.world.rank == 0 and time.monotonic() - self.saved > LONGEST_SECONDS:
             self.average.save()
@@ -84,7 +84,7 @@ class Journal:
             if ends_stage or mean.save or mean.stop or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
         if mean.stop and self.step < recipe.iterations:
-            watch.asked.clear()
+            stop.asked.clear()
             raise Stopped(self._outlook())
 
     def facts(self) -> dict:
@@ -117,7 +117,7 @@ class Journal:
         weights, statistics = network.weights.clone(), network.statistics.clone()
         network.weights.copy_(finished)
         recipe, settings = self.task.recipe, self.task.settings
-        stream = Stream(self.task.train, settings.seed, recipe.images_per_worker)
+        stream = Stream(self.task.train_images, settings.seed, recipe.images_per_worker)
         following = replace(now, before=(now.before[0] + 1, now.before[1] + recipe.batch(now.stage)))
         evaluate.recompute_statistics(self.world, network, stream, following, recipe.workers_per_pass, settings.precision)
         yield
@@ -130,8 +130,8 @@ class Journal:
         options: dict = dict(device=settings.device, precision=settings.precision, threads=self.task.decoders)
         member = [(self.network.model, self.network.state())]
         if finished:
-            return evaluate.in_all_views(self.world, member, self.task.test, **options)
-        counted = evaluate.counts(self.world, member, self.task.test, **options)
+            return evaluate.in_all_views(self.world, member, self.task.test_images, **options)
+        counted = evaluate.counts(self.world, member, self.task.test_images, **options)
         result = counted["members"][0]
         correct = {"test": result.pop("correct")}
         return {"images": counted["images"], **result}, correct

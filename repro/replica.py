@@ -8,7 +8,7 @@ from repro.allreduce import Average
 from repro.model import Network
 from repro.optim import Update
 from repro.overlap import average_for
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.ranks.memory import keep_freed
 
 
@@ -16,7 +16,7 @@ from repro.ranks.memory import keep_freed
 class Replica:
     """The network, whose weights are bit-identical on all ranks (in `exact`, on any number of them), and what updates it."""
 
-    world: Alone  # the ranks, of which this process is one
+    world: World  # the ranks, of which this process is one
     network: Network
     update: Update
     average: Average  # over all workers

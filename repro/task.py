@@ -29,8 +29,8 @@ class Task:
     recipe: Recipe
     build: Callable[[], nn.Module]  # a model with its initial weights, from torch's generator
     update: Callable[[Network], Update]  # the rule by which its weights change
-    train: Images
-    test: Images
+    train_images: Images
+    test_images: Images
     settings: Settings
     decoders: int  # threads that decode images ahead of the step
     steps: int  # steps to stop after, counted from this call's start; 0: train to the recipe's end
@@ -38,7 +38,7 @@ class Task:
     run: records.Run
 
 
-def prepare(recipe: str | Recipe, data: str = "digits", *, world: comm.Alone | None = None, **parameters) -> Task:
+def prepare(recipe: str | Recipe, data: str = "digits", *, world: comm.World | None = None, **parameters) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
 
     `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `data` a data set's name or its folder: an embedded

@@ -24,7 +24,7 @@ from repro.allreduce import Mean
 from repro.images.data import Stream, load_ahead, requests
 from repro.images.packed import pack_embedded
 from repro.journal import Journal
-from repro.ranks import comm, watch
+from repro.ranks import comm, stop, watchdog
 from repro.replica import Replica, assemble
 from repro.run import checkpoint, identity, records
 from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, at
@@ -101,7 +101,7 @@ def _begin_stage(task: Task, stage: Stage, replica: Replica) -> None:
 def _batches(world, task: Task, first: int) -> Iterator:
     """The batches of this rank's passes, one after the other, step after step, from step `first` on."""
     recipe = task.recipe
-    stream = Stream(task.train, task.settings.seed, recipe.images_per_worker)
+    stream = Stream(task.train_images, task.settings.seed, recipe.images_per_worker)
     steps = (at(recipe, number) for number in range(first, recipe.iterations))
     return load_ahead(stream, requests(steps, recipe.workers_per_pass, world.rank, world.size), task.decoders)
 
@@ -109,7 +109,7 @@ def _batches(world, task: Task, first: int) -> Iterator:
 # --- Runs ---------------------------------------------------------------------------------------------------------------
 
 
-def train(recipe: str | Recipe, data: str = "digits", world: comm.Alone | None = None, **parameters) -> str:
+def train(recipe: str | Recipe, data: str = "digits", world: comm.World | None = None, **parameters) -> str:
     """Trains a recipe (parameters as for `prepare`) on all ranks of `world`; returns the run's folder. Collective.
 
     `world` is by default all ranks that were started together. A complete run of the same code, settings and data is left
@@ -142,7 +142,7 @@ def _attempt(world, task: "Task", begun: bool) -> None:
         processes = world.gather(f"process {os.getpid()} on {socket.gethostname()}")
         if world.size > 1:  # if a rank dies, a launcher names only its process
             log.info("ranks: %s", ", ".join(f"{rank} is {process}" for rank, process in enumerate(processes)))
-        with watch.Watchdog(world, task.run.heartbeats, task.patience):
+        with watchdog.Watchdog(world, task.run.heartbeats, task.patience):
             facts = _train(world, task)
         with world.together():  # so that no rank returns before the run is complete on disk
             if world.rank == 0:
@@ -165,7 +165,7 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
     Raises as `train`, on every rank, after the other ranks have passed all tasks: records.Stopped if a rank was asked to stop,
     records.Locked if nothing is left but runs that other processes are training, which it names.
     """
-    world, alone = comm.world(), comm.Alone()
+    world, alone = comm.world(), comm.World()
     with world.together():
         if world.rank == 0:
             for data in {task["data"] for task in tasks}:
@@ -180,10 +180,10 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
                     evaluate.ensembles(folder, wanted, task["data"], task.get("device", "auto"), alone)
                 except records.Locked as error:
                     locked[place] = str(error)
-                if watch.asked.is_set():
+                if stop.asked.is_set():
                     raise records.Stopped("stopped on request between two runs: the same command continues")
     except (records.Stopped, comm.PeerError):
-        watch.asked.clear()  # so that the next job of these ranks does not stop because of the same request
+        stop.asked.clear()  # so that the next job of these ranks does not stop because of the same request
         raise
     everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks leave runs to one another, too
     with world.together():

@@ -13,7 +13,7 @@ from bench import apparent_size, figures, regime, report, step
 from bench.report import Goal
 from repro.images.data import Images
 from repro.paths import REFERENCE
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.recipes import RECIPES, SHRINKS
 
 
@@ -22,7 +22,7 @@ def test_a_small_peer_computes_the_same_loss():
     losses = []
     for kind, setup in (("ours", step._ours), ("ddp", step._ddp)):
         torch.manual_seed(0)
-        losses.append(setup(replace(variant, kind=kind), Alone())())
+        losses.append(setup(replace(variant, kind=kind), World())())
     torch.distributed.destroy_process_group()
     assert losses[0][0] == pytest.approx(losses[1], rel=1e-5)
 

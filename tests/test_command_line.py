@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from repro import cores
 from repro.cli import commands as __main__
 from repro.cli import doctor
 from repro.cli.commands import parser
@@ -165,7 +166,7 @@ def test_a_run_that_is_continued_says_where(cli, digits, killed, tmp_path):
     assert "continuing at" not in second and "training " not in second
 
 
-@pytest.mark.skipif(comm.cores() < 2, reason="one core: more ranks are no gain")
+@pytest.mark.skipif(cores() < 2, reason="one core: more ranks are no gain")
 def test_one_rank_on_several_cores_is_told_of_the_others(cli, digits, tmp_path):
     few = ["--steps", "1", "--out", str(tmp_path), "--data", digits]
     status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", *few)
@@ -202,9 +203,7 @@ def test_a_system_that_binds_no_process_to_cores_has_all_of_them(cli, digits, tm
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
 def test_the_cores_are_those_that_the_process_is_bound_to():
-    code = (
-        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from repro.ranks import comm; print(comm.cores())"
-    )
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import repro; print(repro.cores())"
     assert python("-c", code).stdout == "1\n"
 
 

@@ -27,7 +27,8 @@ WITHOUT_TORCH = [
     "schedule",
     "paths",
     "recipes",
-    "ranks.watch",
+    "ranks.stop",
+    "ranks.watchdog",
     "ranks.memory",
     "run.identity",
     "run.records",
@@ -49,7 +50,7 @@ WITHOUT_TORCH = [
     "paper.report",
     "paper.reproduce",
     "cli.arguments",
-    "cli.monitor",
+    "cli.watch",
     "cli.doctor",
     "cli.commands",
 ]

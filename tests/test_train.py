@@ -644,7 +644,8 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
 WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
-WITHOUT_EFFECT |= {f"repro/{name}" for name in ("run/records", "run/own", "run/settings", "ranks/memory", "ranks/watch")}
+WITHOUT_EFFECT |= {f"repro/run/{name}" for name in ("records", "kept", "own", "settings")}
+WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "stop", "watchdog")}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -771,7 +772,7 @@ def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
 )
 def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, tmp_path, workers_per_pass, said):
     recipe = replace(TINY, workers=5, workers_per_pass=workers_per_pass)
-    alone = comm.Alone()
+    alone = comm.World()
     alone.size = 6
     with pytest.raises(ReproError, match=f"tiny has {said} cannot share: start at most {recipe.passes} ranks"):
         train.train(recipe, data=digits, out=str(tmp_path), device="cpu", world=alone)
@@ -798,16 +799,18 @@ def test_the_data_are_packed_by_rank_0_alone_before_they_are_opened(digits, tmp_
 
     monkeypatch.setattr(task_module, "pack_embedded", pack)
     for rank in (0, 1):
-        world = comm.Alone()
+        world = comm.World()
         world.rank = rank
-        assert len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test) == 20_000
+        assert (
+            len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test_images) == 20_000
+        )
     assert packed == [0]
 
 
 def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, monkeypatch):
     """A folder that the nodes do not share: the other ranks would continue a run that this one begins."""
 
-    class Second(comm.Alone):
+    class Second(comm.World):
         rank, size = 1, 2
 
         def gather(self, value):

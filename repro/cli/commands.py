@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from repro import ReproError, __version__, choose, recipes, whole_number
-from repro.cli.arguments import Parser
+from repro import ReproError, __version__, choose, cores, recipes, whole_number
+from repro.cli.arguments import Parser, at_home
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
 from repro.paths import DATA, RESULTS, ROOT, RUNS
-from repro.ranks import comm, watch
+from repro.ranks import comm, stop
 from repro.run import own
 from repro.run.records import Stopped
 from repro.run.settings import AVERAGES, DEVICES, MOST_THREADS, Settings
@@ -52,7 +52,7 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
         world = comm.world()
         logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
         try:
-            with watch.listening(signal.SIGINT, signal.SIGUSR1):
+            with stop.listening(signal.SIGINT, signal.SIGUSR1):
                 pack(world, arguments.get("data"))
                 result = _named(function)(**arguments)
         except Stopped as stopped:
@@ -140,7 +140,7 @@ def train(**arguments) -> str:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
             name = run.folder.name if run.folder.parent == RUNS else run.folder
             say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
-        ranks = min(comm.cores(), recipe.passes)
+        ranks = min(cores(), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
             say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")
@@ -150,7 +150,7 @@ def train(**arguments) -> str:
 def watch_run(arguments: dict) -> None:
     if arguments["tensorboard"]:
         say("loading torch, which writes the event files, takes some seconds")
-    from repro.cli.monitor import watch
+    from repro.cli.watch import watch
 
     try:
         show(watch(**arguments))
@@ -170,7 +170,7 @@ def reproduce(arguments: dict) -> None:
     logging.getLogger("papermill").setLevel(
         logging.WARNING
     )  # it names each notebook's file, which is called .failed until it ends
-    with watch.listening(signal.SIGINT, signal.SIGUSR1):
+    with stop.listening(signal.SIGINT, signal.SIGUSR1):
         reproduce(**arguments)
 
 
@@ -509,7 +509,7 @@ def _boolean(text: str) -> bool | str:
 
 def main() -> int:
     try:
-        arguments = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
+        arguments = {name: at_home(value) for name, value in vars(parser().parse_args()).items() if value is not None}
         del arguments["command"]
         if check := arguments.pop("check", None):
             check(arguments)

@@ -11,6 +11,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+import repro
 from repro import ReproError
 from repro.images.packed import Packed
 from repro.jupyter import engines
@@ -52,7 +53,7 @@ def packages() -> str:
 
 
 def cores() -> str:
-    return f"{comm.cores()} of {os.cpu_count()} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
+    return f"{repro.cores()} of {os.cpu_count()} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
 
 
 def memory() -> str:

@@ -28,7 +28,7 @@ from typing import Any
 import lmdb
 
 from repro import ReproError, choose
-from repro.paths import DATA, ROOT, replacing
+from repro.paths import DATA, ROOT, replacing, writable_folder
 
 FORMAT = "scaleout-repro packed images, version 3"
 HEADER = struct.Struct("<II")
@@ -88,7 +88,7 @@ def write(
     drawing of original i % originals; by default each image is its own original.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable_folder(path.parent)
     manifest = {
         "format": FORMAT,
         "dataset": dataset,
@@ -283,9 +283,12 @@ def _script(dataset: str) -> str:
 
 
 def data_folder(data: str) -> Path:
-    """The folder of the packed data set `data`: itself if it has a slash, else data/NAME; a misspelt NAME is an error."""
+    """The folder of the packed data set `data`: itself if it has a slash, else data/NAME; a misspelt NAME is an error.
+
+    Its name is the data set's, also where it is a symbolic link.
+    """
     if "/" in data:
-        return Path(data)
+        return Path(os.path.expanduser(data))
     if not (DATA / data).exists():
         choose("data set", data, dict.fromkeys([*DATA_SETS, *sorted(path.parent.name for path in DATA.glob("*/train.lmdb"))]))
     return DATA / data

@@ -27,7 +27,7 @@ from typing import Any, cast
 
 from repro import ReproError
 from repro.jupyter.guard import CHECK_SECONDS, PR_SET_PDEATHSIG, complete, connection_path, prctl
-from repro.ranks import watch
+from repro.ranks import stop
 
 GRACE = 1.0  # seconds that the other ranks have to finish by themselves after one has failed
 PATIENCE = 10.0  # seconds for the guard to end everything; it needs less than one
@@ -429,7 +429,7 @@ def _engine(folder: Path) -> None:
     """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
     (folder / f"{os.getpid()}.engine").write_text(rank)
-    watch.listen(signal.SIGUSR1)  # the default action would end the engine; training checks for the request
+    stop.listen(signal.SIGUSR1)  # the default action would end the engine; training checks for the request
     sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel works without it; importing it takes half a second
     from ipyparallel.engine.app import IPEngine
 
@@ -466,7 +466,7 @@ def _call(function: Callable | str, args: tuple, kwargs: dict):
 
 
 def _forget_request() -> None:
-    watch.asked.clear()
+    stop.asked.clear()
 
 
 def load(module: str) -> None:

@@ -15,7 +15,7 @@ from repro.paper import current, questions, report, tables
 from repro.paper.overall import Overall
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE, RESULTS
-from repro.ranks import watch
+from repro.ranks import stop
 from repro.recipes import find, shrink
 from repro.run import records, tidy, trained
 from repro.run.identity import code_digest
@@ -84,7 +84,7 @@ def _run(
     parameters: dict[str, dict], kept: Path, overall: Overall, cluster: engines.Cluster | None = None, verbose: bool = False
 ) -> None:
     """Executes notebooks, by name with their parameters, at the same time; without a cluster they only read and draw."""
-    if watch.asked.is_set():
+    if stop.asked.is_set():
         raise records.Stopped(STOPPED)
     overall.begin(", ".join(parameters))
     # In threads, because papermill handles signals itself where it can, but the first one is only a request to stop.
@@ -98,7 +98,7 @@ def _run(
         try:
             while wait(running, timeout=engines.CHECK_SECONDS).not_done:
                 overall.show()
-                if watch.asked.is_set():
+                if stop.asked.is_set():
                     if cluster and not asked:
                         cluster.ask_to_stop()
                     asked = True
@@ -107,7 +107,7 @@ def _run(
         except BaseException:  # on a second request; the notebook ends when its kernel does
             notebooks.end_kernels()
             raise
-    if watch.asked.is_set() or any(isinstance(notebook.exception(), records.Stopped) for notebook in running):
+    if stop.asked.is_set() or any(isinstance(notebook.exception(), records.Stopped) for notebook in running):
         for name in parameters:  # it has not failed
             (kept / f"{name}.failed.ipynb").unlink(missing_ok=True)
         raise records.Stopped(STOPPED)

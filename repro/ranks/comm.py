@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ReproError
+from repro import ReproError, cores
 
 MESSAGE = 1 << 18  # elements: an allreduce of 100 MB passes through the cache in pieces, in half the time (MPICH, one node)
 
@@ -22,8 +22,8 @@ class PeerError(ReproError):
     """Another rank failed; its own error says why."""
 
 
-class Alone:
-    """The world of a single process, where collectives have nothing to do."""
+class World:
+    """The ranks that train together: of this class itself, a single process, whose collectives have nothing to do."""
 
     rank, size = 0, 1
     node_rank = 0  # among the ranks on this machine
@@ -89,8 +89,8 @@ class Alone:
         """Ends all ranks at once, including those that wait in a collective, unless they are already ending."""
 
 
-class World(Alone):
-    """All ranks that mpiexec (or the engines) started together."""
+class MPIWorld(World):
+    """All ranks that mpiexec (or the engines) started together, over MPI."""
 
     def __init__(self, mpi):
         self.mpi, self.all = mpi, mpi.COMM_WORLD
@@ -137,13 +137,6 @@ class World(Alone):
             self.all.Abort(1)
 
 
-def cores() -> int:
-    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: the rank, the number of ranks
     ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"),
     ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
@@ -158,7 +151,7 @@ def launched() -> tuple[int, int]:
 
 
 @cache
-def world() -> Alone:
+def world() -> World:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
     _, ranks = launched()
     try:
@@ -171,14 +164,14 @@ def world() -> Alone:
                 "Install the one that belongs to this mpiexec (`make setup` installs MPICH's), or load its "
                 "module."
             ) from error
-        return Alone()
+        return World()
     if MPI.COMM_WORLD.Get_size() == 1 and ranks > 1:
         raise ReproError(
             f"{ranks} ranks were started on {socket.gethostname()}, but each sees only itself: mpiexec belongs "
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}."
         )
-    found = World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
+    found = MPIWorld(MPI) if MPI.COMM_WORLD.Get_size() > 1 else World()
     _unname_shared_memory()
     return found
 
@@ -213,7 +206,7 @@ def roll_call() -> list[str]:
     )
     if int(total[0]) != me.size or len(lines) != me.size:
         raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")
-    library = "no MPI: a single process" if not isinstance(me, World) else _library(me.mpi)
+    library = "no MPI: a single process" if not isinstance(me, MPIWorld) else _library(me.mpi)
     return [*lines, f"all {me.size} ranks see each other ({library})" if me.size > 1 else f"one rank ({library})"]
 
 

@@ -58,10 +58,8 @@ class Shrink:
     summary: str = ""
 
 
-SMALL_MODELS = {
-    "resnet50": "resnet11",
-    "resnet152": "resnet38",
-}  # the second pair costs 2.8 and 3.0 times the first, in operations
+# The second pair costs 2.8 and 3.0 times the first, in operations.
+SMALL_MODELS = {"resnet50": "resnet11", "resnet152": "resnet38"}
 
 SHRINKS = {
     profile.name: profile

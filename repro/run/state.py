@@ -78,7 +78,7 @@ class Pulse:
     """Signs of life of a run, by the clock of the one who looks: those of two machines need not agree."""
 
     def __init__(self, folder: Path):
-        self.folder, self.signs = folder, {}  # signs: the last one of each rank, as `ranks.watch` writes it
+        self.folder, self.signs = folder, {}  # signs: the last one of each rank, as `ranks.watchdog` writes it
         self.since: dict[str, tuple[object, float]] = {}  # what is looked at: its last value, and since when it has had that
         self.lives = False  # whether anything has changed since the first look
         self.still = self.longest = 0.0  # seconds without progress: now, and at the most

@@ -20,6 +20,7 @@ import torch
 
 from repro import ReproError, choose, recipes
 from repro.evaluate import VIEWS
+from repro.images.data import Images
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
 from repro.paths import replacing, writable_folder
 from repro.ranks import comm
@@ -84,8 +85,8 @@ def forecast(
             "step": task.run.newest_step,
             "shrink": task.run.record["shrink"],
         }
-        | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
-        | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": identity.now()}
+        | estimate(task.recipe, probes[_subject(task, values)], len(task.test_images), layout, network)
+        | {"data_bytes": _bytes(task.train_images, task.test_images), "when": identity.now()}
         for task, values in zip(prepared, tasks)
     ]
     with world.together():
@@ -127,6 +128,11 @@ def _probe(task: Task, values: dict, seconds: float) -> dict:
         start = time.perf_counter()
         checkpoint.save(Path(folder) / "trial", {"weights": torch.zeros(probed["state_bytes"] // 4)}, {})
         return probed | {"save_seconds": max(comm.world().gather(time.perf_counter() - start))}
+
+
+def _bytes(*splits: Images) -> int:
+    """The size of packed splits on disk."""
+    return sum(os.path.getsize(images.packed.path) for images in splits)
 
 
 def _pass_images(recipe: Recipe) -> int:
@@ -215,7 +221,7 @@ def plan(
     tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
     for shrink in ["none", *recipes.SHRINKS] if hours else []:
         with suppress(ReproError):  # this size needs more images than there are
-            fits = recipes.shrink(original, shrink, len(task.train.packed)).passes >= ranks
+            fits = recipes.shrink(original, shrink, len(task.train_images.packed)).passes >= ranks
             if fits and shrink != task.run.record["shrink"]:
                 tasks.append(asked | {"shrink": shrink})
     forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)

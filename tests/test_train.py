@@ -21,8 +21,8 @@ from repro.recipes import RECIPES
 from repro.resnet import build
 from repro.run import checkpoint, identity, records
 from repro.run.settings import Settings
-from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, learning_rate
-from repro.task import prepare, share
+from repro.schedule import NEW_WEIGHTS, Now, Place, Recipe, Stage, learning_rate
+from repro.task import check_shared, prepare
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
@@ -89,7 +89,13 @@ def obvious_training(recipe, data, seed):
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}
-    ends, places, history, step, place = {}, {}, {}, 0, (0, 0)  # `place` counts the steps and images that led to these weights
+    ends, places, history, step, place = (
+        {},
+        {},
+        {},
+        0,
+        Place(0, 0),
+    )  # `place` counts the steps and images that led to these weights
     for stage in recipe.stages:
         state = dict(ends[stage.starts_from]) if stage.starts_from else state
         place = places[stage.starts_from] if stage.starts_from else place
@@ -118,7 +124,7 @@ def obvious_training(recipe, data, seed):
                 for part, buffer in enumerate((f"{name}.running_mean", f"{name}.running_var")):
                     mean = sum(each[name][part] for each in statistics).detach() / workers
                     state[buffer] = state[buffer] + fraction * (mean - state[buffer])
-            step, place = step + 1, (place[0] + 1, place[1] + workers * recipe.images_per_worker)
+            step, place = step + 1, Place(place.steps + 1, place.images + workers * recipe.images_per_worker)
         ends[stage.name], places[stage.name] = dict(state), place
     return ends
 
@@ -821,7 +827,7 @@ def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, mon
     world.broadcast = lambda value: "what rank 0 has written"
     monkeypatch.setattr(task_module, "SHARED_SECONDS", 0.2)
     with pytest.raises(ReproError, match=f"rank 1 on .* does not see {task.run.folder} as rank 0 has written"):
-        share(world, task)
+        check_shared(world, task)
     task.run.folder.mkdir(exist_ok=True)
     (task.run.folder / "run.json").write_text("what rank 0 has written")
-    share(world, task)
+    check_shared(world, task)

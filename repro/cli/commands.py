@@ -126,13 +126,13 @@ def explain(error: BaseException) -> None:
 
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
-    from repro.task import fits, prepare
+    from repro.task import check_ranks, prepare
     from repro.train import train
 
     world = comm.world()
     task = prepare(**arguments)
     with world.together():
-        fits(task.recipe, world.size)
+        check_ranks(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
             say(f"continuing at epoch {recipe.epochs(done):.4g} of {recipe.epochs():.4g}: {run.folder.name}")

@@ -22,6 +22,7 @@ from repro.run.identity import code_digest
 from repro.run.kept import Kept, keep_runs
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
+LOOK = 1.0  # seconds between two looks at the runs
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
 ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by notebooks that only read and draw
     "tables": {
@@ -96,7 +97,7 @@ def _run(
             running.append(pool.submit(notebooks.execute, name, values, output, log=verbose and bool(cluster), timeout=timeout))
         asked = False
         try:
-            while wait(running, timeout=engines.POLL).not_done:
+            while wait(running, timeout=LOOK).not_done:
                 overall.show()
                 if stop.asked.is_set():
                     if cluster and not asked:

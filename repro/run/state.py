@@ -173,7 +173,8 @@ def pace(rows: list[dict], last: int) -> float:
 
 def left(work: float, pace: float, more: float = 0.0) -> str:
     """How long so much work takes at this pace, and `more` seconds, such as ", about 5 minutes left"; "" if that is unknown."""
-    return f", about {duration(work / pace + more)} left" if pace else ""
+    seconds = work / pace + more if pace else 0.0
+    return f", about {duration(seconds)} left" if seconds else ""
 
 
 def duration(seconds: float) -> str:

@@ -29,6 +29,7 @@ WITHOUT_TORCH = [
     "recipes",
     "ranks.watch",
     "ranks.memory",
+    "ranks.start",
     "run.identity",
     "run.records",
     "run.kept",

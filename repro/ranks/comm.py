@@ -153,8 +153,14 @@ LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: t
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded."""
-    found = (next(filter(None, map(os.environ.get, names)), None) for names in LAUNCHERS)
+    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded.
+
+    In a shell of `srun --pty`, Slurm's variables tell of the shell, unless it has started this process by another srun.
+    """
+    pty = {"SLURM_PTY_PORT", "SLURM_PTY_WIN_COL"} & set(os.environ)
+    slurm = not pty or os.environ.get("SLURM_TASK_PID") == str(os.getpid())
+    told = {name: value for name, value in os.environ.items() if slurm or not name.startswith("SLURM_")}
+    found = (next(filter(None, map(told.get, names)), None) for names in LAUNCHERS)
     rank, ranks = (int(number or fallback) for number, fallback in zip(found, (0, 1)))
     return rank, ranks
 

@@ -5,7 +5,7 @@
 PYTHON  = python3
 PROFILE = laptop
 RECIPE  = resnet50_448nodes
-RANKS   = $(shell getconf _NPROCESSORS_ONLN)
+RANKS   = $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 ARGS    =
 # Options of setup; later calls keep those of the last setup, from .venv/options.
 MPI           = mpich

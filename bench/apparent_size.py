@@ -13,7 +13,6 @@ Needs complete runs of collapse_parts with their snapshots, as `make reproduce` 
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from repro.images.packed import pack_embedded
 from repro.images.views import test_view
 from repro.paper import ratios, tables
 from repro.paper.figures import save
-from repro.paths import RESULTS, ROOT, replacing, writable_folder
+from repro.paths import RESULTS, ROOT, given, replacing, writable_folder
 from repro.run import checkpoint, tidy
 
 sys.path.insert(0, str(ROOT / "data_prep"))
@@ -58,7 +57,7 @@ def scaled(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    parser.add_argument("--results", type=given, default=RESULTS, help="folder of the results (default: %(default)s)")
     results = parser.parse_args().results
     runs = tables.that_count(tidy.runs(results / "runs")[0]).query("recipe == @RECIPE")
     found = [folder for name in runs.folder if ((folder := results / "runs" / name) / "snapshots").is_dir()]

@@ -39,9 +39,9 @@ def ours(images: int, graphs: bool = True):
     network = Network(build("resnet50", 1000), find_device("cuda"))
     if not graphs:
         network.graphs = None
-    average = Average("exact", comm.Alone(), WORKERS, network)
+    average = Average("exact", comm.World(), WORKERS, network)
     recipe, batches = steady(WORKERS, images, RATE), repeat(batch(images))
-    replica = Replica(comm.Alone(), network, SGD(network, recipe), average, "bf16")
+    replica = Replica(comm.World(), network, SGD(network, recipe), average, "bf16")
     return lambda: float(train.step(replica, batches, at(recipe, 0)).loss), WORKERS * images
 
 

@@ -16,12 +16,13 @@ import torch
 
 from bench import photographs
 from bench.report import Goal, publish, row
+from repro import cores
 from repro.allreduce import Average
 from repro.images.data import Images, Stream, load_ahead
 from repro.images.packed import PHOTOGRAPHS
 from repro.model import Network
 from repro.optim import SGD
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.replica import Replica
 from repro.resnet import build
 from repro.scaling.probe import steady
@@ -106,10 +107,10 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
 
     All cores compute, and the next batch is decoded during the step, so the step includes the cost of decoding.
     """
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     images = Images(data, "train")
     network = Network(build("resnet50", 1000))
-    replica = Replica(Alone(), network, SGD(network, steady(1, BATCH)), Average("exact", Alone(), 1, network), "fp32")
+    replica = Replica(World(), network, SGD(network, steady(1, BATCH)), Average("exact", World(), 1, network), "fp32")
     batches, now = _batches(images, 10**6, threads=2), at(steady(1, BATCH), 0)
     at_hand = Stream(images, 0, BATCH).batch(now, 0)
     seconds = [], []
@@ -166,7 +167,7 @@ def measure(folder: Path) -> list[dict]:
     for name, short_side in STORED.items():
         out, seconds, copies = folder / str(short_side) / "photographs", [], []
         for number in range(ROUNDS):
-            seconds.append(photographs.pack(source, out, short_side, threads=os.cpu_count() or 1))
+            seconds.append(photographs.pack(source, out, short_side, threads=cores()))
             start = time.perf_counter()
             shutil.copytree(source, folder / "copies" / str(number))
             os.sync()  # as in packing
@@ -178,7 +179,7 @@ def measure(folder: Path) -> list[dict]:
                 [photographs.IMAGES / second for second in seconds],
                 [photographs.IMAGES / second for second in copies],
                 "plain copy of the files",
-                f"images/s, {os.cpu_count()} threads",
+                f"images/s, {cores()} threads",
             )
         )
         # The peer reads the same JPEGs as files: those of the packed records.
@@ -197,7 +198,7 @@ def measure(folder: Path) -> list[dict]:
                 loaded,
                 at_hand,
                 "the same step with its images at hand",
-                f"s for {BATCH} images, {os.cpu_count()} threads",
+                f"s for {BATCH} images, {cores()} threads",
                 Goal("<=", 1.03),
             )
         )

@@ -39,12 +39,12 @@ class Setting:
         if single_workers:
             task = replace(task, recipe=replace(task.recipe, workers_per_pass=1))
         if single_images:
-            task = replace(task, train=SingleImages("digits", "train").first(task.recipe.epoch_images))
+            task = replace(task, train_images=SingleImages("digits", "train").first(task.recipe.epoch_images))
         self.recipe = task.recipe
-        self.replica = assemble(comm.Alone(), task)
+        self.replica = assemble(comm.World(), task)
         endless = steady(self.recipe.workers, self.recipe.images_per_worker)
         self.now, steps = at(endless, 0), (at(endless, number) for number in range(endless.iterations))
-        stream = Stream(task.train, 0, self.recipe.images_per_worker)
+        stream = Stream(task.train_images, 0, self.recipe.images_per_worker)
         self.batches = load_ahead(stream, requests(steps, self.recipe.workers_per_pass, 0, 1), threads=0)
 
     def images_per_second(self, seconds: float) -> float:

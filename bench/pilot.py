@@ -7,12 +7,11 @@ interval of +-0.3 points, by the pilot's own deviation and by the upper limit of
 """
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
 
 from repro.paper import questions, statistics, tables
-from repro.paths import RESULTS, replacing
+from repro.paths import RESULTS, given, replacing
 from repro.ranks import comm
 from repro.train import train_all
 
@@ -33,7 +32,7 @@ def spreads(answers: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "bench" / "pilot", help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=given, default=RESULTS / "bench" / "pilot", help="folder (default: %(default)s)")
     parser.add_argument("--data", default="digits", help="data set (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -18,16 +18,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from repro import evaluate
+from repro import cores, evaluate
 from repro.images.data import Images, Stream
 from repro.images.packed import pack_embedded
 from repro.model import Network
 from repro.paper import questions, tables
-from repro.paths import RESULTS, replacing, writable_folder
+from repro.paths import RESULTS, given, replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
 from repro.run.shapes import recipe_of
-from repro.schedule import at
+from repro.schedule import Place, at
 
 
 def tested(folder: Path) -> list[dict]:
@@ -40,19 +40,19 @@ def tested(folder: Path) -> list[dict]:
     recipe, seed = recipe_of(run), run["settings"]["seed"]
     train = Images(run["data"]["name"], "train", normalization=run["settings"]["normalization"], size=run["settings"]["size"])
     stream = Stream(train, seed, recipe.images_per_worker)
-    after = recipe.iterations, recipe.images()  # of these steps no model has seen the drawing of images
+    after = Place(recipe.iterations, recipe.images())  # of these steps no model has seen the drawing of images
     model = evaluate.build_again(run, images)
     network = Network(model, images_per_worker=recipe.images_per_worker)
     states = {}
     for name in names:
         network.load(checkpoint.load(folder / "snapshots" / name)[0])
-        now = replace(at(recipe, recipe.starts[[stage.name for stage in recipe.stages].index(name)]), before=after)
-        evaluate.recompute_statistics(comm.Alone(), network, stream, now, now.workers, "fp32")
+        now = replace(at(recipe, recipe.starts[[stage.name for stage in recipe.stages].index(name)]), place=after)
+        evaluate.recompute_statistics(comm.World(), network, stream, now, now.workers, "fp32")
         states[name] = {key: value.clone() for key, value in model.state_dict().items()}
     rows = []
     for side in sorted(sides):
         members = [(model, states[name]) for name in side.members.split(" + ")]
-        found = evaluate.counts(comm.Alone(), members, images, side.average or "softmax")
+        found = evaluate.counts(comm.World(), members, images, side.average or "softmax")
         counted = found["ensemble"] if side.average else found["members"][0]
         row = {"folder": folder.name, "members": side.members, "average": side.average}
         rows.append(row | {"precise": 100 * counted["top1"] / found["images"]})
@@ -61,13 +61,13 @@ def tested(folder: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    parser.add_argument("--results", type=given, default=RESULTS, help="folder of the results (default: %(default)s)")
     results = parser.parse_args().results
     pack_embedded("digits")
     asked = {recipe for recipe, _ in questions.read()}
     found = [path for path in records.complete_runs(results / "runs") if (path / "snapshots").is_dir()]
     found = [path for path in found if records.read(path)["base"] in asked]
-    with ProcessPoolExecutor(comm.cores(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
     stored, anew = (questions.answers(table, results / "runs") for table in (models, models.assign(top1=models.precise)))

@@ -20,7 +20,7 @@ import pandas as pd
 from repro import recipes
 from repro.images.data import Images
 from repro.images.packed import pack_embedded
-from repro.paths import RESULTS, replacing
+from repro.paths import RESULTS, given, replacing
 from repro.run import records
 from repro.train import train
 
@@ -70,7 +70,7 @@ def levelled_off(rows: pd.DataFrame) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "bench" / "regime", help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=given, default=RESULTS / "bench" / "regime", help="folder (default: %(default)s)")
     parser.add_argument("--data", default="digits", help="data set (default: %(default)s)")
     arguments = parser.parse_args()
     pack_embedded(arguments.data)

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import photographs, two_nodes
 from bench.report import SECOND, Goal, publish, row, save
-from repro import ReproError, choose, train
+from repro import ReproError, choose, cores, train
 from repro.images.data import Images, Stream, load_ahead, requests
 from repro.jupyter import engines
 from repro.model import Network, find_precision
@@ -76,8 +76,8 @@ STEP = {
     "DDP, bf16 and channels_last": Variant(kind="ddp", keep=False),
     "DDP, bf16, channels_last and memory kept": Variant(kind="ddp"),
 }
-SMALL = Variant(model="resnet11", size=8, images=32, precision="fp32", steps=300)
-DIGITS = {"digits": SMALL, "digits, DDP": replace(SMALL, kind="ddp", keep=False, channels_last=False)}
+FOR_DIGITS = Variant(model="resnet11", size=8, images=32, precision="fp32", steps=300)
+DIGITS = {"digits": FOR_DIGITS, "digits, DDP": replace(FOR_DIGITS, kind="ddp", keep=False, channels_last=False)}
 MEMORY = {f"{workers} workers": Variant(ranks=1, size=64, images=4, workers=workers, steps=0) for workers in (1, 448)}
 WIRE = {f"{reduction} by TCP": Variant(reduction=reduction, megabits=500) for reduction in ("exact", "fast")}
 WIRE["DDP by TCP"] = Variant(kind="ddp", megabits=500)
@@ -114,7 +114,7 @@ def _precision(variant: Variant) -> str:
 
 
 def _ours(variant: Variant, everyone):
-    world = comm.Alone() if variant.kind == "alone" else everyone
+    world = comm.World() if variant.kind == "alone" else everyone
     classes, channels = (10, 1) if variant.model == "resnet11" else (1000, 3)
     network = Network(build(variant.model, classes, channels))
     workers = variant.workers * world.size
@@ -189,7 +189,7 @@ def profile() -> list[dict]:
     """Milliseconds and share of each operation in a step of one rank alone, from torch's profiler; largest first."""
     torch.set_num_threads(1)
     keep_freed()
-    step = _ours(VARIANTS["ours, 1 rank"], comm.Alone())
+    step = _ours(VARIANTS["ours, 1 rank"], comm.World())
     kinds = [torch.profiler.ProfilerActivity.CPU]
     for _ in range(2):  # in the first the profiler allocates its own memory
         step()
@@ -365,7 +365,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "photographs"
-        photographs.pack(photographs.write(Path(folder) / "jpegs"), packed, short_side=256, threads=os.cpu_count() or 1)
+        photographs.pack(photographs.write(Path(folder) / "jpegs"), packed, short_side=256, threads=cores())
         measured = rounds(VARIANTS, packed)
     variants = {name: asdict(each) for name, each in VARIANTS.items()}
     facts = {"command": "make bench", "rounds": ROUNDS, "variants": variants, "measured": measured}

@@ -15,7 +15,7 @@ import numpy as np
 
 from repro import ReproError
 from repro.images import packed
-from repro.paths import DATA
+from repro.paths import DATA, given, named
 
 import packing
 
@@ -36,7 +36,7 @@ def pack(dataset, out: Path, split: str, chosen: Sequence[int] | None = None) ->
             image.save(file, "PNG")
             yield packed.Item(int(label), file.getvalue())
 
-    path, classes = out.resolve() / f"{split}.lmdb", list(dataset.classes)
+    path, classes = given(out) / f"{split}.lmdb", list(dataset.classes)
     return packed.write(path, path.parent.name, split, classes, items, stored="PNG", preprocessing=PREPROCESSING)
 
 
@@ -48,10 +48,10 @@ def held_out(labels: Sequence[int], count: int) -> tuple[list[int], list[int]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=DATA / "cifar10", help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=given, default=DATA / "cifar10", help="folder (default: %(default)s)")
     parser.add_argument(
         "--source",
-        type=Path,
+        type=given,
         default=DATA / "downloads",
         help="folder that has cifar-10-python.tar.gz, or to download it into (default: %(default)s)",
     )
@@ -76,13 +76,17 @@ def main() -> int:
             )
             return 2
         parts: dict[str, list[int] | None] = {split: None}
-        if split == "train":
-            (arguments.out / "val.lmdb").unlink(missing_ok=True)  # of an earlier call: its images may be trained on now
-            if arguments.val:
-                parts["train"], parts["val"] = held_out(dataset.targets, arguments.val)
-        for part, chosen in parts.items():
-            manifest = pack(dataset, arguments.out, part, chosen)
-            print(f"{arguments.out / part}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
+        try:
+            if split == "train":
+                with named(val := arguments.out / "val.lmdb"):
+                    val.unlink(missing_ok=True)  # of an earlier call: its images may be trained on now
+                if arguments.val:
+                    parts["train"], parts["val"] = held_out(dataset.targets, arguments.val)
+            for part, chosen in parts.items():
+                manifest = pack(dataset, arguments.out, part, chosen)
+                print(f"{arguments.out / part}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
+        except ReproError as error:
+            parser.error(str(error))
     return 0
 
 

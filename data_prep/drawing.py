@@ -13,14 +13,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from scipy.special import ndtri
 
 from repro import ReproError
 from repro.images import packed
-from repro.paths import DATA
+from repro.paths import DATA, given
 
 import packing
 
@@ -53,17 +52,17 @@ def run(
     The data set has the folder's name; what is drawn is the same under any.
     """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=DATA / name, help="folder (default: %(default)s)")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--out", type=given, default=DATA / name, help="folder (default: %(default)s)")
+    out = parser.parse_args().out
     try:
         packing.check_name(out, name)
+        for split, originals in splits().items():
+            count, items = len(originals[0]), partial(_items, name, split, originals, noise)
+            stored, path = packed.drawn_by(name), out / f"{split}.lmdb"
+            manifest = packed.write(path, out.name, split, classes, items, stored, preprocessing=preprocessing, originals=count)
+            print(f"{path}: {manifest['count']:,} images of {count} originals, sha256 {manifest['sha256'][:12]}")
     except ReproError as error:
         parser.error(str(error))
-    for split, originals in splits().items():
-        count, items = len(originals[0]), partial(_items, name, split, originals, noise)
-        stored, path = packed.drawn_by(name), out / f"{split}.lmdb"
-        manifest = packed.write(path, out.name, split, classes, items, stored, preprocessing=preprocessing, originals=count)
-        print(f"{path}: {manifest['count']:,} images of {count} originals, sha256 {manifest['sha256'][:12]}")
 
 
 def _items(name: str, split: str, originals: Originals, noise: float, start: int) -> Iterator[packed.Item]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from repro import ReproError, whole_number
 from repro.images import packed
 from repro.images.packed import compare_labels
-from repro.paths import DATA
+from repro.paths import DATA, given
 
 import archives
 import packing
@@ -26,7 +26,6 @@ from packing import Source
 def prepare(
     train: Path, test: Path | None, test_share: float, val_share: float, out: Path | None, size: int, mirror: bool, **options
 ) -> None:
-    train = train.resolve()
     out = out or DATA / (train.parent.name if train.name == "train" else train.name)
     packing.check_name(out, "folder")
     if not 0 < test_share < 1:
@@ -73,14 +72,14 @@ def _hash(name: str) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--train", type=Path, required=True, metavar="FOLDER", help="training images, one folder per class")
+    parser.add_argument("--train", type=given, required=True, metavar="FOLDER", help="training images, one folder per class")
     parser.add_argument(
-        "--test", type=Path, metavar="FOLDER", help="test images of the same classes (default: a share of the training images)"
+        "--test", type=given, metavar="FOLDER", help="test images of the same classes (default: a share of the training images)"
     )
     parser.add_argument("--test-share", type=float, default=0.1, help="share to test on without --test (default: %(default)s)")
     parser.add_argument("--val-share", type=float, default=0, help="share to validate on (default: none)")
     parser.add_argument(
-        "--out", type=Path, help="folder, which names the data set (default: data/ and the name of the images' folder)"
+        "--out", type=given, help="folder, which names the data set (default: data/ and the name of the images' folder)"
     )
     parser.add_argument("--size", type=int, default=224, help="pixels per side that a network sees (default: %(default)s)")
     parser.add_argument(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from repro import ReproError
 from repro.images.packed import compare_labels
-from repro.paths import DATA
+from repro.paths import DATA, given
 
 import archives
 import packing
@@ -340,9 +340,9 @@ def _same_classes(found: set[str], expected: set[str], place: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder of the archives, or of the extracted tree")
-    parser.add_argument("--out", type=Path, help="folder (default: data/imagenet; with --subset data/imagenet-subset)")
-    parser.add_argument("--validation-labels", type=Path, metavar="FILE", help="list of the validation images' classes")
+    parser.add_argument("--source", type=given, required=True, help="folder of the archives, or of the extracted tree")
+    parser.add_argument("--out", type=given, help="folder (default: data/imagenet; with --subset data/imagenet-subset)")
+    parser.add_argument("--validation-labels", type=given, metavar="FILE", help="list of the validation images' classes")
     parser.add_argument("--subset", action="store_true", help="accept a part of ImageNet, or the stand-in")
     packing.options(parser)
     return packing.run(prepare, parser, arguments)

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import os
+import resource
 import shutil
 import sys
 import time
@@ -24,10 +25,10 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
-from repro import ReproError
+from repro import ReproError, cores
 from repro.images import packed
 from repro.images.ahead import ordered
-from repro.paths import ROOT, writable_folder
+from repro.paths import ROOT, given, writable_folder
 
 from archives import Member
 
@@ -209,7 +210,7 @@ def pack(
     "error") or is left out ("skip"), at most `max_skipped` per split.
     Raises ReproError, if possible before anything is written: if the disk is too small, or other data exist already.
     """
-    dataset = out.resolve().name
+    dataset = given(out).name
     rule = Rule(short_side, quality)
     if empty := sorted(set(range(len(classes))) - {source.label for source in splits["train"]}):
         raise ReproError(f"class {classes[empty[0]]} ({len(empty)} such) has no training images: complete or remove it")
@@ -293,6 +294,8 @@ def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threa
         sizes = [_on_disk(len(item.image)) for item in items if item.image]
         size = round(1.05 * sum(sizes) / max(len(sizes), 1) * job.remaining) + 8 * PAGE
         needed += size
+        if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < size:
+            raise ReproError(f"{job.path} takes about {_bytes(size)}: {packed.too_large()}")
         continued = f", {job.inputs:,} of them already done" if job.inputs else ""
         print(
             f"{job.path}: {len(job.sources):,} images of {len(classes):,} classes{continued}; about "
@@ -393,7 +396,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quality", type=int, default=90, help="quality of the JPEGs that are made (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="number of threads (default: one per core, %(default)s)"
+        "--threads", type=int, default=cores(), help="number of threads (default: one per usable core, %(default)s)"
     )
     parser.add_argument(
         "--on-error",
@@ -424,7 +427,7 @@ def run(prepare: Callable[..., None], parser: argparse.ArgumentParser, arguments
 
 def check_name(out: Path, script: str, part: bool = False) -> None:
     """Raises ReproError if the folder's name belongs to another script's data set, or to all of it and this is a part."""
-    name = out.resolve().name
+    name = given(out).name
     own = name == script
     if (ROOT / "data_prep" / f"{name}.py").exists() and (part or not own):
         what = f"a part of {script}" if own else f"this, which is not {name},"

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from repro import ReproError
-from repro.paths import DATA
+from repro.paths import DATA, given
 
 import archives
 import packing
@@ -183,8 +183,8 @@ def check_counts(train: dict[str, list[Member]], lines: list[list[str]]) -> None
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help="folder of the archives or extracted folders")
-    parser.add_argument("--out", type=Path, default=DATA / "places365", help="folder (default: data/places365)")
+    parser.add_argument("--source", type=given, required=True, help="folder of the archives or extracted folders")
+    parser.add_argument("--out", type=given, default=DATA / "places365", help="folder (default: data/places365)")
     parser.add_argument("--subset", action="store_true", help="accept a part of Places365")
     packing.options(parser)
     return packing.run(prepare, parser, arguments)

@@ -24,7 +24,7 @@ from scipy.io import savemat
 from sklearn.datasets import load_sample_image
 
 from repro import ReproError
-from repro.paths import replacing, writable_folder
+from repro.paths import given, replacing, writable_folder
 
 KIT = "ILSVRC2012_devkit_t12"
 SIDE = 280  # width and height of a class's region in a photograph, in pixels
@@ -207,7 +207,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=200, help="training images in all (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=50, help="validation images in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--out", type=given, required=True, help="folder")
     try:
         for path in write(**vars(parser.parse_args())):
             print(path)

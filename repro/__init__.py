@@ -1,11 +1,12 @@
 """Large-minibatch SGD by synchronous allreduce, and the Collapsed Ensemble, after Codreanu, Podareanu and Saletore (2017).
 
-Start with `train.py`, which is the algorithm, top to bottom. `schedule.py` and `released.py` define what is trained,
-`data.py` and `model.py` the data and the models. Importing this package loads neither torch nor MPI.
+Start with `train.py`, which is the algorithm, top to bottom. `schedule.py` and `recipes/released.py` define what is
+trained, `images/data.py` and `model.py` the data and the models. Importing this package loads neither torch nor MPI.
 """
 
 import difflib
 import importlib
+import os
 
 __version__ = "0.2.0"
 
@@ -52,3 +53,10 @@ def whole_number(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int
         upper = f" and at most {most}" if told else ""
         raise ReproError(f"{name} is {value!r}: it must be a whole number, at least {least}{upper}")
     return value
+
+
+def cores() -> int:
+    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

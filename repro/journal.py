@@ -12,16 +12,16 @@ from dataclasses import replace
 from repro import ReproError, evaluate
 from repro.allreduce import Mean
 from repro.images.data import Stream
-from repro.ranks import watch
+from repro.ranks import stop
 from repro.replica import Replica
 from repro.run import checkpoint, records
 from repro.run.records import Stopped, describe
-from repro.schedule import Now, due
+from repro.schedule import Now, Place, due
 
 log = logging.getLogger("repro")
 
-CHECKPOINT_SECONDS = 30  # at the ends of epochs, no more often than this
-REMEMBERED = "update:"  # before the names of its vectors in a checkpoint: torch's names of parameters hold no colon
+CHECKPOINT_SECONDS = 30  # at metric rows, no more often than this
+VECTOR = "update:"  # before the name of an update's vector in a checkpoint; the names of parameters have no colon
 LONGEST_SECONDS = 600  # after any step this long after the last checkpoint: the most that a kill can cost
 
 
@@ -32,8 +32,8 @@ class Journal:
         """Restores network and update from the newest checkpoint, if there is one. Collective."""
         self.task, self.run, self.world = task, task.run, (world := replica.world)
         self.network, self.update, self.average = replica.network, replica.update, replica.average
-        self.evaluations = due(task.recipe, task.recipe.evaluate_every)  # after these numbers of steps, and metric rows after
-        self.rows = self.evaluations | due(task.recipe, task.recipe.record_every)  # these: at the ends of stages, too
+        self.evaluations = due(task.recipe, task.recipe.evaluate_every)  # numbers of steps after which there is one
+        self.rows = self.evaluations | due(task.recipe, task.recipe.record_every)
         self.step, self.seconds, self.losses, self.corrects = 0, 0.0, [], []  # losses and corrects since the last metric row
         with world.together():
             if self.run.checkpoints:
@@ -45,14 +45,14 @@ class Journal:
         self.first, self.earlier = self.step, self.seconds
         self.began = self.saved = time.monotonic()
 
-    def ask(self) -> None:
+    def announce(self) -> None:
         """Tells all ranks, through this step's average, if this one wants to stop or to save a checkpoint after it."""
-        if watch.asked.is_set() or self.step + 1 == self.first + self.task.steps:
+        if stop.asked.is_set() or self.step + 1 == self.first + self.task.steps:
             self.average.stop()
         if self.world.rank == 0 and time.monotonic() - self.saved > LONGEST_SECONDS:
             self.average.save()
 
-    def enter(self, now: Now, mean: Mean) -> None:
+    def record(self, now: Now, mean: Mean) -> None:
         """Records the step that was just done; evaluates and saves if it is time to. Collective.
 
         Raises records.Stopped on every rank, after a checkpoint, if a rank was asked to stop.
@@ -65,9 +65,11 @@ class Journal:
             return
         self.world.at = f"the end of {self.world.at}"
         self._check_replicas()
-        row = {"step": self.step, "epoch": recipe.epochs(self.step), "stage": stage.name, "rate": now.rate}
-        row |= {"train_loss": sum(self.losses) / len(self.losses)}
-        row |= {"train_top1": sum(self.corrects) / len(self.corrects) / recipe.images_per_worker}
+        row = {
+            **{"step": self.step, "epoch": recipe.epochs(self.step), "stage": stage.name, "rate": now.rate},
+            "train_loss": sum(self.losses) / len(self.losses),
+            "train_top1": sum(self.corrects) / len(self.corrects) / recipe.images_per_worker,
+        }
         ends_stage, correct, model = now.iteration + 1 == stage.iterations, {}, {}
         if self.step in self.evaluations:
             with self._finished(now):
@@ -84,7 +86,7 @@ class Journal:
             if ends_stage or mean.save or mean.stop or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
         if mean.stop and self.step < recipe.iterations:
-            watch.asked.clear()
+            stop.asked.clear()
             raise Stopped(self._outlook())
 
     def facts(self) -> dict:
@@ -117,8 +119,9 @@ class Journal:
         weights, statistics = network.weights.clone(), network.statistics.clone()
         network.weights.copy_(finished)
         recipe, settings = self.task.recipe, self.task.settings
-        stream = Stream(self.task.train, settings.seed, recipe.images_per_worker)
-        following = replace(now, before=(now.before[0] + 1, now.before[1] + recipe.batch(now.stage)))
+        stream = Stream(self.task.train_images, settings.seed, recipe.images_per_worker)
+        place = Place(now.place.steps + 1, now.place.images + recipe.batch(now.stage))
+        following = replace(now, place=place)
         evaluate.recompute_statistics(self.world, network, stream, following, recipe.workers_per_pass, settings.precision)
         yield
         network.weights.copy_(weights)
@@ -130,8 +133,8 @@ class Journal:
         options: dict = dict(device=settings.device, precision=settings.precision, threads=self.task.decoders)
         member = [(self.network.model, self.network.state())]
         if finished:
-            return evaluate.in_all_views(self.world, member, self.task.test, **options)
-        counted = evaluate.counts(self.world, member, self.task.test, **options)
+            return evaluate.in_all_views(self.world, member, self.task.test_images, **options)
+        counted = evaluate.counts(self.world, member, self.task.test_images, **options)
         result = counted["members"][0]
         correct = {"test": result.pop("correct")}
         return {"images": counted["images"], **result}, correct
@@ -154,7 +157,7 @@ class Journal:
         if self.world.rank != 0:
             return
         folder = self.run.folder / "checkpoints"
-        state = self.network.state() | {REMEMBERED + name: vector.cpu() for name, vector in self.update.vectors.items()}
+        state = self.network.state() | {VECTOR + name: vector.cpu() for name, vector in self.update.vectors.items()}
         progress = {"run": self.run.folder.name, "step": self.step, "seconds": self.seconds}
         checkpoint.save(folder / str(self.step), state, progress | {"losses": self.losses, "corrects": self.corrects})
         checkpoint.prune(folder)
@@ -168,7 +171,7 @@ class Journal:
             )
         try:
             for name, vector in self.update.vectors.items():
-                vector.copy_(state.pop(REMEMBERED + name))
+                vector.copy_(state.pop(VECTOR + name))
             self.network.load(state)
         except (KeyError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint in {folder} is not of this network: {error}") from error

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,11 @@ FIXES = {
 }
 
 
+def given(path: Path | str) -> Path:
+    """The absolute path that a user means: `~` is their home, and a symbolic link keeps its name, which may be a data set's."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
 @contextmanager
 def named(path: Path | str):
     """Context for writing `path`: an OSError becomes a ReproError that names the file and what to do."""
@@ -42,22 +48,21 @@ def replacing(path: Path | str):
     """
     path = Path(path)
     with named(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary.open("x").close()  # with the permissions that the umask allows; tempfile's would always be 0600
         try:
-            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the folder
-            yield Path(name)
-            with open(name, "rb") as file:
+            yield temporary
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(name, path)
+            os.replace(temporary, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
 def writable_folder(path: Path | str) -> Path:
     """Returns the folder, created if it is missing; raises ReproError if nothing can be written there."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
         path = path.resolve()
         path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ WORDS = {
 }
 
 
-def check(value, shape, name: str = "it") -> None:
+def check_shape(value, shape, name: str = "it") -> None:
     """Raises ValueError unless `value`, as JSON gives it, has this shape; the message calls it `name`.
 
     A shape is a type or a tuple of types, {key: shape} for the keys that an object must have (it may have others),
@@ -101,16 +106,16 @@ def check(value, shape, name: str = "it") -> None:
             for key in value if wanted is str else [wanted]:
                 if key not in value:
                     raise ValueError(f"{key} is missing in {name}")
-                check(value[key], part, key if name == "it" else f"{name}.{key}")
+                check_shape(value[key], part, key if name == "it" else f"{name}.{key}")
     elif isinstance(shape, list):
         for number, item in enumerate(value):
-            check(item, shape[0], f"{name}[{number}]")
+            check_shape(item, shape[0], f"{name}[{number}]")
 
 
 def checked(value, shape, place: Path | str, otherwise: str):
-    """Returns `value` if it has this shape (`check`); raises ReproError that names the place that it comes from, if not."""
+    """Returns `value` if it has this shape (`check_shape`); otherwise raises ReproError, which names where it comes from."""
     try:
-        check(value, shape)
+        check_shape(value, shape)
     except ValueError as error:
         raise ReproError(f"{place} is damaged ({error}): {otherwise}") from error
     return value

@@ -8,7 +8,7 @@ from repro.allreduce import Average
 from repro.model import Network
 from repro.optim import Update
 from repro.overlap import average_for
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.ranks.memory import keep_freed
 
 
@@ -16,7 +16,7 @@ from repro.ranks.memory import keep_freed
 class Replica:
     """The network, whose weights are bit-identical on all ranks (in `exact`, on any number of them), and what updates it."""
 
-    world: Alone  # the ranks, of which this process is one
+    world: World  # the ranks, of which this process is one
     network: Network
     update: Update
     average: Average  # over all workers
@@ -32,4 +32,4 @@ def assemble(world, task) -> Replica:
     torch.manual_seed(settings.seed)
     network = Network(task.build(), settings.device, recipe.images_per_worker)
     average = average_for(settings.reduction, world, recipe.workers, network, recipe.workers_per_pass)
-    return Replica(world, network, task.update(network), average, settings.precision, recipe.bn_momentum)
+    return Replica(world, network, task.make_update(network), average, settings.precision, recipe.bn_momentum)

@@ -28,9 +28,9 @@ class Task:
 
     recipe: Recipe
     build: Callable[[], nn.Module]  # a model with its initial weights, from torch's generator
-    update: Callable[[Network], Update]  # the rule by which its weights change
-    train: Images
-    test: Images
+    make_update: Callable[[Network], Update]  # the rule by which its weights change
+    train_images: Images
+    test_images: Images
     settings: Settings
     decoders: int  # threads that decode images ahead of the step
     steps: int  # steps to stop after, counted from this call's start; 0: train to the recipe's end
@@ -38,7 +38,7 @@ class Task:
     run: records.Run
 
 
-def prepare(recipe: str | Recipe, data: str = "digits", *, world: comm.Alone | None = None, **parameters) -> Task:
+def prepare(recipe: str | Recipe, data: str = "digits", *, world: comm.World | None = None, **parameters) -> Task:
     """Checks every parameter and opens the data; raises ReproError, with a suggestion, before anything runs.
 
     `recipe` is a released one's name, a `Recipe`, or `mine.py:my_recipe`; `data` a data set's name or its folder: an embedded
@@ -135,7 +135,7 @@ def describe_all(tasks: list[dict]) -> list[dict]:
     return [describe(**task) for task in tasks]
 
 
-def fits(recipe: Recipe, ranks: int) -> None:
+def check_ranks(recipe: Recipe, ranks: int) -> None:
     """Raises ReproError if so many ranks cannot share a step of the recipe."""
     if ranks > recipe.passes:
         raise ReproError(f"{too_many(recipe, ranks)}: start at most {recipe.passes} ranks")
@@ -148,7 +148,7 @@ def too_many(recipe: Recipe, ranks: int) -> str:
     return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
 
 
-def share(world, task: Task) -> None:
+def check_shared(world, task: Task) -> None:
     """Raises on every rank if one does not see the run's folder as rank 0 has written it.
 
     A rank without the checkpoints would begin at step 0 while the others continue, and all would wait for each other.
@@ -165,7 +165,7 @@ def share(world, task: Task) -> None:
             time.sleep(0.1)
 
 
-def agree(world, task: Task) -> None:
+def check_agreement(world, task: Task) -> None:
     """Raises on every rank if one was started with another run than rank 0, or has other code, data or packages."""
     mine = task.run.record | {"out": str(task.run.folder.parent), "packages": identity.package_versions()}
     first = world.broadcast(mine)

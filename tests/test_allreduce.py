@@ -10,14 +10,14 @@ from repro.allreduce import Average
 from repro.model import Network
 from repro.overlap import OverlappedAverage
 from repro.ranks import comm
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.resnet import build
 
 SPLIT, STATISTICS = 70_000, 40  # gradients (more than one piece of the conversion), then statistics, loss and count
 NETWORK = SimpleNamespace(weights=torch.zeros(SPLIT), contribution=torch.zeros(SPLIT + STATISTICS))
 
 
-class Share(Alone):
+class Share(World):
     """A simulated rank's world: the sums, one part after the other, add what the `others` hand over for that part."""
 
     def __init__(self, rank, size, others=()):
@@ -91,7 +91,7 @@ def test_fast_is_close_to_the_float64_mean():
 
 
 def test_each_average_starts_again():
-    vectors, again = contributions(4), Average("exact", Alone(), 2, NETWORK)
+    vectors, again = contributions(4), Average("exact", World(), 2, NETWORK)
     for pair in (vectors[:2], vectors[2:]):
         for vector in pair:
             again.add(vector)
@@ -113,7 +113,7 @@ def test_what_cannot_be_averaged_is_refused(reduction, values, place):
         vector = torch.zeros(SPLIT + STATISTICS)
         vector[place] = value
         with pytest.raises(ReproError, match="diverged"):
-            Average(reduction, Alone(), 896, NETWORK).add(vector)
+            Average(reduction, World(), 896, NETWORK).add(vector)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -172,7 +172,7 @@ def test_only_the_last_workers_gradients_are_sent_during_backward_and_nothing_is
     monkeypatch.setattr(overlap, "BUCKET", 4096)
     started = []
 
-    class Later(Alone):
+    class Later(World):
         def start_sum(self, array):
             started.append((len(array), len(averages[1].arrived)))
             return len(started)
@@ -214,7 +214,7 @@ def test_what_gpus_use_gives_the_same_average(on_ranks, reduction, ranks):
 def test_an_error_of_one_rank_alone_says_of_which():
     """What is wrong on all ranks is not one rank's."""
     for failures, noted in (([None, "OSError: gone"], True), (["OSError: gone"] * 2, False)):
-        world = comm.Alone()
+        world = comm.World()
         world.rank, world.size, world.gather = 1, 2, lambda value, failures=failures: failures
         error = OSError("gone")
         with pytest.raises(OSError if noted else comm.PeerError) as raised:

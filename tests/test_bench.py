@@ -13,16 +13,16 @@ from bench import apparent_size, figures, regime, report, step
 from bench.report import Goal
 from repro.images.data import Images
 from repro.paths import REFERENCE
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.recipes import RECIPES, SHRINKS
 
 
 def test_a_small_peer_computes_the_same_loss():
-    variant = replace(step.SMALL, ranks=1)
+    variant = replace(step.FOR_DIGITS, ranks=1)
     losses = []
     for kind, setup in (("ours", step._ours), ("ddp", step._ddp)):
         torch.manual_seed(0)
-        losses.append(setup(replace(variant, kind=kind), Alone())())
+        losses.append(setup(replace(variant, kind=kind), World())())
     torch.distributed.destroy_process_group()
     assert losses[0][0] == pytest.approx(losses[1], rel=1e-5)
 

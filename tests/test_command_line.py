@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from repro import cores
 from repro.cli import commands as __main__
 from repro.cli import doctor
 from repro.cli.commands import parser
@@ -128,6 +129,10 @@ def test_on_several_ranks_one_says_it():
         ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}, 3, 8),
         ({"PMIX_RANK": "3", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, 3, 8),
         ({"PMI_RANK": "3", "PMI_SIZE": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, 3, 8),  # mpiexec started by srun
+        ({"SLURM_PTY_PORT": "9", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_TASK_PID": "1"}, 0, 1),  # in a shell
+        ({"SLURM_PTY_WIN_COL": "80", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_TASK_PID": "1"}, 0, 1),
+        ({"SLURM_PTY_PORT": "9", "PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8"}, 1, 2),
+        ({"SLURM_PTY_PORT": "9", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_TASK_PID": str(os.getpid())}, 3, 4),
     ],
 )
 def test_the_launcher_says_which_rank_this_is(monkeypatch, variables, rank, ranks):
@@ -165,7 +170,7 @@ def test_a_run_that_is_continued_says_where(cli, digits, killed, tmp_path):
     assert "continuing at" not in second and "training " not in second
 
 
-@pytest.mark.skipif(comm.cores() < 2, reason="one core: more ranks are no gain")
+@pytest.mark.skipif(cores() < 2, reason="one core: more ranks are no gain")
 def test_one_rank_on_several_cores_is_told_of_the_others(cli, digits, tmp_path):
     few = ["--steps", "1", "--out", str(tmp_path), "--data", digits]
     status, _, said = cli("train", SMOKE["recipe"], "--shrink", "smoke", *few)
@@ -202,9 +207,7 @@ def test_a_system_that_binds_no_process_to_cores_has_all_of_them(cli, digits, tm
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
 def test_the_cores_are_those_that_the_process_is_bound_to():
-    code = (
-        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from repro.ranks import comm; print(comm.cores())"
-    )
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import repro; print(repro.cores())"
     assert python("-c", code).stdout == "1\n"
 
 

@@ -90,9 +90,9 @@ def refuse():
 
 
 def asked_to_stop():
-    from repro.ranks import watch
+    from repro.ranks import stop
 
-    return watch.asked.is_set()
+    return stop.asked.is_set()
 
 
 # --- Processes that tests start ---------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from repro import ReproError, evaluate
 from repro.export import export
 from repro.images.data import Images, Stream
 from repro.model import Network
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.resnet import build
 from repro.run import checkpoint, records
 from repro.schedule import Recipe, Stage, at
 
 COUNT = 601  # three chunks, the last of them short
-ALONE = Alone()
+ALONE = World()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def counts(digits, states, limit=COUNT, world=ALONE, **options):
 
 def test_counts_equal_the_obvious_loop(digits, logits):
     members, labels = logits
-    found = evaluated(Alone(), digits)
+    found = evaluated(World(), digits)
     assert found["images"] == COUNT
     for row, scores in zip(found["members"], members):
         assert {key: row[key] for key in ("top1", "top5")} == obvious(scores, labels)
@@ -138,14 +138,14 @@ def test_the_ranks_shares_are_a_partition(digits, ranks, limit):
 @pytest.mark.counts_for("evaluation")
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_real_ranks_count_the_same(digits, on_ranks, ranks):
-    assert on_ranks(ranks).counts == evaluated(Alone(), digits)
+    assert on_ranks(ranks).counts == evaluated(World(), digits)
 
 
 def test_evaluation_leaves_training_alone(digits):
     """The test images of a batch do not influence each other, and running statistics stay."""
     state = random_states(1)[0]
     model = build("resnet11", 10, 1)
-    evaluate.counts(Alone(), [(model, state)], Images(digits, "test").first(300))
+    evaluate.counts(World(), [(model, state)], Images(digits, "test").first(300))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -291,7 +291,7 @@ def test_statistics_computed_again_are_the_mean_of_each_workers_own(digits, monk
     model = build("resnet11", 10, 1)
     network = Network(model, images_per_worker=8)
     before = network.weights.clone()
-    evaluate.recompute_statistics(Alone(), network, stream, at(recipe, 5), 2, "fp32")
+    evaluate.recompute_statistics(World(), network, stream, at(recipe, 5), 2, "fp32")
     assert torch.equal(network.weights, before)
     seen = [model.conv1(stream.batch(at(recipe, step), worker)[0]) for step in (5, 6) for worker in range(3)]
     means, variances = (torch.stack(values).mean(0) for values in zip(*((x.mean((0, 2, 3)), x.var((0, 2, 3))) for x in seen)))

@@ -1,5 +1,6 @@
 """What a run will take: the arithmetic against a count by hand, what is recorded, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 
 from repro import ReproError, recipes
 from repro.paper import tables
-from repro.run import checkpoint, records
+from repro.run import checkpoint, identity, records
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage, due
@@ -150,6 +151,15 @@ def test_beyond_the_ranks_at_hand_nothing_is_recorded(digits, tmp_path):
     found = forecast.plan(**SMOKE, data=digits, out=str(tmp_path / "runs"), nodes=2, seconds=0.5)
     assert found["asked"]["label"] == "MODEL" and found["asked"]["nodes"] == 2
     assert records.predictions(tmp_path / "runs") == {}
+
+
+def test_a_plan_is_written_with_what_it_was_made_on_and_by(cli, digits, tmp_path):
+    options = ["--shrink", "smoke", "--device", "cpu", "--seconds", "0.5", "--data", digits, "--out", str(tmp_path / "runs")]
+    status, said, _ = cli("plan", SMOKE["recipe"], *options, "--json", str(tmp_path / "made" / "plan.json"))
+    written = json.loads((tmp_path / "made" / "plan.json").read_text())
+    assert status == 0 and f"{written['images_per_s']:.4g} images/s; 24 steps" in said
+    assert written["command"].startswith(f"python -m repro plan {SMOKE['recipe']} --shrink smoke ")
+    assert written["gpu"] == "" and written["cores"] and written["version"] == identity.code_version()
 
 
 def test_a_time_limit_finds_the_largest_shrink_within_it(digits, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_any_number_of_classes_can_be_trained_and_a_gpu_finds_the_cpus_gradient(
 
 def test_nccl_sums_vectors_that_stay_on_the_gpu():
     find_device("cuda")
-    group, vector = nccl.Group(comm.Alone(), "nccl"), torch.arange(1000, device="cuda")
+    group, vector = nccl.Group(comm.World(), "nccl"), torch.arange(1000, device="cuda")
     group.sum(vector)
     requests = [group.start_sum(vector[:10])]
     group.finish(requests)
@@ -94,6 +94,6 @@ def test_a_model_has_the_same_accuracy_on_gpu_and_cpu(digits):
     model = build("resnet11", 10, 1)
     state = model.state_dict()
     images = Images(digits, "test").first(601)
-    on_cpu = evaluate.counts(comm.Alone(), [(model, state)], images)["members"][0]
-    on_gpu = evaluate.counts(comm.Alone(), [(model.to(find_device("cuda")), state)], images, device="cuda")["members"][0]
+    on_cpu = evaluate.counts(comm.World(), [(model, state)], images)["members"][0]
+    on_gpu = evaluate.counts(comm.World(), [(model.to(find_device("cuda")), state)], images, device="cuda")["members"][0]
     assert abs(on_cpu["top1"] - on_gpu["top1"]) <= 2 and on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=1e-4)

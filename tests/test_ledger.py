@@ -70,10 +70,16 @@ def test_claims_on_imagenet_are_not_run_and_say_what_they_would_cost(found):
     assert claims.node_hours["R1"] == 448 and claims.node_hours["R3"] == 256  # nodes times hours
     assert claims.node_hours["A2"] == pytest.approx(1536 * 28 / 60)
     assert claims.ours[["A1", "A2"]].str.startswith("MODEL").all() and claims.ours.drop(["A1", "A2"]).isna().all()
-    plan = ledger.ONE_GPU
+    plan = ledger.one_gpu()
     assert claims.one_gpu_hours["R2"] == pytest.approx(89.97 * 1_281_167 / plan["images_per_s"] / 3600)
     assert f"{plan['images_per_s']} images/s" in " ".join(plan["said"]) and claims.one_gpu_hours[["A1", "A2"]].isna().all()
     assert (claims.node_hours_gpu.dropna() < claims.node_hours_cpu.dropna()).all()
+
+
+def test_a_checkout_without_the_reference_can_ask_what_else_is_known(tmp_path):
+    code = "from pathlib import Path; from repro import paths; paths.REFERENCE = Path('/nowhere'); "
+    asked = python("-c", code + "from repro.paper import ledger; print(ledger.costs('A2')['node_hours'])")
+    assert asked.stdout == f"{1536 * 28 / 60}\n", asked.stderr
 
 
 def run_on(tmp_path, data, shrink="none", top1=38076, variant="", **more):

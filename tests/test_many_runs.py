@@ -12,8 +12,8 @@ import pytest
 
 from repro import evaluate, train
 from repro.jupyter import engines, notebooks
-from repro.ranks import watch
-from repro.ranks.comm import Alone
+from repro.ranks import stop
+from repro.ranks.comm import World
 from repro.run import records
 from repro.task import prepare
 
@@ -54,7 +54,7 @@ def test_a_run_that_another_process_trains_is_left_to_it_and_named(digits, tmp_p
         assert json.loads((other.folder / "run.json").read_text())["status"] == "running"
         assert [folder.name.split("-")[-2] for folder in records.complete_runs(tmp_path)] == ["seed6"]
         with pytest.raises(records.Locked, match="is being trained by process"):
-            train.train(world=Alone(), **task)
+            train.train(world=World(), **task)
     finally:
         other.release()
 
@@ -103,10 +103,10 @@ def test_ranks_that_are_asked_to_stop_from_outside_stop_the_call_and_the_next_on
 
 def test_a_request_to_stop_is_honoured_between_two_runs(digits, whole):
     task = SMOKE | {"data": digits, "out": str(whole.parent)}  # complete already
-    watch.asked.set()
+    stop.asked.set()
     try:
         with pytest.raises(records.Stopped, match="between two runs"):
             train.train_all([task, task])
-        assert not watch.asked.is_set(), "the next job of these ranks would stop after one step"
+        assert not stop.asked.is_set(), "the next job of these ranks would stop after one step"
     finally:
-        watch.asked.clear()
+        stop.asked.clear()

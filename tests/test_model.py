@@ -13,7 +13,7 @@ from repro import ReproError
 from repro.allreduce import Average
 from repro.model import BatchNorm, Network
 from repro.optim import SGD
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.resnet import build
 from repro.run import checkpoint
 from repro.schedule import Recipe, Stage, at
@@ -440,7 +440,7 @@ def test_any_model_contributes_what_plain_autograd_gives(model, parameters, stat
         assert float(contribution[-1]) == float((logits.argmax(1) == labels).sum())
 
     recipe = Recipe("r", (Stage("s", 1, 0.1),), 1, 1, decay_bn=False)
-    average, update = Average("exact", Alone(), 1, network), SGD(network, recipe)
+    average, update = Average("exact", World(), 1, network), SGD(network, recipe)
     average.add(network.contribute(images, labels))
     mean = average.mean()
     before = network.weights.clone()

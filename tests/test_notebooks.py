@@ -432,6 +432,11 @@ def test_parameters_edited_by_hand_that_can_work_pass(kernel_without_engines, di
     assert kernel.ask("[ranks, list(seeds)]") == [2, [0, 1, 2]]
 
 
+def test_a_parameter_that_begins_with_a_tilde_is_a_path_at_home(kernel_without_engines):
+    assert kernel_without_engines.run('out: str = "~/runs"\nname: str = "a~"', "notebooks.check_parameters()")
+    assert kernel_without_engines.ask("[out, name]") == [os.path.expanduser("~/runs"), "a~"]
+
+
 def test_a_line_that_is_no_parameter_is_refused(kernel_without_engines):
     assert not kernel_without_engines.run("seed: int = 0\nseeds = [3]", "notebooks.check_parameters()")
     assert kernel_without_engines.error.shown == "a parameters cell has only lines such as `seed: int = 0  # help`"
@@ -631,3 +636,14 @@ def test_a_notebook_that_was_stopped_has_neither_passed_nor_failed(folder, tmp_p
     with pytest.raises(records.Stopped, match="^notebook trial: stopped at epoch 3.0 of 8.2"):
         notebooks.execute("trial", {}, tmp_path / "out" / "trial.ipynb")
     assert not (tmp_path / "out" / "trial.ipynb").exists()
+
+
+def test_a_split_that_is_not_there_is_found_before_any_engine_starts(digits, tmp_path):
+    data = tmp_path / "digits"
+    shutil.copytree(digits, data)
+    check = dict(names=["one_model"], data=str(data), shrink="smoke", seeds=[0], ranks=2)
+    assert notebooks.check_run(**check, settings={"split": "val"}) == 2
+    (data / "val.lmdb").unlink()
+    with pytest.raises(ReproError, match="digits has no validation split"):
+        notebooks.check_run(**check, settings={"split": "val"})
+    assert notebooks.check_run(**check) == 2

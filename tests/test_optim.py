@@ -10,7 +10,7 @@ from repro import ReproError, optim
 from repro.model import Network
 from repro.optim import SGD, Update
 from repro.resnet import build
-from repro.schedule import Now, Recipe, Stage, at
+from repro.schedule import Now, Place, Recipe, Stage, at
 
 MOMENTUM, DECAY = 0.9, 0.05
 RATES = [0.1, 0.4, 0.4, 0.3, 0.05]
@@ -131,7 +131,7 @@ def problem(size=7):
 
 
 def now(rate, previous_rate=0.0, decay=DECAY):
-    return Now(0, Stage("s", 9, 0.1, weight_decay=decay), 0, rate, previous_rate, 1, (0, 0))
+    return Now(0, Stage("s", 9, 0.1, weight_decay=decay), 0, rate, previous_rate, 1, Place(0, 0))
 
 
 def test_torchs_sgd_is_the_corrected_form_and_not_the_plain_one():
@@ -170,11 +170,11 @@ import torch
 from repro.optim import SGD, Update
 
 class Forgetful(SGD):
-    "Its count of steps is not in `vectors`."
+    "Its count of steps is not in `vectors`, and shows at every tenth step only."
     count = 0
     def step(self, gradient, now):
         self.count += 1
-        super().step(gradient / self.count, now)
+        super().step(gradient * (self.count % 10 == 0), now)
 
 class Random(SGD):
     def step(self, gradient, now):
@@ -218,7 +218,7 @@ def rule(tmp_path):
 
     def make(name, numbers=()):
         name = name and (f"{tmp_path}/mine.py:{name}" if name != "sgd" else name)
-        return optim.rule(Recipe("r", (Stage("s", 9, 0.1),), 1, 1, update=name, update_numbers=numbers))
+        return optim.rule(Recipe("r", (Stage("s", 90, 0.1),), 1, 1, update=name, update_numbers=numbers))
 
     return make
 

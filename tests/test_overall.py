@@ -18,7 +18,7 @@ from repro.jupyter import notebooks, progress
 from repro.paper import current, overall, questions, reproduce, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
-from repro.ranks import watch
+from repro.ranks import stop
 from repro.run import identity, records, state
 
 SMOKE = PROFILES["smoke"]
@@ -127,7 +127,7 @@ def test_a_run_whose_process_was_killed_is_not_being_trained(reproduction, clock
 def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_path, monkeypatch):
     ended, asked, others = threading.Event(), threading.Event(), SimpleNamespace(training=training)
     others.begin = others.end = lambda name: None
-    others.show = watch.asked.set  # the request comes while the notebook runs
+    others.show = stop.asked.set  # the request comes while the notebook runs
 
     def execute(*arguments, **options):
         assert (asked if training else ended).wait(10), "the engines are asked to stop, or else the kernel is ended"
@@ -144,7 +144,7 @@ def test_a_stop_waits_for_what_is_trained_and_for_nothing_else(training, tmp_pat
         with pytest.raises(records.Stopped):
             reproduce._run({"10-train": {}}, tmp_path, others)
     finally:
-        watch.asked.clear()
+        stop.asked.clear()
 
 
 def test_engines_that_were_asked_to_stop_from_outside_stop_the_reproduction(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from repro.images.packed import CHUNK, Packed
 
 import packing
 from archives import Member
-from conftest import launch, python
+from conftest import ROOT, launch, python
 from packing import ImageError, Rule, Source, convert
 
 PHOTOGRAPH = Image.fromarray(load_sample_image("china.jpg"))  # 640 x 427
@@ -509,6 +509,16 @@ def test_few_images_are_in_memory_at_a_time(tmp_path, images, monkeypatch):
 
 
 # --- What the scripts share ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
+def test_there_are_as_many_threads_as_cores_that_the_process_is_bound_to():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert "one per usable core, 1)" in " ".join(python(ROOT / "data_prep" / "folder.py", "--help").stdout.split())
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from repro import ReproError
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.scaling import steptime
 from repro.scaling.probe import _core_seconds, machine, probe
 
@@ -57,14 +57,14 @@ def test_it_goes_on_until_each_row_has_enough_times_and_says_how_busy_the_machin
 
 
 def test_other_programs_count_as_busy_and_the_ranks_do_not():
-    before = _core_seconds(Alone())
+    before = _core_seconds(World())
     started = time.process_time()
     while time.process_time() < started + 1:  # a rank at work
         pass
-    own = _core_seconds(Alone()) - before
+    own = _core_seconds(World()) - before
     with subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"]) as other:
         other.wait()
-    assert _core_seconds(Alone()) - before - own >= 0.8
+    assert _core_seconds(World()) - before - own >= 0.8
     assert own < 60, "seconds of a few cores"
 
 

@@ -40,7 +40,7 @@ def calls(path):
 def test_files_that_are_read_later_are_written_by_one_function():
     """Opening for writing, and what writes by a path: each only inside `replacing`, to a temporary name, or as listed."""
     allowed = {
-        ("paths", "mkstemp"),  # replacing itself
+        ("paths", "open"),  # replacing itself
         ("loader", "write_bytes"),  # images for a measurement, in a folder that goes with it
         ("packed", "open"),  # a conversion that is continued, under a name of its own until it is whole
         ("records", "open"),  # appended to: a last line cut short is left out; and the lock
@@ -184,15 +184,20 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
 
 
-def test_a_run_on_a_shared_machine_is_nobody_elses_to_change(tmp_path):
-    """Results may be read by a group; nothing is written that others may write."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import os, sys; os.umask(0)\nfrom repro import paths\nwith paths.replacing(sys.argv[1]) as t: t.write_text('x')",
-            tmp_path / "file",
-        ],
-        timeout=60,
-    )
-    assert done.returncode == 0 and (tmp_path / "file").stat().st_mode & 0o022 == 0
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o027])
+def test_who_may_read_and_change_a_file_is_what_the_umask_says(tmp_path, umask):
+    code = f"""
+import os, sys; os.umask({umask})
+import torch
+from pathlib import Path
+from repro import export, paths
+from repro.images import packed
+with paths.replacing("table") as temporary: temporary.write_text("x")
+export._write(Path("model"), {{"weight": torch.zeros(3)}}, {{}})
+for name, fingerprint in ("drawn", ""), ("images", "f"):
+    packed.write(name + "/train.lmdb", name, "train", ["a"], lambda start: [packed.Item(0, b"x")], fingerprint=fingerprint)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert done.returncode == 0 and len(files) == 5
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: oct(0o666 & ~umask) for path in files}

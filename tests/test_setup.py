@@ -98,6 +98,18 @@ def test_make_hands_options_on():
     assert ".venv/bin/python -m repro reproduce --profile laptop" in make("-n", "reproduce").stdout
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
+def test_a_plan_is_for_the_cores_that_make_may_use(monkeypatch):
+    allowed = os.sched_getaffinity(0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # nproc would believe it
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert "mpiexec -n 1 .venv/bin/python -m repro plan" in make("-n", "plan").stdout
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert f"mpiexec -n {len(allowed)} .venv/bin/python -m repro plan" in make("-n", "plan").stdout
+
+
 def test_setup_keeps_its_options(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)

@@ -22,8 +22,8 @@ from repro.resnet import build
 from repro.run import checkpoint, identity, records
 from repro.run.settings import Settings
 from repro.run.shapes import recipe_of
-from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, learning_rate
-from repro.task import prepare, share
+from repro.schedule import NEW_WEIGHTS, Now, Place, Recipe, Stage, learning_rate
+from repro.task import check_shared, prepare
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
@@ -90,7 +90,13 @@ def obvious_training(recipe, data, seed):
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}
-    ends, places, history, step, place = {}, {}, {}, 0, (0, 0)  # `place` counts the steps and images that led to these weights
+    ends, places, history, step, place = (
+        {},
+        {},
+        {},
+        0,
+        Place(0, 0),
+    )  # `place` counts the steps and images that led to these weights
     for stage in recipe.stages:
         state = dict(ends[stage.starts_from]) if stage.starts_from else state
         place = places[stage.starts_from] if stage.starts_from else place
@@ -119,7 +125,7 @@ def obvious_training(recipe, data, seed):
                 for part, buffer in enumerate((f"{name}.running_mean", f"{name}.running_var")):
                     mean = sum(each[name][part] for each in statistics).detach() / workers
                     state[buffer] = state[buffer] + fraction * (mean - state[buffer])
-            step, place = step + 1, (place[0] + 1, place[1] + workers * recipe.images_per_worker)
+            step, place = step + 1, Place(place.steps + 1, place.images + workers * recipe.images_per_worker)
         ends[stage.name], places[stage.name] = dict(state), place
     return ends
 
@@ -683,10 +689,8 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
 WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
-WITHOUT_EFFECT |= {
-    f"repro/{name}"
-    for name in ("run/records", "run/kept", "run/shapes", "run/own", "run/settings", "ranks/memory", "ranks/watch")
-}
+WITHOUT_EFFECT |= {f"repro/run/{name}" for name in ("records", "kept", "shapes", "own", "settings")}
+WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "start", "stop", "watchdog")}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -701,6 +705,23 @@ def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
     assert meaning(f'"""Other words."""\n# A comment.\n{original.split(chr(34) * 3, 2)[2]}') == first
     assert meaning(original.replace("0 < iteration", "1 < iteration")) != first
     assert meaning(original.replace("power: float = 1.0", "power: float = 2.0")) != first
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"\xef\xbb\xbf" + "NAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode(),
+        "# -*- coding: latin-1 -*-\nNAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode("latin-1"),
+        "NAME = 'caf\xe9'\r\nTEXT = '''a\r\nb'''\r\n".encode(),
+    ],
+    ids=["byte-order mark", "coding cookie", "lines of Windows"],
+)
+def test_the_way_in_which_a_text_is_stored_makes_no_other_run(tmp_path, stored):
+    plain, other = tmp_path / "plain.py", tmp_path / "other.py"
+    plain.write_bytes("NAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode())
+    other.write_bytes(stored)
+    assert identity.meaning(other) == identity.meaning(plain)
+    assert identity.definitions(other) == identity.definitions(plain)
 
 
 def test_a_definition_that_moves_is_the_same_one_and_one_that_changes_is_not(tmp_path):
@@ -813,7 +834,7 @@ def test_more_ranks_than_workers_are_refused_in_one_line(digits, tmp_path):
 )
 def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, tmp_path, workers_per_pass, said):
     recipe = replace(TINY, workers=5, workers_per_pass=workers_per_pass)
-    alone = comm.Alone()
+    alone = comm.World()
     alone.size = 6
     with pytest.raises(ReproError, match=f"tiny has {said} cannot share: start at most {recipe.passes} ranks"):
         train.train(recipe, data=digits, out=str(tmp_path), device="cpu", world=alone)
@@ -840,16 +861,18 @@ def test_the_data_are_packed_by_rank_0_alone_before_they_are_opened(digits, tmp_
 
     monkeypatch.setattr(task_module, "pack_embedded", pack)
     for rank in (0, 1):
-        world = comm.Alone()
+        world = comm.World()
         world.rank = rank
-        assert len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test) == 20_000
+        assert (
+            len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test_images) == 20_000
+        )
     assert packed == [0]
 
 
 def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, monkeypatch):
     """A folder that the nodes do not share: the other ranks would continue a run that this one begins."""
 
-    class Second(comm.Alone):
+    class Second(comm.World):
         rank, size = 1, 2
 
         def gather(self, value):
@@ -860,7 +883,7 @@ def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, mon
     world.broadcast = lambda value: "what rank 0 has written"
     monkeypatch.setattr(task_module, "SHARED_SECONDS", 0.2)
     with pytest.raises(ReproError, match=f"rank 1 on .* does not see {task.run.folder} as rank 0 has written"):
-        share(world, task)
+        check_shared(world, task)
     task.run.folder.mkdir(exist_ok=True)
     (task.run.folder / "run.json").write_text("what rank 0 has written")
-    share(world, task)
+    check_shared(world, task)

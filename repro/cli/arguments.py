@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from repro import ReproError, choose
@@ -50,3 +52,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         places = [str(action.metavar or action.dest).upper() for action in self._get_positional_actions()]
         raise ReproError(f"{message}\nusage: {' '.join([self.prog, *places])} [options]; --help lists them")
+
+
+def at_home(value):
+    """A path that begins with `~` from the user's home, as shells leave it in `--out=~/runs`; anything else as it is."""
+    return type(value)(os.path.expanduser(value)) if isinstance(value, (str, Path)) else value

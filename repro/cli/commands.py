@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from repro import ReproError, __version__, choose, recipes, whole_number
-from repro.cli.arguments import Parser
+from repro import ReproError, __version__, choose, cores, recipes, whole_number
+from repro.cli.arguments import Parser, at_home
 from repro.images.packed import EMBEDDED, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
 from repro.paths import DATA, RESULTS, ROOT, RUNS
-from repro.ranks import comm, watch
+from repro.ranks import comm, stop
 from repro.run import own
 from repro.run.records import Stopped
 from repro.run.settings import AVERAGES, DEVICES, MOST_THREADS, Settings
@@ -49,34 +49,38 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
         ranks = comm.launched()[1]
         if loads:
             say(f"starting {'one rank' if ranks == 1 else f'{ranks} ranks'}: loading {loads} takes some seconds")
-        world = comm.world()
-        logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
-        try:
-            with watch.listening(signal.SIGINT, signal.SIGUSR1):
-                pack(world, arguments.get("data"))
-                result = _named(function)(**arguments)
-        except Stopped as stopped:
-            if world.rank == 0:
-                print(stopped)
-            sys.exit(STATUS_STOPPED)
-        except comm.PeerError:
-            world.abort()
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print(
-                f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
-                file=sys.stderr,
-            )
-            world.abort()
-            sys.exit(STATUS_INTERRUPTED)
-        except BaseException as error:
-            explain(error)
-            world.abort()
-            sys.exit(2 if isinstance(error, ReproError) else 1)
-        if world.rank == 0:
-            show(_named(text)(result) if text else result)
+        with stop.listening(signal.SIGINT, signal.SIGUSR1):  # from before MPI starts, which may take long
+            _run(function, text, arguments)
 
     return handler
+
+
+def _run(function: Callable | str, text: str, arguments: dict) -> None:
+    world = comm.world()
+    logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
+    try:
+        pack(world, arguments.get("data"))
+        result = _named(function)(**arguments)
+    except Stopped as stopped:
+        if world.rank == 0:
+            print(stopped)
+        sys.exit(STATUS_STOPPED)
+    except comm.PeerError:
+        world.abort()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
+            file=sys.stderr,
+        )
+        world.abort()
+        sys.exit(STATUS_INTERRUPTED)
+    except BaseException as error:
+        explain(error)
+        world.abort()
+        sys.exit(2 if isinstance(error, ReproError) else 1)
+    if world.rank == 0:
+        show(_named(text)(result) if text else result)
 
 
 def pack(world, data: str | None) -> None:
@@ -126,13 +130,13 @@ def explain(error: BaseException) -> None:
 
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
-    from repro.task import fits, prepare
+    from repro.task import check_ranks, prepare
     from repro.train import train
 
     world = comm.world()
     task = prepare(**arguments)
     with world.together():
-        fits(task.recipe, world.size)
+        check_ranks(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
             say(f"continuing at epoch {recipe.epochs(done):.4g} of {recipe.epochs():.4g}: {run.folder.name}")
@@ -140,7 +144,7 @@ def train(**arguments) -> str:
             steps = f"{recipe.iterations} steps of {recipe.global_batch} images"
             name = run.folder.name if run.folder.parent == RUNS else run.folder
             say(f"training {recipe.name}: {recipe.epochs():.4g} epochs, {steps}; follow it with `{US} watch {name}`")
-        ranks = min(comm.cores(), recipe.passes)
+        ranks = min(cores(), recipe.passes)
         if not run.complete and world.size == task.settings.threads == 1 and task.settings.device == "cpu" and ranks > 1:
             again = shlex.join(sys.argv[1:])
             say(f"this is one rank, on one core; `{MPIEXEC} -n {ranks} {US} {again}` trains the same weights on {ranks}")
@@ -150,7 +154,7 @@ def train(**arguments) -> str:
 def watch_run(arguments: dict) -> None:
     if arguments["tensorboard"]:
         say("loading torch, which writes the event files, takes some seconds")
-    from repro.cli.monitor import watch
+    from repro.cli.watch import watch
 
     try:
         show(watch(**arguments))
@@ -170,7 +174,7 @@ def reproduce(arguments: dict) -> None:
     logging.getLogger("papermill").setLevel(
         logging.WARNING
     )  # it names each notebook's file, which is called .failed until it ends
-    with watch.listening(signal.SIGINT, signal.SIGUSR1):
+    with stop.listening(signal.SIGINT, signal.SIGUSR1):
         reproduce(**arguments)
 
 
@@ -308,6 +312,13 @@ def parser() -> Parser:
     )
     plan.add_argument("--hours", type=float, default=0.0, help="time limit: report the largest shrink that fits")
     plan.add_argument("--seconds", type=float, default=60.0, help="duration of the probe (default: 60)")
+    plan.add_argument(
+        "--json",
+        dest="record",
+        default="",
+        metavar="FILE",
+        help="write the forecast there as JSON, with the machine and the command",
+    )
 
     ensemble = command(
         "ensemble",
@@ -502,7 +513,7 @@ def _boolean(text: str) -> bool | str:
 
 def main() -> int:
     try:
-        arguments = {name: value for name, value in vars(parser().parse_args()).items() if value is not None}
+        arguments = {name: at_home(value) for name, value in vars(parser().parse_args()).items() if value is not None}
         del arguments["command"]
         if check := arguments.pop("check", None):
             check(arguments)

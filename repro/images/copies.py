@@ -5,7 +5,7 @@ from pathlib import Path
 
 from repro import ReproError
 from repro.images.packed import SPLITS, Packed, PackedError, data_folder
-from repro.paths import replacing, writable_folder
+from repro.paths import given, replacing, writable_folder
 from repro.ranks import comm
 
 
@@ -17,7 +17,7 @@ def copy_to_nodes(data: str, to: str) -> str:
     """
     world = comm.world()
     source = data_folder(data)
-    target = Path(to).absolute() / source.name
+    target = given(to) / source.name
     with world.together():
         if world.node_rank == 0:
             for split in SPLITS:

@@ -17,13 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from repro import ReproError, choose, recipes, whole_number
+from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
-from repro.jupyter.engines import AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
+from repro.jupyter.engines import START_AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
-from repro.ranks import watch
-from repro.ranks.comm import cores
+from repro.ranks import stop
 from repro.run import own, records
 from repro.run.settings import Settings
 from repro.run.state import saved_step
@@ -60,7 +59,10 @@ def check(parameters: dict, known: dict[str, str]) -> None:
 
 
 def check_parameters() -> None:
-    """In the cell after the parameters: checks values edited by hand or injected by papermill, which does not check them."""
+    """In the cell after the parameters: checks values edited by hand or injected by papermill, which does not check them.
+
+    A text that begins with `~` is a path from the user's home, and becomes that.
+    """
     values = get_ipython().user_ns  # type: ignore[name-defined]  # noqa: F821
     cells = [source for source in values["In"][:-1] if source.strip()]
     known = declared(next(filter(_declares, reversed(cells)), ""))
@@ -68,6 +70,7 @@ def check_parameters() -> None:
     assigned: list[Any] = ast.parse(injected).body
     names = [*known, *(node.targets[0].id for node in assigned)]
     check({name: values.get(name) for name in names}, known)
+    values.update({name: os.path.expanduser(values[name]) for name in known if known[name] == "str"})
 
 
 def _declares(source: str) -> bool:
@@ -97,7 +100,7 @@ def check_run(
     """
     for name in settings or {}:
         choose("setting", name, [field.name for field in fields(Settings)])
-    Settings(**(settings or {}))
+    asked = Settings(**(settings or {}))
     originals = [recipes.find(name, **(switches or {})) for name in names]
     shrinks = [recipes.shrink_for(recipe, shrink) for recipe in originals]
     if not isinstance(seeds, list) or not seeds:
@@ -108,7 +111,7 @@ def check_run(
     if data:
         pack(data)
         folder = data_folder(data)
-        train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", "test"))
+        train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", asked.split))
         for recipe, profile in zip(originals, shrinks):
             recipes.shrink(recipe, profile, len(train))
             if own.is_own(model or recipe.model):
@@ -200,10 +203,10 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
             plan = engine.run("repro.task:describe", recipe, **task)[0]
         if plan["complete"]:
             print(f"already complete: {Path(plan['folder']).name}")
-        elif not watch.asked.is_set():
+        elif not stop.asked.is_set():
             _train(engine, plan, live, recipe, task)
             plan["complete"] = True
-        if watch.asked.is_set():
+        if stop.asked.is_set():
             done = "this run is complete" if plan["complete"] else "nothing was started"
             raise records.Stopped(f"stopped: {done}; run this cell again to continue")
     return plan["folder"]
@@ -214,7 +217,7 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
     if saved:
         print(f"continuing at {_reached(plan)}")
     job = engine.submit("repro.train:train", recipe, **task)
-    progress.follow(plan["folder"], live, saved, over=lambda: job.done() or watch.asked.is_set())
+    progress.follow(plan["folder"], live, saved, over=lambda: job.done() or stop.asked.is_set())
     if _end(engine, job, "Stopped"):
         raise records.Stopped(f"stopped at {_reached(plan)}, saved; run this cell again to continue")
 
@@ -243,7 +246,7 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
         many, told = progress.Many(runs, progress.Line(live, TELL)), ""
         while others := _train_all(engine, tasks, ensembles, many):
             if others != told:
-                many.line.print(f"{others}. Waiting for that ...")
+                many.line.print(f"{others}. Waiting ...")
             told = others
     return [plan["folder"] for plan in plans]
 
@@ -251,33 +254,33 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
 def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, many: progress.Many) -> str:
     """Returns "" if all is complete, otherwise, after a while, what other processes are training, in words."""
     job = engine.submit("repro.train:train_all", tasks, ensembles)
-    many.follow(lambda: job.done() or watch.asked.is_set())
+    many.follow(lambda: job.done() or stop.asked.is_set())
     error = _end(engine, job, "Stopped", "Locked")
     if error and error.kind == "Locked":
         again = time.monotonic() + AGAIN_SECONDS
-        many.follow(lambda: time.monotonic() > again or watch.asked.is_set())
+        many.follow(lambda: time.monotonic() > again or stop.asked.is_set())
     many.close()
-    if watch.asked.is_set() or error and error.kind == "Stopped":
+    if stop.asked.is_set() or error and error.kind == "Stopped":
         raise records.Stopped(f"stopped: {many.share:.0%} of the images are done; run this cell again to continue")
     return str(error or "")
 
 
 @contextmanager
 def _interruptible(engine: Cluster, saved: Callable[[], str] = lambda: ""):
-    """Within this block the first interrupt only sets `watch.asked`, and a second one ends the engines."""
-    with watch.listening(signal.SIGINT):
+    """Within this block the first interrupt only sets `stop.asked`, and a second one ends the engines."""
+    with stop.listening(signal.SIGINT):
         try:
             yield
         except KeyboardInterrupt:
             engine.end("they were interrupted twice")
-            raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved()}. {AGAIN}") from None
+            raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved()}. {START_AGAIN}") from None
         finally:
-            watch.asked.clear()
+            stop.asked.clear()
 
 
 def _end(engine: Cluster, job: Job, *expected: str) -> RankError | None:
     """Waits for a job, which is asked to stop if this process was; returns its error if it is of an expected kind."""
-    asked = watch.asked.is_set() and not job.done()
+    asked = stop.asked.is_set() and not job.done()
     if asked:
         how = "after this step" if engine.ask_to_stop() else "at the end, since no rank is on this machine"
         if not job.wait(1):

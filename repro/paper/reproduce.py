@@ -15,13 +15,14 @@ from repro.paper import current, questions, report, tables
 from repro.paper.overall import Overall
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE, RESULTS
-from repro.ranks import watch
+from repro.ranks import stop
 from repro.recipes import find, shrink
 from repro.run import records, tidy, trained
 from repro.run.identity import code_digest
 from repro.run.kept import Kept, keep_runs
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
+LOOK = 1.0  # seconds between two looks at the runs
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
 ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by notebooks that only read and draw
     "tables": {
@@ -84,7 +85,7 @@ def _run(
     parameters: dict[str, dict], kept: Path, overall: Overall, cluster: engines.Cluster | None = None, verbose: bool = False
 ) -> None:
     """Executes notebooks, by name with their parameters, at the same time; without a cluster they only read and draw."""
-    if watch.asked.is_set():
+    if stop.asked.is_set():
         raise records.Stopped(STOPPED)
     overall.begin(", ".join(parameters))
     # In threads, because papermill handles signals itself where it can, but the first one is only a request to stop.
@@ -96,9 +97,9 @@ def _run(
             running.append(pool.submit(notebooks.execute, name, values, output, log=verbose and bool(cluster), timeout=timeout))
         asked = False
         try:
-            while wait(running, timeout=engines.POLL).not_done:
+            while wait(running, timeout=LOOK).not_done:
                 overall.show()
-                if watch.asked.is_set():
+                if stop.asked.is_set():
                     if cluster and not asked:
                         cluster.ask_to_stop()
                     asked = True
@@ -107,7 +108,7 @@ def _run(
         except BaseException:  # on a second request; the notebook ends when its kernel does
             notebooks.end_kernels()
             raise
-    if watch.asked.is_set() or any(isinstance(notebook.exception(), records.Stopped) for notebook in running):
+    if stop.asked.is_set() or any(isinstance(notebook.exception(), records.Stopped) for notebook in running):
         for name in parameters:  # it has not failed
             (kept / f"{name}.failed.ipynb").unlink(missing_ok=True)
         raise records.Stopped(STOPPED)

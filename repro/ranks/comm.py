@@ -4,6 +4,7 @@ Collectives work in place on contiguous NumPy arrays; the caller passes views of
 """
 
 import atexit
+import ctypes
 import os
 import socket
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ReproError
+from repro import ReproError, cores
+from repro.ranks import start
 
 MESSAGE = 1 << 18  # elements: an allreduce of 100 MB passes through the cache in pieces, in half the time (MPICH, one node)
 
@@ -22,8 +24,8 @@ class PeerError(ReproError):
     """Another rank failed; its own error says why."""
 
 
-class Alone:
-    """The world of a single process, where collectives have nothing to do."""
+class World:
+    """The ranks that train together: of this class itself, a single process, whose collectives have nothing to do."""
 
     rank, size = 0, 1
     node_rank = 0  # among the ranks on this machine
@@ -89,8 +91,8 @@ class Alone:
         """Ends all ranks at once, including those that wait in a collective, unless they are already ending."""
 
 
-class World(Alone):
-    """All ranks that mpiexec (or the engines) started together."""
+class MPIWorld(World):
+    """All ranks that mpiexec (or the engines) started together, over MPI."""
 
     def __init__(self, mpi):
         self.mpi, self.all = mpi, mpi.COMM_WORLD
@@ -137,13 +139,6 @@ class World(Alone):
             self.all.Abort(1)
 
 
-def cores() -> int:
-    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: the rank, the number of ranks
     ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"),
     ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
@@ -151,19 +146,24 @@ LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: t
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded."""
-    found = (next(filter(None, map(os.environ.get, names)), None) for names in LAUNCHERS)
+    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded.
+
+    In a shell of `srun --pty`, Slurm's variables tell of the shell, unless it has started this process by another srun.
+    """
+    pty = {"SLURM_PTY_PORT", "SLURM_PTY_WIN_COL"} & set(os.environ)
+    slurm = not pty or os.environ.get("SLURM_TASK_PID") == str(os.getpid())
+    told = {name: value for name, value in os.environ.items() if slurm or not name.startswith("SLURM_")}
+    found = (next(filter(None, map(told.get, names)), None) for names in LAUNCHERS)
     rank, ranks = (int(number or fallback) for number, fallback in zip(found, (0, 1)))
     return rank, ranks
 
 
 @cache
-def world() -> Alone:
+def world() -> World:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
-    _, ranks = launched()
+    rank, ranks = launched()
     try:
-        _refuse_another_mpi()
-        from mpi4py import MPI
+        MPI = _start(rank, ranks)
     except (ImportError, RuntimeError) as error:
         if ranks > 1:
             raise ReproError(
@@ -171,35 +171,47 @@ def world() -> Alone:
                 "Install the one that belongs to this mpiexec (`make setup` installs MPICH's), or load its "
                 "module."
             ) from error
-        return Alone()
+        return World()
     if MPI.COMM_WORLD.Get_size() == 1 and ranks > 1:
         raise ReproError(
             f"{ranks} ranks were started on {socket.gethostname()}, but each sees only itself: mpiexec belongs "
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}."
         )
-    found = World(MPI) if MPI.COMM_WORLD.Get_size() > 1 else Alone()
+    found = MPIWorld(MPI) if MPI.COMM_WORLD.Get_size() > 1 else World()
     _unname_shared_memory()
     return found
 
 
-def _refuse_another_mpi() -> None:
-    """Raises ReproError if Open MPI's mpiexec has started a process that loads another MPI, which would end it at once."""
-    if "OMPI_COMM_WORLD_SIZE" not in os.environ or "PMI_SIZE" in os.environ or "mpi4py.MPI" in sys.modules:
-        return
+def _start(rank: int, ranks: int):
+    """Loads mpi4py's module and starts MPI, unless that is done. Raises ImportError or RuntimeError if there is no library.
+
+    Raises ReproError if Open MPI's mpiexec has started a process that loads another MPI, which would end it at once.
+    """
     import mpi4py
 
     mpi4py.rc.initialize = False
     from mpi4py import MPI
 
+    if MPI.Is_initialized():
+        return MPI
     library = _library(MPI)  # one of the few questions that may be asked before MPI is initialised
-    if "Open MPI" not in library:
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and "PMI_SIZE" not in os.environ and "Open MPI" not in library:
         raise ReproError(
             f"Open MPI's mpiexec started this on {socket.gethostname()}, but mpi4py loads another MPI ({library}): use that "
             f"library's own mpiexec; `make setup` puts one beside {sys.executable}"
         )
-    MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    atexit.register(MPI.Finalize)  # mpi4py finalizes only what it has initialised by itself
+    if ranks > 1 and (scarce := start.scarce()):
+        start.say(f"warning: {socket.gethostname()}: {scarce}")
+    # By the library's own function, since mpi4py's holds Python's lock, and no thread could attend to a start that hangs.
+    with start.attended(rank, ranks):
+        failed = ctypes.CDLL(MPI.__file__).MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
+    if failed:
+        raise RuntimeError(f"MPI_Init_thread returned {failed}")
+    for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):  # what mpi4py does after it has started MPI by itself
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+    atexit.register(MPI.Finalize)
+    return MPI
 
 
 def roll_call() -> list[str]:
@@ -213,7 +225,7 @@ def roll_call() -> list[str]:
     )
     if int(total[0]) != me.size or len(lines) != me.size:
         raise ReproError(f"an allreduce over {me.size} ranks counted {int(total[0])}: the MPI library is broken")
-    library = "no MPI: a single process" if not isinstance(me, World) else _library(me.mpi)
+    library = "no MPI: a single process" if not isinstance(me, MPIWorld) else _library(me.mpi)
     return [*lines, f"all {me.size} ranks see each other ({library})" if me.size > 1 else f"one rank ({library})"]
 
 

@@ -23,7 +23,7 @@ def collectives(world):
 
 
 class Group:
-    """The operations of `comm.World` for large vectors, which may be tensors on a GPU; see there."""
+    """The operations of `comm.MPIWorld` for large vectors, which may be tensors on a GPU; see there."""
 
     def __init__(self, world, backend: str):
         """`backend` is torch.distributed's: nccl, or gloo, its equivalent on CPUs."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from repro import ReproError, choose
+from repro.paths import given
 from repro.run.identity import meaning
 
 
@@ -52,9 +53,9 @@ def source_digest(name: str) -> str:
 
 
 def _file(location: str) -> Path:
-    path = Path(location)
+    path = given(location)
     if not path.is_file():
-        raise ReproError(f"there is no file {path.absolute()}: name one in the working directory, such as mine.py:my_net")
+        raise ReproError(f"there is no file {path}: name one in the working directory, such as mine.py:my_net")
     return path.resolve()
 
 

@@ -32,7 +32,7 @@ from typing import IO
 import numpy as np
 
 from repro import ReproError
-from repro.paths import NUMBER, check, checked, named, read_json, replacing, writable_folder
+from repro.paths import NUMBER, check_shape, checked, named, read_json, replacing, writable_folder
 from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
 from repro.run.settings import non_default
@@ -228,7 +228,7 @@ def saved_step(folder: Path | str) -> int:
     return max((int(path.name) for path in generations(Path(folder) / "checkpoints")), default=0)
 
 
-AGAIN = "delete the folder to train again"
+TRAIN_AGAIN = "delete the folder to train again"
 
 
 def read(folder: Path | str) -> dict:
@@ -237,10 +237,10 @@ def read(folder: Path | str) -> dict:
     Raises ReproError if it cannot be read, OldRun if it has another format.
     """
     if found := kept.find(folder):
-        run, place, again = kept.copied(found.run), found.place, kept.AGAIN
+        run, place, again = kept.copied(found.run), found.place, kept.KEEP_AGAIN
     else:
         path = Path(folder) / "run.json"
-        run, place, again = read_json(path, {"recipe": (dict, str)}, AGAIN), str(path), AGAIN
+        run, place, again = read_json(path, {"recipe": (dict, str)}, TRAIN_AGAIN), str(path), TRAIN_AGAIN
     if run is None:
         return {}
     if run.get("format") != FORMAT:
@@ -257,12 +257,12 @@ def metric_rows(folder: Path | str) -> list[dict]:
     found = kept.find(folder)
     try:
         rows = kept.copied(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        check(rows, [ROW], "row")
+        check_shape(rows, [ROW], "row")
         return rows
     except FileNotFoundError:
         return []
     except (ValueError, OSError, RecursionError) as error:
-        place, again = (found.place, kept.AGAIN) if found else (path, AGAIN)
+        place, again = (found.place, kept.KEEP_AGAIN) if found else (path, TRAIN_AGAIN)
         raise ReproError(f"{place} is damaged ({error}): {again}") from error
 
 
@@ -289,7 +289,7 @@ def predictions(out: Path | str) -> dict[str, dict]:
 def ensembles(folder: Path | str) -> list[dict]:
     """The ensembles that were evaluated from a run's snapshots."""
     if found := kept.find(folder):
-        return checked(kept.copied(found.ensembles), ENSEMBLES, found.place, kept.AGAIN)
+        return checked(kept.copied(found.ensembles), ENSEMBLES, found.place, kept.KEEP_AGAIN)
     path = Path(folder) / "ensembles.json"
     return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
@@ -330,7 +330,7 @@ def load_correct(folder: Path | str, model: str) -> dict[str, np.ndarray]:
     path = Path(folder) / "correct" / f"{model}.npz"
     if found := kept.find(folder):
         if model not in found.correct:
-            raise ReproError(f"{found.place} has no predictions of {model}: {kept.AGAIN}")
+            raise ReproError(f"{found.place} has no predictions of {model}: {kept.KEEP_AGAIN}")
         return {"test": found.correct[model].copy()}
     try:
         with np.load(path, allow_pickle=False) as arrays:

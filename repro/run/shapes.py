@@ -4,7 +4,7 @@ from dataclasses import MISSING, fields
 from typing import Any, get_origin
 
 from repro import ReproError
-from repro.paths import NUMBER, check, is_name
+from repro.paths import NUMBER, check_shape, is_name
 from repro.run.settings import Settings
 from repro.schedule import Recipe, Stage
 
@@ -41,12 +41,12 @@ def checked_run(run: dict, place: str, otherwise: str) -> dict:
         recipe["stages"] = [_filled(Stage, stage) for stage in recipe["stages"]]
     run |= {"recipe": recipe, "settings": settings}
     try:
-        check(run, RUN)
+        check_shape(run, RUN)
         recipe_of(run)
         if not is_name(run["data"]["name"]):
             raise ValueError(f"a data set's name is {run['data']['name']!r}")
         if run["status"] == "complete":
-            check(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in recipe["stages"]}})
+            check_shape(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in recipe["stages"]}})
     except (ValueError, TypeError, ReproError) as error:
         raise ReproError(f"{place} is damaged ({error}): {otherwise}") from error
     return run

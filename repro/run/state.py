@@ -73,7 +73,7 @@ class Pulse:
     """Signs of life of a run, by the clock of the one who looks: those of two machines need not agree."""
 
     def __init__(self, folder: Path):
-        self.folder, self.signs = folder, {}  # signs: the last one of each rank, as `ranks.watch` writes it
+        self.folder, self.signs = folder, {}  # signs: the last one of each rank, as `ranks.watchdog` writes it
         self.since: dict[str, tuple[object, float]] = {}  # what is looked at: its last value, and since when it has had that
         self.lives = False  # whether anything has changed since the first look
         self.still = self.longest = 0.0  # seconds without progress: now, and at the most
@@ -163,7 +163,8 @@ def pace(rows: list[dict], last: int) -> float:
 
 def left(work: float, pace: float, more: float = 0.0) -> str:
     """How long so much work takes at this pace, and `more` seconds, such as ", about 5 minutes left"; "" if that is unknown."""
-    return f", about {duration(work / pace + more)} left" if pace else ""
+    seconds = work / pace + more if pace else 0.0
+    return f", about {duration(seconds)} left" if seconds else ""
 
 
 def duration(seconds: float) -> str:

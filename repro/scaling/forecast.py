@@ -5,7 +5,10 @@ model and is labelled MODEL. Forecasts for the ranks at hand are recorded (`reco
 the measured times.
 """
 
+import json
 import os
+import shlex
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -17,11 +20,13 @@ import torch
 
 from repro import ReproError, choose, recipes
 from repro.evaluate import VIEWS
+from repro.images.data import Images
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
+from repro.paths import replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, identity, records
 from repro.scaling import steptime
-from repro.scaling.probe import probe
+from repro.scaling.probe import machine, probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe, due
 from repro.task import Task, prepare, too_many
@@ -80,8 +85,8 @@ def forecast(
             "step": task.run.newest_step,
             "shrink": task.run.record["shrink"],
         }
-        | estimate(task.recipe, probes[_subject(task, values)], len(task.test), layout, network)
-        | {"data_bytes": sum(os.path.getsize(images.packed.path) for images in (task.train, task.test)), "when": identity.now()}
+        | estimate(task.recipe, probes[_subject(task, values)], len(task.test_images), layout, network)
+        | {"data_bytes": _bytes(task.train_images, task.test_images), "when": identity.now()}
         for task, values in zip(prepared, tasks)
     ]
     with world.together():
@@ -123,6 +128,11 @@ def _probe(task: Task, values: dict, seconds: float) -> dict:
         start = time.perf_counter()
         checkpoint.save(Path(folder) / "trial", {"weights": torch.zeros(probed["state_bytes"] // 4)}, {})
         return probed | {"save_seconds": max(comm.world().gather(time.perf_counter() - start))}
+
+
+def _bytes(*splits: Images) -> int:
+    """The size of packed splits on disk."""
+    return sum(os.path.getsize(images.packed.path) for images in splits)
 
 
 def _pass_images(recipe: Recipe) -> int:
@@ -195,9 +205,12 @@ def plan(
     nodes: int = 0,
     ranks_per_node: int = 0,
     network: str = "omni-path",
+    record: str = "",
     **parameters,
 ) -> dict:
     """Forecasts one run and, given a limit of `hours`, the recipe in all its sizes, to find the largest within the limit.
+
+    With `record`, the forecast of the run is written into that JSON file, with the machine and the command.
 
     Returns {"asked": forecast, "others": forecasts, "largest": shrink or "", "memory": bytes of this machine}. Collective.
     """
@@ -208,14 +221,25 @@ def plan(
     tasks, ranks = [asked], (nodes or world.nodes) * (ranks_per_node or world.size // world.nodes)
     for shrink in ["none", *recipes.SHRINKS] if hours else []:
         with suppress(ReproError):  # this size needs more images than there are
-            fits = recipes.shrink(original, shrink, len(task.train.packed)).passes >= ranks
+            fits = recipes.shrink(original, shrink, len(task.train_images.packed)).passes >= ranks
             if fits and shrink != task.run.record["shrink"]:
                 tasks.append(asked | {"shrink": shrink})
     forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)
     feasible = [result for result in forecasts if hours and result["hours"] <= hours]
     largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""
     memory = psutil.virtual_memory().total
+    with world.together():
+        if record and world.rank == 0:
+            gpu = torch.cuda.get_device_name() if task.settings.device == "cuda" else ""
+            _write(Path(record), {**forecasts[0], "gpu": gpu, "memory": memory})
     return {"asked": forecasts[0], "others": forecasts[1:], "hours": hours, "largest": largest, "memory": memory}
+
+
+def _write(file: Path, planned: dict) -> None:
+    command = shlex.join(["python", "-m", "repro", *sys.argv[1:]])
+    facts = {"command": command, "version": identity.code_version(), **machine()}
+    with replacing(writable_folder(file.parent) / file.name) as temporary:
+        temporary.write_text(json.dumps({**facts, **planned}, indent=1))
 
 
 def describe(planned: dict) -> str:

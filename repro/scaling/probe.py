@@ -26,7 +26,7 @@ from repro.model import Network, builder, find_device, find_precision
 from repro.optim import SGD
 from repro.overlap import BUCKET, average_for
 from repro.ranks import comm
-from repro.ranks.comm import Alone
+from repro.ranks.comm import World
 from repro.ranks.memory import keep_freed
 from repro.replica import Replica
 from repro.run import identity
@@ -86,8 +86,8 @@ class _Steps:
 
     def apart(self, batches, workers: int, steps: int) -> list[float]:
         """Seconds of each of `steps` steps of this rank alone, with `workers` workers."""
-        average = Average(self.settings.reduction, Alone(), workers, self.network)
-        return _burst(self._replica(Alone(), self.network, average), batches, steps, workers)
+        average = Average(self.settings.reduction, World(), workers, self.network)
+        return _burst(self._replica(World(), self.network, average), batches, steps, workers)
 
     def averaged(self, batches, steps: int) -> list[float]:
         """Seconds of each of `steps` steps of all ranks, with one worker per rank."""

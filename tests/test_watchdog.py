@@ -1,0 +1,68 @@
+"""Requests to stop, as signals from outside, and the signs of life that ranks write."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from repro.ranks import watchdog
+from repro.ranks.comm import World
+
+from conftest import launch, python
+
+LISTEN = """
+import logging, signal, sys
+from repro.ranks import stop, watchdog
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+"""
+
+
+def test_a_request_in_the_middle_of_a_write_is_taken_and_told(tmp_path):
+    """The pipe is full, so the process waits within a write to standard error when the signal comes."""
+    code = LISTEN + (
+        "stop.listen(signal.SIGUSR1); print('ready', flush=True)\n"
+        "sys.stderr.write('x' * 10**6 + '\\n'); sys.stderr.flush(); print(stop.asked.is_set())"
+    )
+    process = launch(sys.executable, "-c", code, PYTHONUNBUFFERED="")
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.2)
+    told, said = process.communicate(timeout=20)
+    assert (process.returncode, told) == (0, "True\n"), said[-500:]
+    assert "asked to stop by SIGUSR1: after this step" in said
+
+
+def test_a_request_while_another_is_dropped_does_not_wait_for_it():
+    code = LISTEN + (
+        "logging.disable()\nsignal.alarm(20)\n"  # ends the process if it hangs
+        "stop.listen(signal.SIGUSR1)\nstop.ONE = 1e9\n"
+        "import os, threading\n"
+        "over = threading.Event()\n"
+        "def ask():\n    while not over.is_set(): os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "thread = threading.Thread(target=ask); thread.start()\n"
+        "for _ in range(300_000): stop.asked.clear()\n"
+        "over.set(); thread.join(); print('done')"
+    )
+    said = python("-c", code, timeout=40)
+    assert said.stdout == "done\n", said.returncode
+
+
+def test_a_single_rank_gives_signs_of_life_and_is_not_ended_by_itself(tmp_path, monkeypatch):
+    """Whoever follows the run from another machine sees nothing else; and a step of many workers may take long."""
+    monkeypatch.setattr(watchdog.Watchdog, "_end", lambda *_: pytest.fail("it has no other rank to judge it"))
+    world, seen = World(), []
+    world.at = "step 7 of 80"
+    with watchdog.Watchdog(world, tmp_path, patience=0.5):
+        for beat in range(2):
+            deadline = time.monotonic() + 5
+            while len(set(seen)) < 3 * (beat + 1) and time.monotonic() < deadline:
+                time.sleep(0.02)
+                seen += [(tmp_path / "0").read_text()] if (tmp_path / "0").exists() else []
+            world.beat()
+        time.sleep(1)  # without a beat
+    numbers, beats, waits, hosts, processes, where = zip(*(sign.split(" ", 5) for sign in dict.fromkeys(seen) if sign))
+    assert list(map(int, numbers)) == sorted(map(int, numbers)) and set(beats) == {"0", "1"}
+    assert set(waits) == {"0"} and set(processes) == {str(os.getpid())} and set(where) == {"step 7 of 80"}

@@ -1,6 +1,6 @@
 """How fast ResNet-50 trains on one GPU with the released images per worker, beside PyTorch's own loop on the same GPU.
 
-The loops take turns for several rounds; images are at hand in the host's memory. Writes results/bench/gpu.json:
+The loops take turns for several rounds; images are in the host's memory. Writes results/bench/gpu.json:
 
     python -m bench.gpu
 """

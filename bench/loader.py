@@ -103,7 +103,7 @@ def _pinned(sender, name: str, argument: str) -> None:
 
 
 def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of ResNet-50 steps with images loaded ahead and with images at hand, measured alternately.
+    """Seconds of ResNet-50 steps with images loaded ahead and with images in memory, measured alternately.
 
     All cores compute, and the next batch is decoded during the step, so the step includes the cost of decoding.
     """
@@ -112,11 +112,11 @@ def steps(data: str, rounds: int) -> tuple[list[float], list[float]]:
     network = Network(build("resnet50", 1000))
     replica = Replica(World(), network, SGD(network, steady(1, BATCH)), Average("exact", World(), 1, network), "fp32")
     batches, now = _batches(images, 10**6, threads=2), at(steady(1, BATCH), 0)
-    at_hand = Stream(images, 0, BATCH).batch(now, 0)
+    in_memory = Stream(images, 0, BATCH).batch(now, 0)
     seconds = [], []
     for number in range(2 * (rounds + 1)):
         start = time.perf_counter()
-        step(replica, repeat(at_hand) if number % 2 else batches, now)
+        step(replica, repeat(in_memory) if number % 2 else batches, now)
         if number > 1:  # the first step of each kind warms up
             seconds[number % 2].append(time.perf_counter() - start)
     batches.close()
@@ -191,13 +191,13 @@ def measure(folder: Path) -> list[dict]:
             path.write_bytes(encoded)
         rows += loading(name, files, out)
     for name, short_side in STORED.items():
-        loaded, at_hand = steps(str(folder / str(short_side) / "photographs"), ROUNDS)
+        loaded, in_memory = steps(str(folder / str(short_side) / "photographs"), ROUNDS)
         rows.append(
             row(
                 f"ResNet-50 step, fp32, {name}",
                 loaded,
-                at_hand,
-                "the same step with its images at hand",
+                in_memory,
+                "the same step with its images in memory",
                 f"s for {BATCH} images, {cores()} threads",
                 Goal("<=", 1.03),
             )

@@ -1,8 +1,8 @@
-"""Asks the questions again of the same weights with batch norm's statistics computed anew, as the mean over training images.
+"""Asks the questions of the same weights again, with batch norm's statistics recomputed from training images.
 
 Running statistics are averages over the last steps of training. Where the rate is still high, as at a kept rate or with a
 large batch, the weights move faster than the averages follow, and a model is tested with statistics that are not its own.
-What a question finds of that is no finding on weights.
+What a question finds because of that says nothing about weights.
 
     python -m bench.precise_statistics [--results results]
 
@@ -31,7 +31,7 @@ from repro.schedule import Place, at
 
 
 def tested(folder: Path) -> list[dict]:
-    """A row per model and ensemble of a run that the questions compare: top1 with the statistics computed anew, in per cent."""
+    """A row per model and ensemble of a run that the questions compare: top1 with the recomputed statistics, in per cent."""
     torch.set_num_threads(1)
     base = records.read(folder)["base"]
     sides = {side for question in questions.QUESTIONS for side in (question.better, question.other) if side.recipe == base}
@@ -70,9 +70,9 @@ def main() -> None:
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
-    stored, anew = (questions.answers(table, results / "runs") for table in (models, models.assign(top1=models.precise)))
+    stored, recomputed = (questions.answers(table, results / "runs") for table in (models, models.assign(top1=models.precise)))
     columns = ["topic", "claim", "n", "n_other", "difference", "low", "high", "verdict"]
-    table = anew[columns].assign(running=stored.difference, running_verdict=stored.verdict)
+    table = recomputed[columns].assign(running=stored.difference, running_verdict=stored.verdict)
     table = table[(table.n > 0) & (table.n_other > 0)]
     print(table.round(2).to_string(index=False))
     with replacing(writable_folder(results / "bench") / "precise_statistics.csv") as temporary:

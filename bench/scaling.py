@@ -57,7 +57,7 @@ def probed(parameters: dict, places: list[list[str]]) -> dict:
             raise ReproError(f"a probe failed with status {done.returncode}: {done.stderr.strip()[-800:]}")
         found = json.loads(out.read_text())
         if found["busy"] > BUSY:
-            print(f"BUSY: other programs used {found['busy']:.0%} of the cores during this probe: its times say little")
+            print(f"BUSY: other programs used {found['busy']:.0%} of the cores during this probe: its timings are unreliable")
         shown = " ".join(Path(flag).name if "/" in flag else flag for flag in flags)  # without this machine's folders
         return found | {"command": f"mpiexec -n {len(places)} python -m repro probe {shown}"}
 

@@ -20,7 +20,7 @@ from repro.paths import DATA, given
 
 import archives
 import packing
-from packing import Source
+from packing import Source, some_of
 
 
 def prepare(
@@ -41,7 +41,7 @@ def prepare(
         test_classes = [folder.name for folder in archives.folders(test)]
         if unknown := sorted(set(test_classes) - set(classes)):
             raise ReproError(
-                f"{test} has the class {unknown[0]} ({len(unknown)} such), which {train} does not have "
+                f"{test} has the class {some_of(unknown)}, which {train} does not have "
                 f"({compare_labels(classes, test_classes)})"
             )
     splits: dict[str, list[Source]] = {"train": [], "val": [], "test": sources(test, classes) if test else []}

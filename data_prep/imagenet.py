@@ -28,7 +28,7 @@ from repro.paths import DATA, given
 import archives
 import packing
 from archives import Member
-from packing import Source
+from packing import Source, some_of
 
 CLASSES, TRAIN, VALIDATION = 1000, 1_281_167, 50_000
 TRAIN_PLACES = ("ILSVRC2012_img_train.tar", "train", "ILSVRC/Data/CLS-LOC/train")
@@ -218,7 +218,7 @@ def read_labels(path: Path, names: list[str], kit: Kit | None, classes: list[str
         ("that is not among the validation images", sorted(set(files) - set(names))),
     ):
         if wrong:
-            raise ReproError(f"{path} names a file {kind}: {wrong[0]} ({len(wrong):,} such): give the list of these images")
+            raise ReproError(f"{path} names a file {kind}: {some_of(wrong)}: give the list of these images")
     if missing := sorted(set(names) - set(files)):
         raise ReproError(
             f"{path} lacks {len(missing):,} of {len(names):,} validation images, the first is "
@@ -324,18 +324,14 @@ def check_classes(train: dict[str, list[Member]], kit: Kit | None, mapping: Path
         if len(members) > kit.images[synset] or (len(members) < kit.images[synset] and not subset)
     ]
     if differing:
-        raise ReproError(
-            f"according to the development kit {', '.join(differing[:3])} ({len(differing)} such classes): complete them"
-        )
+        raise ReproError(f"according to the development kit {some_of(differing, 3)}: complete them")
 
 
 def _same_classes(found: set[str], expected: set[str], place: str) -> None:
     if extra := sorted(found - expected):
-        raise ReproError(f"class {extra[0]} ({len(extra)} such) is not among the classes of {place}: move it elsewhere")
+        raise ReproError(f"{place} does not list class {some_of(extra)}: move them elsewhere")
     if missing := sorted(expected - found):
-        raise ReproError(
-            f"class {missing[0]} ({len(missing)} such) of {place} is missing among the training images: complete them"
-        )
+        raise ReproError(f"there are no training images of class {some_of(missing)} of {place}: complete them")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -213,7 +213,8 @@ def pack(
     dataset = given(out).name
     rule = Rule(short_side, quality)
     if empty := sorted(set(range(len(classes))) - {source.label for source in splits["train"]}):
-        raise ReproError(f"class {classes[empty[0]]} ({len(empty)} such) has no training images: complete or remove it")
+        missing = some_of([classes[label] for label in empty])
+        raise ReproError(f"there are no training images of class {missing}: complete or remove them")
     if "val" not in splits and (out / "val.lmdb").exists():
         raise ReproError(f"{out / 'val.lmdb'} is of an earlier packing, and its images may now be trained on: delete it")
     jobs = [
@@ -313,6 +314,12 @@ def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threa
             f"{out} needs about {_bytes(needed)}, but its file system has {_bytes(free)} free: free some "
             f"space, choose another folder with --out, or store smaller images (--short-side, --quality)"
         )
+
+
+def some_of(names: list[str], most: int = 1) -> str:
+    """The first of these names, and how many others there are: "elk and 2 others"."""
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others:,} other{'s' * (others > 1)}" if others > 0 else "")
 
 
 def _on_disk(image: int) -> int:

@@ -19,7 +19,7 @@ from repro.paths import DATA, given
 import archives
 import packing
 from archives import Member
-from packing import Source
+from packing import Source, some_of
 
 CLASSES = 365
 KIT = "filelist_places365-standard.tar"
@@ -151,12 +151,12 @@ def validation_categories(lines: list[list[str]], names: dict[str, str], images:
 
 def check_classes(found: list[str], expected: list[str], subset: bool) -> None:
     if extra := sorted(set(found) - set(expected)):
-        raise ReproError(f"category {extra[0]} ({len(extra)} such) is not in {CATEGORIES}: move it elsewhere")
+        raise ReproError(f"{CATEGORIES} does not list category {some_of(extra)}: move them elsewhere")
     if subset:
         return
     if missing := sorted(set(expected) - set(found)):
         raise ReproError(
-            f"category {missing[0]} ({len(missing)} such) of {CATEGORIES} has no training images: "
+            f"there are no training images of category {some_of(missing)} of {CATEGORIES}: "
             f"complete them, or pack a part under another name with --subset"
         )
     if len(found) != CLASSES:
@@ -176,8 +176,7 @@ def check_counts(train: dict[str, list[Member]], lines: list[list[str]]) -> None
     ]
     if differing:
         raise ReproError(
-            f"according to {TRAIN} {', '.join(differing[:3])} ({len(differing)} such categories): complete them, "
-            f"or pack a part under another name with --subset"
+            f"according to {TRAIN} {some_of(differing, 3)}: complete them, or pack a part under another name with --subset"
         )
 
 

@@ -73,7 +73,7 @@ def synset(label: int) -> str:
 
 
 def devkit_id(label: int, classes: int) -> int:
-    """The class's id, from 1; never its position among the sorted names: the real kit's ids have another order, too."""
+    """The class's id, from 1; never its position among the sorted names: the real kit's ids are in another order as well."""
     return 1 + (label + 1) % classes
 
 

@@ -357,7 +357,7 @@ def test_the_same_image_twice_is_refused(tmp_path, images):
 
 
 def test_a_class_without_training_images_is_refused(tmp_path, images):
-    with pytest.raises(ReproError, match="class c .1 such. has no training images"):
+    with pytest.raises(ReproError, match="no training images of class c:"):
         pack(tmp_path / "set", images(2))
 
 
@@ -539,3 +539,8 @@ def test_a_data_sets_name_is_kept_for_all_of_it(tmp_path):
         packing.check_name(tmp_path / "imagenet", "imagenet", part=True)
     with pytest.raises(ReproError, match="must not be packed under the name imagenet"):
         packing.check_name(tmp_path / "imagenet", "folder")
+
+
+def test_of_many_names_some_are_told_and_the_others_counted():
+    assert [packing.some_of(list("abcd"[:number])) for number in (1, 2, 3)] == ["a", "a and 1 other", "a and 2 others"]
+    assert [packing.some_of(list("abcd"[:number]), 3) for number in (2, 3, 4)] == ["a, b", "a, b, c", "a, b, c and 1 other"]

@@ -1,8 +1,8 @@
 """Forecasts what a run will take before anything long starts: hours, node-hours, disk and memory, from a probe of a minute.
 
-For the ranks at hand a forecast is the measured pace times the work to do; for other ranks or nodes it comes from the scaling
-model and is labelled MODEL. Forecasts for the ranks at hand are recorded (`records.predict`), and the report shows them beside
-the measured times.
+For the ranks that make it, a forecast is the measured pace times the work to do; for other ranks or nodes it comes from the
+scaling model and is labelled MODEL. Forecasts of the first kind are recorded (`records.predict`), and the report shows them
+beside the measured times.
 """
 
 import json
@@ -33,7 +33,7 @@ from repro.task import Task, prepare, too_many
 from repro.task import describe as described
 
 MOST_KEPT = checkpoint.KEPT + 1  # checkpoints on disk at once: the newest, and the one being written
-SECONDS = 10.0  # of the probe behind a forecast that nobody has asked for by itself
+SECONDS = 10.0  # of the probe, where notebook 10-train forecasts what it is about to train
 
 
 def expected(tasks: list[dict]) -> list[dict]:
@@ -60,16 +60,16 @@ def forecast(
 ) -> list[dict]:
     """Forecasts each of `tasks` (parameters of `task.prepare`), measuring for about `seconds`. Collective.
 
-    Tasks with equal steps share a probe. `nodes` and `ranks_per_node` (0: as at hand) are those that the run will use, and
-    `network` is the network between nodes if only one node is at hand. Returns one dictionary per task, see `estimate`;
-    forecasts for the ranks at hand are recorded.
+    Tasks with equal steps share a probe. `nodes` and `ranks_per_node` (0: the current ones) are those that the run will use,
+    and `network` is the network between nodes if the current ranks are on one node. Returns one dictionary per task, see
+    `estimate`; forecasts for the current ranks are recorded.
     """
     world = comm.world()
     with world.together():
         choose("network", network, INTERCONNECTS)
         for name, value in (("nodes", nodes), ("ranks_per_node", ranks_per_node)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ReproError(f"{name} is {value!r}: it must be a whole number, or 0 for as many as at hand")
+                raise ReproError(f"{name} is {value!r}: it must be a whole number, or 0 for the current number")
     prepared = [prepare(**task) for task in tasks]
     with world.together():
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
@@ -144,10 +144,10 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     """Computes the whole recipe's `seconds` (with a 5 to 95% band), hours and bytes from a probe of one step.
 
     seconds = iterations x step + tested images / (images/s of evaluation) + saves x seconds per save; all test images are
-    tested at each evaluation, and at stages' ends in the other views too, `evaluate.VIEWS`; memory is the probe's measured
+    tested at each evaluation, and at stages' ends also in the other views (`evaluate.VIEWS`); memory is the probe's measured
     peak per rank. The label is MODEL unless the probe ran on `layout`.
     """
-    at_hand = (layout.nodes, layout.nodes * layout.per_node) == (probed["nodes"], probed["ranks"])
+    here = (layout.nodes, layout.nodes * layout.per_node) == (probed["nodes"], probed["ranks"])
     passes = -(-recipe.passes // layout.ranks)
 
     def step_seconds(fitted: steptime.Fit) -> float:
@@ -174,7 +174,7 @@ def estimate(recipe: Recipe, probed: dict, test_images: int, layout: Layout, net
     if timed < 3:  # too few to estimate their spread
         seconds["low"] = seconds["high"] = None
     return {
-        "label": "measured pace" if at_hand else MODEL,
+        "label": "measured pace" if here else MODEL,
         "timed_steps": timed,
         "recipe": recipe.name,
         "workers": recipe.workers,

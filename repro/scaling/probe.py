@@ -1,6 +1,6 @@
-"""Measures the times that the model of a step (`steptime`) is fitted to, on the ranks at hand, with the trainer's own code.
+"""Measures the times that the model of a step (`steptime`) is fitted to, on the ranks that run it, with the trainer's own code.
 
-All settings are measured alternately, round by round, until the time is over, so that drift affects all of them equally. The
+All settings are measured alternately, round by round, until time is up, so that drift affects all of them equally. The
 result is plain JSON.
 """
 
@@ -48,7 +48,7 @@ def steady(workers: int, images_per_worker: int, rate: float = 0.0) -> Recipe:
 
 
 class _Steps:
-    """Training steps of one network, with images at hand or from the loader."""
+    """Training steps of one network, with images in memory or from the loader."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _Steps:
     def _replica(self, world, network: Network, average: Average) -> Replica:
         return Replica(world, network, SGD(network, steady(1, 1)), average, self.settings.precision)
 
-    def at_hand(self, count: int):
+    def in_memory(self, count: int):
         pixels = torch.randn(count, self.channels, self.size, self.size).contiguous(memory_format=torch.channels_last)
         return repeat((pixels, torch.randint(self.classes, (count,))))
 
@@ -118,8 +118,8 @@ def probe(
     """Measures for about `seconds`; returns the same result on every rank. Collective.
 
     If a row has fewer than `least` times by then, it goes on until each has as many. `busy` of the result is the share of this
-    node's cores that other programs used meanwhile, `noise` what `steptime.noise` says of the rows: with either of them high,
-    the times say little.
+    node's cores that other programs used meanwhile, `noise` what `steptime.noise` says of the rows: if either is high, the
+    timings are unreliable.
 
     For each number of `images` per worker, times steps with one worker per rank: on the first 1, 2, 4, ... ranks without
     communication (`compute`), and on all ranks with it (`step`); for the smallest number, also with two workers per rank. Also
@@ -186,7 +186,7 @@ def probe(
 
 
 def _core_seconds(world) -> float:
-    """Seconds that this node's cores have worked since it was started, for others than the ranks that run on it."""
+    """Seconds that this node's cores have worked since it was started, except for the ranks that run on it."""
     used, times = time.process_time(), psutil.cpu_times()
     own = sum(seconds for node, seconds in world.gather((platform.node(), used)) if node == platform.node())
     # Not the kernel's interrupts: the messages of the ranks themselves make most of them.
@@ -215,7 +215,7 @@ def _measure(world, steps: _Steps, images: list[int], deadline: float, least: in
         world.gather(None)  # all ranks begin together
         if name == "allreduce":
             return _allreduces(world, arrays[count], length)
-        batches = loaders[count] if name == "loading" else steps.at_hand(count)
+        batches = loaders[count] if name == "loading" else steps.in_memory(count)
         if name == "compute":
             return steps.apart(batches, workers, length) if world.rank < ranks else [0.0] * length
         return steps.averaged(batches, length)

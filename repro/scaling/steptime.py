@@ -129,7 +129,7 @@ class Fit:
     per_step: float
     per_worker: float
     per_image: float
-    loading: float  # per image, on top of the step with its images at hand
+    loading: float  # per image, on top of the step with its images in memory
     link: Link  # between the ranks of the node
     spread: float  # between ranks, see `slowest`
     ranks: int  # number of ranks that computed at the same time
@@ -146,7 +146,7 @@ def fit(measurements: list[dict], ranks: int = 0) -> Fit:
 
     A row is {"kind", "ranks", "vector": bytes of a step's allreduce, ..., "seconds": a list of times for each rank}. Kinds:
     compute (images per worker, workers per rank: `ranks` at once, without communication), allreduce (bytes), loading (as
-    compute, by all ranks with communication and the loader), step (the same with images at hand; only loading is compared
+    compute, by all ranks with communication and the loader), step (the same with images in memory; only loading is compared
     with it, so it is held back from everything else). The fit is relative least squares over medians, without negative
     coefficients. Raises ReproError if there are no rows to fit.
     """
@@ -193,8 +193,8 @@ def _link(measurements: list[dict], ranks: int, vector: int) -> Link:
 def copying(measurements: list[dict], fitted: Fit, buckets: int) -> tuple[float, list[dict]]:
     """Seconds per byte that hidden communication takes from the cores that compute; and the rows that are left to predict.
 
-    From the steps of nodes with one rank each, at the largest number of images, where the backward pass hides most: what they
-    take longer than the model without copying says, per byte that a rank sends.
+    From the steps of nodes with one rank each, at the largest number of images, where the backward pass hides most: the time
+    that they take beyond the model without copying, per byte that a rank sends.
     """
     steps = [row for row in measurements if row["kind"] == "step"]
     most_images = max(row["images"] for row in steps)
@@ -235,7 +235,7 @@ def _spread(rows: list[dict]) -> float:
 
 
 def _loading(measurements: list[dict], ranks: int) -> float:
-    """Seconds per image that the loader adds to a step with images at hand; zero if it was not measured."""
+    """Seconds per image that the loader adds to a step with images in memory; zero if it was not measured."""
 
     def of(kind):
         return {
@@ -244,8 +244,8 @@ def _loading(measurements: list[dict], ranks: int) -> float:
             if row["kind"] == kind and row["ranks"] == ranks
         }
 
-    loaded, at_hand = of("loading"), of("step" if ranks > 1 else "compute")
-    extra = [(loaded[key] - at_hand[key]) / (key[0] * key[1]) for key in loaded if key in at_hand]
+    loaded, in_memory = of("loading"), of("step" if ranks > 1 else "compute")
+    extra = [(loaded[key] - in_memory[key]) / (key[0] * key[1]) for key in loaded if key in in_memory]
     return max(0.0, float(np.mean(extra))) if extra else 0.0
 
 
@@ -448,7 +448,7 @@ def held_back(
 ) -> list[dict]:
     """Predicts the `step` rows, which no fit has used: predicted and measured seconds, n, and the error in per cent.
 
-    Their ranks are on so many `nodes`, joined by the link `between`, or by that of the fit.
+    Their ranks are on `nodes` nodes, joined by the link `between`, or by that of the fit.
     """
     rows = []
     for row in steps:

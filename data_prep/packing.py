@@ -48,6 +48,7 @@ MOST_PIXELS = 89_000_000  # just below the size that Pillow warns about
 SAMPLE = 32  # images of a split that the estimates are made from
 SHOWN = 30  # images that were converted or left out and are printed; the manifest lists all
 RANGES = (("short_side", 0, 65500), ("quality", 1, 100), ("threads", 1, 1024), ("max_skipped", 0, 10**9))
+COMPARED = "compared: names, sizes and times of change"  # of images with those of an earlier packing
 PAGE = 4096  # LMDB stores large records in whole pages, and as many small ones per page as fit
 
 
@@ -227,9 +228,11 @@ def pack(
         _estimate(out, classes, jobs, rule, threads)
         if jobs:
             writable_folder(out)
-        for job in jobs:
+        for number, job in enumerate(jobs, 1):
             items = _items(job, rule, threads, on_error, max_skipped)
             manifest = packed.write(job.path, dataset, job.path.stem, classes, items, str(rule), job.fingerprint, preprocessing)
+            for other in jobs[number:]:
+                other.path.unlink(missing_ok=True)  # of an earlier packing, which is no longer that of all splits
             _report(job.path, manifest)
 
 
@@ -257,16 +260,16 @@ def _job(
             same = False
         if not same:
             raise ReproError(
-                f"{path} exists already, but not from the same images with the same options: replace it "
+                f"{path} exists already, but not from the same images with the same options ({COMPARED}): replace it "
                 f"with --overwrite, or choose another folder with --out"
             )
-        print(f"{path}: already packed from the same images with the same options (--overwrite packs it again)")
+        print(f"{path}: already packed from the same images with the same options ({COMPARED}; --overwrite packs it again)")
         return None
     partial = packed.partial_path(path, fingerprint)
     for begun in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
         print(
-            f"{begun}: started from other images or with other options ({_bytes(begun.stat().st_size)}); delete it "
-            f"unless you want to continue it"
+            f"{begun}: started from other images or with other options ({COMPARED}; {_bytes(begun.stat().st_size)}); delete "
+            f"it unless you want to continue it"
         )
     inputs, left_out = packed.begun(partial)
     return _Job(path, sources, fingerprint, inputs, left_out)
@@ -275,11 +278,15 @@ def _job(
 def _fingerprint(
     dataset: str, split: str, classes: list[str], sources: list[Source], rule: Rule, preprocessing: packed.Preprocessing
 ) -> str:
-    """A digest of everything that determines the packed bytes; images count by their names, labels and sizes."""
+    """A digest of everything that determines the packed records. Of images it is what `COMPARED` says, and their labels.
+
+    To read them would take as long as packing. The time of change of an image in an archive is the archive's.
+    """
     versions = Image.__version__, features.version("jpg"), features.version("libjpeg_turbo")
     digest = hashlib.sha256(repr((dataset, split, classes, str(rule), preprocessing, versions)).encode())
     for source in sources:
-        digest.update(f"{source.name}\0{source.label}\0{source.member.size}\n".encode("utf-8", "surrogateescape"))
+        member = source.member
+        digest.update(f"{source.name}\0{source.label}\0{member.size}\0{member.changed}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -81,6 +81,10 @@ def _prepare(
     train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in splits)
     if difference := compare_labels(train.classes, test.classes):
         raise ReproError(f"the label map of {test.packed.path} is not that of {train.packed.path}: {difference}")
+    if test.preprocessing != train.preprocessing:
+        raise ReproError(
+            f"{test.packed.path} was packed with other options than {train.packed.path}: pack both again with the same ones"
+        )
     small = recipes.shrink(original, shrink, len(train))
     if model and model != small.model:
         small = replace(small, model=model, name=f"{small.name}-{model.rpartition(':')[2]}")

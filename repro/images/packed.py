@@ -22,7 +22,6 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -225,10 +224,15 @@ def _unseal_manifest(path: Path, record: bytes) -> dict:
     return manifest
 
 
-@cache
-def _open(path: Path, inode: int, changed: int) -> lmdb.Environment:
-    """One environment per file, for all its readers in this process: LMDB forbids a second one."""
-    return _environment(path, readonly=True, readahead=False, max_spare_txns=16)
+_opened: dict[tuple[int, int, int], lmdb.Environment] = {}
+
+
+def _open(path: Path, file: os.stat_result) -> lmdb.Environment:
+    """One environment per file, by whatever path, for all its readers in this process: LMDB forbids a second one."""
+    key = file.st_dev, file.st_ino, file.st_mtime_ns
+    if key not in _opened:
+        _opened[key] = _environment(path, readonly=True, readahead=False, max_spare_txns=16)
+    return _opened[key]
 
 
 class Packed:
@@ -245,7 +249,7 @@ class Packed:
             raise PackedError(f"no packed data at {path}: {_how_to_pack(dataset, self.path.parent)}")
         try:
             file = self.path.stat()
-            self.environment = _open(self.path.resolve(), file.st_ino, file.st_mtime_ns)
+            self.environment = _open(self.path, file)
             # LMDB maps the file: reading a page beyond its end would raise a signal, not an error.
             if file.st_size < (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]:
                 raise PackedError(f"{path} was cut short: pack it again")

@@ -24,6 +24,7 @@ from repro.allreduce import Mean
 from repro.images.data import Stream, load_ahead, requests
 from repro.images.packed import pack_embedded
 from repro.journal import Journal
+from repro.model import kernels
 from repro.ranks import comm, stop, watchdog
 from repro.replica import Replica, assemble
 from repro.run import checkpoint, identity, records
@@ -124,7 +125,8 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.World | None =
     check_agreement(world, task)
     try:
         with world.together():
-            begun = world.rank == 0 and task.run.begin(ranks=world.size, workers=task.recipe.workers)
+            facts = {"ranks": world.size, "workers": task.recipe.workers, "kernels": kernels(task.settings.device)}
+            begun = world.rank == 0 and task.run.begin(**facts)
         _attempt(world, task, begun)
     finally:
         task.run.release()

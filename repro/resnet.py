@@ -64,7 +64,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 BLOCKS: tuple[tuple[type[BasicBlock | Bottleneck], tuple[int, ...]], ...]
-BLOCKS = (  # of `MODELS`: the block, and the number of blocks in each stage (the paper's table 1, and two for small images)
+BLOCKS = (  # of `MODELS`: the block, and the number of blocks in each group (the paper's table 1, and two for small images)
     (BasicBlock, (2, 2, 2, 2)),
     (BasicBlock, (3, 4, 6, 3)),
     (Bottleneck, (3, 4, 6, 3)),
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
 
     `stride` is where a bottleneck that halves its input does so: in the first 1x1 convolution ("v1", the paper) or in the
     3x3 ("v1.5"). `released_stem` selects the stem of the authors' Caffe release, otherwise torchvision's. ResNet-11 and -38
-    have a 3x3 convolution of stride 2 without pooling instead, three stages, and an eighth of the others' channels.
+    have a 3x3 convolution of stride 2 without pooling instead, three groups, and an eighth of the others' channels.
     """
 
     def __init__(self, name: str, classes: int, channels: int = 3, stride: str = "v1.5", released_stem: bool = True):
@@ -106,14 +106,14 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(inputs, classes)
 
     @property
-    def stages(self) -> list[nn.Sequential]:
+    def groups(self) -> list[nn.Sequential]:
         """Groups of blocks of the same resolution: `layer1` and so on."""
         return [module for module in self.children() if isinstance(module, nn.Sequential)]
 
     def forward(self, x):
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        for stage in self.stages:
-            x = stage(x)
+        for group in self.groups:
+            x = group(x)
         return self.fc(x.mean((2, 3)))
 
 
@@ -128,7 +128,7 @@ def build(
     """The model, for images of any size, initialised from torch's global generator as in the net files.
 
     MSRA: convolutions by fan-in, the stem by fan-out; classifier normal with standard deviation 0.01; gamma 1, but 0
-    in the last batch norm of each stage's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
+    in the last batch norm of each group's last block (`last_of_stage`: 4 of 16 in ResNet-50), or of every block.
     The released stem has a bias and pools without padding, in Caffe's ceiling mode; `released_stem=False` is torchvision's
     (both turn 224 x 224 into 56 x 56), with whose networks the tests compare. `stride` is the position of a bottleneck's
     stride: the first 1x1 (v1) or the 3x3 convolution (v1.5). The basic blocks of ResNet-18 and -34
@@ -148,8 +148,8 @@ def build(
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
     zeroed: dict[str, list] = {
-        "last_of_stage": [stage[-1] for stage in model.stages],
-        "all_blocks": [block for stage in model.stages for block in stage],
+        "last_of_stage": [group[-1] for group in model.groups],
+        "all_blocks": [block for group in model.groups for block in group],
         "none": [],
     }
     for block in zeroed[choose("zero_gamma", zero_gamma, zeroed)]:

@@ -18,7 +18,7 @@ from repro.recipes import RECIPES, SHRINKS
 
 
 def test_a_small_peer_computes_the_same_loss():
-    variant = replace(step.SMALL, ranks=1)
+    variant = replace(step.FOR_DIGITS, ranks=1)
     losses = []
     for kind, setup in (("ours", step._ours), ("ddp", step._ddp)):
         torch.manual_seed(0)

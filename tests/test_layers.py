@@ -30,6 +30,7 @@ WITHOUT_TORCH = [
     "ranks.stop",
     "ranks.watchdog",
     "ranks.memory",
+    "ranks.start",
     "run.identity",
     "run.records",
     "run.kept",

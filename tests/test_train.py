@@ -683,7 +683,7 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
 WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
 WITHOUT_EFFECT |= {f"repro/run/{name}" for name in ("records", "kept", "own", "settings")}
-WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "stop", "watchdog")}
+WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "start", "stop", "watchdog")}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -698,6 +698,23 @@ def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
     assert meaning(f'"""Other words."""\n# A comment.\n{original.split(chr(34) * 3, 2)[2]}') == first
     assert meaning(original.replace("0 < iteration", "1 < iteration")) != first
     assert meaning(original.replace("power: float = 1.0", "power: float = 2.0")) != first
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"\xef\xbb\xbf" + "NAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode(),
+        "# -*- coding: latin-1 -*-\nNAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode("latin-1"),
+        "NAME = 'caf\xe9'\r\nTEXT = '''a\r\nb'''\r\n".encode(),
+    ],
+    ids=["byte-order mark", "coding cookie", "lines of Windows"],
+)
+def test_the_way_in_which_a_text_is_stored_makes_no_other_run(tmp_path, stored):
+    plain, other = tmp_path / "plain.py", tmp_path / "other.py"
+    plain.write_bytes("NAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode())
+    other.write_bytes(stored)
+    assert identity.meaning(other) == identity.meaning(plain)
+    assert identity.definitions(other) == identity.definitions(plain)
 
 
 def test_a_definition_that_moves_is_the_same_one_and_one_that_changes_is_not(tmp_path):

@@ -49,34 +49,38 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
         ranks = comm.launched()[1]
         if loads:
             say(f"starting {'one rank' if ranks == 1 else f'{ranks} ranks'}: loading {loads} takes some seconds")
-        world = comm.world()
-        logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
-        try:
-            with stop.listening(signal.SIGINT, signal.SIGUSR1):
-                pack(world, arguments.get("data"))
-                result = _named(function)(**arguments)
-        except Stopped as stopped:
-            if world.rank == 0:
-                print(stopped)
-            sys.exit(STATUS_STOPPED)
-        except comm.PeerError:
-            world.abort()
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print(
-                f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
-                file=sys.stderr,
-            )
-            world.abort()
-            sys.exit(STATUS_INTERRUPTED)
-        except BaseException as error:
-            explain(error)
-            world.abort()
-            sys.exit(2 if isinstance(error, ReproError) else 1)
-        if world.rank == 0:
-            show(_named(text)(result) if text else result)
+        with stop.listening(signal.SIGINT, signal.SIGUSR1):  # from before MPI starts, which may take long
+            _run(function, text, arguments)
 
     return handler
+
+
+def _run(function: Callable | str, text: str, arguments: dict) -> None:
+    world = comm.world()
+    logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
+    try:
+        pack(world, arguments.get("data"))
+        result = _named(function)(**arguments)
+    except Stopped as stopped:
+        if world.rank == 0:
+            print(stopped)
+        sys.exit(STATUS_STOPPED)
+    except comm.PeerError:
+        world.abort()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
+            file=sys.stderr,
+        )
+        world.abort()
+        sys.exit(STATUS_INTERRUPTED)
+    except BaseException as error:
+        explain(error)
+        world.abort()
+        sys.exit(2 if isinstance(error, ReproError) else 1)
+    if world.rank == 0:
+        show(_named(text)(result) if text else result)
 
 
 def pack(world, data: str | None) -> None:

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from repro import ReproError
-from repro.jupyter.guard import POLL, PR_SET_PDEATHSIG, complete, connection_path, prctl
+from repro.jupyter.guard import CHECK_SECONDS, PR_SET_PDEATHSIG, complete, connection_path, prctl
 from repro.ranks import stop
 
 GRACE = 1.0  # seconds that the other ranks have to finish by themselves after one has failed
 PATIENCE = 10.0  # seconds for the guard to end everything; it needs less than one
 MPI_HELP = "`make setup` installs MPICH's; on a cluster, load its MPI module."
-AGAIN = "Start them again (in a notebook: run it from the top)."
+START_AGAIN = "Start them again (in a notebook: run it from the top)."
 
 
 class EnginesError(ReproError):
@@ -83,7 +83,7 @@ class Job:
         """Waits until `done`, for at most `timeout` seconds; returns whether it is."""
         deadline = time.monotonic() + timeout
         while not self.done() and time.monotonic() < deadline:
-            wait_for(self._calls, timeout=POLL, return_when=FIRST_EXCEPTION)
+            wait_for(self._calls, timeout=CHECK_SECONDS, return_when=FIRST_EXCEPTION)
         return self.done()
 
     def result(self) -> list:
@@ -104,7 +104,7 @@ class Job:
                 raise self._cluster._ended_error()
         except KeyboardInterrupt:
             self._cluster.end("they were interrupted")
-            raise Interrupted(f"interrupted, so the engines were ended. {AGAIN}") from None
+            raise Interrupted(f"interrupted, so the engines were ended. {START_AGAIN}") from None
         return [call.result() for call in self._calls]
 
     def _failed(self) -> dict:
@@ -121,7 +121,7 @@ class Job:
         stuck = [str(rank) for rank, call in enumerate(self._calls) if not call.done()]
         if stuck:
             self._cluster.end("a rank had failed and others did not finish")
-            lines.append(f"Rank {', '.join(stuck)} did not finish, so the engines were ended. {AGAIN}")
+            lines.append(f"Rank {', '.join(stuck)} did not finish, so the engines were ended. {START_AGAIN}")
         return RankError("\n".join(lines), first, kind)
 
 
@@ -254,7 +254,7 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)  # the guard has done this, unless it was killed
         deadline = time.monotonic() + PATIENCE
         while self._folder.exists() and time.monotonic() < deadline:
-            time.sleep(POLL / 2)
+            time.sleep(CHECK_SECONDS / 2)
         return self._ended
 
     def _connect(self, ranks: int, timeout: float) -> list[tuple]:
@@ -283,7 +283,7 @@ class Cluster:
         return [answer for answer, _ in answers]
 
     def _pause(self, deadline: float) -> None:
-        time.sleep(POLL / 2)
+        time.sleep(CHECK_SECONDS / 2)
         if not self.alive:
             self.end()
             raise self._ended_error()
@@ -291,7 +291,7 @@ class Cluster:
             raise StartTimeout("the engines were not ready in time; pass `start` a longer timeout on a busy machine")
 
     def _ended_error(self) -> EnginesEnded:
-        return EnginesEnded(f"the engines have ended: {self._ended}\n{AGAIN}")
+        return EnginesEnded(f"the engines have ended: {self._ended}\n{START_AGAIN}")
 
 
 def start(ranks: int = 2, timeout: float = 60.0, wait: bool = True) -> Cluster:

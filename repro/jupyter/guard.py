@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-POLL = 0.2  # seconds between two checks that all processes are alive
+CHECK_SECONDS = 0.2  # seconds between two checks that all processes are alive
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # from linux/prctl.h
 
@@ -52,7 +52,7 @@ def guard(folder: Path, owner: int, launch: list[str]) -> None:
 
 def _ending(folder: Path, children: dict[str, subprocess.Popen], owner: int) -> str:
     """Waits a moment; returns what has ended, "" if nothing has."""
-    closed, _, _ = select.select([0], [], [], POLL)  # nobody writes to it: readable means closed at the owner's end
+    closed, _, _ = select.select([0], [], [], CHECK_SECONDS)  # nobody writes to it: readable means closed at the owner's end
     if closed or os.getppid() != owner:  # a process that the owner forked may hold that end open
         return "their owner ended them"
     gone = {name: child.returncode for name, child in children.items() if child.poll() is not None}
@@ -105,7 +105,7 @@ def _kill_descendants() -> None:
             for process in running:
                 if process.pid not in parents:
                     process.kill()
-            psutil.wait_procs(running, timeout=POLL)
+            psutil.wait_procs(running, timeout=CHECK_SECONDS)
 
 
 def _tail(log: Path) -> str:

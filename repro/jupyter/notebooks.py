@@ -20,7 +20,7 @@ from typing import Any
 from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
-from repro.jupyter.engines import AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
+from repro.jupyter.engines import START_AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
 from repro.paths import ROOT, writable_folder
 from repro.ranks import stop
 from repro.run import own, records
@@ -273,7 +273,7 @@ def _interruptible(engine: Cluster, saved: Callable[[], str] = lambda: ""):
             yield
         except KeyboardInterrupt:
             engine.end("they were interrupted twice")
-            raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved()}. {AGAIN}") from None
+            raise EnginesEnded(f"interrupted twice: the engines were ended at once{saved()}. {START_AGAIN}") from None
         finally:
             stop.asked.clear()
 

@@ -14,17 +14,17 @@ class Profile:
     about: str  # what it costs, for people
 
 
-SMALL = {"collapse": 3, "ensemble": 3}
+FEW = {"collapse": 3, "ensemble": 3}
 # By a pilot (docs/digits.md): so many seeds put most differences of the first topics into an interval of +-0.3 points. The
 # others differ by more between seeds, and would take hundreds; what they ask about is larger.
 FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "length": 6}
 PROFILES = {
-    "laptop": Profile("digits", "laptop", SMALL, {}, "12 minutes on two cores"),
+    "laptop": Profile("digits", "laptop", FEW, {}, "12 minutes on two cores"),
     "full": Profile("digits", "laptop", FULL, {}, "two hours on two cores: all questions"),
     "letters": Profile("letters", "laptop", FULL, {}, "as long, on the second data set"),
-    "cifar10": Profile("cifar10", "laptop", SMALL, {}, "not run by us; see `make plan`"),
+    "cifar10": Profile("cifar10", "laptop", FEW, {}, "not run by us; see `make plan`"),
     "smoke": Profile(
-        "digits", "smoke", dict.fromkeys(SMALL, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
+        "digits", "smoke", dict.fromkeys(FEW, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
     ),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

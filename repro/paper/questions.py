@@ -50,15 +50,15 @@ def _mean(recipe: str, members: list[str], average: str = "softmax") -> Side:
 MEMBERS = ["collapse1", "collapse2", "collapse3"]
 ENSEMBLE = _mean("five_members", MEMBERS)
 ONE_MODEL = Side("one_model", "collapse_long")
-SMALL, *LARGER = BATCHES
+SMALLEST, *LARGER = BATCHES
 
 BATCH = (
     *(
         Question(
             "batch",
-            f"Batch {batch} loses nothing against {SMALL}: with the linear rule and warm-up it is the better one",
+            f"Batch {batch} loses nothing against {SMALLEST}: with the linear rule and warm-up it is the better one",
             Side(f"batch_{batch}", "main"),
-            Side(f"batch_{SMALL}", "main"),
+            Side(f"batch_{SMALLEST}", "main"),
         )
         for batch in LARGER
     ),
@@ -68,7 +68,7 @@ BATCH = (
             f"Batch {batch} needs warm-up",
             Side(f"batch_{batch}", "main"),
             Side(f"batch_{batch}_no_warmup", "main"),
-            control=batch == SMALL,
+            control=batch == SMALLEST,
         )
         for batch in BATCHES
     ),

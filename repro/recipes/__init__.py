@@ -54,11 +54,12 @@ class Shrink:
     scale_decay: bool = True  # weight decay is divided by what rates and iterations are multiplied by
     bn_momentum: float = 1  # factor: stages of tens of steps, not hundreds, need averages that adapt faster
     evaluations: int = 1  # approximate number during a whole run; each stage's end has one too
-    small_model: bool = True  # `SMALL` instead of the recipe's own
+    small_model: bool = True  # `SMALL_MODELS` instead of the recipe's own
     summary: str = ""
 
 
-SMALL = {"resnet50": "resnet11", "resnet152": "resnet38"}  # the second pair costs 2.8 and 3.0 times the first, in operations
+# The second pair costs 2.8 and 3.0 times the first, in operations.
+SMALL_MODELS = {"resnet50": "resnet11", "resnet152": "resnet38"}
 
 SHRINKS = {
     profile.name: profile
@@ -135,7 +136,7 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
         images_per_worker=per_worker,
         workers_per_pass=-(-workers // passes),
         epoch_images=images,
-        model=SMALL.get(recipe.model, recipe.model) if small.small_model else recipe.model,
+        model=SMALL_MODELS.get(recipe.model, recipe.model) if small.small_model else recipe.model,
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
         record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,

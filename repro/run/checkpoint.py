@@ -10,7 +10,7 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 
 from repro import ReproError
-from repro.paths import NUMBER, check, named, replacing
+from repro.paths import NUMBER, check_shape, named, replacing
 
 KEPT = 3  # checkpoints
 FORMAT = "scaleout-repro snapshot, version 1"
@@ -67,7 +67,7 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     for path in generations(folder):
         try:
             tensors, progress = load(path)
-            check(progress, PROGRESS, "progress")
+            check_shape(progress, PROGRESS, "progress")
             return tensors, progress
         except CheckpointError as error:
             damage.append(str(error))

@@ -141,7 +141,7 @@ def now() -> str:
 
 def meaning(path: Path) -> str:
     """SHA-256 over the syntax tree of a Python file, without comments, docstrings and layout, which change no result."""
-    return hashlib.sha256(repr(_plain(ast.parse(path.read_text()))).encode()).hexdigest()
+    return hashlib.sha256(repr(_plain(ast.parse(path.read_bytes()))).encode()).hexdigest()
 
 
 def definitions(*paths: Path) -> dict[str, str]:
@@ -152,7 +152,7 @@ def definitions(*paths: Path) -> dict[str, str]:
     """
     found: dict[str, set[str]] = {}
     for path in paths:
-        for node in _body(ast.parse(path.read_text())):
+        for node in _body(ast.parse(path.read_bytes())):
             if not isinstance(node, (ast.Import, ast.ImportFrom)):
                 found.setdefault(_name(node), set()).add(repr(_plain(node)))
     return {name: hashlib.sha256("\n".join(sorted(found[name])).encode()).hexdigest() for name in sorted(found)}

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repro import ReproError
-from repro.paths import check, replacing
+from repro.paths import check_shape, replacing
 
 FILES = "runs.jsonl", "metrics.csv", "correct.npz"
 TEXTS = "folder", "stage"  # columns of text; the others are JSON
 DAMAGE = ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError  # of JSON or arrays that are none
-AGAIN = "restore it, or make it again by `python -m repro keep`"
+KEEP_AGAIN = "restore it, or make it again by `python -m repro keep`"
 
 
 class Kept(NamedTuple):
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Kept]:
     try:
         stats = [file.stat() for file in files]
     except OSError as error:
-        raise ReproError(f"{error.filename} cannot be read ({error.strerror}): {AGAIN}") from error
+        raise ReproError(f"{error.filename} cannot be read ({error.strerror}): {KEEP_AGAIN}") from error
     return _parsed(*files, *((each.st_ino, each.st_mtime_ns, each.st_size) for each in stats))
 
 
@@ -103,7 +103,7 @@ def _parsed(texts: Path, metrics: Path, bits: Path, *versions: tuple[int, ...]) 
     runs: dict[str, Kept] = {}
     with _reading(texts):
         for line in map(json.loads, texts.read_text().splitlines()):
-            check(line, {"folder": str, "run": {"recipe": (dict, str)}, "ensembles": list})
+            check_shape(line, {"folder": str, "run": {"recipe": (dict, str)}, "ensembles": list})
             folder, run = line["folder"], line["run"]
             if folder in ("", "..") or folder != Path(folder).name:
                 raise ValueError(f"{folder!r} is no name of a folder")
@@ -120,9 +120,9 @@ def _reading(path: Path):
     try:
         yield
     except OSError as error:
-        raise ReproError(f"{path} cannot be read ({error}): {AGAIN}") from error
+        raise ReproError(f"{path} cannot be read ({error}): {KEEP_AGAIN}") from error
     except (*DAMAGE, csv.Error, zipfile.BadZipFile, zlib.error) as error:
-        raise ReproError(f"{path} is damaged ({type(error).__name__}: {error}): {AGAIN}") from error
+        raise ReproError(f"{path} is damaged ({type(error).__name__}: {error}): {KEEP_AGAIN}") from error
 
 
 def _rows(path: Path) -> dict[str, list[dict]]:
@@ -141,7 +141,7 @@ def _correct(path: Path) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         models, images, packed = arrays["models"].tolist(), arrays["images"].tolist(), arrays["correct"]
-    check({"models": models, "images": images}, {"models": [str], "images": [int]})
+    check_shape({"models": models, "images": images}, {"models": [str], "images": [int]})
     if packed.shape != (max(images, default=0), -(-len(models) // 8)):
         raise ValueError(f"{packed.shape} bytes for {len(models)} models")
     bits = np.unpackbits(packed, axis=1, count=len(models)).astype(bool).T

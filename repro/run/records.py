@@ -33,7 +33,7 @@ from typing import IO
 import numpy as np
 
 from repro import ReproError
-from repro.paths import NUMBER, check, checked, named, read_json, replacing, writable_folder
+from repro.paths import NUMBER, check_shape, checked, named, read_json, replacing, writable_folder
 from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
@@ -239,16 +239,16 @@ def take_lock(folder: Path, what: str = "trained") -> IO[str]:
     return lock
 
 
-AGAIN = "delete the folder to train again"
+TRAIN_AGAIN = "delete the folder to train again"
 
 
 def read(folder: Path | str) -> dict:
     """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it has another format."""
     if found := kept.find(folder):
-        run, place, again = copy.deepcopy(found.run), found.place, kept.AGAIN
+        run, place, again = copy.deepcopy(found.run), found.place, kept.KEEP_AGAIN
     else:
         path = Path(folder) / "run.json"
-        run, place, again = read_json(path, {"recipe": (dict, str)}, AGAIN), str(path), AGAIN
+        run, place, again = read_json(path, {"recipe": (dict, str)}, TRAIN_AGAIN), str(path), TRAIN_AGAIN
     if run is None:
         return {}
     if run.get("format") != FORMAT:
@@ -257,9 +257,9 @@ def read(folder: Path | str) -> dict:
             f"version that it names ({run.get('version', 'none')}), or delete the folder to train again"
         )
     try:
-        check(run, RUN)
+        check_shape(run, RUN)
         if run["status"] == "complete":
-            check(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in run["recipe"]["stages"]}})
+            check_shape(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in run["recipe"]["stages"]}})
     except ValueError as error:
         raise ReproError(f"{place} is damaged ({error}): {again}") from error
     return run
@@ -271,12 +271,12 @@ def metric_rows(folder: Path | str) -> list[dict]:
     found = kept.find(folder)
     try:
         rows = copy.deepcopy(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        check(rows, [ROW], "row")
+        check_shape(rows, [ROW], "row")
         return rows
     except FileNotFoundError:
         return []
     except (ValueError, OSError, RecursionError) as error:
-        place, again = (found.place, kept.AGAIN) if found else (path, AGAIN)
+        place, again = (found.place, kept.KEEP_AGAIN) if found else (path, TRAIN_AGAIN)
         raise ReproError(f"{place} is damaged ({error}): {again}") from error
 
 
@@ -303,7 +303,7 @@ def predictions(out: Path | str) -> dict[str, dict]:
 def ensembles(folder: Path | str) -> list[dict]:
     """The ensembles that were evaluated from a run's snapshots."""
     if found := kept.find(folder):
-        return checked(copy.deepcopy(found.ensembles), ENSEMBLES, found.place, kept.AGAIN)
+        return checked(copy.deepcopy(found.ensembles), ENSEMBLES, found.place, kept.KEEP_AGAIN)
     path = Path(folder) / "ensembles.json"
     return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
@@ -336,7 +336,7 @@ def load_correct(folder: Path | str, model: str) -> dict[str, np.ndarray]:
     path = Path(folder) / "correct" / f"{model}.npz"
     if found := kept.find(folder):
         if model not in found.correct:
-            raise ReproError(f"{found.place} has no predictions of {model}: {kept.AGAIN}")
+            raise ReproError(f"{found.place} has no predictions of {model}: {kept.KEEP_AGAIN}")
         return {"test": found.correct[model].copy()}
     try:
         with np.load(path, allow_pickle=False) as arrays:

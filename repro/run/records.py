@@ -229,14 +229,21 @@ def take_lock(folder: Path, what: str = "trained") -> IO[str]:
     except BlockingIOError:
         with lock:
             lock.seek(0)
-            owner = lock.read() or "another process"
+            owner = lock.readline().strip() or "another process"
         raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
     except OSError as error:
         log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.write(f"process {os.getpid()} on {platform.node()}\n{started(os.getpid())}")
     lock.flush()
     return lock
+
+
+def started(process: int) -> str:
+    """When a process of this machine began, in ticks since the machine did, which no step of a clock moves; "" if unknown."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]  # field 22
+    return ""
 
 
 TRAIN_AGAIN = "delete the folder to train again"

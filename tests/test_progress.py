@@ -101,7 +101,7 @@ def test_only_what_this_attempt_trains_is_told(folder, capsys):
     with Progress(folder.path, live=False, step=18) as lines:
         lines.look()
         assert capsys.readouterr().out == ""
-        folder.run.rewind(18)
+        folder.run.rewind(18, frozenset())
         lines.look()
         folder.write(row(27, 3.5))
         lines.look()

@@ -3,6 +3,7 @@
 import ast
 import fcntl
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass, field, replace
@@ -318,6 +319,37 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         assert tiny(out=folder.parent) == folder
         assert run_json(folder)["weights_sha256"] == run_json(expected)["weights_sha256"], step
         assert rows(folder) == rows(expected)
+
+
+def test_a_power_failure_leaves_the_rows_that_a_checkpoint_counts(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "CHECKPOINT_SECONDS", 0)
+    fsync, save, on_disk, seen = os.fsync, checkpoint.save, [], []
+    steps = [2, 4, 5, 6, 7, 8, 9]  # ends of epochs and of stages
+
+    def flush(file):
+        fsync(file)
+        if "metrics.jsonl" in os.readlink(f"/proc/self/fd/{file}"):
+            on_disk[:] = records.metric_rows(next((tmp_path / "runs").iterdir()))
+
+    def check(path, tensors, progress):
+        if path.parent.name == "checkpoints":
+            assert [row["step"] for row in on_disk] == [step for step in steps if step <= progress["step"]]
+            seen.append(progress["step"])
+        return save(path, tensors, progress)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(checkpoint, "save", check)
+    tiny()
+    assert seen == steps
+
+
+def test_a_row_that_is_lost_nevertheless_is_named(tiny, interrupted, tmp_path, caplog):
+    folder = interrupted(6, tmp_path / "parts")
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(rows[:1]))
+    tiny(out=folder.parent)
+    assert f"{folder}/metrics.jsonl has no rows of steps 4, 5, 6: the curves have a gap, the weights do not" in caplog.messages
+    assert [row["step"] for row in records.metric_rows(folder)] == [2, 7, 8, 9]
 
 
 @pytest.mark.counts_for("control")

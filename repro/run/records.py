@@ -41,6 +41,7 @@ from repro.run.settings import non_default
 log = logging.getLogger("repro")
 
 FORMAT = 3  # of run.json
+METRICS = "metrics.jsonl"
 
 # What the files must hold for those who read them; they hold more.
 RUN = {
@@ -201,15 +202,23 @@ class Run:
         with replacing(self.folder / "run.json") as temporary:
             temporary.write_text(json.dumps(self.record, indent=1))
 
-    def rewind(self, step: int) -> None:
-        """Drops metric rows beyond the checkpoint that the run continues from."""
+    def rewind(self, step: int, due: frozenset[int]) -> None:
+        """Drops metric rows beyond the checkpoint that the run continues from; warns if one of the steps `due` has none."""
         rows = [row for row in metric_rows(self.folder) if row["step"] <= step]
-        with replacing(self.folder / "metrics.jsonl") as temporary:
+        if lost := {number for number in due if number <= step} - {row["step"] for row in rows}:
+            steps = ", ".join(map(str, sorted(lost)))
+            log.warning("%s has no rows of steps %s: the curves have a gap, the weights do not", self.folder / METRICS, steps)
+        with replacing(self.folder / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def metric(self, row: dict) -> None:
-        with named(path := self.folder / "metrics.jsonl"), open(path, "a") as file:
+        with named(path := self.folder / METRICS), open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Returns when the metric rows are on the disk, where a power failure leaves them."""
+        with named(path := self.folder / METRICS), open(path, "a") as file:
+            os.fsync(file.fileno())
 
     def finish(self, **facts) -> None:
         self.update(**facts, status="complete", end=now())
@@ -274,7 +283,7 @@ def read(folder: Path | str) -> dict:
 
 def metric_rows(folder: Path | str) -> list[dict]:
     """Returns a run's rows so far, without a last line that was cut short by a kill or is still being written."""
-    path = Path(folder) / "metrics.jsonl"
+    path = Path(folder) / METRICS
     found = kept.find(folder)
     try:
         rows = copy.deepcopy(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]

@@ -636,7 +636,7 @@ def test_a_run_without_a_checkpoint_starts_again_and_compares_nothing(tiny, inte
 
 def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(tiny, tmp_path, monkeypatch):
     """A node that does not see the folder, for example. An engine lives on: its process id would say "running" for ever."""
-    monkeypatch.setattr(train, "share", fail)
+    monkeypatch.setattr(train, "check_shared", fail)
     with pytest.raises(ReproError, match="no such luck") as caught:
         tiny()
     (folder,) = (tmp_path / "runs").iterdir()
@@ -651,7 +651,7 @@ def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(t
 
 def test_a_complete_run_stays_complete_if_a_rank_does_not_see_it(tiny, monkeypatch):
     folder = tiny()
-    monkeypatch.setattr(train, "share", fail)
+    monkeypatch.setattr(train, "check_shared", fail)
     with pytest.raises(ReproError, match="no such luck"):
         tiny()
     assert run_json(folder)["status"] == "complete"

@@ -27,7 +27,7 @@ from repro.journal import Journal
 from repro.model import kernels
 from repro.ranks import comm, stop, watchdog
 from repro.replica import Replica, assemble
-from repro.run import checkpoint, identity, records
+from repro.run import checkpoint, records
 from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, at
 from repro.task import Task, check_agreement, check_ranks, check_shared, prepare
 
@@ -155,7 +155,7 @@ def _attempt(world, task: Task, begun: bool) -> None:
             caught.add_note(f"(on rank {world.rank} of {world.size}, at {world.at}, run {folder})")
         if begun:
             with suppress(ReproError):  # a full disk may be the reason why it failed
-                task.run.update(status=status, end=identity.now(), error=f"{type(caught).__name__}: {caught}")
+                task.run.end(status, f"{type(caught).__name__}: {caught}")
         raise
 
 

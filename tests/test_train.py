@@ -1,11 +1,13 @@
 """The trainer against a slow, obvious one; and what it promises: the same bits on any ranks and after a kill."""
 
 import ast
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from repro.model import Network
 from repro.ranks import comm
 from repro.recipes import RECIPES
 from repro.resnet import build
-from repro.run import checkpoint, identity, records
+from repro.run import checkpoint, identity, records, state
 from repro.run.settings import Settings
 from repro.schedule import NEW_WEIGHTS, Now, Place, Recipe, Stage, learning_rate
 from repro.task import check_shared, prepare
@@ -647,6 +649,87 @@ def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(t
     with pytest.raises(ReproError, match="no such luck") as caught:
         tiny()
     assert no_process_has_the_lock(folder), caught
+
+
+def test_what_cannot_be_removed_from_the_heartbeats_yet_is_left(tiny, interrupted, tmp_path, monkeypatch):
+    """NFS keeps a file that is still open under a name with a dot, and the folder with it."""
+    folder = interrupted(4, tmp_path / "parts")
+    hidden = [folder / "heartbeats" / ".nfs01", folder / "checkpoints" / ".nfs02"]
+    for name in ("7", "7.stack", "verdict"):
+        (folder / "heartbeats" / name).touch()
+    for file in hidden:
+        file.touch()
+    remove, seen = os.unlink, []
+
+    def busy(path, **options):
+        if ".nfs" in str(path):
+            raise OSError(errno.EBUSY, "busy")
+        remove(path, **options)
+
+    def watch(world, heartbeats, patience):
+        seen.extend(sorted(file.name for file in heartbeats.iterdir()))
+        return nullcontext()
+
+    monkeypatch.setattr(os, "unlink", busy)
+    monkeypatch.setattr(train.watchdog, "Watchdog", watch)
+    assert tiny(out=folder.parent) == folder and seen == [".nfs01"]
+    assert run_json(folder)["status"] == "complete" and all(file.exists() for file in hidden)
+
+
+def test_a_run_that_is_stopped_while_it_finishes_is_complete(tiny, tmp_path, monkeypatch):
+    """Its checkpoints may already be gone: it would be trained again."""
+
+    original = shutil.rmtree
+
+    def interrupt(path, **options):
+        if path.name == "checkpoints":
+            raise KeyboardInterrupt
+        original(path, **options)
+
+    monkeypatch.setattr(records.shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert run_json(folder)["status"] == "complete" and run_json(folder)["error"] is None
+    monkeypatch.undo()
+    assert (folder / "checkpoints").exists()
+    monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
+    assert tiny() == folder and not (folder / "checkpoints").exists()
+
+
+def test_a_run_that_cannot_be_written_as_complete_is_finished_by_the_same_command(tiny, tmp_path, monkeypatch):
+    """A full disk, which has room again for the next attempt: nothing is trained again."""
+    original = records.replacing
+
+    def full(path):
+        if path.name == "run.json" and (path.parent / "snapshots" / "branch.json").exists():
+            raise ReproError("no space left")
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "replacing", full)
+        with pytest.raises(ReproError, match="no space left"):
+            tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert run_json(folder)["status"] == "running"
+    monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
+    assert tiny() == folder and run_json(folder)["status"] == "complete"
+
+
+def test_a_run_that_is_stopped_while_it_begins_is_of_no_process(tiny, tmp_path, monkeypatch):
+    """An engine lives on, and would be said to train it."""
+    original = records.Run.begin
+
+    def begin(self, **facts):
+        original(self, **facts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records.Run, "begin", begin)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert no_process_has_the_lock(folder) and state.trained_by(folder) == ""
+    assert state.outcome(folder)[1].startswith("gives no sign of life (no process has its lock) at epoch 0 of")
 
 
 def test_a_complete_run_stays_complete_if_a_rank_does_not_see_it(tiny, monkeypatch):

@@ -106,7 +106,7 @@ class Run:
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
         complete = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
         self.record = {"format": FORMAT, **origin, **identity, **complete}
-        self.lock: IO[str] | None = None
+        self.lock: IO[bytes] | None = None
 
     @property
     def complete(self) -> bool:
@@ -144,10 +144,11 @@ class Run:
     def begin(self, **facts) -> bool:
         """Writes run.json before the first step; the record of an earlier attempt is kept under `attempts`.
 
-        Returns False, and writes nothing, if the run is complete; warns if its models are gone. Raises Locked if another
-        process is training it.
+        Returns False if the run is complete, and then only removes what was left when it finished; warns if its models are
+        gone. Raises Locked if another process is training it.
         """
         if self.complete:
+            self._tidy()
             self._warn_without_models()
             return False
         with named(self.folder):
@@ -156,8 +157,9 @@ class Run:
             if self.complete:  # by the process that had the lock
                 self.release()
                 return False
-            shutil.rmtree(self.heartbeats, ignore_errors=True)
-            self.heartbeats.mkdir()
+            self.heartbeats.mkdir(exist_ok=True)
+            for path in self.heartbeats.glob("[!.]*"):  # what NFS has left under a name with a dot cannot be removed yet
+                path.unlink()
         earlier = read(self.folder)
         attempts = earlier.get("attempts", []) + ([{key: earlier.get(key) for key in ATTEMPT}] if earlier else [])
         self.update(
@@ -194,13 +196,16 @@ class Run:
     def release(self) -> None:
         """Lets other processes train this run; this happens automatically when a process ends."""
         if self.lock:
+            with suppress(OSError):
+                self.lock.truncate(0)  # an engine lives on: nobody shall take it for one that trains
             self.lock.close()
         self.lock = None
 
     def update(self, **facts) -> None:
-        self.record |= facts
+        record = self.record | facts
         with replacing(self.folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(self.record, indent=1))
+            temporary.write_text(json.dumps(record, indent=1))
+        self.record = record
 
     def rewind(self, step: int, due: frozenset[int]) -> None:
         """Drops metric rows beyond the checkpoint that the run continues from; warns if one of the steps `due` has none."""
@@ -222,29 +227,41 @@ class Run:
 
     def finish(self, **facts) -> None:
         self.update(**facts, status="complete", end=now())
+        self._tidy()
+
+    def end(self, status: str, error: str) -> None:
+        """Records how an attempt ended, unless it was interrupted when the run was complete already."""
+        if not self.complete:
+            self.update(status=status, end=now(), error=error)
+
+    def _tidy(self) -> None:
+        """Removes what a complete run does not need."""
         for folder in (self.folder / "checkpoints", self.heartbeats):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def take_lock(folder: Path, what: str = "trained") -> IO[str]:
+def take_lock(folder: Path, what: str = "trained") -> IO[bytes]:
     """Takes a run's lock, which is released when the file is closed or this process ends. Raises Locked if another has it.
 
     `what` is what only one process at a time does to the run.
     """
     with named(folder / "lock"):
-        lock = open(folder / "lock", "a+")  # noqa: SIM115  the caller closes it
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with lock:
-            lock.seek(0)
-            owner = lock.readline().strip() or "another process"
-        raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}\n{started(os.getpid())}")
-    lock.flush()
+        lock = open(folder / "lock", "a+b", buffering=0)  # noqa: SIM115  the caller closes it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with lock:
+                lock.seek(0)
+                owner = lock.readline().decode(errors="replace").strip() or "another process"
+            raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
+        try:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}\n{started(os.getpid())}".encode())
+        except OSError:
+            lock.close()
+            raise
     return lock
 
 

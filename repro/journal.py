@@ -41,7 +41,7 @@ class Journal:
             elif self.run.continued:
                 log.info("an earlier attempt left no checkpoint yet in %s: starting again from step 0", self.run.folder)
             if world.rank == 0:
-                self.run.rewind(self.step)
+                self.run.rewind(self.step, self.rows)
         self.first, self.earlier = self.step, self.seconds
         self.began = self.saved = time.monotonic()
 
@@ -156,6 +156,7 @@ class Journal:
         self.saved = time.monotonic()
         if self.world.rank != 0:
             return
+        self.run.flush()  # those rows are not written again
         folder = self.run.folder / "checkpoints"
         state = self.network.state() | {VECTOR + name: vector.cpu() for name, vector in self.update.vectors.items()}
         progress = {"run": self.run.folder.name, "step": self.step, "seconds": self.seconds}

@@ -174,6 +174,11 @@ def find_precision(name: str, device: str, small: bool) -> str:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
+def kernels(device: str) -> str:
+    """What decides the last bits besides packages: the GPU, or which of the processor's instructions torch uses."""
+    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
 class Network:
     """A model whose parameters, statistics and gradients are views of flat vectors.
 

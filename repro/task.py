@@ -1,5 +1,6 @@
 """One run with checked parameters, and what all ranks must agree on before it starts."""
 
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from torch import nn
 from repro import ReproError, choose, recipes, whole_number
 from repro.images.data import Images
 from repro.images.packed import compare_labels, pack_embedded
-from repro.model import Network, builder, find_device, find_precision
+from repro.model import Network, builder, find_device, find_precision, kernels
 from repro.optim import Update, rule
 from repro.paths import RUNS
 from repro.ranks import comm
 from repro.run import identity, own, records
 from repro.run.settings import MOST_THREADS, Settings, non_default
 from repro.schedule import SWITCHES, Recipe
+
+log = logging.getLogger("repro")
 
 PARAMETERS = ("recipe", "data", "shrink", "model", "update", "out", "decoders", "steps", "patience")  # of `prepare`
 SHARED_SECONDS = 10.0  # within which a shared file system shows a file of one node to another
@@ -170,9 +173,18 @@ def check_shared(world, task: Task) -> None:
 
 
 def check_agreement(world, task: Task) -> None:
-    """Raises on every rank if one was started with another run than rank 0, or has other code, data or packages."""
+    """Raises on every rank if one was started with another run than rank 0, or has other code, data or packages.
+
+    Warns if they compute with other kernels: then it matters which rank has which worker.
+    """
     mine = task.run.record | {"out": str(task.run.folder.parent), "packages": identity.package_versions()}
     first = world.broadcast(mine)
     with world.together():
         if difference := identity.first_difference(mine, first):
             raise ReproError(f"rank {world.rank} does not agree with rank 0, so nothing was started: {difference}")
+    computing = sorted(set(world.gather(f"{identity.processor()} ({kernels(task.settings.device)})")))
+    if world.rank == 0 and computing[1:]:
+        log.warning(
+            "ranks compute on different processors, %s: on other ranks, the weights may have other bits",
+            " and ".join(computing),
+        )

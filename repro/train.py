@@ -24,9 +24,10 @@ from repro.allreduce import Mean
 from repro.images.data import Stream, load_ahead, requests
 from repro.images.packed import pack_embedded
 from repro.journal import Journal
+from repro.model import kernels
 from repro.ranks import comm, stop, watchdog
 from repro.replica import Replica, assemble
-from repro.run import checkpoint, identity, records
+from repro.run import checkpoint, records
 from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, at
 from repro.task import Task, check_agreement, check_ranks, check_shared, prepare
 
@@ -124,7 +125,8 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.World | None =
     check_agreement(world, task)
     try:
         with world.together():
-            begun = world.rank == 0 and task.run.begin(ranks=world.size, workers=task.recipe.workers)
+            facts = {"ranks": world.size, "workers": task.recipe.workers, "kernels": kernels(task.settings.device)}
+            begun = world.rank == 0 and task.run.begin(**facts)
         _attempt(world, task, begun)
     finally:
         task.run.release()
@@ -153,7 +155,7 @@ def _attempt(world, task: Task, begun: bool) -> None:
             caught.add_note(f"(on rank {world.rank} of {world.size}, at {world.at}, run {folder})")
         if begun:
             with suppress(ReproError):  # a full disk may be the reason why it failed
-                task.run.update(status=status, end=identity.now(), error=f"{type(caught).__name__}: {caught}")
+                task.run.end(status, f"{type(caught).__name__}: {caught}")
         raise
 
 

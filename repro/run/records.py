@@ -34,7 +34,7 @@ import numpy as np
 from repro import ReproError
 from repro.paths import NUMBER, check_shape, checked, named, read_json, replacing, writable_folder
 from repro.run import kept, own
-from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
+from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
 from repro.run.shapes import ENSEMBLES, ROW, checked_run
 
@@ -42,7 +42,8 @@ log = logging.getLogger("repro")
 
 FORMAT = 3  # of run.json
 LONGEST_NAME = 200  # of an ensemble's file; most systems allow 255 letters with suffixes
-
+METRICS = "metrics.jsonl"
+ATTEMPT = "start", "end", "status", "ranks", "host", "error", "version", "processor", "kernels", "packages"
 OTHER_VIEWS = "zoom", "scale_aspect"  # besides the test's, in which ends of stages and ensembles are tested too
 
 
@@ -84,7 +85,7 @@ class Run:
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
         complete = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
         self.record = {"format": FORMAT, **origin, **identity, **complete}
-        self.lock: IO[str] | None = None
+        self.lock: IO[bytes] | None = None
 
     @property
     def complete(self) -> bool:
@@ -121,10 +122,11 @@ class Run:
     def begin(self, **facts) -> bool:
         """Writes run.json before the first step; the record of an earlier attempt is kept under `attempts`.
 
-        Returns False, and writes nothing, if the run is complete; warns if its models are gone. Raises Locked if another
-        process is training it.
+        Returns False if the run is complete, and then only removes what was left when it finished; warns if its models are
+        gone. Raises Locked if another process is training it.
         """
         if self.complete:
+            self._tidy()
             self._warn_without_models()
             return False
         with named(self.folder):
@@ -133,12 +135,11 @@ class Run:
             if self.complete:  # by the process that had the lock
                 self.release()
                 return False
-            shutil.rmtree(self.heartbeats, ignore_errors=True)
-            self.heartbeats.mkdir()
+            self.heartbeats.mkdir(exist_ok=True)
+            for path in self.heartbeats.glob("[!.]*"):  # what NFS has left under a name with a dot cannot be removed yet
+                path.unlink()
         earlier = read(self.folder)
-        attempts = earlier.get("attempts", []) + (
-            [{key: earlier.get(key) for key in ("start", "end", "status", "ranks", "host", "error")}] if earlier else []
-        )
+        attempts = earlier.get("attempts", []) + ([{key: earlier.get(key) for key in ATTEMPT}] if earlier else [])
         self.update(
             **facts,
             status="running",
@@ -152,6 +153,8 @@ class Run:
             version=code_version(),
             packages=package_versions(),
         )
+        if earlier and self.checkpoints and (changes := other_machinery(earlier, self.record)):
+            log.warning("continued with %s: the weights may not be those of an uninterrupted run", changes)
         return True
 
     def _warn_without_models(self) -> None:
@@ -171,49 +174,72 @@ class Run:
     def release(self) -> None:
         """Lets other processes train this run; this happens automatically when a process ends."""
         if self.lock:
+            with suppress(OSError):
+                self.lock.truncate(0)  # an engine lives on: nobody shall take it for one that trains
             self.lock.close()
         self.lock = None
 
     def update(self, **facts) -> None:
-        self.record |= facts
+        record = self.record | facts
         with replacing(self.folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(self.record, indent=1))
+            temporary.write_text(json.dumps(record, indent=1))
+        self.record = record
 
-    def rewind(self, step: int) -> None:
-        """Drops metric rows beyond the checkpoint that the run continues from."""
+    def rewind(self, step: int, due: frozenset[int]) -> None:
+        """Drops metric rows beyond the checkpoint that the run continues from; warns if one of the steps `due` has none."""
         rows = [row for row in metric_rows(self.folder) if row["step"] <= step]
-        with replacing(self.folder / "metrics.jsonl") as temporary:
+        if lost := {number for number in due if number <= step} - {row["step"] for row in rows}:
+            steps = ", ".join(map(str, sorted(lost)))
+            log.warning("%s has no rows of steps %s: the curves have a gap, the weights do not", self.folder / METRICS, steps)
+        with replacing(self.folder / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def metric(self, row: dict) -> None:
-        with named(path := self.folder / "metrics.jsonl"), open(path, "a") as file:
+        with named(path := self.folder / METRICS), open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Returns when the metric rows are on the disk, where a power failure leaves them."""
+        with named(path := self.folder / METRICS), open(path, "a") as file:
+            os.fsync(file.fileno())
 
     def finish(self, **facts) -> None:
         self.update(**facts, status="complete", end=now())
+        self._tidy()
+
+    def end(self, status: str, error: str) -> None:
+        """Records how an attempt ended, unless it was interrupted when the run was complete already."""
+        if not self.complete:
+            self.update(status=status, end=now(), error=error)
+
+    def _tidy(self) -> None:
+        """Removes what a complete run does not need."""
         for folder in (self.folder / "checkpoints", self.heartbeats):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def take_lock(folder: Path, what: str = "trained") -> IO[str]:
+def take_lock(folder: Path, what: str = "trained") -> IO[bytes]:
     """Takes a run's lock, which is released when the file is closed or this process ends. Raises Locked if another has it.
 
     `what` is what only one process at a time does to the run.
     """
     with named(folder / "lock"):
-        lock = open(folder / "lock", "a+")  # noqa: SIM115  the caller closes it
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with lock:
-            lock.seek(0)
-            owner = lock.read() or "another process"
-        raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+        lock = open(folder / "lock", "a+b", buffering=0)  # noqa: SIM115  the caller closes it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with lock:
+                lock.seek(0)
+                owner = lock.readline().decode(errors="replace").strip() or "another process"
+            raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
+        try:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}\n{started(os.getpid())}".encode())
+        except OSError:
+            lock.close()
+            raise
     return lock
 
 
@@ -226,6 +252,13 @@ def generations(folder: Path) -> list[Path]:
 def saved_step(folder: Path | str) -> int:
     """The step of a run's newest checkpoint; 0 if there is none."""
     return max((int(path.name) for path in generations(Path(folder) / "checkpoints")), default=0)
+
+
+def started(process: int) -> str:
+    """When a process of this machine began, in ticks since the machine did, which no step of a clock moves; "" if unknown."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]  # field 22
+    return ""
 
 
 TRAIN_AGAIN = "delete the folder to train again"
@@ -253,7 +286,7 @@ def read(folder: Path | str) -> dict:
 
 def metric_rows(folder: Path | str) -> list[dict]:
     """Returns a run's rows so far, without a last line that was cut short by a kill or is still being written."""
-    path = Path(folder) / "metrics.jsonl"
+    path = Path(folder) / METRICS
     found = kept.find(folder)
     try:
         rows = kept.copied(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]

@@ -38,8 +38,8 @@ def find(run: str = "", out: Path | str = RUNS) -> Path:
 def state(folder: Path) -> str:
     """complete, stopped, failed, running, or killed: recorded as running, but its process on this machine is gone."""
     recorded = records.read(folder).get("status", "running")
-    owner = re.fullmatch(r"process (\d+) on (.*)", _text(folder / "lock"))
-    if recorded == "running" and owner and owner[2] == platform.node() and not _lives(int(owner[1]), folder / "lock"):
+    owner = re.fullmatch(r"process (\d+) on (.*)\n?(.*)", _text(folder / "lock"))
+    if recorded == "running" and owner and owner[2] == platform.node() and not _lives(int(owner[1]), owner[3]):
         return "killed"
     return recorded
 
@@ -49,7 +49,7 @@ def trained_by(folder: Path) -> str:
 
     Whether a process on another machine still lives is not known: see `living` and `Pulse.over`.
     """
-    return _text(folder / "lock") if state(folder) == "running" and (folder / "run.json").exists() else ""
+    return _owner(folder) if state(folder) == "running" and (folder / "run.json").exists() else ""
 
 
 def elsewhere(folder: Path) -> bool:
@@ -120,13 +120,16 @@ class Pulse:
         return time.monotonic() - since
 
 
-def _lives(number: int, lock: Path) -> bool:
+def _lives(number: int, began: str) -> bool:
     # The lock itself is not tried: a run that is starting at that moment would believe that another process trains it.
     with suppress(psutil.NoSuchProcess, OSError):
-        process = psutil.Process(number)
-        later = process.create_time() > lock.stat().st_mtime + 1  # another process, which has got its number
-        return not later and process.status() != psutil.STATUS_ZOMBIE
+        same = began in ("", records.started(number))  # otherwise another process has got its number
+        return same and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def _owner(folder: Path) -> str:
+    return _text(folder / "lock").partition("\n")[0]
 
 
 def _text(path: Path) -> str:
@@ -148,7 +151,7 @@ def outcome(folder: Path) -> tuple[str, str]:
     again = f"the command that started it continues it{'' if saved == last else ' ' + start}"
     if now == "failed":
         return now, f"failed {at}: {record['error']}; {again}"
-    owner = _text(folder / "lock") or "no process has its lock"
+    owner = _owner(folder) or "no process has its lock"
     how = {"stopped": "stopped", "killed": f"was killed ({owner} is gone)"}.get(now, f"gives no sign of life ({owner})")
     return now, f"{how} {at}; {again}"
 

@@ -233,6 +233,10 @@ def pack(
             for other in jobs[number:]:
                 other.path.unlink(missing_ok=True)  # of an earlier packing, which is no longer that of all splits
             _report(job.path, manifest)
+    digests = {split: packed.Packed(out / f"{split}.lmdb", dataset, split).manifest["sha256"] for split in splits}
+    for split in splits:
+        if split != "train" and digests[split] == digests["train"]:
+            print(f"warning: {split} has the same images as train, so a network will show what it remembers", file=sys.stderr)
 
 
 def _job(

@@ -44,6 +44,7 @@ SUFFIXES = {
     ".ppm": "PPM",
 }
 FORMATS = tuple(set(SUFFIXES.values()))  # not all of Pillow's: some start other programs
+METADATA = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP")  # chunks of a PNG
 MOST_PIXELS = 89_000_000  # just below the size that Pillow warns about
 SAMPLE = 32  # images of a split that the estimates are made from
 SHOWN = 30  # images that were converted or left out and are printed; the manifest lists all
@@ -107,16 +108,24 @@ def convert(content: bytes, name: str, rule: Rule) -> tuple[bytes, str]:
 
 def _decoded(content: bytes, short_side: int) -> tuple[Image.Image, bytes, tuple[int, int], str]:
     """The decoded image, its file's bytes, its full size, and a note if the bytes were repaired."""
+    try:
+        image, size = _opened(content, short_side)
+        return image, content, size, ""
+    except ImageError:
+        # Pillow reads the resolution from EXIF, and fails on some damage there, and on large texts and colour profiles.
+        bare, what = _without_metadata(content)
+        if bare == content:
+            raise
+        image, size = _opened(bare, short_side)
+    return image, bare, size, f"{what}, removed"
+
+
+def _opened(content: bytes, short_side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The decoded image, and its full size."""
     if not content:
         raise ImageError("is empty")
-    note = ""
     try:
-        try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except Image.UnidentifiedImageError:
-            # Pillow reads the resolution from EXIF, and fails on some damage there.
-            content, note = _without_exif(content), "damaged EXIF, removed"
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         size = image.size
         if size[0] * size[1] > MOST_PIXELS:
             raise Image.DecompressionBombError
@@ -130,13 +139,26 @@ def _decoded(content: bytes, short_side: int) -> tuple[Image.Image, bytes, tuple
         raise ImageError(f"is {_kind(content)}") from error
     except Exception as error:  # decoders raise all kinds of errors for damaged bytes
         raise ImageError(f"is damaged or cut short ({error})") from error
-    return image, content, size, note
+    return image, size
+
+
+def _without_metadata(content: bytes) -> tuple[bytes, str]:
+    """A JPEG without EXIF, or a PNG without texts, EXIF and colour profile, and what it was; anything else is unchanged."""
+    if content[:2] == b"\xff\xd8":
+        return _without_exif(content), "damaged EXIF"
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        return content, ""
+    kept, place = [content[:8]], 8
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # length, kind, content, checksum
+        if content[place + 4 : place + 8] not in METADATA:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept), "large or damaged text or colour profile"
 
 
 def _without_exif(jpeg: bytes) -> bytes:
-    """The JPEG without its EXIF segments (APP1); anything else is returned unchanged."""
-    if jpeg[:2] != b"\xff\xd8":
-        return jpeg
+    """The JPEG without its EXIF segments (APP1)."""
     kept, place = [jpeg[:2]], 2
     while jpeg[place : place + 1] == b"\xff" and jpeg[place : place + 2] != b"\xff\xda":
         end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
@@ -234,6 +256,10 @@ def pack(
             for other in jobs[number:]:
                 other.path.unlink(missing_ok=True)  # of an earlier packing, which is no longer that of all splits
             _report(job.path, manifest)
+    digests = {split: packed.Packed(out / f"{split}.lmdb", dataset, split).manifest["sha256"] for split in splits}
+    for split in splits:
+        if split != "train" and digests[split] == digests["train"]:
+            print(f"warning: {split} has the same images as train, so a network will show what it remembers", file=sys.stderr)
 
 
 def _job(

@@ -209,3 +209,71 @@ def test_a_copy_of_an_earlier_packing_is_replaced(images, pack, tmp_path, change
     assert pack(tmp_path / "packed", images, "--overwrite", *change)[0] == 0
     copy_to_nodes(str(tmp_path / "packed"), str(tmp_path / "disk"))
     assert Images(copy, "train").preprocessing == Images(str(tmp_path / "packed"), "train").preprocessing
+
+
+# --- Images of two splits ------------------------------------------------------------------------------------------------
+
+
+def refused(outcome) -> str:
+    status, _, error = outcome
+    assert status == 2 and error.splitlines()[-1].startswith("error: "), error
+    return error.splitlines()[-1]
+
+
+@pytest.mark.parametrize("case", ["the same", "a link to it", "a test folder inside", "a training folder inside"])
+def test_one_folder_to_train_and_test_on_is_refused(images, pack, tmp_path, case):
+    test, train = images, images
+    if case == "a link to it":
+        test = tmp_path / "test"
+        test.symlink_to(images)
+    if case == "a test folder inside":
+        draw(test := images / "test", seed=1)
+    if case == "a training folder inside":
+        draw(train := images / "train", seed=1)
+    kind = "one in the other" if "inside" in case else "one folder"
+    assert f"--train and --test are {kind}, {images}" in refused(pack(tmp_path / "packed", train, "--test", test))
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("case", ["linked", "hard links", "linked classes"])
+def test_a_file_in_two_splits_is_refused(images, pack, tmp_path, case):
+    draw(test := tmp_path / "test", seed=1)
+    draw(more := tmp_path / "more", seed=2)
+    if case == "linked classes":
+        shutil.rmtree(test / "b")
+        (test / "b").symlink_to(images / "b")
+        one, other = images / "b" / "00.bmp", test / "b" / "00.bmp"
+    else:
+        one, other = images / "a" / "05.bmp", test / "a" / "other.bmp"
+        (other.symlink_to if case == "linked" else other.hardlink_to)(one)
+    told = f"{one} is a training image, and the same file as {other}, which is not to be trained on: remove one of them"
+    assert told in refused(pack(tmp_path / "packed", images, "--test", test))
+    assert pack(tmp_path / "packed", images, "--test", more)[0] == 0
+
+
+def test_one_file_under_two_names_is_not_set_apart_from_itself(images, pack, tmp_path):
+    """One of its names is to be trained on, the other to be tested on."""
+    (images / "a" / "0.bmp").hardlink_to(images / "a" / "01.bmp")
+    assert folder._hash("a/01.bmp") < 0.3 <= folder._hash("a/0.bmp")
+    assert "0.bmp is a training image, and the same file as" in refused(pack(tmp_path / "packed", images))
+
+
+def test_copies_of_training_images_are_counted(images, pack, tmp_path):
+    draw(test := tmp_path / "test", seed=1)
+    assert "warning" not in pack(tmp_path / "packed", images, "--test", test)[2]
+    for name in ("a/03.bmp", "b/06.bmp", "b/07.bmp"):
+        shutil.copy(images / name, test / name)
+    status, _, error = pack(tmp_path / "copies" / "packed", images, "--test", test)
+    assert status == 0 and f"warning: 3 of 16 test images are copies of training images, such as {test}/a/03.bmp" in error
+
+
+@pytest.mark.parametrize("names", ["the same", "others"])
+def test_a_copy_of_the_training_folder_is_no_test(images, pack, tmp_path, names):
+    shutil.copytree(images, test := tmp_path / "test")
+    if names == "others":
+        for path in list(test.glob("*/*")):
+            path.rename(path.with_name(f"x{path.name}"))
+    for _ in range(2):  # also where it is packed already
+        status, _, error = pack(tmp_path / "packed", images, "--test", test)
+        assert status == 0 and "warning: test has the same images as train" in error
+        assert ("16 of 16 test images are copies" in error) == (names == "the same")

@@ -1,4 +1,4 @@
-"""What is said before MPI starts and while it hangs. The hang is real: MPICH's library waits for a launcher that never answers."""
+"""What is said before MPI starts and while it hangs. The hang is real: MPICH waits for a launcher that never answers."""
 
 import os
 import signal
@@ -21,9 +21,7 @@ from repro.__main__ import main
 sys.argv[1:] = ["ranks"]
 sys.exit(main())
 """
-WITH_MPICH = (
-    "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print('MPICH' in MPI.Get_library_version())"
-)
+WITH_MPICH = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print('MPICH' in MPI.Get_library_version())"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def test_nothing_is_left_of_a_start(capfd):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small /dev/shm for a process")
 def test_a_small_shared_memory_is_told_before_mpi_ends_without_a_word(mpich):
-    tiny = "mount -t tmpfs -o size=1m tmpfs /dev/shm && exec \"$@\""
+    tiny = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
     if run("unshare", "-m", "sh", "-c", tiny, "-", "true").returncode:
         pytest.skip("this machine allows no mounts")
     mpiexec = os.path.join(os.path.dirname(sys.executable), "mpiexec")

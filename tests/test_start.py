@@ -1,4 +1,4 @@
-"""What is said before MPI starts, and while it hangs, as it does here: MPICH waits for a launcher that never answers."""
+"""What is said before MPI starts and while it hangs. The hang is real: MPICH waits for a launcher that never answers."""
 
 import os
 import signal

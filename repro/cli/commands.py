@@ -5,12 +5,14 @@ import dataclasses
 import importlib
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from repro import ReproError, __version__, choose, cores, recipes, whole_number
 from repro.cli.arguments import Parser, at_home
@@ -39,6 +41,14 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_last(text: str, stream: TextIO) -> None:
+    """Prints why this process ends. Its reader, such as tee, may have been ended by the same Ctrl-C: the status stays."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes once more, and would end with status 120
+
+
 def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch") -> Callable[[dict], None]:
     """Return a handler that calls `module:function` on all ranks; rank 0 prints the result, formatted by `text` if given.
 
@@ -63,16 +73,14 @@ def _run(function: Callable | str, text: str, arguments: dict) -> None:
         result = _named(function)(**arguments)
     except Stopped as stopped:
         if world.rank == 0:
-            print(stopped)
+            say_last(str(stopped), sys.stdout)
         sys.exit(STATUS_STOPPED)
     except comm.PeerError:
         world.abort()
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
-            file=sys.stderr,
-        )
+        at = f"rank {world.rank} was stopped at once, at {world.at}"
+        say_last(f"{at}; the same command continues from the last checkpoint", sys.stderr)
         world.abort()
         sys.exit(STATUS_INTERRUPTED)
     except BaseException as error:
@@ -519,10 +527,10 @@ def main() -> int:
             check(arguments)
         arguments.pop("handler")(arguments)
     except Stopped as stopped:
-        print(stopped)
+        say_last(str(stopped), sys.stdout)
         return STATUS_STOPPED
     except KeyboardInterrupt:
-        print("stopped at once; the same command continues from the last checkpoint", file=sys.stderr)
+        say_last("stopped at once; the same command continues from the last checkpoint", sys.stderr)
         return STATUS_INTERRUPTED
     except ReproError as error:
         if comm.launched()[0] == 0:  # all ranks have the same command line

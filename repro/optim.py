@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repro import ReproError
-from repro.model import RANDOM, Network
+from repro.model import RANDOM, Network, generators
 from repro.run import own
 from repro.schedule import Now, Recipe, Stage, at
 
@@ -108,7 +108,7 @@ def _try(make: Callable[[Network], Update], recipe: Recipe) -> None:
     network = Network(nn.Linear(6, 4))
     update, steps = make(network), range(min(6, recipe.iterations))
     gradients = [torch.randn_like(network.weights) for _ in steps]
-    generator = torch.random.get_rng_state()
+    drawn = generators()
 
     def go(steps: range) -> torch.Tensor:
         for number in steps:
@@ -137,5 +137,6 @@ def _try(make: Callable[[Network], Update], recipe: Recipe) -> None:
             "it remembers something that is not in `vectors`, so a run that was killed would end with other weights: keep all "
             "of it there"
         )
-    if not torch.equal(torch.random.get_rng_state(), generator):
-        raise ReproError(f"it {RANDOM.replace(' in its forward pass', '')}")
+    for whose, state in generators().items():
+        if state != drawn[whose]:
+            raise ReproError(f"it {RANDOM.format(whose).replace(' in its forward pass', '')}")

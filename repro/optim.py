@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repro import ReproError
-from repro.model import RANDOM, Network
+from repro.model import RANDOM, Network, generators
 from repro.run import own
 from repro.schedule import Now, Recipe, Stage, at
 
@@ -110,7 +110,7 @@ def _try(make: Callable[[Network], Update], recipe: Recipe) -> None:
     begins = {start + after for start in recipe.starts for after in (0, 1)}
     steps = [at(recipe, step) for step in range(recipe.iterations) if step < TRIED or step in begins]
     gradients = torch.randn(len(steps), len(network.weights))
-    generator = torch.random.get_rng_state()
+    drawn = generators()
     earlier, later = (list(zip(steps, gradients))[part] for part in (slice(len(steps) // 2), slice(len(steps) // 2, None)))
     update = make(network)
     _go(update, network, earlier)
@@ -125,8 +125,9 @@ def _try(make: Callable[[Network], Update], recipe: Recipe) -> None:
             "it remembers something that is not in `vectors`, so a run that was killed would end with other weights: keep all "
             "of it there"
         )
-    if not torch.equal(torch.random.get_rng_state(), generator):
-        raise ReproError(f"it {RANDOM.replace(' in its forward pass', '')}")
+    for whose, state in generators().items():
+        if state != drawn[whose]:
+            raise ReproError(f"it {RANDOM.format(whose).replace(' in its forward pass', '')}")
 
 
 def _go(update: Update, network: Network, steps: list[tuple[Now, torch.Tensor]]) -> torch.Tensor:

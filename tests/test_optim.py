@@ -166,6 +166,8 @@ def test_the_undecayed_weights_are_those_of_batch_norm():
 # --- A rule that cannot keep what is promised ---------------------------------------------------------------------------
 
 RULES = """
+import random
+import numpy as np
 import torch
 from repro.optim import SGD, Update
 
@@ -179,6 +181,19 @@ class Forgetful(SGD):
 class Random(SGD):
     def step(self, gradient, now):
         super().step(gradient + 0 * torch.randn_like(gradient), now)
+
+class Pythons(SGD):
+    def step(self, gradient, now):
+        super().step(gradient * (1 + 0 * random.random()), now)
+
+class Numpys(SGD):
+    def step(self, gradient, now):
+        super().step(gradient * (1 + 0 * np.random.rand()), now)
+
+class Own(SGD):
+    drawn = np.random.default_rng(0)
+    def step(self, gradient, now):
+        super().step(gradient * self.drawn.random(), now)
 
 class Failing(SGD):
     def step(self, gradient, now):
@@ -228,6 +243,9 @@ def rule(tmp_path):
     [
         ("Forgetful", (), "it remembers something that is not in `vectors`, so a run that was killed would end with other"),
         ("Random", (), "it draws random numbers from torch's generator, so the weights would depend on the number of ranks"),
+        ("Pythons", (), "it draws random numbers from Python's generator, so the weights would"),
+        ("Numpys", (), "it draws random numbers from NumPy's generator, so the weights would"),
+        ("Own", (), "it remembers something that is not in `vectors`"),
         ("Failing", (), "fails when it is tried \\(RuntimeError: "),
         ("Doubles", (), "vectors\\['count'\\] must be a float32 tensor"),
         ("Elsewhere", (), "`finished` must return weights, a float32 tensor \\(28,\\)"),

@@ -151,6 +151,20 @@ def test_a_recipe_of_many_stages_and_one_without_collapse_can_be_drawn():
     assert pair.data.startswith(b"\x89PNG") and pair.width == 810
 
 
+def test_curves_look_the_same_whatever_settings_the_user_has():
+    import matplotlib
+
+    def drawn():
+        figure = Curves(SMALL)
+        return [figure.image([row(9, 1.0, loss=1.7)], 9).data, curves.schedule(SMALL).data]
+
+    plain = drawn()
+    users = {"text.usetex": True, "axes.facecolor": "0.9", "lines.marker": "x", "savefig.bbox": "tight", "font.size": 20}
+    with matplotlib.rc_context(users):
+        assert drawn() == plain
+        assert {name: matplotlib.rcParams[name] for name in users} == users, "they stay the user's for figures of their own"
+
+
 def test_the_rate_is_drawn_through_every_joint(tmp_path):
     from matplotlib.figure import Figure
 

@@ -52,7 +52,7 @@ PACKAGES = (
 
 @cache
 def code_definitions() -> dict[str, str]:
-    """The digest of each definition that training depends on, by name (see `own.definitions`)."""
+    """The digest of each definition that training depends on, by name (see `definitions`)."""
     return definitions(*(ROOT / "repro" / f"{name}.py" for name in TRAINING_CODE))
 
 

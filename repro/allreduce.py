@@ -114,7 +114,7 @@ class Average:
         self._start_again()
 
     def begin(self, workers: int) -> int:
-        """From now on so many workers share a step; returns the number of passes of this rank."""
+        """From now on this many workers share a step; returns the number of passes of this rank."""
         self.arithmetic = type(self.arithmetic)(workers)
         self.mine = len(range(self.world.rank, -(-workers // self.workers_per_pass), self.world.size))
         return self.mine

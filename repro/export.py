@@ -142,7 +142,7 @@ class Exported(nn.Module):
     def preprocess(self, image: np.ndarray) -> torch.Tensor:
         """The test view of one image, uint8, (H, W) grey or (H, W, 3) RGB: (1, C, size, size) float32.
 
-        Raises ReproError if the image has other channels than the model.
+        Raises ReproError if its channels are not the model's.
         """
         channels, seen = self.card["channels"], Preprocessing(**self.card["preprocessing"]["view"])
         image = np.asarray(image)
@@ -158,7 +158,7 @@ class Exported(nn.Module):
 
 
 def load(file: str | Path, model: str = "") -> Exported:
-    """The model in a file that `export` wrote, ready for evaluation on the CPU; `file` may be that of the card, too.
+    """The model in a file that `export` wrote, ready for evaluation on the CPU; `file` may also be that of the card.
 
     `model` (`mine.py:my_net`) is the source of a user's own model. Not collective. Raises ReproError if a file is missing,
     damaged, or not what the card says.
@@ -264,12 +264,12 @@ def _check_fits(path: Path, card: dict, images: Images) -> None:
     difference = compare_labels(card["classes"], images.classes)
     if difference:
         raise ExportError(
-            f"{path.name} was trained with another label map than the data set {images.name} has: "
+            f"{path.name} was not trained with the label map of the data set {images.name}: "
             f"in the data, {difference}. Pack the data with the model's label map, which is in its card"
         )
     if card["preprocessing"]["view"] != _view(images):
         raise ExportError(
-            f"{path.name} needs other preprocessing than the data set {images.name} has: "
+            f"{path.name} needs preprocessing that is not that of the data set {images.name}: "
             f"{card['preprocessing']['view']}, not {_view(images)}"
         )
 
@@ -298,5 +298,5 @@ def _member(path: Path, card: dict, model: str) -> tuple[nn.Module, dict[str, to
                 f"{found.get(name, 'missing')}, the model's is {expected.get(name, 'not there')}"
             )
         if not state[name].isfinite().all():
-            raise ExportError(f"{file} is of no use: {name} holds numbers that are not finite (NaN or infinite)")
+            raise ExportError(f"{file} cannot be used: {name} contains NaN or infinite values")
     return network, state

@@ -31,8 +31,8 @@ TRIES, TRYING = 16, 0.3  # passes over the same images, of a user's own model, a
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over one worker's images, which returns their mean and variance as buffers instead of accumulating them.
 
-    In training, `batch_mean` and `batch_var` (unbiased) are written, of several workers their sums; the running statistics
-    change only through `Network.update_statistics`, after the averages over all workers are known.
+    `batch_mean` and `batch_var` (unbiased) are filled in training; with several workers they hold the sums over workers. The
+    running statistics change only through `Network.update_statistics`, after the averages over all workers are known.
     """
 
     running_mean: torch.Tensor
@@ -125,7 +125,7 @@ def builder(
         return partial(build, name, classes, channels, stride, zero_gamma)
     function = own.load(name)
     if not callable(function):
-        raise ReproError(f"{name} is no function: write a `def my_net(classes, channels)` that returns a torch.nn.Module")
+        raise ReproError(f"{name} is not a function: write a `def my_net(classes, channels)` that returns a torch.nn.Module")
     build_own = partial(function, classes=classes, channels=channels)
     with torch.random.fork_rng(devices=[]):
         _try(name, build_own, torch.randn(2, channels, size, size), classes)
@@ -367,7 +367,7 @@ def _check(model: nn.Module) -> None:
             continue
         if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
             raise ReproError(
-                f"{what} is another batch norm than torch's BatchNorm1d, BatchNorm2d or BatchNorm3d: use one of these"
+                f"{what} is a batch norm, but none of torch's BatchNorm1d, BatchNorm2d and BatchNorm3d: use one of these"
             )
         if not module.affine or not module.track_running_stats:
             raise ReproError(f"{what} has no affine parameters or no running statistics: leave both at torch's default")
@@ -401,7 +401,7 @@ def _adopt(tensors, flat):
 
 # --- On a GPU ---------------------------------------------------------------------------------------------------------
 
-WARM_UP = 3  # passes before the recording, in which cuDNN and cuBLAS choose and allocate, as torch's documentation wants it
+WARM_UP = 3  # passes before the recording, in which cuDNN and cuBLAS choose and allocate, as torch's documentation asks
 
 
 class Graph:

@@ -56,7 +56,7 @@ class Stage:
 
 
 def scaled(stages: Iterable[Stage], time: float, rate: float, workers: float = 1, divide_decay: float = 1) -> tuple[Stage, ...]:
-    """The stages with so many times the iterations, rates and workers, and weight decay over `divide_decay`."""
+    """The stages with iterations, rates and workers multiplied by these factors, and weight decay divided by `divide_decay`."""
 
     def whole(number: int, factor: float) -> int:
         return max(1, round(number * factor)) if number else 0  # 0 stands for another value, or for none

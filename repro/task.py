@@ -143,13 +143,13 @@ def describe_all(tasks: list[dict]) -> list[dict]:
 
 
 def check_ranks(recipe: Recipe, ranks: int) -> None:
-    """Raises ReproError if so many ranks cannot share a step of the recipe."""
+    """Raises ReproError if this many ranks cannot share a step of the recipe."""
     if ranks > recipe.passes:
         raise ReproError(f"{too_many(recipe, ranks)}: start at most {recipe.passes} ranks")
 
 
 def too_many(recipe: Recipe, ranks: int) -> str:
-    """Says that so many ranks cannot share a step of the recipe."""
+    """Says that this many ranks cannot share a step of the recipe."""
     one = recipe.workers_per_pass == 1
     what = f"{recipe.workers} workers" if one else f"{recipe.passes} passes of {recipe.workers_per_pass} workers"
     return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
@@ -173,7 +173,7 @@ def check_shared(world, task: Task) -> None:
 
 
 def check_agreement(world, task: Task) -> None:
-    """Raises on every rank if one was started with another run than rank 0, or has other code, data or packages.
+    """Raises on every rank if one was started with a run that is not rank 0's, or has other code, data or packages.
 
     Warns if they compute with other kernels: then it matters which rank has which worker.
     """

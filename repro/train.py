@@ -189,7 +189,7 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
     except (records.Stopped, comm.PeerError):
         stop.asked.clear()  # so that the next job of these ranks does not stop because of the same request
         raise
-    everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks leave runs to one another, too
+    everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks also leave runs to one another
     with world.together():
         if everywhere:
             named = "; ".join(locked[place] for place in sorted(everywhere))

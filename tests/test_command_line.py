@@ -42,7 +42,7 @@ OPTIONS = [
         ("train one_model --shrink smoek", "unknown shrink 'smoek'. Did you mean smoke? Choose one of: laptop, smoke,"),
         ("train one_model --precision fp23", "unknown precision 'fp23'. Did you mean fp32?"),
         ("train one_model --bn-momentum 0.2", "unknown bn-momentum 0.2. "),
-        ("train one_model two_models", "'two_models' is one argument too many"),
+        ("train one_model two_models", "unexpected argument 'two_models'"),
         ("train one_model --seed x", "argument --seed: invalid int value: 'x'"),
         ("train", "the following arguments are required: recipe"),
         ("train one_modle", "unknown recipe 'one_modle'. Did you mean one_model?"),

@@ -272,7 +272,7 @@ def test_the_rank_that_failed_first_hand_is_named_before_those_that_repeat_it(cl
 
 
 def test_another_error_on_another_rank_is_named_too(cluster):
-    with pytest.raises(engines.RankError, match="rank 1 failed too: KeyError: 'on purpose'$"):
+    with pytest.raises(engines.RankError, match="rank 1 also failed: KeyError: 'on purpose'$"):
         answers(cluster, fail_differently)
 
 
@@ -404,7 +404,7 @@ def close_pipe(guard, cluster):
         (kill_engine, 2, "an engine, .* ended|mpiexec ended"),
         pytest.param(kill_mpiexec, 1, "mpiexec ended with status -9", marks=pytest.mark.slow),
         pytest.param(kill_controller, 1, "controller ended with status -9", marks=pytest.mark.slow),
-        pytest.param(kill_guard, 1, "a process of them died", marks=pytest.mark.slow),
+        pytest.param(kill_guard, 1, "an engine process died", marks=pytest.mark.slow),
         (close_pipe, 1, "their owner ended them"),
     ],
 )

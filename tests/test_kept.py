@@ -204,7 +204,7 @@ def test_kept_runs_of_an_earlier_version_are_passed_over(files, caplog):
 
 @pytest.fixture
 def results(tmp_path):
-    """The results of a reproduction by the code at hand, with a run by other code and one that is not complete."""
+    """The results of a reproduction by this code, with a run by other code and one that is not complete."""
     results = tmp_path / "results"
     names = (
         "report/index.html",
@@ -246,7 +246,7 @@ def test_runs_by_other_code_are_not_kept(results, tmp_path, monkeypatch):
     (tmp_path / "reference" / "runs" / "digits-runs.jsonl").write_text("before")
     for module in (reproduce, tables):
         monkeypatch.setattr(module, "code_digest", lambda: "changed")
-    with pytest.raises(ReproError, match="are by other code than that at hand: `make reproduce` trains them again"):
+    with pytest.raises(ReproError, match="are by other code than this: `make reproduce` trains them again"):
         reproduce.keep(results, tmp_path / "reference")
     assert (tmp_path / "reference" / "runs" / "digits-runs.jsonl").read_text() == "before"
 

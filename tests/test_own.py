@@ -278,7 +278,7 @@ def test_a_model_of_ones_own_starts_from_the_seed(mine, digits, tmp_path):
         (["{mine}:my_recipe", "--model", "{mine}:wrong_shape"], "it returned (2, 11) for 2 images"),
         (["{mine}:my_recipe", "--model", "{mine}:other_arguments"], "unexpected keyword argument 'channels'"),
         (["{mine}:my_recipe", "--model", "{mine}:random_net"], "random numbers"),
-        (["{mine}:my_recipe", "--model", "{mine}:my_recipe"], "is no function"),
+        (["{mine}:my_recipe", "--model", "{mine}:my_recipe"], "is not a function"),
         (["{mine}:my_recipe", "--model", "resnet51"], "Did you mean resnet"),
         (["{mine}:my_recipe", "--model", "resnet11", "--shrink", "none", "--size", "x"], "--size"),
     ],

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\nexample:\n{lines}" if lines else "")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Of a subcommand, too, which gets what follows its name: so errors are about it, and not about the whole program."""
+        """Also called for a subcommand, with what follows its name, so that errors are about it, not the whole program."""
         args = sys.argv[1:] if args is None else list(args)
         for word in args:
             self._check_option(word)
@@ -34,14 +34,14 @@ class Parser(argparse.ArgumentParser):
                 break  # the rest is the subcommand's
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
-            self.error(f"{rest[0]!r} is one argument too many")
+            self.error(f"unexpected argument {rest[0]!r}")
         return namespace, rest
 
     def _check_option(self, word: str) -> None:
         """Misspelt options come first: otherwise an argument that seems to be missing would be reported in their place."""
         name = word.partition("=")[0]
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        if name.startswith("--") and not any(option.startswith(name) for option in known):  # argparse takes beginnings, too
+        if name.startswith("--") and not any(option.startswith(name) for option in known):  # argparse also takes beginnings
             closest = difflib.get_close_matches(name, known, n=1)
             self.error(f"unknown option {name}." + (f" Did you mean {closest[0]}?" if closest else ""))
 

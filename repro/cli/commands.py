@@ -402,7 +402,7 @@ def parser() -> Parser:
     whole.add_argument("--profile", choices=tuple(PROFILES), default="laptop", help=f"(default: laptop) {costs}")
     whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
-    whole.add_argument("--verbose", action="store_true", help="print what the notebooks print, too")
+    whole.add_argument("--verbose", action="store_true", help="also print what the notebooks print")
 
     for kind in ("table", "figure"):
         one = command(

@@ -56,7 +56,7 @@ class Curves:
 
     @_defaults()
     def image(self, rows: list[dict], step: int):
-        """The figure with these metric rows, and a dot on the learning rate after so many steps."""
+        """The figure with these metric rows, and a dot on the learning rate after this many steps."""
         for colour, line in self.losses.items():
             shown = [row["train_loss"] if self._colour(row) == colour else math.nan for row in rows]
             line.set_data([row["epoch"] for row in rows], shown)

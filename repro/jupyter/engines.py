@@ -117,7 +117,7 @@ class Job:
         kind, line, frames = (errors[first][key] for key in ("kind", "line", "traceback"))
         lines = [f"rank {first} failed: {line}", frames.rstrip()] if frames else [line]
         others = {rank: one["line"] for rank, one in errors.items() if one["kind"] not in weak and one["line"] != line}
-        lines += [f"rank {rank} failed too: {other}" for rank, other in others.items()]
+        lines += [f"rank {rank} also failed: {other}" for rank, other in others.items()]
         stuck = [str(rank) for rank, call in enumerate(self._calls) if not call.done()]
         if stuck:
             self._cluster.end("a rank had failed and others did not finish")
@@ -237,7 +237,7 @@ class Cluster:
         """Ends the engines, whichever process owns them, and waits until they are gone; returns why, perhaps from the guard."""
         if self._ended:
             return self._ended
-        self._ended = reason or "a process of them died, or another process ended them"
+        self._ended = reason or "an engine process died, or another process ended them"
         if not self._guard:
             Path(self.connection_file).unlink(missing_ok=True)  # the guard checks for it
         else:

@@ -159,7 +159,7 @@ _packing = threading.Lock()
 
 
 def pack(data: str) -> None:
-    """Packs an embedded data set, unless it is packed; waits if `begin` is at it."""
+    """Packs an embedded data set, unless it is packed; waits if `begin` is already packing it."""
     with saying(f"packing {data}, once ..."), _packing:
         pack_embedded(data)
 
@@ -223,7 +223,7 @@ def _train(engine: Cluster, plan: dict, live: bool, recipe: str, task: dict) -> 
 
 
 def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = True, apart: bool = True) -> list[str]:
-    """Trains many runs on the engines, shows the progress, and returns their folders. Evaluates `ensembles`, too.
+    """Trains many runs on the engines, shows the progress, and returns their folders. Also evaluates `ensembles`.
 
     `apart`: each rank trains runs of its own (`repro.train.train_all`); otherwise all share every step, which suits large
     images. Runs that other processes are training are waited for. An interrupt makes every rank stop after its step, with a

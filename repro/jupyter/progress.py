@@ -72,7 +72,7 @@ def _in_notebook() -> bool:
 def follow(
     folder: Path | str, live: bool, step: int = 0, over: Callable[[], bool] | None = None, earlier: int = 0, board: Any = None
 ) -> None:
-    """Shows a run as `Progress` does, until `over()`, by default until nobody trains it. `board.write` gets the rows, too."""
+    """Shows a run as `Progress` does, until `over()`, by default until nobody trains it. `board.write` also gets the rows."""
     with Progress(folder, live, step, earlier) as progress:
         over = over or progress.pulse.over
         while True:
@@ -225,7 +225,7 @@ class Many:
     def __init__(self, planned: list[Planned], line: "Line"):
         self.planned, self.line = planned, line
         self.total = sum(run.steps * run.cost for run in planned)
-        self.besides: dict[str, float] = {}  # seconds that other things than training will take
+        self.besides: dict[str, float] = {}  # seconds that anything but training will take
         self.complete, self.new, self.training = set(), [], []  # new: since the last look; training: in words
         self.pace = 0.0  # work per second
         self.measure()

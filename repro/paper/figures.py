@@ -342,7 +342,7 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame
     look = LOOKS["published"]
     minutes.plot(published.nodes, published.minutes, look.marker, color=look.colour, markersize=4, zorder=3)
     for number, row in enumerate(published.sort_values("nodes").itertuples()):
-        left = number % 2  # one on each side by turns, so that neighbours do not meet
+        left = number % 2  # alternately on each side, so that neighbours do not meet
         minutes.annotate(
             row.run.split(",")[0],
             (row.nodes, row.minutes),

@@ -7,7 +7,7 @@ PASS            ours is the published number within the tolerance; of a question
 MISSED          it is not
 EQUIVALENT      the two sides of a question are shown to differ by less than the margin
 CONTRADICTED    they are shown to differ, with the other sign
-NOT-RESOLVED    the data at hand cannot tell
+NOT-RESOLVED    the data cannot tell
 NOT-RUN         its cost in node-hours stands beside it, where it is known
 """
 
@@ -60,7 +60,7 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     """The ledger of `results`, as text; and whether a claim is MISSED.
 
     It is that of the reference if `results` has no runs, or only tiny ones, such as the tour's, which answer nothing. The
-    first line says whether the code at hand has trained the runs.
+    first line says whether this code has trained the runs.
     """
     results = Path(results) if tables.of_size(Path(results) / "runs") else REFERENCE
     table = ledger(results / "runs", results)

@@ -223,7 +223,7 @@ COLUMNS = {
     "compute": Column("computation, s", ".3f", "seconds of a step that are spent on computation"),
     "waiting": Column("waiting, s", ".3f", "seconds that are spent on waiting for the slowest"),
     "allreduce": Column("allreduce, s", ".3f", "seconds that are spent on the allreduce"),
-    "efficiency": Column("efficiency, %", ".0f", "images/s, per cent of so many times those of one rank or node"),
+    "efficiency": Column("efficiency, %", ".0f", "images/s, per cent of those of as many ranks or nodes, each alone"),
     "efficiency_48_cores": Column("of all 48 cores, %", ".0f", "the same, of a node that computes on all its cores"),
     "minutes_60": Column("60 epochs, minutes", ".0f", "minutes for 60 epochs"),
     "minutes_64": Column("64 epochs, minutes", ".0f", "minutes for 64 epochs"),

@@ -16,7 +16,7 @@ NOT_TRAINING = {"11-scaling": 60.0, "20-tables": 40.0}  # seconds that notebooks
 
 
 def planned(profile: Profile, images: int, runs: Path) -> list[Planned]:
-    """The runs that a profile needs on a data set of so many training images, in the folder `runs`."""
+    """The runs that a profile needs on a data set of `images` training images, in the folder `runs`."""
     wanted = [(DISTRIBUTED, 0)]
     for topic, seeds in profile.seeds.items():
         wanted += [(task["recipe"], task["seed"]) for task in questions.tasks("", "", list(range(seeds)), [topic])]

@@ -170,9 +170,9 @@ def tasks(data: str, shrink: str, seeds: list[int], topics: list[str] | None = N
 
 
 def answers(models: pd.DataFrame, out: Path | str) -> pd.DataFrame:
-    """The answers of the runs in `out`: for each data set and shrink at hand, one row per question.
+    """The answers of the runs in `out`: one row per question for each data set and shrink.
 
-    `models` are `tables.models` of them; runs of a variant or of another model than the recipe's are no part of an answer. The
+    `models` are `tables.models` of them; runs of a variant, or of a model that is not the recipe's, are left out. The
     columns are those of `statistics.judge`, and low_originals and high_originals, an interval that holds for new originals
     too (`statistics.over_originals`); difference_zoom and difference_scale_aspect, in other views of the first test images;
     and `views`, which says whether the sign is the same in all views. Questions are one family of tests, controls another.

@@ -125,7 +125,7 @@ def _read(results: Path, name: str) -> pd.DataFrame:
     texts = table.columns.intersection(
         ["data", "shrink", "model", "variant", "recipe", "members", "average", "folder", "claim"]
     )
-    return table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # an empty cell is text, too
+    return table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))  # an empty cell is also text
 
 
 def _of(table: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
@@ -288,7 +288,7 @@ def _scaling_sentence(measured: pd.DataFrame) -> str:
     row = several.sort_values(["ranks", "images"]).iloc[-1]
     return (
         f"On this machine, {row.ranks} ranks train {row.model} at {row.efficiency:.0f}% of the images/s per rank of one rank "
-        "alone. No cluster was at hand, so that above 90% on many nodes and the 28 minutes were not measured."
+        "alone. No cluster was available, so the efficiency above 90% on many nodes and the 28 minutes were not measured."
     )
 
 

@@ -38,7 +38,7 @@ ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by n
 def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bool = False) -> Path:
     """Trains the missing runs of a profile and makes its tables, figures and report; returns the report's path.
 
-    If nothing has changed since the last time, nothing is done. With `verbose`, what the notebooks print is printed, too.
+    If nothing has changed since the last time, nothing is done. With `verbose`, what the notebooks print is also printed.
     Raises ReproError at the first failure and records.Stopped on a request; a later call continues from there.
     """
     chosen = PROFILES[choose("profile", profile, PROFILES)]
@@ -150,9 +150,7 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     counted = tables.that_count(tidy.runs(results / "runs")[0])
     mine = counted[counted.code == code_digest()]
     if mine.empty:
-        raise ReproError(
-            f"the runs in {results / 'runs'} are by other code than that at hand: `make reproduce` trains them again"
-        )
+        raise ReproError(f"the runs in {results / 'runs'} are by other code than this: `make reproduce` trains them again")
     for folder in ("tables", "figures", "report", "runs"):
         for path in (reference / folder).glob("*"):
             if not path.name.startswith("bench-"):

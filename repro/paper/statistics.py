@@ -148,7 +148,7 @@ def needed(sd: float, paired: bool = True) -> int:
     """The number of runs per side for which the interval's half-width is at most `MARGIN`.
 
     sd: of the paired differences, or of the runs of either side if unpaired (assumed equal), in points. The sd of a pilot is
-    too small more often than too large: pass `sd_limit` of it. Raises ReproError if it is no number.
+    too small more often than too large: pass `sd_limit` of it. Raises ReproError unless `sd` is a number, at least 0.
     """
     if not 0 <= sd < math.inf:
         raise ReproError(f"no number of runs is enough for a standard deviation of {sd}: pass a number, at least 0")

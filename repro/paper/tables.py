@@ -161,7 +161,7 @@ def _counted(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFr
 def that_count(runs: pd.DataFrame) -> pd.DataFrame:
     """Of `repro.run.tidy.runs`'s runs those that count: complete ones, no seed twice, and those that are compared alike.
 
-    In each data set, shrink and variant they are by the code at hand, or, if it has trained none there, by the code of the
+    In each data set, shrink and variant they are by this code, or, if it has trained none there, by the code of the
     newest run, on the same images, and all seeds of a recipe have the same numbers: those of the newest run. Of runs with
     equal keys the newest counts.
     """
@@ -402,7 +402,7 @@ def on_the_papers_nodes(draws: int = 500) -> pd.DataFrame:
     """MODEL: efficiency and minutes on nodes like R3's, to which it is fitted; see `steptime.on_known_nodes`.
 
     16 images per process as in R1, and 32 as in R3. The abstract does not say how many epochs its 28 minutes are, so there are
-    minutes for 60, 64, 75 and 90 epochs. Its 1536 nodes were other ones (Xeon Phi), so their minutes are not A2's.
+    minutes for 60, 64, 75 and 90 epochs. Its 1536 nodes were different (Xeon Phi), so their minutes are not A2's.
 
     `efficiency` is against a node with the same 44 computing cores. The release leaves 4 of 48 cores to communication (two
     servers for each of two processes): `efficiency_48_cores` is

@@ -60,7 +60,7 @@ ANOTHER = "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_O
 
 @cache
 def code_definitions() -> dict[str, str]:
-    """The digest of each definition that training depends on, by name (see `own.definitions`)."""
+    """The digest of each definition that training depends on, by name (see `definitions`)."""
     return definitions(*(ROOT / "repro" / f"{name}.py" for name in TRAINING_CODE))
 
 

@@ -70,7 +70,7 @@ def living(folders: list[Path]) -> list[Path]:
 
 
 class Pulse:
-    """Signs of life of a run, by the clock of the one who looks: those of two machines need not agree."""
+    """Signs of life of a run, timed by the observer's clock: those of two machines need not agree."""
 
     def __init__(self, folder: Path):
         self.folder, self.signs = folder, {}  # signs: the last one of each rank, as `ranks.watchdog` writes it
@@ -157,7 +157,7 @@ def outcome(folder: Path) -> tuple[str, str]:
 
 
 def pace(rows: list[dict], last: int) -> float:
-    """Steps per second over so many of a run's last rows, by its own clock; 0 if they do not tell."""
+    """Steps per second over the last rows of a run, by its own clock; 0 if unknown."""
     start = {"step": 0, "seconds": 0.0}
     begin, end = rows[-last - 1] if len(rows) > last else start, rows[-1] if rows else start
     steps, seconds = end["step"] - begin["step"], end["seconds"] - begin["seconds"]
@@ -165,7 +165,7 @@ def pace(rows: list[dict], last: int) -> float:
 
 
 def left(work: float, pace: float, more: float = 0.0) -> str:
-    """How long so much work takes at this pace, and `more` seconds, such as ", about 5 minutes left"; "" if that is unknown."""
+    """How long the work takes at this pace, plus `more` seconds, such as ", about 5 minutes left"; "" if that is unknown."""
     seconds = work / pace + more if pace else 0.0
     return f", about {duration(seconds)} left" if seconds else ""
 

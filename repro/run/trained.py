@@ -12,14 +12,14 @@ SHOWN = 12  # definitions that are named at most
 
 
 def note(out: Path) -> None:
-    """Notes that the code at hand has trained the runs in the folder `out`."""
+    """Notes that this code has trained the runs in the folder `out`."""
     noted = {"code": code_digest(), "version": code_version(), "definitions": code_definitions()}
     with replacing(out / NAME) as temporary:
         temporary.write_text(json.dumps(noted, indent=1) + "\n")
 
 
 def by(out: Path, runs: Iterable[tuple[str, str]]) -> str:
-    """Whether the code at hand has trained the runs in `out`, given each one's code and version; if not, what has changed."""
+    """Whether this code has trained the runs in `out`, given each one's code and version; if not, what has changed."""
     runs = list(runs)
     others = {(code, version) for code, version in runs if code != code_digest()}
     if not others:
@@ -37,7 +37,7 @@ def by(out: Path, runs: Iterable[tuple[str, str]]) -> str:
 
 
 def differences(earlier: dict[str, str]) -> list[str]:
-    """Which definitions of the code at hand are not those of earlier code (`identity.code_definitions`)."""
+    """Which definitions of this code are not those of earlier code (`identity.code_definitions`)."""
     now = code_definitions()
     found = [(name, "changed") for name in sorted(now.keys() & earlier.keys()) if now[name] != earlier[name]]
     found += [(name, "gone") for name in sorted(earlier.keys() - now.keys())]

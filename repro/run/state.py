@@ -134,7 +134,7 @@ def _owner(folder: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")  # a failing disk or another program may have left anything
     except OSError:
         return ""
 

@@ -125,7 +125,7 @@ def ends(folder):
 
 def test_a_rule_and_a_growing_batch_have_the_same_bits_on_two_ranks_after_a_kill(mine, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    task = dict(recipe="mine.py:growing", model="mine.py:my_net", data=digits)
+    task = dict(recipe="mine.py:growing", model="mine.py:my_net", data=digits, split="val")
     alone = ends(train.train(**task, out=str(tmp_path / "alone")))
     killed = kill_after_first_checkpoint(tmp_path / "killed", **task)
     done = mpiexec(2, "-m", "repro", "train", task.pop("recipe"), *options(**task, out=tmp_path / "killed"))
@@ -137,8 +137,9 @@ def test_a_rule_and_a_growing_batch_have_the_same_bits_on_two_ranks_after_a_kill
 
 
 @pytest.fixture
-def averaged(mine, digits, tmp_path):
-    """averaged(*stages): the ends of a run by a rule that averages; rule="" is SGD."""
+def averaged(mine, digits, tmp_path, monkeypatch):
+    """averaged(*stages): the ends of a run by a rule that averages, tested on few images; rule="" is SGD."""
+    monkeypatch.setattr(evaluate, "VIEWS", dict.fromkeys(evaluate.VIEWS, 50))
 
     def trained(*stages, rule=f"{mine}:Averaged"):
         recipe = Recipe("r", stages, workers=3, images_per_worker=4, model="resnet11", epoch_images=300, update=rule)

@@ -2,11 +2,14 @@
 
 from textwrap import wrap
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from repro.paper.figures import SMALL, TWO_COLUMNS, beside, interval, thousands
 from repro.paper.names import GREY, INK, LOOKS, MEMBER
+
+matplotlib.use("agg")  # figures are only saved, so no display is needed that the user's matplotlibrc may ask for
 
 SIZES_SHOWN = {  # stage of collapse_parts: label, look
     "plain": ("plain end, training view", LOOKS["trunk"]._replace(marker="s")),

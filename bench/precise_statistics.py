@@ -26,8 +26,8 @@ from repro.paper import questions, tables
 from repro.paths import RESULTS, given, replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
-from repro.run.state import recipe_of
-from repro.schedule import at
+from repro.run.shapes import recipe_of
+from repro.schedule import Place, at
 
 
 def tested(folder: Path) -> list[dict]:
@@ -40,13 +40,13 @@ def tested(folder: Path) -> list[dict]:
     recipe, seed = recipe_of(run), run["settings"]["seed"]
     train = Images(run["data"]["name"], "train", normalization=run["settings"]["normalization"], size=run["settings"]["size"])
     stream = Stream(train, seed, recipe.images_per_worker)
-    after = recipe.iterations, recipe.images()  # of these steps no model has seen the drawing of images
+    after = Place(recipe.iterations, recipe.images())  # of these steps no model has seen the drawing of images
     model = evaluate.build_again(run, images)
     network = Network(model, images_per_worker=recipe.images_per_worker)
     states = {}
     for name in names:
         network.load(checkpoint.load(folder / "snapshots" / name)[0])
-        now = replace(at(recipe, recipe.starts[[stage.name for stage in recipe.stages].index(name)]), before=after)
+        now = replace(at(recipe, recipe.starts[[stage.name for stage in recipe.stages].index(name)]), place=after)
         evaluate.recompute_statistics(comm.World(), network, stream, now, now.workers, "fp32")
         states[name] = {key: value.clone() for key, value in model.state_dict().items()}
     rows = []

@@ -33,6 +33,7 @@ class Member:
     file: str
     offset: int  # 0: the plain file itself, as a tar starts with a header
     size: int
+    changed: int = 0  # when the file was changed last, in nanoseconds; 0: not known
 
     @classmethod
     def of(cls, path: Path | str) -> "Member":
@@ -43,7 +44,7 @@ class Member:
             raise ReproError(f"{path} cannot be read ({error.strerror})") from error
         if not stat.S_ISREG(status.st_mode):
             raise ReproError(f"{path} is {_kind(status.st_mode)}, where a plain file is expected")
-        return cls(os.path.basename(path), str(path), 0, status.st_size)
+        return cls(os.path.basename(path), str(path), 0, status.st_size, status.st_mtime_ns)
 
     @property
     def place(self) -> str:
@@ -57,6 +58,8 @@ class Member:
             content = read_at(0, self.size)
         if len(content) < self.size:
             raise ReproError(f"{self.place} is cut short: {AGAIN}")
+        if self.changed and Member.of(self.file).changed != self.changed:
+            raise ReproError(f"{self.file} was changed while it was packed: wait until nothing changes it, and pack again")
         return content
 
     @contextmanager
@@ -96,8 +99,9 @@ def find(folder: Path, *places: str) -> Path:
 def files(folder: Path | str, pattern: str = ".*") -> list[Member]:
     """The files of a folder, sorted by name; hidden ones are ignored. Anything but files that match is an error."""
     return [
-        Member(entry.name, entry.path, 0, _stat(entry).st_size)
+        Member(entry.name, entry.path, 0, status.st_size, status.st_mtime_ns)
         for entry in _entries(folder, stat.S_ISREG, "an image file", pattern)
+        for status in [_stat(entry)]
     ]
 
 
@@ -144,7 +148,7 @@ def index(tar: Member, pattern: str) -> list[Member]:
     inside = f"{tar.name}/" if tar.offset else ""
     with tar.opened() as read_at:
         return [
-            Member(inside + name, tar.file, tar.offset + offset, size)
+            Member(inside + name, tar.file, tar.offset + offset, size, tar.changed)
             for name, offset, size in _scan(read_at, tar.size, tar.place, pattern)
         ]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from repro import ReproError
 from repro.images import packed
-from repro.paths import DATA, given
+from repro.paths import DATA, given, named
 
 import packing
 
@@ -76,13 +76,17 @@ def main() -> int:
             )
             return 2
         parts: dict[str, list[int] | None] = {split: None}
-        if split == "train":
-            (arguments.out / "val.lmdb").unlink(missing_ok=True)  # of an earlier call: its images may be trained on now
-            if arguments.val:
-                parts["train"], parts["val"] = held_out(dataset.targets, arguments.val)
-        for part, chosen in parts.items():
-            manifest = pack(dataset, arguments.out, part, chosen)
-            print(f"{arguments.out / part}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
+        try:
+            if split == "train":
+                with named(val := arguments.out / "val.lmdb"):
+                    val.unlink(missing_ok=True)  # of an earlier call: its images may be trained on now
+                if arguments.val:
+                    parts["train"], parts["val"] = held_out(dataset.targets, arguments.val)
+            for part, chosen in parts.items():
+                manifest = pack(dataset, arguments.out, part, chosen)
+                print(f"{arguments.out / part}.lmdb: {manifest['count']} images, sha256 {manifest['sha256'][:12]}")
+        except ReproError as error:
+            parser.error(str(error))
     return 0
 
 

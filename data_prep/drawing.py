@@ -56,13 +56,13 @@ def run(
     out = parser.parse_args().out
     try:
         packing.check_name(out, name)
+        for split, originals in splits().items():
+            count, items = len(originals[0]), partial(_items, name, split, originals, noise)
+            stored, path = packed.drawn_by(name), out / f"{split}.lmdb"
+            manifest = packed.write(path, out.name, split, classes, items, stored, preprocessing=preprocessing, originals=count)
+            print(f"{path}: {manifest['count']:,} images of {count} originals, sha256 {manifest['sha256'][:12]}")
     except ReproError as error:
         parser.error(str(error))
-    for split, originals in splits().items():
-        count, items = len(originals[0]), partial(_items, name, split, originals, noise)
-        stored, path = packed.drawn_by(name), out / f"{split}.lmdb"
-        manifest = packed.write(path, out.name, split, classes, items, stored, preprocessing=preprocessing, originals=count)
-        print(f"{path}: {manifest['count']:,} images of {count} originals, sha256 {manifest['sha256'][:12]}")
 
 
 def _items(name: str, split: str, originals: Originals, noise: float, start: int) -> Iterator[packed.Item]:

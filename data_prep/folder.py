@@ -9,6 +9,7 @@ added.
 
 import argparse
 import hashlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,11 @@ def prepare(
     test_share = 0 if test else test_share
     if not 0 <= val_share < 1 - test_share:
         raise ReproError(f"--val-share is {val_share}: it must be at least 0, and leave images to train on")
+    if test and (one := nested(train, test)):
+        raise ReproError(
+            f"--train and --test are {one}: name a folder of other images to test on, or leave out --test to set a share of "
+            f"the images apart"
+        )
     classes = [folder.name for folder in archives.folders(train)]
     if len(classes) < 2:
         raise ReproError(f"{train} has {len(classes)} class folders: it must have at least two")
@@ -50,10 +56,48 @@ def prepare(
         splits["test" if place < test_share else "val" if place < test_share + val_share else "train"].append(source)
     if not val_share:
         del splits["val"]
+    check_apart(splits)
     whole_number("--size", size, 8, 4096)
     usual = packed.PHOTOGRAPHS
     seen = replace(usual, size=size, short_side=round(size * usual.short_side / usual.size), mirror=mirror)
     packing.pack(out, classes, splits, preprocessing=seen, **options)
+
+
+def nested(train: Path, test: Path) -> str:
+    """How the two folders are one, or one in the other; "" if they are not."""
+    train, test = Path(os.path.realpath(train)), Path(os.path.realpath(test))
+    if train == test:
+        return f"one folder, {train}"
+    return f"one in the other, {train} and {test}" if train in test.parents or test in train.parents else ""
+
+
+def check_apart(splits: dict[str, list[Source]]) -> None:
+    """Raises ReproError if a file is both trained and tested on; warns of copies under the same name."""
+    others = [source for split in splits if split != "train" for source in splits[split]]
+    files, names = {_file(source): source for source in others}, {source.name: source for source in others}
+    for source in splits["train"]:
+        if other := files.get(_file(source)):
+            raise ReproError(
+                f"{source.member.file} is a training image, and the same file as {other.member.file}, which is not to be "
+                f"trained on: remove one of them"
+            )
+    pairs = [(source.member, names[source.name].member) for source in splits["train"] if source.name in names]
+    copies = [other.file for one, other in pairs if one.size == other.size and one.read() == other.read()]
+    if copies:
+        print(
+            f"warning: {len(copies):,} of {len(others):,} test images are copies of training images, such as {copies[0]}: on "
+            f"these, a network shows what it remembers",
+            file=sys.stderr,
+        )
+
+
+def _file(source: Source) -> tuple[int, int]:
+    """What identifies the file, by whatever path."""
+    try:
+        status = os.stat(source.member.file)
+    except OSError as error:
+        raise ReproError(f"{source.member.file} cannot be read ({error.strerror})") from error
+    return status.st_dev, status.st_ino
 
 
 def sources(folder: Path, classes: list[str]) -> list[Source]:

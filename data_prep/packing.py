@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import os
+import resource
 import shutil
 import sys
 import time
@@ -43,10 +44,12 @@ SUFFIXES = {
     ".ppm": "PPM",
 }
 FORMATS = tuple(set(SUFFIXES.values()))  # not all of Pillow's: some start other programs
+METADATA = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP")  # chunks of a PNG
 MOST_PIXELS = 89_000_000  # just below the size that Pillow warns about
 SAMPLE = 32  # images of a split that the estimates are made from
 SHOWN = 30  # images that were converted or left out and are printed; the manifest lists all
 RANGES = (("short_side", 0, 65500), ("quality", 1, 100), ("threads", 1, 1024), ("max_skipped", 0, 10**9))
+COMPARED = "compared: names, sizes and times of change"  # of images with those of an earlier packing
 PAGE = 4096  # LMDB stores large records in whole pages, and as many small ones per page as fit
 
 
@@ -105,16 +108,24 @@ def convert(content: bytes, name: str, rule: Rule) -> tuple[bytes, str]:
 
 def _decoded(content: bytes, short_side: int) -> tuple[Image.Image, bytes, tuple[int, int], str]:
     """The decoded image, its file's bytes, its full size, and a note if the bytes were repaired."""
+    try:
+        image, size = _opened(content, short_side)
+        return image, content, size, ""
+    except ImageError:
+        # Pillow reads the resolution from EXIF, and fails on some damage there, and on large texts and colour profiles.
+        bare, what = _without_metadata(content)
+        if bare == content:
+            raise
+        image, size = _opened(bare, short_side)
+    return image, bare, size, f"{what}, removed"
+
+
+def _opened(content: bytes, short_side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The decoded image, and its full size."""
     if not content:
         raise ImageError("is empty")
-    note = ""
     try:
-        try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except Image.UnidentifiedImageError:
-            # Pillow reads the resolution from EXIF, and fails on some damage there.
-            content, note = _without_exif(content), "damaged EXIF, removed"
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         size = image.size
         if size[0] * size[1] > MOST_PIXELS:
             raise Image.DecompressionBombError
@@ -128,13 +139,26 @@ def _decoded(content: bytes, short_side: int) -> tuple[Image.Image, bytes, tuple
         raise ImageError(f"is {_kind(content)}") from error
     except Exception as error:  # decoders raise all kinds of errors for damaged bytes
         raise ImageError(f"is damaged or cut short ({error})") from error
-    return image, content, size, note
+    return image, size
+
+
+def _without_metadata(content: bytes) -> tuple[bytes, str]:
+    """A JPEG without EXIF, or a PNG without texts, EXIF and colour profile, and what it was; anything else is unchanged."""
+    if content[:2] == b"\xff\xd8":
+        return _without_exif(content), "damaged EXIF"
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        return content, ""
+    kept, place = [content[:8]], 8
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # length, kind, content, checksum
+        if content[place + 4 : place + 8] not in METADATA:
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept), "large or damaged text or colour profile"
 
 
 def _without_exif(jpeg: bytes) -> bytes:
-    """The JPEG without its EXIF segments (APP1); anything else is returned unchanged."""
-    if jpeg[:2] != b"\xff\xd8":
-        return jpeg
+    """The JPEG without its EXIF segments (APP1)."""
     kept, place = [jpeg[:2]], 2
     while jpeg[place : place + 1] == b"\xff" and jpeg[place : place + 2] != b"\xff\xda":
         end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
@@ -226,10 +250,16 @@ def pack(
         _estimate(out, classes, jobs, rule, threads)
         if jobs:
             writable_folder(out)
-        for job in jobs:
+        for number, job in enumerate(jobs, 1):
             items = _items(job, rule, threads, on_error, max_skipped)
             manifest = packed.write(job.path, dataset, job.path.stem, classes, items, str(rule), job.fingerprint, preprocessing)
+            for other in jobs[number:]:
+                other.path.unlink(missing_ok=True)  # of an earlier packing, which is no longer that of all splits
             _report(job.path, manifest)
+    digests = {split: packed.Packed(out / f"{split}.lmdb", dataset, split).manifest["sha256"] for split in splits}
+    for split in splits:
+        if split != "train" and digests[split] == digests["train"]:
+            print(f"warning: {split} has the same images as train, so a network will show what it remembers", file=sys.stderr)
 
 
 def _job(
@@ -256,16 +286,16 @@ def _job(
             same = False
         if not same:
             raise ReproError(
-                f"{path} exists already, but not from the same images with the same options: replace it "
+                f"{path} exists already, but not from the same images with the same options ({COMPARED}): replace it "
                 f"with --overwrite, or choose another folder with --out"
             )
-        print(f"{path}: already packed from the same images with the same options (--overwrite packs it again)")
+        print(f"{path}: already packed from the same images with the same options ({COMPARED}; --overwrite packs it again)")
         return None
     partial = packed.partial_path(path, fingerprint)
     for begun in set(path.parent.glob(f".{path.name}.*.partial")) - {partial}:
         print(
-            f"{begun}: started from other images or with other options ({_bytes(begun.stat().st_size)}); delete it "
-            f"unless you want to continue it"
+            f"{begun}: started from other images or with other options ({COMPARED}; {_bytes(begun.stat().st_size)}); delete "
+            f"it unless you want to continue it"
         )
     inputs, left_out = packed.begun(partial)
     return _Job(path, sources, fingerprint, inputs, left_out)
@@ -274,11 +304,15 @@ def _job(
 def _fingerprint(
     dataset: str, split: str, classes: list[str], sources: list[Source], rule: Rule, preprocessing: packed.Preprocessing
 ) -> str:
-    """A digest of everything that determines the packed bytes; images count by their names, labels and sizes."""
+    """A digest of everything that determines the packed records. Of images it is what `COMPARED` says, and their labels.
+
+    To read them would take as long as packing. The time of change of an image in an archive is the archive's.
+    """
     versions = Image.__version__, features.version("jpg"), features.version("libjpeg_turbo")
     digest = hashlib.sha256(repr((dataset, split, classes, str(rule), preprocessing, versions)).encode())
     for source in sources:
-        digest.update(f"{source.name}\0{source.label}\0{source.member.size}\n".encode("utf-8", "surrogateescape"))
+        member = source.member
+        digest.update(f"{source.name}\0{source.label}\0{member.size}\0{member.changed}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -294,6 +328,8 @@ def _estimate(out: Path, classes: list[str], jobs: list[_Job], rule: Rule, threa
         sizes = [_on_disk(len(item.image)) for item in items if item.image]
         size = round(1.05 * sum(sizes) / max(len(sizes), 1) * job.remaining) + 8 * PAGE
         needed += size
+        if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < size:
+            raise ReproError(f"{job.path} takes about {_bytes(size)}: {packed.too_large()}")
         continued = f", {job.inputs:,} of them already done" if job.inputs else ""
         print(
             f"{job.path}: {len(job.sources):,} images of {len(classes):,} classes{continued}; about "

@@ -8,12 +8,15 @@ way; an image is a random crop of its class's region. The synsets are made up.
 """
 
 import argparse
+import filecmp
 import gzip
 import io
+import os
 import struct
 import sys
 import tarfile
 import tempfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -77,11 +80,20 @@ def devkit_id(label: int, classes: int) -> int:
     return 1 + (label + 1) % classes
 
 
+@contextmanager
+def _replacing(path: Path):
+    """Like `replacing`, but a file that is the same as before also keeps its time of change, by which packing knows it."""
+    with replacing(path) as temporary:
+        yield temporary
+        if path.exists() and filecmp.cmp(path, temporary, shallow=False):
+            os.utime(temporary, ns=(time := path.stat().st_mtime_ns, time))
+
+
 def _write_train(path: Path, counts: list[int], seed: int) -> None:
     images = sum(counts)
     odd = {place * images // (len(ODD) + 1): kind for place, kind in enumerate(ODD, 1)}
     number = 0
-    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as outer:
+    with _replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as outer:
         for label, count in enumerate(counts):
             with tempfile.TemporaryFile(dir=path.parent) as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as inner:
@@ -94,7 +106,7 @@ def _write_train(path: Path, counts: list[int], seed: int) -> None:
 
 
 def _write_validation(path: Path, labels: np.ndarray, seed: int) -> None:
-    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+    with _replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, label in enumerate(labels.tolist()):
             image = _image(label, number, np.random.default_rng([seed, 1, number]))
             _add(archive, f"ILSVRC2012_val_{number + 1:08d}.JPEG", io.BytesIO(image))
@@ -103,7 +115,7 @@ def _write_validation(path: Path, labels: np.ndarray, seed: int) -> None:
 def _write_devkit(path: Path, counts: list[int], labels: np.ndarray) -> None:
     truth = "".join(f"{devkit_id(label, len(counts))}\n" for label in labels.tolist())
     with (
-        replacing(path) as temporary,
+        _replacing(path) as temporary,
         open(temporary, "wb") as file,
         gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,

@@ -1,6 +1,6 @@
 """Exact top-1 and top-5 counts, for single models and for the average of their predictions."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from repro.model import Network, builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
 from repro.run.settings import AVERAGES
-from repro.schedule import Now
+from repro.schedule import Now, Place
 
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
@@ -111,8 +111,8 @@ def recompute_statistics(world, network: Network, stream: Stream, now: Now, work
     """
     batch = now.workers * stream.images_per_worker
     number = -(-STATISTICS_IMAGES // batch)
-    steps, images = now.before
-    steps_from_now = (replace(now, before=(steps + step, images + step * batch)) for step in range(number))
+    steps, images = now.place
+    steps_from_now = (replace(now, place=Place(steps + step, images + step * batch)) for step in range(number))
     arithmetic = Exact(number * now.workers)
     total = torch.zeros(len(network.statistics), dtype=torch.int64)
     with world.together():
@@ -175,47 +175,19 @@ def ensemble(
     """
     world = world or comm.world()
     with world.together():
-        opened = open_run(folder, members, data)
-    with _locked(world, folder):
-        return _ensemble(world, folder, *opened, average, device)
-
-
-def ensembles(folder: str, wanted: list[tuple[list[str], str]], data: str, device: str, world: comm.World) -> None:
-    """Evaluates, as `ensemble`, those of `wanted`, which are (members, average), that the run has no record of. Collective."""
-    if not _missing(world, folder, wanted):
-        return
-    with _locked(world, folder):
-        for members, average in _missing(world, folder, wanted):
-            with world.together():
-                opened = open_run(folder, members, data)
-            _ensemble(world, folder, *opened, average, device)
-
-
-def _missing(world, folder: str, wanted: list[tuple[list[str], str]]) -> list[tuple[list[str], str]]:
-    recorded = [(entry["members"], entry["average"]) for entry in world.broadcast(records.ensembles(folder))]
-    return [each for each in wanted if each not in recorded]
-
-
-@contextmanager
-def _locked(world, folder: str):
-    """Holds the run's lock: what is recorded is read before it is written, and the same need not be computed twice."""
-    with world.together():
-        lock = records.take_lock(Path(folder), "evaluated") if world.rank == 0 else nullcontext()
-    with lock:
-        yield
-
-
-def _ensemble(world, folder: str, run: dict, members: list[str], images: Images, average: str, device: str) -> dict:
-    with world.together():
+        run, members, images = open_run(folder, members, data)
         device = find_device(device, world.node_rank)
         model = build_again(run, images).to(device)
         pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]
-    torch.set_num_threads(run["settings"]["threads"])
-    options = dict(average=average, device=device, precision=run["settings"]["precision"])
-    result, correct = in_all_views(world, pairs, images, **options)
-    entry = {"members": members, "average": average, **result}
-    with world.together():  # so that no rank returns before the result is on disk
-        if world.rank == 0:
-            records.save_correct(folder, "+".join(members) + f".{average}", correct)
-            records.add_ensemble(folder, entry)
+    with world.together():
+        lock = records.take_lock(Path(folder), "evaluated") if world.rank == 0 else nullcontext()
+    with lock:  # what is recorded is read before it is written
+        torch.set_num_threads(run["settings"]["threads"])
+        options = dict(average=average, device=device, precision=run["settings"]["precision"])
+        result, correct = in_all_views(world, pairs, images, **options)
+        entry = {"members": members, "average": average, **result}
+        with world.together():  # so that no rank returns before the result is on disk
+            if world.rank == 0:
+                records.save_correct(folder, records.ensemble_name(members, average), correct)
+                records.add_ensemble(folder, entry)
     return entry

@@ -16,12 +16,12 @@ from repro.ranks import stop
 from repro.replica import Replica
 from repro.run import checkpoint, records
 from repro.run.records import Stopped, describe
-from repro.schedule import Now, due
+from repro.schedule import Now, Place, due
 
 log = logging.getLogger("repro")
 
-CHECKPOINT_SECONDS = 30  # at the ends of epochs, no more often than this
-REMEMBERED = "update:"  # before the names of its vectors in a checkpoint: torch's names of parameters hold no colon
+CHECKPOINT_SECONDS = 30  # at metric rows, no more often than this
+VECTOR = "update:"  # before the name of an update's vector in a checkpoint; the names of parameters have no colon
 LONGEST_SECONDS = 600  # after any step this long after the last checkpoint: the most that a kill can cost
 
 
@@ -32,8 +32,8 @@ class Journal:
         """Restores network and update from the newest checkpoint, if there is one. Collective."""
         self.task, self.run, self.world = task, task.run, (world := replica.world)
         self.network, self.update, self.average = replica.network, replica.update, replica.average
-        self.evaluations = due(task.recipe, task.recipe.evaluate_every)  # after these numbers of steps, and metric rows after
-        self.rows = self.evaluations | due(task.recipe, task.recipe.record_every)  # these: at the ends of stages, too
+        self.evaluations = due(task.recipe, task.recipe.evaluate_every)  # numbers of steps after which there is one
+        self.rows = self.evaluations | due(task.recipe, task.recipe.record_every)
         self.step, self.seconds, self.losses, self.corrects = 0, 0.0, [], []  # losses and corrects since the last metric row
         with world.together():
             if self.run.checkpoints:
@@ -41,18 +41,18 @@ class Journal:
             elif self.run.continued:
                 log.info("an earlier attempt left no checkpoint yet in %s: starting again from step 0", self.run.folder)
             if world.rank == 0:
-                self.run.rewind(self.step)
+                self.run.rewind(self.step, self.rows)
         self.first, self.earlier = self.step, self.seconds
         self.began = self.saved = time.monotonic()
 
-    def ask(self) -> None:
+    def announce(self) -> None:
         """Tells all ranks, through this step's average, if this one wants to stop or to save a checkpoint after it."""
         if stop.asked.is_set() or self.step + 1 == self.first + self.task.steps:
             self.average.stop()
         if self.world.rank == 0 and time.monotonic() - self.saved > LONGEST_SECONDS:
             self.average.save()
 
-    def enter(self, now: Now, mean: Mean) -> None:
+    def record(self, now: Now, mean: Mean) -> None:
         """Records the step that was just done; evaluates and saves if it is time to. Collective.
 
         Raises records.Stopped on every rank, after a checkpoint, if a rank was asked to stop.
@@ -65,9 +65,11 @@ class Journal:
             return
         self.world.at = f"the end of {self.world.at}"
         self._check_replicas()
-        row = {"step": self.step, "epoch": recipe.epochs(self.step), "stage": stage.name, "rate": now.rate}
-        row |= {"train_loss": sum(self.losses) / len(self.losses)}
-        row |= {"train_top1": sum(self.corrects) / len(self.corrects) / recipe.images_per_worker}
+        row = {
+            **{"step": self.step, "epoch": recipe.epochs(self.step), "stage": stage.name, "rate": now.rate},
+            "train_loss": sum(self.losses) / len(self.losses),
+            "train_top1": sum(self.corrects) / len(self.corrects) / recipe.images_per_worker,
+        }
         ends_stage, correct, model = now.iteration + 1 == stage.iterations, {}, {}
         if self.step in self.evaluations:
             with self._finished(now):
@@ -118,7 +120,8 @@ class Journal:
         network.weights.copy_(finished)
         recipe, settings = self.task.recipe, self.task.settings
         stream = Stream(self.task.train_images, settings.seed, recipe.images_per_worker)
-        following = replace(now, before=(now.before[0] + 1, now.before[1] + recipe.batch(now.stage)))
+        place = Place(now.place.steps + 1, now.place.images + recipe.batch(now.stage))
+        following = replace(now, place=place)
         evaluate.recompute_statistics(self.world, network, stream, following, recipe.workers_per_pass, settings.precision)
         yield
         network.weights.copy_(weights)
@@ -153,8 +156,9 @@ class Journal:
         self.saved = time.monotonic()
         if self.world.rank != 0:
             return
+        self.run.flush()  # those rows are not written again
         folder = self.run.folder / "checkpoints"
-        state = self.network.state() | {REMEMBERED + name: vector.cpu() for name, vector in self.update.vectors.items()}
+        state = self.network.state() | {VECTOR + name: vector.cpu() for name, vector in self.update.vectors.items()}
         progress = {"run": self.run.folder.name, "step": self.step, "seconds": self.seconds}
         checkpoint.save(folder / str(self.step), state, progress | {"losses": self.losses, "corrects": self.corrects})
         checkpoint.prune(folder)
@@ -168,7 +172,7 @@ class Journal:
             )
         try:
             for name, vector in self.update.vectors.items():
-                vector.copy_(state.pop(REMEMBERED + name))
+                vector.copy_(state.pop(VECTOR + name))
             self.network.load(state)
         except (KeyError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint in {folder} is not of this network: {error}") from error

@@ -5,11 +5,14 @@
 then work on whole vectors and know nothing about layers.
 """
 
+import random
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +24,8 @@ from repro.run.settings import DEVICES, PRECISIONS
 from repro.schedule import MODELS
 
 ALIGNED = 4  # elements: cuBLAS and cuDNN read 16 bytes at once, and fail or fall back where a tensor begins in between
-RANDOM = "draws random numbers from torch's generator in its forward pass, so the weights would depend on the number of ranks"
+RANDOM = "draws random numbers from {} generator in its forward pass, so the weights would depend on the number of ranks"
+TRIES, TRYING = 16, 0.3  # passes over the same images, of a user's own model, and seconds after which there is no further one
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -113,7 +117,8 @@ def builder(
 ) -> Callable[[], nn.Module]:
     """Returns a function that builds a model: ours, or a user's `mine.py:my_net`, called as my_net(classes=, channels=).
 
-    A user's own model is tried once, on two random images of `size` pixels: raises ReproError if it cannot be trained.
+    A user's own model is tried on two random images of `size` pixels: raises ReproError if it cannot be trained, or if the same
+    seed or the same images give different results.
     """
     if not own.is_own(name):
         choose("model", name, MODELS)
@@ -128,21 +133,49 @@ def builder(
 
 
 def _try(name: str, build_own: Callable, images: torch.Tensor, classes: int) -> None:
-    """Builds a user's model and computes one contribution; raises ReproError that names the failing part."""
+    """Builds a user's model and computes a few contributions; raises ReproError that names the failing part."""
     action = "is built"
-    try:
+
+    def built() -> Network:
+        torch.manual_seed(0)
         model = build_own()
         if not isinstance(model, nn.Module):
             raise ReproError(f"it returned {type(model).__name__} and not a torch.nn.Module")
+        return Network(model)
+
+    def bits(network: Network) -> list[bytes]:  # in which NaN equals itself
+        contribution = network.contribute(images, torch.arange(len(images)) % classes)
+        return [vector.numpy().tobytes() for vector in (network.weights, contribution)]
+
+    try:
+        network = built()
         action = f"is trained on {tuple(images.shape)} images"
-        Network(model).contribute(images, torch.arange(len(images)) % classes)
-        logits = tuple(model(images).shape)
+        first = bits(network)
+        logits = tuple(network.model(images).shape)
         if logits != (len(images), classes):
             raise ReproError(f"it returned {logits} for {len(images)} images: it must return logits, {(len(images), classes)}")
+        until = time.monotonic() + TRYING
+        for _ in range(TRIES):
+            if bits(network) != first:
+                raise ReproError(
+                    "the same images give different results, so the weights would depend on the number of ranks: remove what "
+                    "is random in its forward pass, and what it remembers from one batch for the next"
+                )
+            if time.monotonic() > until:
+                break
+        if bits(built()) != first:
+            raise ReproError("the same seed gives another network: draw what is random in it from torch's generator")
     except ReproError as error:
         raise ReproError(f"{name}: {error}") from error
     except Exception as error:
         raise ReproError(f"{name} fails when it {action} ({type(error).__name__}: {error}): fix it") from error
+
+
+def generators(cuda: bool = False) -> dict[str, bytes]:
+    """The states of the generators from which any code can draw random numbers, by whose they are."""
+    of_torch = (torch.cuda if cuda else torch).get_rng_state().numpy().tobytes()
+    of_numpy = [value.tobytes() if isinstance(value, np.ndarray) else value for value in np.random.get_state()]
+    return {"torch's": of_torch, "Python's": repr(random.getstate()).encode(), "NumPy's": repr(of_numpy).encode()}
 
 
 def find_device(name: str, node_rank: int = 0) -> str:
@@ -172,6 +205,11 @@ def find_precision(name: str, device: str, small: bool) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def kernels(device: str) -> str:
+    """What decides the last bits besides packages: the GPU, or which of the processor's instructions torch uses."""
+    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
 
 
 class Network:
@@ -221,8 +259,8 @@ class Network:
     def contribute(self, images: torch.Tensor, labels: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Forward and backward of the images (N, C, H, W) and labels (N,) of one or more workers; returns `contribution`.
 
-        Raises ReproError in the first call if the model draws random numbers, changes buffers other than batch norm's, or
-        does not return logits (N, classes).
+        Raises ReproError in the first call if the model draws random numbers (`generators`), changes buffers other than batch
+        norm's, or does not return logits (N, classes).
         """
         images, labels = images.to(self.weights.device), labels.to(self.weights.device)
         self.model.train()
@@ -245,32 +283,32 @@ class Network:
 
     def _compute(self, images: torch.Tensor, labels: torch.Tensor, precision: str) -> None:
         self.gradients.zero_()
-        before = {} if self.examined else self._constants()
+        buffers, drawn = ({}, {}) if self.examined else (self._constants(), generators(self.weights.is_cuda))
         # Without a cache of converted weights: each is used once, and a graph must not depend on what is kept from before.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             logits = self.model(images)
         if not self.examined:
-            self._examine(before, logits, labels)
+            self._examine(buffers, drawn, logits, labels)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum") / (self.images_per_worker or len(labels))
         loss.backward()
         self.loss.copy_(loss.detach())
         self.correct.copy_((logits.detach().argmax(1) == labels).sum())
 
     def _constants(self) -> dict[str, torch.Tensor]:
-        """Copies of what a forward pass must not change: buffers other than batch norm's, by name, and the generator as ""."""
+        """Copies of the buffers that a forward pass must not change, those other than batch norm's, by name."""
         norms = {id(buffer) for norm in self.norms for buffer in norm.buffers()}
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers() if id(buffer) not in norms}
-        return {"": (torch.cuda if self.weights.is_cuda else torch).get_rng_state()} | buffers
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers() if id(buffer) not in norms}
 
-    def _examine(self, before: dict[str, torch.Tensor], logits, labels) -> None:
-        """Raises ReproError if the first forward pass changed `_constants`, or did not return logits."""
+    def _examine(self, buffers: dict[str, torch.Tensor], drawn: dict[str, bytes], logits, labels) -> None:
+        """Raises ReproError if the first forward pass changed `_constants` or `generators`, or did not return logits."""
+        for whose, state in generators(self.weights.is_cuda).items():
+            if state != drawn[whose]:
+                raise ReproError(f"the model {RANDOM.format(whose)}: remove its dropout, or whatever else is random")
         for name, now in self._constants().items():
-            if not torch.equal(before[name], now):
+            if not torch.equal(buffers[name], now):
                 raise ReproError(
                     f"the model changes its buffer {name} in its forward pass, so the weights would depend on the number of "
                     "ranks: only batch norm's buffers are averaged"
-                    if name
-                    else f"the model {RANDOM}: remove its dropout, or whatever else is random"
                 )
         found: Any = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         classes = int(labels.max()) + 1  # there may be more
@@ -324,7 +362,7 @@ def _check(model: nn.Module) -> None:
     for name, module in model.train().named_modules():
         what = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise ReproError(f"{what} {RANDOM}: remove it, or set its p to 0")
+            raise ReproError(what + " " + RANDOM.format("torch's") + ": remove it, or set its p to 0")
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
         if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):

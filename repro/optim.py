@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from repro import ReproError
-from repro.model import RANDOM, Network
+from repro.model import RANDOM, Network, generators
 from repro.run import own
 from repro.schedule import Now, Recipe, Stage, at
 
-PIECE = 1 << 17  # elements updated at a time on a CPU, so that the three vectors pass through the cache once, not four times
+PIECE = 1 << 17  # elements updated at a time on a CPU, so that they stay in the cache for all four operations
+TRIED = 24  # first steps of a recipe at which a user's own rule is tried
 
 
 class Update(ABC):
@@ -27,7 +28,7 @@ class Update(ABC):
     remembers: tuple[str, ...] = ()  # vectors as long as the weights
 
     def __init__(self, network: Network, recipe: Recipe):
-        """A subclass may have numbers of its own after these two: `Recipe.update_numbers`."""
+        """A subclass may take numbers of its own after these two, from `Recipe.update_numbers`."""
         self.weights = network.weights
         self.vectors = {name: torch.zeros_like(self.weights) for name in self.remembers}
 
@@ -39,12 +40,12 @@ class Update(ABC):
 
     @abstractmethod
     def step(self, gradient: torch.Tensor, now: Now) -> None:
-        """Changes the weights by the gradient (P,), averaged over all workers, which may be overwritten."""
+        """Changes the weights by the gradient (P,), averaged over all workers; may overwrite the gradient."""
 
     def finished(self) -> torch.Tensor:
         """The weights (P,) that are tested, and kept at a stage's end.
 
-        If they are others than `weights`, such as an average, batch norm's statistics are computed again for them.
+        If they are not `weights` but, for example, an average, batch norm's statistics are computed again for them.
         """
         return self.weights
 
@@ -78,8 +79,8 @@ class SGD(Update):
 def rule(recipe: Recipe) -> Callable[[Network], Update]:
     """Returns a function that makes the recipe's rule for a network: `SGD`, or a user's own, such as mine.py:MyRule.
 
-    A user's own rule is tried on a network of one layer. Raises ReproError if it fails there, or does not keep all that it
-    remembers in `vectors`.
+    A user's own rule is tried on a network of one layer, at the first steps and the first of each stage. Raises ReproError if
+    it fails there, or remembers anything that is not in `vectors`.
     """
     numbers = dict(recipe.update_numbers)
     if not recipe.update:
@@ -103,39 +104,42 @@ def rule(recipe: Recipe) -> Callable[[Network], Update]:
 
 
 def _try(make: Callable[[Network], Update], recipe: Recipe) -> None:
-    """Takes a few steps, and the later half of them again by a new rule that knows only weights and vectors."""
+    """Takes some steps, and the later half of them again by a new rule that is given only weights and vectors."""
     torch.manual_seed(0)
     network = Network(nn.Linear(6, 4))
-    update, steps = make(network), range(min(6, recipe.iterations))
-    gradients = [torch.randn_like(network.weights) for _ in steps]
-    generator = torch.random.get_rng_state()
-
-    def go(steps: range) -> torch.Tensor:
-        for number in steps:
-            now = at(recipe, number)
-            if now.iteration == 0:
-                update.begin(now.stage)
-            update.step(gradients[number].clone(), now)
-        finished = update.finished()
-        if not isinstance(finished, torch.Tensor) or finished.shape != network.weights.shape or finished.dtype != torch.float32:
-            raise ReproError(f"`finished` must return weights, a float32 tensor {tuple(network.weights.shape)}")
-        return torch.cat([finished, network.weights])
-
-    middle = len(steps) // 2
-    go(steps[:middle])
-    for name, vector in update.vectors.items():
-        if not isinstance(vector, torch.Tensor) or vector.dtype != torch.float32:
-            raise ReproError(f"vectors[{name!r}] must be a float32 tensor")
-    weights, vectors = network.weights.clone(), {name: vector.clone() for name, vector in update.vectors.items()}
-    expected = go(steps[middle:])
+    begins = {start + after for start in recipe.starts for after in (0, 1)}
+    steps = [at(recipe, step) for step in range(recipe.iterations) if step < TRIED or step in begins]
+    gradients = torch.randn(len(steps), len(network.weights))
+    drawn = generators()
+    earlier, later = (list(zip(steps, gradients))[part] for part in (slice(len(steps) // 2), slice(len(steps) // 2, None)))
     update = make(network)
+    _go(update, network, earlier)
+    weights, vectors = network.weights.clone(), {name: vector.clone() for name, vector in update.vectors.items()}
+    expected = _go(update, network, later)
+    again = make(network)
     network.weights.copy_(weights)
     for name, vector in vectors.items():
-        update.vectors[name].copy_(vector)
-    if not torch.equal(go(steps[middle:]), expected):
+        again.vectors[name].copy_(vector)
+    if not torch.equal(_go(again, network, later), expected):
         raise ReproError(
             "it remembers something that is not in `vectors`, so a run that was killed would end with other weights: keep all "
             "of it there"
         )
-    if not torch.equal(torch.random.get_rng_state(), generator):
-        raise ReproError(f"it {RANDOM.replace(' in its forward pass', '')}")
+    for whose, state in generators().items():
+        if state != drawn[whose]:
+            raise ReproError(f"it {RANDOM.format(whose).replace(' in its forward pass', '')}")
+
+
+def _go(update: Update, network: Network, steps: list[tuple[Now, torch.Tensor]]) -> torch.Tensor:
+    """Takes these steps, each with its gradient; returns the finished weights and those in training."""
+    for now, gradient in steps:
+        if now.iteration == 0:
+            update.begin(now.stage)
+        update.step(gradient.clone(), now)
+    for name, vector in update.vectors.items():
+        if not isinstance(vector, torch.Tensor) or vector.dtype != torch.float32:
+            raise ReproError(f"vectors[{name!r}] must be a float32 tensor")
+    finished = update.finished()
+    if not isinstance(finished, torch.Tensor) or finished.shape != network.weights.shape or finished.dtype != torch.float32:
+        raise ReproError(f"`finished` must return weights, a float32 tensor {tuple(network.weights.shape)}")
+    return torch.cat([finished, network.weights])

@@ -74,6 +74,11 @@ def writable_folder(path: Path | str) -> Path:
     return path
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name a file or folder and leads nowhere else."""
+    return text == Path(text).name and text not in ("", "..")
+
+
 NUMBER = (int, float)
 WORDS = {
     dict: "an object",

@@ -32,4 +32,4 @@ def assemble(world, task) -> Replica:
     torch.manual_seed(settings.seed)
     network = Network(task.build(), settings.device, recipe.images_per_worker)
     average = average_for(settings.reduction, world, recipe.workers, network, recipe.workers_per_pass)
-    return Replica(world, network, task.update(network), average, settings.precision, recipe.bn_momentum)
+    return Replica(world, network, task.make_update(network), average, settings.precision, recipe.bn_momentum)

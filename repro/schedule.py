@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from repro import ReproError, choose, whole_number
 
@@ -45,7 +45,7 @@ class Stage:
     decay: str = "polynomial"  # or "cosine": half a period, from the base rate to zero at the horizon
     power: float = 1.0  # of the polynomial decay
     horizon: int = 0  # iteration, from the stage's start, at which `as_released` decays to zero; 0: the stage's end
-    designed_horizon: int = 0  # the same from the end of warm-up for `as_designed`; 0: horizon - warm-up
+    designed_horizon: int = 0  # iterations from the end of warm-up to zero for `as_designed`; 0: horizon - warm-up
     drops: tuple[int, ...] = ()  # multistep instead of polynomial: the rate falls tenfold at each of these iterations
     weight_decay: float = 5e-5
     augmentation: str = "scale_aspect"  # or "scale" (short side 256 to 480), or "none": random crop and mirror only
@@ -76,6 +76,13 @@ def scaled(stages: Iterable[Stage], time: float, rate: float, workers: float = 1
         )
         for stage in stages
     )
+
+
+class Place(NamedTuple):
+    """How many steps and images led to some weights: where training goes on in the stream of training images."""
+
+    steps: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ class Recipe:
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of a step, over all workers, where they are fewest: the most ranks that can share it."""
+        """Forward and backward passes of a step, in the stage that has the fewest: the most ranks that can share it."""
         return -(-min(map(self.workers_of, self.stages)) // self.workers_per_pass)
 
     @cached_property
@@ -194,20 +201,19 @@ class Recipe:
         return self.stages[index], step - self.starts[index]
 
     @cached_property
-    def before(self) -> dict[str, tuple[int, int]]:
-        """Steps and images on the way to the weights that each stage starts from, by the stage's name.
+    def places(self) -> dict[str, Place]:
+        """The place in the stream of training images at which each stage begins, by the stage's name.
 
         A stage that starts from an earlier one's end goes on in the stream of training images (`images.data.Stream`) where that
         one ended. So all stages that start there see the same images, which makes a comparison between their ends sharper,
         and the images of any model are those of uninterrupted epochs. New weights see new images.
         """
-        found: dict[str, tuple[int, int]] = {}
+        found: dict[str, Place] = {}
         for stage, start in zip(self.stages, self.starts):
-            steps, images = start, self.images(start)
+            found[stage.name] = Place(start, self.images(start))
             if origin := self.origin(stage):
                 steps, images = found[origin.name]
-                steps, images = steps + origin.iterations, images + origin.iterations * self.batch(origin)
-            found[stage.name] = steps, images
+                found[stage.name] = Place(steps + origin.iterations, images + origin.iterations * self.batch(origin))
         return found
 
     def origin(self, stage: Stage) -> Stage | None:
@@ -279,7 +285,7 @@ class Now:
     rate: float
     previous_rate: float  # that of the step before, if momentum is corrected for its change (in warm-up, by a switch); else 0.0
     workers: int  # that share the step
-    before: tuple[int, int]  # steps and images on the way to the weights that the step finds: its place in the sample stream
+    place: Place  # in the stream of training images
 
 
 def at(recipe: Recipe, step: int) -> Now:
@@ -287,10 +293,10 @@ def at(recipe: Recipe, step: int) -> Now:
     stage, iteration = recipe.stage_at(step)
     corrected = recipe.momentum_correction == "warmup" and 0 < iteration < stage.warmup_iterations
     previous_rate = _rate(stage, iteration - 1, recipe.lr_formula) if corrected else 0.0
-    steps, images = recipe.before[stage.name]
-    before = steps + iteration, images + iteration * recipe.batch(stage)
+    steps, images = recipe.places[stage.name]
+    place = Place(steps + iteration, images + iteration * recipe.batch(stage))
     rate = _rate(stage, iteration, recipe.lr_formula)
-    return Now(step, stage, iteration, rate, previous_rate, recipe.workers_of(stage), before)
+    return Now(step, stage, iteration, rate, previous_rate, recipe.workers_of(stage), place)
 
 
 def learning_rate(recipe: Recipe, step: int, formula: str = "") -> float:

@@ -1,5 +1,6 @@
 """One run with checked parameters, and what all ranks must agree on before it starts."""
 
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from torch import nn
 from repro import ReproError, choose, recipes, whole_number
 from repro.images.data import Images
 from repro.images.packed import compare_labels, pack_embedded
-from repro.model import Network, builder, find_device, find_precision
+from repro.model import Network, builder, find_device, find_precision, kernels
 from repro.optim import Update, rule
 from repro.paths import RUNS
 from repro.ranks import comm
 from repro.run import identity, own, records
 from repro.run.settings import MOST_THREADS, Settings, non_default
 from repro.schedule import SWITCHES, Recipe
+
+log = logging.getLogger("repro")
 
 PARAMETERS = ("recipe", "data", "shrink", "model", "update", "out", "decoders", "steps", "patience")  # of `prepare`
 SHARED_SECONDS = 10.0  # within which a shared file system shows a file of one node to another
@@ -28,7 +31,7 @@ class Task:
 
     recipe: Recipe
     build: Callable[[], nn.Module]  # a model with its initial weights, from torch's generator
-    update: Callable[[Network], Update]  # the rule by which its weights change
+    make_update: Callable[[Network], Update]  # the rule by which its weights change
     train_images: Images
     test_images: Images
     settings: Settings
@@ -81,6 +84,10 @@ def _prepare(
     train, test = (Images(data, split, normalization=asked.normalization, size=asked.size) for split in splits)
     if difference := compare_labels(train.classes, test.classes):
         raise ReproError(f"the label map of {test.packed.path} is not that of {train.packed.path}: {difference}")
+    if test.preprocessing != train.preprocessing:
+        raise ReproError(
+            f"{test.packed.path} was packed with other options than {train.packed.path}: pack both again with the same ones"
+        )
     small = recipes.shrink(original, shrink, len(train))
     if model and model != small.model:
         small = replace(small, model=model, name=f"{small.name}-{model.rpartition(':')[2]}")
@@ -135,7 +142,7 @@ def describe_all(tasks: list[dict]) -> list[dict]:
     return [describe(**task) for task in tasks]
 
 
-def fits(recipe: Recipe, ranks: int) -> None:
+def check_ranks(recipe: Recipe, ranks: int) -> None:
     """Raises ReproError if this many ranks cannot share a step of the recipe."""
     if ranks > recipe.passes:
         raise ReproError(f"{too_many(recipe, ranks)}: start at most {recipe.passes} ranks")
@@ -148,7 +155,7 @@ def too_many(recipe: Recipe, ranks: int) -> str:
     return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
 
 
-def share(world, task: Task) -> None:
+def check_shared(world, task: Task) -> None:
     """Raises on every rank if one does not see the run's folder as rank 0 has written it.
 
     A rank without the checkpoints would begin at step 0 while the others continue, and all would wait for each other.
@@ -165,10 +172,19 @@ def share(world, task: Task) -> None:
             time.sleep(0.1)
 
 
-def agree(world, task: Task) -> None:
-    """Raises on every rank if one was started with a run that is not rank 0's, or has other code, data or packages."""
+def check_agreement(world, task: Task) -> None:
+    """Raises on every rank if one was started with a run that is not rank 0's, or has other code, data or packages.
+
+    Warns if they compute with other kernels: then it matters which rank has which worker.
+    """
     mine = task.run.record | {"out": str(task.run.folder.parent), "packages": identity.package_versions()}
     first = world.broadcast(mine)
     with world.together():
         if difference := identity.first_difference(mine, first):
             raise ReproError(f"rank {world.rank} does not agree with rank 0, so nothing was started: {difference}")
+    computing = sorted(set(world.gather(f"{identity.processor()} ({kernels(task.settings.device)})")))
+    if world.rank == 0 and computing[1:]:
+        log.warning(
+            "ranks compute on different processors, %s: on other ranks, the weights may have other bits",
+            " and ".join(computing),
+        )

@@ -24,11 +24,12 @@ from repro.allreduce import Mean
 from repro.images.data import Stream, load_ahead, requests
 from repro.images.packed import pack_embedded
 from repro.journal import Journal
+from repro.model import kernels
 from repro.ranks import comm, stop, watchdog
 from repro.replica import Replica, assemble
-from repro.run import checkpoint, identity, records
+from repro.run import checkpoint, records
 from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, at
-from repro.task import Task, agree, fits, prepare, share
+from repro.task import Task, check_agreement, check_ranks, check_shared, prepare
 
 log = logging.getLogger("repro")
 
@@ -46,14 +47,14 @@ def _train(world, task: Task) -> dict:
         now = at(recipe, number)
         if now.iteration == 0:
             _begin_stage(task, now.stage, replica)
-        journal.ask()
+        journal.announce()
         mean = step(replica, batches, now)
-        journal.enter(now, mean)
+        journal.record(now, mean)
     return journal.facts()
 
 
 def step(replica: Replica, batches: Iterator, now: Now) -> Mean:
-    """One step of synchronous SGD, or of another rule, over all workers. Collective.
+    """One synchronous step over all workers, by the recipe's update rule. Collective.
 
     `batches` yields (images, labels) of this rank's passes, one after the other. Returns the mean over workers, whose gradient
     the update may have overwritten.
@@ -85,7 +86,7 @@ def average_over_workers(replica: Replica, batches: Iterator, workers: int) -> M
 
 
 def _begin_stage(task: Task, stage: Stage, replica: Replica) -> None:
-    """Loads the weights and statistics that the stage starts from, if the network has others; the update begins again."""
+    """Loads the weights and statistics that the stage starts from, unless they are in place, then resets the update."""
     network, origin = replica.network, task.recipe.origin(stage)
     if stage.starts_from == NEW_WEIGHTS:
         # torch's generator uses 32 bits of a seed: of (seed, stage), mixed, so that no other run starts from the same weights.
@@ -120,22 +121,23 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.World | None =
     world.leaving, world.at = False, "the start"  # engines are used again after a call that failed
     task = prepare(recipe, data, world=world, **parameters)
     with world.together():
-        fits(task.recipe, world.size)
-    agree(world, task)
+        check_ranks(task.recipe, world.size)
+    check_agreement(world, task)
     try:
         with world.together():
-            begun = world.rank == 0 and task.run.begin(ranks=world.size, workers=task.recipe.workers)
+            facts = {"ranks": world.size, "workers": task.recipe.workers, "kernels": kernels(task.settings.device)}
+            begun = world.rank == 0 and task.run.begin(**facts)
         _attempt(world, task, begun)
     finally:
         task.run.release()
     return str(task.run.folder)
 
 
-def _attempt(world, task: "Task", begun: bool) -> None:
+def _attempt(world, task: Task, begun: bool) -> None:
     """Trains a run, unless it is complete, and records how that ended. `begun`: rank 0 has begun it. Collective."""
     folder = task.run.folder
     try:
-        share(world, task)
+        check_shared(world, task)
         if not world.broadcast(begun):
             log.info("already complete: %s", folder)
             return
@@ -153,17 +155,17 @@ def _attempt(world, task: "Task", begun: bool) -> None:
             caught.add_note(f"(on rank {world.rank} of {world.size}, at {world.at}, run {folder})")
         if begun:
             with suppress(ReproError):  # a full disk may be the reason why it failed
-                task.run.update(status=status, end=identity.now(), error=f"{type(caught).__name__}: {caught}")
+                task.run.end(status, f"{type(caught).__name__}: {caught}")
         raise
 
 
 def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]]] | None = None) -> None:
-    """Trains many independent runs, each on a rank of its own; every rank takes the next that no other has taken. Collective.
+    """Trains many independent runs, each on a rank of its own; each rank takes the next unclaimed run. Collective.
 
     `tasks` are the parameters of `train`. `ensembles` are (stages, average) by recipe, evaluated at the end of its run. On a
     machine with few cores this is faster than sharing each step of a small network. Complete runs are left unchanged.
-    Raises as `train`, on every rank, after the other ranks have passed all tasks: records.Stopped if a rank was asked to stop,
-    records.Locked if nothing is left but runs that other processes are training, which it names.
+    Raises as `train`, on every rank, after the other ranks have gone through all tasks: records.Stopped if a rank was asked to
+    stop, records.Locked if nothing is left but runs that other processes are training, which it names.
     """
     world, alone = comm.world(), comm.World()
     with world.together():
@@ -176,8 +178,10 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
             for place, task in enumerate(tasks):
                 try:
                     folder = train(world=alone, **task)
-                    wanted = (ensembles or {}).get(task["recipe"], [])
-                    evaluate.ensembles(folder, wanted, task["data"], task.get("device", "auto"), alone)
+                    recorded = [(entry["members"], entry["average"]) for entry in records.ensembles(folder)]
+                    for members, average in (ensembles or {}).get(task["recipe"], []):
+                        if (members, average) not in recorded:
+                            evaluate.ensemble(folder, members, average, task["data"], task.get("device", "auto"), alone)
                 except records.Locked as error:
                     locked[place] = str(error)
                 if stop.asked.is_set():
@@ -187,6 +191,6 @@ def train_all(tasks: list[dict], ensembles: dict[str, list[tuple[list[str], str]
         raise
     everywhere = set.intersection(*map(set, world.gather(locked)))  # ranks also leave runs to one another
     with world.together():
-        if everywhere and world.rank == 0:
+        if everywhere:
             named = "; ".join(locked[place] for place in sorted(everywhere))
             raise records.Locked(f"{len(everywhere)} of {len(tasks)} runs could not be done here: {named}")

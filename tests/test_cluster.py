@@ -32,9 +32,16 @@ except EnginesError:
 
 @pytest.fixture
 def slurm(tmp_path):
-    """slurm(script, **environment): starts a script as Slurm would, on two ranks where there is an mpiexec."""
+    """slurm(script, **environment): starts a script as Slurm would, on two ranks where there is an mpiexec.
+
+    Its Python has no mpiexec beside it, so that the scripts call srun.
+    """
     words = shlex.join([MPIEXEC, *mpiexec_options(MPIEXEC), "-n", "2"]) if MPIEXEC else ""
-    tools = {"srun": f'while [[ $1 == -* ]]; do shift; done\nexec {words} "$@"', "scontrol": f'echo "$@" >>{tmp_path}/scontrol'}
+    tools = {
+        "srun": f'while [[ $1 == -* ]]; do shift; done\nexec {words} "$@"',
+        "scontrol": f'echo "$@" >>{tmp_path}/scontrol',
+        "python": f'exec {sys.executable} "$@"',
+    }
     (tmp_path / "bin").mkdir()
     for name, body in tools.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -47,7 +54,7 @@ def slurm(tmp_path):
             *arguments,
             **{
                 "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-                "PYTHON": sys.executable,
+                "PYTHON": str(tmp_path / "bin" / "python"),
                 "SLURM_JOB_ID": "17",
                 "SLURM_NTASKS": "2" if words else "1",
                 "SLURM_CPUS_PER_TASK": "3",

@@ -129,6 +129,10 @@ def test_on_several_ranks_one_says_it():
         ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8"}, 3, 8),
         ({"PMIX_RANK": "3", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, 3, 8),
         ({"PMI_RANK": "3", "PMI_SIZE": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, 3, 8),  # mpiexec started by srun
+        ({"SLURM_PTY_PORT": "9", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_TASK_PID": "1"}, 0, 1),  # in a shell
+        ({"SLURM_PTY_WIN_COL": "80", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_TASK_PID": "1"}, 0, 1),
+        ({"SLURM_PTY_PORT": "9", "PMI_RANK": "1", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8"}, 1, 2),
+        ({"SLURM_PTY_PORT": "9", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_TASK_PID": str(os.getpid())}, 3, 4),
     ],
 )
 def test_the_launcher_says_which_rank_this_is(monkeypatch, variables, rank, ranks):

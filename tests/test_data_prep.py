@@ -21,7 +21,7 @@ from repro.images.packed import SPLITS, Packed, PackedError, pack_embedded
 from repro.paths import ROOT
 
 import drawing
-from conftest import python
+from conftest import python, run
 
 # Of the packed digits. A change of the drawings changes the result of every run on them, and must be meant.
 DIGESTS = {
@@ -83,6 +83,17 @@ def test_drawings_are_named_after_their_folder_and_are_the_same_drawings(digits,
     with pytest.raises(SystemExit):
         draw(tmp_path / "letters")
     assert "this, which is not letters, must not be packed under the name letters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit, status", [("ulimit -v 16000000", 0), ("ulimit -f 1000; trap '' XFSZ", 2)])
+def test_digits_are_packed_under_a_limit_or_say_in_one_line_why_not(tmp_path, limit, status):
+    packing = f"{limit}; exec {sys.executable} {ROOT / 'data_prep' / 'digits.py'} --out {tmp_path / 'digits'}"
+    done = run("bash", "-c", packing)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    if status:
+        assert f"error: {tmp_path / 'digits' / 'train.lmdb'} could not be written: " in done.stderr.splitlines()[-1]
+    else:
+        assert {split: Images(str(tmp_path / "digits"), split).digest for split in SPLITS} == DIGESTS
 
 
 def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):

@@ -119,8 +119,12 @@ def test_a_version_names_its_commit_after_a_tag_as_before_it(tmp_path, monkeypat
         return subprocess.run(["git", "-C", tmp_path, *who, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     monkeypatch.setattr(identity, "ROOT", tmp_path)
+    monkeypatch.setattr(identity, "code_version", identity.code_version.__wrapped__)
+    (tmp_path / "repro").mkdir()
+    (tmp_path / "repro" / "train.py").touch()
     git("init")
-    git("commit", "--allow-empty", "-m", "first")
+    git("add", ".")
+    git("commit", "-m", "first")
     git("tag", "-a", "v0.2.0", "-m", "")
     for message in ("second", "third"):
         name = git("rev-parse", "--short", "HEAD")

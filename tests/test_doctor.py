@@ -10,6 +10,7 @@ import pytest
 from repro import ReproError
 from repro.cli import doctor
 from repro.jupyter import engines
+from repro.ranks import start
 
 from conftest import python
 
@@ -66,7 +67,7 @@ def test_what_is_broken_ends_the_command_with_status_3(tmp_path):
             "nosuchpackage: make setup",
         ),
         ("packages", lambda patch: patch.setitem(sys.modules, "lmdb", None), "lmdb cannot be loaded"),
-        ("memory", lambda patch: patch.setattr(doctor, "LEAST_SHARED", 1e18), "--shm-size"),
+        ("memory", lambda patch: patch.setattr(start, "LEAST_SHARED", 1e18), "--shm-size"),
         ("disk", lambda patch: patch.setattr(doctor, "LEAST_DISK", 1e18), "--out"),
         ("disk", lambda patch: patch.setattr(doctor, "RESULTS", Path("/proc/nothing")), "cannot write to the folder"),
         ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "raise SystemExit('no fabric')"), "no fabric"),

@@ -261,6 +261,28 @@ def test_an_ensemble_of_what_is_not_there_is_refused(run, killed, digits, tmp_pa
         evaluate.ensemble(str(run), members=["main"], data=digits)
 
 
+def test_a_run_of_somebody_else_does_not_write_outside_its_folder(run, digits):
+    """Its stage is named so that the ensemble's file would be two folders above."""
+    text = (run / "run.json").read_text().replace('"collapse"', '"../../escaped"')
+    (run / "run.json").write_text(text)
+    for suffix in ("safetensors", "json"):
+        shutil.copyfile(run / "snapshots" / f"collapse.{suffix}", run.parent / f"escaped.{suffix}")
+    before = set(run.parent.iterdir())
+    with pytest.raises(ReproError, match="run.json is damaged .*a stage's name is '../../escaped'"):
+        evaluate.ensemble(str(run), data=digits)
+    assert set(run.parent.iterdir()) == before
+
+
+def test_the_file_of_an_ensemble_of_many_members_has_a_short_name(tmp_path):
+    members = [f"a_long_name_of_a_stage_{number:02}" for number in range(24)]
+    names = {records.ensemble_name(chosen, average) for chosen in (members, members[::-1]) for average in ("softmax", "logit")}
+    assert len(names) == 4 and records.ensemble_name(members, "logit") in names
+    for name in names:
+        records.save_correct(tmp_path, name, {"test": np.array([True, False])})
+    assert records.tested(tmp_path) == sorted(names)
+    assert records.ensemble_name(["a", "b"], "softmax") == "a+b.softmax"
+
+
 def test_statistics_computed_again_are_the_mean_of_each_workers_own(digits, monkeypatch):
     monkeypatch.setattr(evaluate, "STATISTICS_IMAGES", 2 * 3 * 8 - 1)  # two steps of three workers
     recipe = Recipe("r", (Stage("s", 9, 0.1),), workers=3, images_per_worker=8)

@@ -572,6 +572,30 @@ def test_a_second_request_stops_at_once(trial, undisturbed, number, ranks):
     assert trial.result() == undisturbed
 
 
+@counts_for("stop")
+@pytest.mark.parametrize(
+    "again, status, unbuffered",
+    [(False, 75, ""), *(pytest.param(*case, marks=slow) for case in ((False, 75, "1"), (True, 130, ""), (True, 130, "1")))],
+)
+def test_nobody_who_listens_does_not_change_the_status(trial, undisturbed, again, status, unbuffered, monkeypatch):
+    """As in `2>&1 | tee log`, where Ctrl-C ends tee as well."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    process, _ = trial.pause(1, 0, "step-14")
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    if again:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+    else:
+        trial.file.unlink()
+    assert process.wait(timeout=30) == status
+    assert again or records.read(trial.folder)["status"] == "stopped"
+    trial.file.unlink(missing_ok=True)
+    trial.finish(1)
+    assert trial.result() == undisturbed
+
+
 # --- The disk ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Every figure: text that is text, a PDF beside it, the same bytes twice, one look for one thing, and labels that are apart."""
 
 import itertools
+import os
 import xml.etree.ElementTree as ET
 
 import matplotlib
@@ -14,7 +15,7 @@ from matplotlib.text import Text
 from repro import recipes
 from repro.paper import figures, names, tables
 
-from conftest import ROOT
+from conftest import ROOT, python
 
 REFERENCE = ROOT / "results" / "reference"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -75,6 +76,41 @@ def test_text_is_text_and_beside_each_svg_is_a_pdf_with_its_fonts(saved):
         assert b"/Type3" not in pdf, path.name
     words = " ".join("".join(text.itertext()) for text in ET.parse(saved[0] / "headline.svg").iter(f"{SVG}text"))
     assert "cycle 1" in words and "the ensemble" in words
+
+
+USERS = """
+axes.facecolor: eeeeee
+axes.formatter.use_locale: True
+backend: TkAgg
+figure.autolayout: True
+font.family: serif
+grid.linestyle: :
+lines.marker: x
+savefig.bbox: tight
+svg.fonttype: path
+text.usetex: True
+timezone: Asia/Tokyo
+xtick.direction: in
+"""
+
+
+@pytest.fixture
+def users(tmp_path):
+    """The environment of a user with a matplotlibrc, in a place with another time."""
+    (tmp_path / "matplotlibrc").write_text(USERS)
+    return {"MATPLOTLIBRC": str(tmp_path), "TZ": "Asia/Tokyo"}
+
+
+def test_the_settings_of_a_user_change_no_byte(saved, users, tmp_path):
+    draw = (
+        "import itertools, sys, pandas as pd, test_figures\nfrom bench import figures as of_the_bench\n"
+        "for name, figure in itertools.islice(test_figures.drawings(), 3):\n"
+        "    test_figures.figures.save(figure, pd.DataFrame({'x': [1]}), sys.argv[1], name)"
+    )
+    drawn = python("-c", draw, tmp_path, PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **users)
+    assert drawn.returncode == 0, drawn.stderr
+    for file in sorted(saved[0].iterdir()):
+        assert (tmp_path / "figures" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_a_second_run_writes_the_same_bytes(saved):

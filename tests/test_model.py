@@ -2,7 +2,10 @@
 
 import copy
 import math
+import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +14,7 @@ from torchvision.models import resnet
 
 from repro import ReproError
 from repro.allreduce import Average
-from repro.model import BatchNorm, Network
+from repro.model import BatchNorm, Network, builder
 from repro.optim import SGD
 from repro.ranks.comm import World
 from repro.resnet import build
@@ -532,7 +535,10 @@ def counts_calls(model, logits):
 @pytest.mark.parametrize(
     "function, message",
     [
-        (lambda model, logits: F.dropout(logits, 0.1), "draws random numbers .* number of ranks"),
+        (lambda model, logits: F.dropout(logits, 0.1), "draws random numbers from torch's generator .* number of ranks"),
+        (lambda model, logits: logits * random.choice([0.5, 1]), "from Python's generator .* number of ranks"),
+        (lambda model, logits: logits + random.gauss(0, 1), "from Python's generator"),
+        (lambda model, logits: logits * (0.5 if np.random.rand() < 0.5 else 1), "from NumPy's generator"),
         (counts_calls, "changes its buffer calls in its forward pass, .* number of ranks"),
         (lambda model, logits: (logits,), r"returned tuple for 6 images"),
         (lambda model, logits: logits[:, :, None], r"returned \[6, 10, 1\]"),
@@ -544,6 +550,82 @@ def test_what_only_a_forward_pass_shows_is_refused_by_the_first_contribution(fun
     network = Network(Forward(function))
     with pytest.raises(ReproError, match=message):
         network.contribute(*batch(1))
+
+
+FORWARDS = """
+import itertools, random
+import numpy as np, torch
+from torch import nn
+from test_model import Forward
+
+numpys, pythons, torchs, calls = np.random.default_rng(0), random.Random(0), torch.Generator().manual_seed(0), itertools.count()
+
+def halves(draw):
+    "Once in a while, half of the logits: a whole batch has them, or none."
+    return lambda classes, channels: Forward(lambda model, logits: logits * (0.5 if draw() < 0.5 else 1))
+
+numpys_own, pythons_own = halves(numpys.random), halves(pythons.random)
+torchs_own = halves(lambda: float(torch.rand(1, generator=torchs)))
+counts, numpys_all = halves(lambda: float(next(calls) % 3 == 0)), halves(np.random.rand)
+
+def new_for_each(classes, channels):
+    return halves(np.random.default_rng(0).random)(classes, channels)
+
+def in_backward(classes, channels):
+    def hooked(model, logits):
+        logits.register_hook(lambda gradient: gradient * (0.5 + numpys.random()))
+        return logits
+    return Forward(hooked)
+
+def weights_of_numpy(classes, channels):
+    model = Forward(lambda model, logits: logits)
+    model.linear.weight.data.copy_(torch.from_numpy(np.random.randn(10, 144)))
+    return model
+
+def picks_a_part(classes, channels):
+    share = random.choice(range(1000))
+    return Forward(lambda model, logits: logits * share)
+
+def seeds_its_own(classes, channels):
+    model = Forward(lambda model, logits: logits / 0)
+    model.linear.weight.data.copy_(torch.from_numpy(np.random.default_rng(0).standard_normal((10, 144))))
+    return model
+"""
+
+
+@pytest.fixture
+def forwards(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    (tmp_path / "forwards.py").write_text(FORWARDS)
+    return lambda name: builder(f"{tmp_path}/forwards.py:{name}", classes=10, channels=1, size=12)
+
+
+IMAGES, SEED = "the same images give different results, .* number of ranks", "the same seed gives another network"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("numpys_own", IMAGES),
+        ("pythons_own", IMAGES),
+        ("torchs_own", IMAGES),
+        ("counts", IMAGES),
+        ("new_for_each", IMAGES),
+        ("in_backward", IMAGES),
+        ("numpys_all", "draws random numbers from NumPy's generator in its forward pass"),
+        ("weights_of_numpy", SEED),
+        ("picks_a_part", SEED),
+    ],
+)
+def test_a_model_that_the_seed_does_not_determine_is_refused_before_it_trains(forwards, name, message):
+    with pytest.raises(ReproError, match=message):
+        forwards(name)
+
+
+def test_a_model_whose_random_numbers_are_always_the_same_is_accepted(forwards):
+    """Also one that gives no numbers: the same bits are the same."""
+    build_own = forwards("seeds_its_own")
+    assert not build_own()(torch.randn(2, 1, 12, 12)).isfinite().any()
 
 
 def test_two_batch_norms_may_share_their_parameters():

@@ -10,7 +10,7 @@ from repro import ReproError, optim
 from repro.model import Network
 from repro.optim import SGD, Update
 from repro.resnet import build
-from repro.schedule import Now, Recipe, Stage, at
+from repro.schedule import Now, Place, Recipe, Stage, at
 
 MOMENTUM, DECAY = 0.9, 0.05
 RATES = [0.1, 0.4, 0.4, 0.3, 0.05]
@@ -131,7 +131,7 @@ def problem(size=7):
 
 
 def now(rate, previous_rate=0.0, decay=DECAY):
-    return Now(0, Stage("s", 9, 0.1, weight_decay=decay), 0, rate, previous_rate, 1, (0, 0))
+    return Now(0, Stage("s", 9, 0.1, weight_decay=decay), 0, rate, previous_rate, 1, Place(0, 0))
 
 
 def test_torchs_sgd_is_the_corrected_form_and_not_the_plain_one():
@@ -166,19 +166,34 @@ def test_the_undecayed_weights_are_those_of_batch_norm():
 # --- A rule that cannot keep what is promised ---------------------------------------------------------------------------
 
 RULES = """
+import random
+import numpy as np
 import torch
 from repro.optim import SGD, Update
 
 class Forgetful(SGD):
-    "Its count of steps is not in `vectors`."
+    "Its count of steps is not in `vectors`, and shows at every tenth step only."
     count = 0
     def step(self, gradient, now):
         self.count += 1
-        super().step(gradient / self.count, now)
+        super().step(gradient * (self.count % 10 == 0), now)
 
 class Random(SGD):
     def step(self, gradient, now):
         super().step(gradient + 0 * torch.randn_like(gradient), now)
+
+class Pythons(SGD):
+    def step(self, gradient, now):
+        super().step(gradient * (1 + 0 * random.random()), now)
+
+class Numpys(SGD):
+    def step(self, gradient, now):
+        super().step(gradient * (1 + 0 * np.random.rand()), now)
+
+class Own(SGD):
+    drawn = np.random.default_rng(0)
+    def step(self, gradient, now):
+        super().step(gradient * self.drawn.random(), now)
 
 class Failing(SGD):
     def step(self, gradient, now):
@@ -218,7 +233,7 @@ def rule(tmp_path):
 
     def make(name, numbers=()):
         name = name and (f"{tmp_path}/mine.py:{name}" if name != "sgd" else name)
-        return optim.rule(Recipe("r", (Stage("s", 9, 0.1),), 1, 1, update=name, update_numbers=numbers))
+        return optim.rule(Recipe("r", (Stage("s", 90, 0.1),), 1, 1, update=name, update_numbers=numbers))
 
     return make
 
@@ -228,6 +243,9 @@ def rule(tmp_path):
     [
         ("Forgetful", (), "it remembers something that is not in `vectors`, so a run that was killed would end with other"),
         ("Random", (), "it draws random numbers from torch's generator, so the weights would depend on the number of ranks"),
+        ("Pythons", (), "it draws random numbers from Python's generator, so the weights would"),
+        ("Numpys", (), "it draws random numbers from NumPy's generator, so the weights would"),
+        ("Own", (), "it remembers something that is not in `vectors`"),
         ("Failing", (), "fails when it is tried \\(RuntimeError: "),
         ("Doubles", (), "vectors\\['count'\\] must be a float32 tensor"),
         ("Elsewhere", (), "`finished` must return weights, a float32 tensor \\(28,\\)"),

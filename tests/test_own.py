@@ -206,6 +206,16 @@ def test_the_source_of_a_model_is_part_of_a_runs_identity_but_no_comment_and_no_
     assert name(mine) != first
 
 
+@pytest.mark.parametrize("start, encoding", [("", "utf-8-sig"), ("# -*- coding: latin-1 -*-\n", "latin-1")])
+def test_a_file_of_ones_own_may_be_stored_in_any_way_that_python_reads(mine, digits, tmp_path, start, encoding):
+    def name():
+        return prepare(f"{mine}:my_recipe", digits, model=f"{mine}:my_net", out=str(tmp_path / "runs")).run.folder.name
+
+    as_utf8 = name()
+    mine.write_bytes(f"{start}# caf\xe9\n{MINE}".encode(encoding))
+    assert name() == as_utf8
+
+
 def test_a_recipe_is_an_object_or_its_place_and_gives_the_same_run(mine, digits, tmp_path):
     recipe = own.load(f"{mine}:my_recipe")
     assert isinstance(recipe, Recipe)

@@ -1,6 +1,8 @@
 """Folders of images as users have them: linked, changed in between, of two splits in one, with odd names and odd files."""
 
+import itertools
 import os
+import shutil
 from pathlib import Path
 
 import digits as digits_set
@@ -9,9 +11,13 @@ import pytest
 from PIL import Image
 
 from data_prep import folder
+from repro import ReproError, task
+from repro.images import packed
+from repro.images.copies import copy_to_nodes
 from repro.images.data import Images
 
 import drawing
+import packing
 from conftest import python
 
 
@@ -104,3 +110,170 @@ def test_a_tilde_is_the_users_home(images, pack, tmp_path, monkeypatch, cli):
     assert cli("watch", "--out=~/runs")[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "elsewhere", "images", "mine.py", "packed", "runs"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+# --- Images that change --------------------------------------------------------------------------------------------------
+
+
+def records(place) -> dict[str, list]:
+    """All records of both splits."""
+    readers = {split: Images(str(place), split).packed for split in ("train", "test")}
+    return {split: [reader[index] for index in range(len(reader))] for split, reader in readers.items()}
+
+
+def test_other_content_under_the_same_names_and_sizes_is_not_taken_for_the_same_images(images, pack, tmp_path):
+    out = tmp_path / "packed"
+    pack(out, images)
+    before = records(out)
+    status, said, _ = pack(out, images)
+    assert status == 0 and said.count("already packed from the same images with the same options (compared: names, sizes ") == 2
+    draw(images, seed=1)
+    status, _, error = pack(out, images)
+    assert status == 2 and "not from the same images with the same options (compared: names, sizes and times of ch" in error
+    assert records(out) == before
+    assert pack(out, images, "--overwrite")[0] == pack(tmp_path / "anew", images)[0] == 0
+    assert records(out) == records(tmp_path / "anew") != before
+
+
+def test_a_copy_that_keeps_its_times_is_the_same_images(images, pack, tmp_path):
+    pack(tmp_path / "packed", images)
+    shutil.copytree(images, tmp_path / "copy")  # with the times, as `cp -p` and rsync do
+    assert "already packed" in pack(tmp_path / "packed", tmp_path / "copy")[1]
+
+
+def test_an_interrupted_packing_is_not_continued_with_other_images(images, pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "CHUNK", 4)
+    convert, count = packing.convert, itertools.count()
+
+    def interrupted(*arguments):
+        if next(count) == 16 + 6:  # 16 for the estimate
+            raise KeyboardInterrupt
+        return convert(*arguments)
+
+    monkeypatch.setattr(packing, "convert", interrupted)
+    assert pack(tmp_path / "packed", images)[0] == 130
+    monkeypatch.setattr(packing, "convert", convert)
+    draw(images, seed=1)
+    status, said, _ = pack(tmp_path / "packed", images)
+    assert status == 0 and "started from other images or with other options" in said and "already done" not in said
+    pack(tmp_path / "anew", images)
+    assert records(tmp_path / "packed") == records(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("change", ["rewritten", "replaced", "longer", "gone"])
+def test_an_image_that_changes_while_it_is_packed_is_named(images, pack, tmp_path, monkeypatch, change):
+    image, estimate = images / "a" / "03.bmp", packing._estimate
+    content = (images / "b" / "03.bmp").read_bytes()
+
+    def changed(*arguments):
+        estimate(*arguments)
+        if change == "replaced":
+            (tmp_path / "new").write_bytes(content)
+            (tmp_path / "new").replace(image)
+        elif change == "gone":
+            image.unlink()
+        else:
+            image.write_bytes(content + b"x" * (change == "longer"))
+
+    monkeypatch.setattr(packing, "_estimate", changed)
+    status, _, error = pack(tmp_path / "packed", images)
+    why = "cannot be read" if change == "gone" else "was changed while it was packed: wait until nothing changes it"
+    assert status == 2 and f"error: {image} {why}" in error
+
+
+def test_an_overwriting_that_ends_early_leaves_no_mixture_of_two_packings(images, pack, tmp_path):
+    out = tmp_path / "packed"
+    pack(out, images)
+    draw(images, seed=1)
+    (images / "b" / "00.bmp").write_bytes(b"")  # which is a test image
+    before = records(out)
+    assert pack(out, images, "--overwrite")[0] == 2
+    assert Images(str(out), "train").packed[0] not in before["train"]
+    with pytest.raises(ReproError, match="no packed data at .*test.lmdb"):
+        Images(str(out), "test")
+
+
+def test_splits_of_two_packings_are_not_trained_and_tested_on_together(images, pack, tmp_path):
+    for name, size in (("packed", 8), ("other", 9)):
+        assert pack(tmp_path / name / "packed", images, "--size", size)[0] == 0
+    (tmp_path / "other" / "packed" / "test.lmdb").replace(tmp_path / "packed" / "packed" / "test.lmdb")
+    with pytest.raises(ReproError, match="test.lmdb was packed with other options than .*train.lmdb: pack both again"):
+        task.prepare("one_model", str(tmp_path / "packed" / "packed"), out=str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [("--no-mirror",), ("--size", "9")])
+def test_a_copy_of_an_earlier_packing_is_replaced(images, pack, tmp_path, change):
+    """Also where the stored images are the same, and only what is done with them is not."""
+    pack(tmp_path / "packed", images)
+    copy = copy_to_nodes(str(tmp_path / "packed"), str(tmp_path / "disk"))
+    assert pack(tmp_path / "packed", images, "--overwrite", *change)[0] == 0
+    copy_to_nodes(str(tmp_path / "packed"), str(tmp_path / "disk"))
+    assert Images(copy, "train").preprocessing == Images(str(tmp_path / "packed"), "train").preprocessing
+
+
+# --- Images of two splits ------------------------------------------------------------------------------------------------
+
+
+def refused(outcome) -> str:
+    status, _, error = outcome
+    assert status == 2 and error.splitlines()[-1].startswith("error: "), error
+    return error.splitlines()[-1]
+
+
+@pytest.mark.parametrize("case", ["the same", "a link to it", "a test folder inside", "a training folder inside"])
+def test_one_folder_to_train_and_test_on_is_refused(images, pack, tmp_path, case):
+    test, train = images, images
+    if case == "a link to it":
+        test = tmp_path / "test"
+        test.symlink_to(images)
+    if case == "a test folder inside":
+        draw(test := images / "test", seed=1)
+    if case == "a training folder inside":
+        draw(train := images / "train", seed=1)
+    kind = "one in the other" if "inside" in case else "one folder"
+    assert f"--train and --test are {kind}, {images}" in refused(pack(tmp_path / "packed", train, "--test", test))
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("case", ["linked", "hard links", "linked classes"])
+def test_a_file_in_two_splits_is_refused(images, pack, tmp_path, case):
+    draw(test := tmp_path / "test", seed=1)
+    draw(more := tmp_path / "more", seed=2)
+    if case == "linked classes":
+        shutil.rmtree(test / "b")
+        (test / "b").symlink_to(images / "b")
+        one, other = images / "b" / "00.bmp", test / "b" / "00.bmp"
+    else:
+        one, other = images / "a" / "05.bmp", test / "a" / "other.bmp"
+        (other.symlink_to if case == "linked" else other.hardlink_to)(one)
+    told = f"{one} is a training image, and the same file as {other}, which is not to be trained on: remove one of them"
+    assert told in refused(pack(tmp_path / "packed", images, "--test", test))
+    assert pack(tmp_path / "packed", images, "--test", more)[0] == 0
+
+
+def test_one_file_under_two_names_is_not_set_apart_from_itself(images, pack, tmp_path):
+    """One of its names is to be trained on, the other to be tested on."""
+    (images / "a" / "0.bmp").hardlink_to(images / "a" / "01.bmp")
+    assert folder._hash("a/01.bmp") < 0.3 <= folder._hash("a/0.bmp")
+    assert "0.bmp is a training image, and the same file as" in refused(pack(tmp_path / "packed", images))
+
+
+def test_copies_of_training_images_are_counted(images, pack, tmp_path):
+    draw(test := tmp_path / "test", seed=1)
+    assert "warning" not in pack(tmp_path / "packed", images, "--test", test)[2]
+    for name in ("a/03.bmp", "b/06.bmp", "b/07.bmp"):
+        shutil.copy(images / name, test / name)
+    status, _, error = pack(tmp_path / "copies" / "packed", images, "--test", test)
+    assert status == 0 and f"warning: 3 of 16 test images are copies of training images, such as {test}/a/03.bmp" in error
+
+
+@pytest.mark.parametrize("names", ["the same", "others"])
+def test_a_copy_of_the_training_folder_is_no_test(images, pack, tmp_path, names):
+    shutil.copytree(images, test := tmp_path / "test")
+    if names == "others":
+        for path in list(test.glob("*/*")):
+            path.rename(path.with_name(f"x{path.name}"))
+    for _ in range(2):  # also where it is packed already
+        status, _, error = pack(tmp_path / "packed", images, "--test", test)
+        assert status == 0 and "warning: test has the same images as train" in error
+        assert ("16 of 16 test images are copies" in error) == (names == "the same")

@@ -1,13 +1,17 @@
 """Packed data: the same digest for the same records, every record back, and every damage named."""
 
+import errno
+import filecmp
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from repro.images import packed
 from repro.images.copies import copy_to_nodes
 from repro.images.packed import CHUNK, FORMAT, Item, Packed, PackedError, write
 
@@ -236,6 +240,53 @@ def test_two_processes_do_not_pack_one_file(tmp_path):
         return MANY
 
     write(tmp_path / "train.lmdb", "digits", "train", CLASSES, items, fingerprint="p")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_packed_on_with_a_warning(tmp_path, monkeypatch, caplog, number):
+    def flock(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(packed.fcntl, "flock", flock)
+    manifest = write(tmp_path / "train.lmdb", "digits", "train", CLASSES, lambda start: MANY[start:], fingerprint="p")
+    assert manifest["inputs"] == len(MANY) and [path.name for path in tmp_path.iterdir()] == ["train.lmdb"]
+    assert f"train.lmdb cannot be locked ({os.strerror(number)}): do not pack it twice at the same time" in caplog.text
+
+
+# --- Limits on address space, which batch systems set -------------------------------------------------------------------
+
+MUCH = """
+import resource, sys, psutil
+sys.path.insert(0, "tests")
+from test_packed import CLASSES
+from repro.images.packed import Item, Packed, write
+def limit(more):
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more,) * 2)
+image = bytes(20_000)
+path, more = sys.argv[1], int(sys.argv[2])
+limit(more)
+write(path, "digits", "train", CLASSES, lambda start: (Item(0, image) for _ in range(10_000)), fingerprint="f")
+reader = Packed(path, "digits", "train")
+print(reader[9_999] == (0, image))
+"""
+
+
+def test_packing_takes_little_more_address_space_than_its_file(tmp_path):
+    """And the file, of 250 MB here, is the same bytes whatever the limit."""
+    for name, more in (("much", 1 << 50), ("little", 600_000_000)):
+        done = python("-c", MUCH, tmp_path / name / "train.lmdb", more)
+        assert done.stdout == "True\n", done.stderr
+    assert filecmp.cmp(tmp_path / "much" / "train.lmdb", tmp_path / "little" / "train.lmdb", shallow=False)
+
+
+def test_a_limit_on_address_space_is_named(tmp_path):
+    packing = python("-c", MUCH, tmp_path / "train.lmdb", 150_000_000)
+    told = r"all of it must fit into the address space of this process, .* here to [0-9.]+ GB: raise `ulimit -v`, .* h_vmem"
+    assert re.search(rf"PackedError: .*train.lmdb could not be written: {told}", packing.stderr), packing.stderr
+    assert python("-c", MUCH, tmp_path / "train.lmdb", 600_000_000).stdout == "True\n", "it was not continued"
+    reading = MUCH.replace("limit(more)\n", "").replace("write(path", "limit(more)\n0 and write(path")
+    done = python("-c", reading, tmp_path / "train.lmdb", 150_000_000)
+    assert re.search(rf"PackedError: .*train.lmdb \(0\.\d GB\) cannot be opened: {told}", done.stderr), done.stderr
 
 
 # --- Copies -------------------------------------------------------------------------------------------------------------

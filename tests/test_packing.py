@@ -201,6 +201,49 @@ def test_damaged_exif_does_not_matter():
     assert repaired >= 1
 
 
+def with_chunks(*chunks) -> bytes:
+    """The small photograph as a PNG with more chunks (kind, content): before its pixels; those of a kind like zTXt+, after."""
+    png, places = encoded(SMALL, "PNG"), {4: 33, 5: -12}
+    for kind, content in chunks:
+        chunk, place = kind[:4] + content, places[len(kind)]
+        chunk = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        png = png[:place] + chunk + png[place:]
+    return png
+
+
+NOISE = random.Random(0).randbytes(2_000_000)
+LONG = zlib.compress(b"A" * 3_000_000)
+DAMAGED = bytearray(with_chunks((b"tEXt", b"Title\0text")))
+DAMAGED[45] ^= 1
+
+
+@pytest.mark.counts_for("images")
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_chunks((b"zTXt", b"Raw profile\0\0" + LONG)),
+        with_chunks((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)),
+        with_chunks((b"iCCP", b"ICC Profile\0\0" + zlib.compress(NOISE))),
+        with_chunks((b"zTXt+", b"comment\0\0" + LONG)),
+        with_chunks(*[(b"zTXt", b"%d\0\0" % n + zlib.compress(bytes(1_000_000))) for n in range(70)]),
+        with_chunks((b"zTXt", b"bomb\0\0" + zlib.compress(bytes(300_000_000), 1))),
+        bytes(DAMAGED),
+    ],
+    ids=["text", "XMP", "colour profile", "text after the pixels", "many texts", "a bomb", "damaged text"],
+)
+def test_the_metadata_of_a_png_does_not_matter(content):
+    """OpenCV reads all of these, and Pillow none."""
+    assert (cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] == np.asarray(SMALL)).all()
+    plain = convert(encoded(SMALL, "PNG"), "a.png", RULE)[0]
+    assert convert(content, "a.png", RULE) == (plain, "large or damaged text or colour profile, removed, converted")
+
+
+def test_a_png_that_is_damaged_elsewhere_says_so_whatever_its_text():
+    content = with_chunks((b"zTXt", b"Raw profile\0\0" + LONG))
+    with pytest.raises(ImageError, match="is damaged or cut short .(?!Decompressed)"):
+        convert(content[: len(content) // 2], "a.png", RULE)
+
+
 def bomb(width, height) -> bytes:
     """A PNG whose header gives a size that its pixels do not have."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

@@ -101,7 +101,7 @@ def test_only_what_this_attempt_trains_is_told(folder, capsys):
     with Progress(folder.path, live=False, step=18) as lines:
         lines.look()
         assert capsys.readouterr().out == ""
-        folder.run.rewind(18)
+        folder.run.rewind(18, frozenset())
         lines.look()
         folder.write(row(27, 3.5))
         lines.look()
@@ -149,6 +149,20 @@ def test_a_recipe_of_many_stages_and_one_without_collapse_can_be_drawn():
         assert (curves.NOTE in [text.get_text() for text in figure.loss.texts]) == (name == "collapse_parts")
     pair = curves.schedule(recipes.find("resnet50_448nodes"), recipes.find("collapsed_ensemble"))
     assert pair.data.startswith(b"\x89PNG") and pair.width == 810
+
+
+def test_curves_look_the_same_whatever_settings_the_user_has():
+    import matplotlib
+
+    def drawn():
+        figure = Curves(SMALL)
+        return [figure.image([row(9, 1.0, loss=1.7)], 9).data, curves.schedule(SMALL).data]
+
+    plain = drawn()
+    users = {"text.usetex": True, "axes.facecolor": "0.9", "lines.marker": "x", "savefig.bbox": "tight", "font.size": 20}
+    with matplotlib.rc_context(users):
+        assert drawn() == plain
+        assert {name: matplotlib.rcParams[name] for name in users} == users, "they stay the user's for figures of their own"
 
 
 def test_the_rate_is_drawn_through_every_joint(tmp_path):
@@ -297,10 +311,15 @@ def test_a_process_on_this_machine_counts_while_it_lives(tmp_path):
     assert state.trained_by(folder.path) == ""
 
 
-def test_a_later_process_of_the_same_number_does_not_count(folder):
-    assert state.trained_by(folder.path)
-    os.utime(folder.path / "lock", (1000.0, 1000.0))
-    assert state.trained_by(folder.path) == ""
+def test_a_later_process_of_the_same_number_does_not_count_and_a_step_of_the_clock_makes_none(folder):
+    folder.run.release()
+    folder.run.begin(ranks=2)  # whose lock says when this process began
+    for seconds in (1000.0, time.time() + 7200):
+        os.utime(folder.path / "lock", (seconds, seconds))
+        assert state.trained_by(folder.path) == MYSELF
+    later = int(records.started(os.getpid())) + 1
+    (folder.path / "lock").write_text(f"{MYSELF}\n{later}")
+    assert state.trained_by(folder.path) == "" and f"{MYSELF} is gone" in state.outcome(folder.path)[1]
 
 
 @pytest.fixture

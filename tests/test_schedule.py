@@ -375,19 +375,19 @@ def test_three_models_share_the_budget_and_nothing_else():
 
 def test_branches_see_the_images_that_follow_their_start_and_new_weights_see_new_ones():
     def first(recipe, name):
-        return recipe.before[name][0]
+        return recipe.places[name].steps
 
     parts = RECIPES["collapse_parts"]
     assert [first(parts, stage.name) for stage in parts.stages] == [0, *[7638] * 9, 7638 + 402]
-    assert [at(parts, 7638 + 402 * branch + 5).before for branch in range(9)] == [(7643, 7643 * 14336)] * 9
+    assert [at(parts, 7638 + 402 * branch + 5).place for branch in range(9)] == [(7643, 7643 * 14336)] * 9
     cycles = RECIPES["collapsed_ensemble"]
     init, cycle_1, collapse_1, cycle_2, collapse_2, cycle_3, collapse_3 = cycles.stages
     assert first(cycles, "collapse1") == first(cycles, "cyc2") == init.iterations + cycle_1.iterations
-    assert at(cycles, cycles.iterations - 1).before[0] + 1 == sum(
+    assert at(cycles, cycles.iterations - 1).place.steps + 1 == sum(
         stage.iterations for stage in (init, cycle_1, cycle_2, cycle_3, collapse_3)
     )
     linear = RECIPES["resnet50_448nodes"]
-    assert all(at(linear, step).before == (step, 14336 * step) for step in range(0, linear.iterations, 97))
+    assert all(at(linear, step).place == (step, 14336 * step) for step in range(0, linear.iterations, 97))
     three = RECIPES["three_models"]
     assert [first(three, stage.name) for stage in three.stages] == list(three.starts[:-1])
 
@@ -575,9 +575,9 @@ def test_the_number_of_workers_may_grow_from_stage_to_stage():
             way = [stage for stage in stages if stage.name in on_the_way[now.stage.name]]
             steps = sum(stage.iterations for stage in way) + now.iteration
             images = sum(stage.iterations * batches[stage.name] for stage in way) + now.iteration * batches[now.stage.name]
-            assert now.before == (steps, images)
+            assert now.place == (steps, images)
         else:
-            assert now.before == (step, seen), "new weights see new images"
+            assert now.place == (step, seen), "new weights see new images"
         seen += now.workers * 3
     assert recipe.images() == seen and recipe.passes == 1
     periods = [recipe.images(step) // 25 for step in range(14)]  # 2.5 epochs are 25 images

@@ -48,8 +48,8 @@ def test_files_that_are_read_later_are_written_by_one_function():
         ("guard", "open"),
         ("engines", "write_text"),  # logs and marks of processes, gone with their folder
         ("curves", "savefig"),  # into memory
-        ("watch", "open"),
-        ("watch", "write_text"),  # signs of life and stacks, of no use after the run
+        ("watchdog", "open"),
+        ("watchdog", "write_text"),  # signs of life and stacks, of no use after the run
     }
     found = set()
     for path in SOURCES:

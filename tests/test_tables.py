@@ -307,6 +307,22 @@ def test_models_have_the_epochs_of_all_training_that_led_to_them_and_of_no_other
             assert len(found) and list(found) == pytest.approx([expected] * len(found)), (recipe, members)
 
 
+def test_epochs_are_of_each_stages_own_batch(tmp_path):
+    folder = write_run(tmp_path, "one_model")
+    run = json.loads((folder / "run.json").read_text())
+    stages = {stage["name"]: stage for stage in run["recipe"]["stages"]}
+    stages["collapse_long"]["workers"] = 2 * run["recipe"]["workers"]  # a branch: "late" goes on from "main"
+    (folder / "run.json").write_text(json.dumps(run))
+    epochs = {
+        name: stage["iterations"] * (stage["workers"] or run["recipe"]["workers"]) * run["recipe"]["images_per_worker"] / 20_000
+        for name, stage in stages.items()
+    }
+    found = tables.models(tmp_path).set_index("members").epochs
+    assert found["collapse_long"] == pytest.approx(epochs["main"] + epochs["collapse_long"])
+    assert found["late"] == pytest.approx(epochs["main"] + epochs["late"])
+    assert repro.runs(tmp_path)[0].epochs[0] == pytest.approx(sum(epochs.values()))
+
+
 def test_models_are_in_other_views_too(out):
     models = tables.models(out)
     correct = np.round(models.top1 * 40)

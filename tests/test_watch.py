@@ -126,6 +126,17 @@ def test_a_run_whose_process_is_gone_was_killed(folder):
     assert state.state(folder) == "running"
 
 
+def test_a_lock_or_sign_of_life_that_is_no_text_is_read_nevertheless(folder, cli):
+    (folder / "heartbeats" / "0").write_bytes(b"\xff" * 9)
+    (folder / "lock").write_bytes(b"\xff\xfe\0")
+    assert state.state(folder) == "running" and state.Pulse(folder).look([]) == ""
+    record(folder, "stopped")
+    assert cli("watch", str(folder))[0] == 75
+    (folder / "run.json").write_bytes(b"\xff")
+    status, _, said = cli("watch", str(folder))
+    assert status == 2 and said.startswith(f"error: {folder}/run.json is damaged (") and said.count("\n") == 1
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """clock(seconds): lets so many seconds pass."""

@@ -66,3 +66,46 @@ def test_a_single_rank_gives_signs_of_life_and_is_not_ended_by_itself(tmp_path, 
     numbers, beats, waits, hosts, processes, where = zip(*(sign.split(" ", 5) for sign in dict.fromkeys(seen) if sign))
     assert list(map(int, numbers)) == sorted(map(int, numbers)) and set(beats) == {"0", "1"}
     assert set(waits) == {"0"} and set(processes) == {str(os.getpid())} and set(where) == {"step 7 of 80"}
+
+
+RANK = """
+import os, sys, time
+from pathlib import Path
+from repro.ranks.comm import World
+from repro.ranks.watchdog import Watchdog
+
+class Rank(World):
+    rank, size = int(sys.argv[1]), 2
+    def abort(self):
+        os._exit(9)
+
+rank = Rank()
+with Watchdog(rank, Path(sys.argv[2]), patience=1):
+    while True:
+        time.sleep(0.05)
+        rank.beat()
+"""
+
+
+@pytest.mark.parametrize("pause", [0, 0.3])
+def test_ranks_that_were_suspended_together_go_on(tmp_path, pause):
+    """A batch system or a container stops all of them, and continues one after the other."""
+    ranks = [launch(sys.executable, "-c", RANK, rank, tmp_path) for rank in range(2)]
+    try:
+        deadline = time.monotonic() + 20
+        while not all((tmp_path / str(rank)).exists() for rank in range(2)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for _ in range(3):
+            time.sleep(0.5)
+            for rank in ranks:
+                rank.send_signal(signal.SIGSTOP)
+            time.sleep(2)
+            for rank in ranks:
+                rank.send_signal(signal.SIGCONT)
+                time.sleep(pause)
+        time.sleep(1.5)
+        assert [rank.poll() for rank in ranks] == [None, None] and not (tmp_path / "verdict").exists()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()

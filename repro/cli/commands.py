@@ -5,12 +5,14 @@ import dataclasses
 import importlib
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from repro import ReproError, __version__, choose, cores, recipes, whole_number
 from repro.cli.arguments import Parser, at_home
@@ -39,6 +41,14 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_last(text: str, stream: TextIO) -> None:
+    """Prints why this process ends. Its reader, such as tee, may have been ended by the same Ctrl-C: the status stays."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes once more, and would end with status 120
+
+
 def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch") -> Callable[[dict], None]:
     """Return a handler that calls `module:function` on all ranks; rank 0 prints the result, formatted by `text` if given.
 
@@ -49,34 +59,36 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
         ranks = comm.launched()[1]
         if loads:
             say(f"starting {'one rank' if ranks == 1 else f'{ranks} ranks'}: loading {loads} takes some seconds")
-        world = comm.world()
-        logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
-        try:
-            with stop.listening(signal.SIGINT, signal.SIGUSR1):
-                pack(world, arguments.get("data"))
-                result = _named(function)(**arguments)
-        except Stopped as stopped:
-            if world.rank == 0:
-                print(stopped)
-            sys.exit(STATUS_STOPPED)
-        except comm.PeerError:
-            world.abort()
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print(
-                f"rank {world.rank} was stopped at once, at {world.at}; the same command continues from the last checkpoint",
-                file=sys.stderr,
-            )
-            world.abort()
-            sys.exit(STATUS_INTERRUPTED)
-        except BaseException as error:
-            explain(error)
-            world.abort()
-            sys.exit(2 if isinstance(error, ReproError) else 1)
-        if world.rank == 0:
-            show(_named(text)(result) if text else result)
+        with stop.listening(signal.SIGINT, signal.SIGUSR1):  # from before MPI starts, which may take long
+            _run(function, text, arguments)
 
     return handler
+
+
+def _run(function: Callable | str, text: str, arguments: dict) -> None:
+    world = comm.world()
+    logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
+    try:
+        pack(world, arguments.get("data"))
+        result = _named(function)(**arguments)
+    except Stopped as stopped:
+        if world.rank == 0:
+            say_last(str(stopped), sys.stdout)
+        sys.exit(STATUS_STOPPED)
+    except comm.PeerError:
+        world.abort()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        at = f"rank {world.rank} was stopped at once, at {world.at}"
+        say_last(f"{at}; the same command continues from the last checkpoint", sys.stderr)
+        world.abort()
+        sys.exit(STATUS_INTERRUPTED)
+    except BaseException as error:
+        explain(error)
+        world.abort()
+        sys.exit(2 if isinstance(error, ReproError) else 1)
+    if world.rank == 0:
+        show(_named(text)(result) if text else result)
 
 
 def pack(world, data: str | None) -> None:
@@ -126,13 +138,13 @@ def explain(error: BaseException) -> None:
 
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
-    from repro.task import fits, prepare
+    from repro.task import check_ranks, prepare
     from repro.train import train
 
     world = comm.world()
     task = prepare(**arguments)
     with world.together():
-        fits(task.recipe, world.size)
+        check_ranks(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
             say(f"continuing at epoch {recipe.epochs(done):.4g} of {recipe.epochs():.4g}: {run.folder.name}")
@@ -515,10 +527,10 @@ def main() -> int:
             check(arguments)
         arguments.pop("handler")(arguments)
     except Stopped as stopped:
-        print(stopped)
+        say_last(str(stopped), sys.stdout)
         return STATUS_STOPPED
     except KeyboardInterrupt:
-        print("stopped at once; the same command continues from the last checkpoint", file=sys.stderr)
+        say_last("stopped at once; the same command continues from the last checkpoint", sys.stderr)
         return STATUS_INTERRUPTED
     except ReproError as error:
         if comm.launched()[0] == 0:  # all ranks have the same command line

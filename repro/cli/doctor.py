@@ -16,9 +16,9 @@ from repro import ReproError
 from repro.images.packed import Packed
 from repro.jupyter import engines
 from repro.paths import DATA, RESULTS, replacing, writable_folder
-from repro.ranks import comm
+from repro.ranks import comm, start
 
-LEAST_DISK, LEAST_SHARED = 1e9, 64e6  # bytes: runs and the packed digits need less; MPICH and the engines use shared memory
+LEAST_DISK = 1e9  # bytes: runs and the packed digits need less
 ASK_MPI = (
     "import json\nfrom mpi4py import MPI\nw, levels = MPI.COMM_WORLD, ('single', 'funneled', 'serialized', 'multiple')\n"
     "found = [w.allreduce(1), levels[MPI.Query_thread()], MPI.Get_library_version()]\n"
@@ -59,12 +59,8 @@ def cores() -> str:
 def memory() -> str:
     import psutil
 
-    shared = Path("/dev/shm")
-    if shared.is_dir() and shutil.disk_usage(shared).free < LEAST_SHARED:
-        raise ReproError(
-            f"{shared} has {shutil.disk_usage(shared).free / 1e6:.0f} MB free, MPI needs more: remove files "
-            f"there (ls -l {shared}); in a container, start it with --shm-size=1g"
-        )
+    if scarce := start.scarce():
+        raise ReproError(scarce)
     free = psutil.virtual_memory().available
     return f"{free / 1e9:.1f} GB free"
 

@@ -12,7 +12,7 @@ from repro.ranks import comm
 def copy_to_nodes(data: str, to: str) -> str:
     """Copies every split of `data` (a name or a folder) into the folder `to` of each node. Collective.
 
-    Returns the folder to pass as --data. An existing copy is kept if it has the same records. Raises ReproError on every
+    Returns the folder to pass as --data. An existing copy is kept if it has the same manifest. Raises ReproError on every
     rank if a node has too little free space or if a copy's records do not match its manifest.
     """
     world = comm.world()
@@ -29,9 +29,8 @@ def copy_to_nodes(data: str, to: str) -> str:
 
 
 def _copy(packed: Packed, path: Path) -> None:
-    digest = packed.manifest["sha256"]
     try:
-        if Packed(path, packed.manifest["dataset"], packed.manifest["split"]).manifest["sha256"] == digest:
+        if Packed(path, packed.manifest["dataset"], packed.manifest["split"]).manifest == packed.manifest:
             return
     except PackedError:  # missing or incomplete
         pass

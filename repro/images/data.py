@@ -158,15 +158,16 @@ class Stream:
 
     def samples(self, now: Now, worker: int) -> list[int]:
         """The record numbers that this worker sees at this step."""
-        _, first = now.before
+        first = now.place.images
         positions = range(first + worker, first + now.workers * self.images_per_worker, now.workers)
         return [int(self.order(position // len(self.images))[position % len(self.images)]) for position in positions]
 
     def batch(self, now: Now, worker: int, number: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented images (N, C, size, size) and labels (N,) of one worker at one step, or of `number` from this one on."""
         samples = [sample for each in range(worker, worker + number) for sample in self.samples(now, each)]
-        steps, _ = now.before
-        bits = _bits(self.seed, steps, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS)
+        bits = _bits(
+            self.seed, now.place.steps, purpose=1, start=worker * self.images_per_worker * DRAWS, count=len(samples) * DRAWS
+        )
         return self.images.seen(samples, now.stage.augmentation, bits)
 
 

@@ -12,7 +12,9 @@ No torch.
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -20,7 +22,6 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ EMBEDDED = ("digits", "letters")  # made from what scikit-learn and matplotlib b
 SPLITS = ("train", "val", "test")  # a data set may lack "val"
 DATA_SETS = (*EMBEDDED, "cifar10", "imagenet", "places365")  # for which data_prep has a script of the same name
 CHUNK = 500  # inputs per transaction: the most that a kill can cost
+SPARE = 1 << 20  # bytes for what LMDB itself writes in a transaction, such as its list of free pages
+
+log = logging.getLogger("repro")
 
 
 class PackedError(ReproError):
@@ -109,6 +113,8 @@ def write(
     try:
         with _continued(path, fingerprint) if fingerprint else replacing(path) as temporary:
             return _fill(temporary, manifest, items)
+    except lmdb.MemoryError as error:
+        raise PackedError(f"{path} could not be written: {too_large()}") from error
     except lmdb.Error as error:
         raise PackedError(f"{path} could not be written: {error}") from error
 
@@ -123,10 +129,7 @@ def begun(partial: Path) -> tuple[int, int]:
     if not partial.exists() or not partial.stat().st_size:
         return 0, 0
     try:
-        with (
-            lmdb.open(str(partial), subdir=False, readonly=True, lock=False) as environment,
-            environment.begin() as transaction,
-        ):
+        with _environment(partial, readonly=True) as environment, environment.begin() as transaction:
             written = transaction.get(MANIFEST)
     except lmdb.Error:  # `write` reports it and what to do
         return 0, 0
@@ -141,15 +144,17 @@ def _continued(path: Path, fingerprint: str):
     with open(partial, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise PackedError(f"another process is packing {path} ({partial.name} is locked): wait for it") from error
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked (%s): do not pack it twice at the same time", path, error.strerror)
         yield partial
         os.replace(partial, path)
 
 
 def _fill(path: Path, manifest: dict, items: Callable[[int], Iterable[Item]]) -> dict:
     digest = hashlib.sha256()
-    with _writer(path) as environment, environment.begin() as transaction:
+    with _environment(path) as environment, environment.begin() as transaction:
         if (written := transaction.get(MANIFEST)) is not None:
             manifest = _unseal_manifest(path, written)
             for number in range(manifest["count"]):
@@ -161,26 +166,49 @@ def _fill(path: Path, manifest: dict, items: Callable[[int], Iterable[Item]]) ->
         chunk = list(islice(inputs, CHUNK))
         # Opened again for each chunk: which pages LMDB uses depends on the state of the open environment, which a
         # continued conversion does not have.
-        with _writer(path) as environment, environment.begin(write=True) as transaction:
-            for item in chunk:
-                if item.note:
-                    manifest["left_out" if item.image is None else "converted"].append([item.name, item.note])
-                if item.image is not None:
-                    record = _seal(item.label, item.image)
-                    transaction.put(manifest["count"].to_bytes(8, "big"), record, append=True)
-                    digest.update(record)
-                    manifest["count"] += 1
-                    manifest["count_per_class"][item.label] += 1
-            manifest["inputs"] += len(chunk)
-            if len(chunk) < CHUNK:
-                manifest["sha256"] = digest.hexdigest()
-            transaction.put(MANIFEST, _seal(0, json.dumps(manifest).encode()))
+        with _environment(path) as environment:
+            _make_room(environment, manifest, chunk)
+            with environment.begin(write=True) as transaction:
+                for item in chunk:
+                    if item.note:
+                        manifest["left_out" if item.image is None else "converted"].append([item.name, item.note])
+                    if item.image is not None:
+                        record = _seal(item.label, item.image)
+                        transaction.put(manifest["count"].to_bytes(8, "big"), record, append=True)
+                        digest.update(record)
+                        manifest["count"] += 1
+                        manifest["count_per_class"][item.label] += 1
+                manifest["inputs"] += len(chunk)
+                if len(chunk) < CHUNK:
+                    manifest["sha256"] = digest.hexdigest()
+                transaction.put(MANIFEST, _seal(0, json.dumps(manifest).encode()))
     return manifest
 
 
-def _writer(path: Path) -> lmdb.Environment:
-    # LMDB maps address space, not memory: 2**40 is only the maximum size of the file.
-    return lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 40)
+def _make_room(environment: lmdb.Environment, manifest: dict, chunk: list[Item]) -> None:
+    """Enlarges the map of the file to what it takes with these items at most.
+
+    It is of address space, not of memory, but batch systems limit that, too. The file depends on its size, which therefore
+    depends on nothing but what is packed.
+    """
+    page = environment.stat()["psize"]
+    sizes = [len(item.image or b"") + len(json.dumps([item.name, item.note])) + 2 * page for item in chunk]
+    used = (environment.info()["last_pgno"] + 1) * page
+    environment.set_mapsize(used + sum(sizes) + len(json.dumps(manifest)) + SPARE)
+
+
+def _environment(path: Path, **options) -> lmdb.Environment:
+    return lmdb.open(os.fsencode(path), subdir=False, lock=False, **options)  # bytes: names need not be Unicode
+
+
+def too_large() -> str:
+    """Why LMDB could not map a file."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    known = "" if limit == resource.RLIM_INFINITY else f", here to {limit / 1e9:.1f} GB"
+    return (
+        f"all of it must fit into the address space of this process, which is limited{known}: raise `ulimit -v`, or the "
+        f"limit of the batch system, such as h_vmem"
+    )
 
 
 def _seal(label: int, image: bytes) -> bytes:
@@ -196,10 +224,15 @@ def _unseal_manifest(path: Path, record: bytes) -> dict:
     return manifest
 
 
-@cache
-def _open(path: str, inode: int, changed: int) -> lmdb.Environment:
-    """One environment per file, for all its readers in this process: LMDB forbids a second one."""
-    return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=16)
+_opened: dict[tuple[int, int, int], lmdb.Environment] = {}
+
+
+def _open(path: Path, file: os.stat_result) -> lmdb.Environment:
+    """One environment per file, by whatever path, for all its readers in this process: LMDB forbids a second one."""
+    key = file.st_dev, file.st_ino, file.st_mtime_ns
+    if key not in _opened:
+        _opened[key] = _environment(path, readonly=True, readahead=False, max_spare_txns=16)
+    return _opened[key]
 
 
 class Packed:
@@ -216,13 +249,15 @@ class Packed:
             raise PackedError(f"no packed data at {path}: {_how_to_pack(dataset, self.path.parent)}")
         try:
             file = self.path.stat()
-            self.environment = _open(str(self.path.resolve()), file.st_ino, file.st_mtime_ns)
+            self.environment = _open(self.path, file)
             # LMDB maps the file: reading a page beyond its end would raise a signal, not an error.
             if file.st_size < (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]:
                 raise PackedError(f"{path} was cut short: pack it again")
             with self.environment.begin() as transaction:
                 manifest = transaction.get(MANIFEST) or b""
                 entries = transaction.stat()["entries"]
+        except lmdb.MemoryError as error:
+            raise PackedError(f"{path} ({file.st_size / 1e9:.1f} GB) cannot be opened: {too_large()}") from error
         except lmdb.Error as error:
             raise PackedError(f"{path} is not a packed data set, or it was cut short ({error}): pack it again") from error
         self.manifest = _unseal_manifest(self.path, manifest)

@@ -7,6 +7,7 @@ Without pyplot: its import takes longer than the first picture, and it would kee
 """
 
 import math
+from contextlib import contextmanager
 from io import BytesIO
 
 from repro.schedule import Recipe, joints, learning_rate
@@ -18,9 +19,19 @@ SLANT = 40  # degrees, of the name of a stage that is too narrow for it
 LETTER = 0.08  # inches, at the most, per letter of such a name
 
 
+@contextmanager
+def _defaults():
+    """Context in which the user's own settings of matplotlib, such as a matplotlibrc, do not apply."""
+    from matplotlib import style
+
+    with style.context("default"):
+        yield
+
+
 class Curves:
     """The figure of one run: loss, test top-1 and learning rate over epochs, with its stages; collapses are shaded."""
 
+    @_defaults()
     def __init__(self, recipe: Recipe):
         from matplotlib.figure import Figure
 
@@ -43,6 +54,7 @@ class Curves:
         if self.views:
             self.loss.text(0.99, 0.95, NOTE, transform=self.loss.transAxes, ha="right", va="top", fontsize=8, color=COLLAPSE)
 
+    @_defaults()
     def image(self, rows: list[dict], step: int):
         """The figure with these metric rows, and a dot on the learning rate after this many steps."""
         for colour, line in self.losses.items():
@@ -65,6 +77,7 @@ class Curves:
         return COLLAPSE if row["stage"] in self.views else TRUNK
 
 
+@_defaults()
 def schedule(*recipes: Recipe):
     """The learning rate of each recipe over epochs, with its stages; a picture for a notebook's cell."""
     from matplotlib.figure import Figure

@@ -246,7 +246,7 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
         many, told = progress.Many(runs, progress.Line(live, TELL)), ""
         while others := _train_all(engine, tasks, ensembles, many):
             if others != told:
-                many.line.print(f"{others}. Waiting for that ...")
+                many.line.print(f"{others}. Waiting ...")
             told = others
     return [plan["folder"] for plan in plans]
 

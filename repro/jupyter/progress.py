@@ -2,6 +2,7 @@
 
 live       follows a run that any process trains
 follow     shows a run until it is over
+Many       shows many runs as one share of the work
 """
 
 import os
@@ -20,7 +21,6 @@ from repro.schedule import Recipe
 
 POLL = 0.5  # seconds between two looks at the folder
 REDRAW = 1.0  # seconds between two drawings, at the least; and drawing takes at most a tenth of the time
-LOOK = 1.0  # seconds between two looks at many runs
 
 
 # --- One run ----------------------------------------------------------------------------------------------------------
@@ -246,9 +246,7 @@ class Many:
             time.sleep(POLL)
 
     def show(self) -> None:
-        """Prints what is new since the last look, and the line that moves. Looks every `LOOK` seconds."""
-        if time.monotonic() - self.looked < LOOK:
-            return
+        """Prints what is new since the last look, and the line that moves."""
         self._look()
         since, before = self.began
         if self.work > before:
@@ -264,7 +262,6 @@ class Many:
 
     def close(self) -> None:
         """Shows the end."""
-        self.looked = 0.0
         self.show()
         self.line.clear()
 
@@ -273,7 +270,7 @@ class Many:
         return run.folder if (run.folder / "run.json").exists() else None
 
     def _look(self) -> None:
-        self.looked, self.work, self.new, self.training = time.monotonic(), 0.0, [], []
+        self.work, self.new, self.training = 0.0, [], []
         for run in self.planned:
             if run not in self.complete and (folder := self.find(run)):
                 now, rows = state(folder), records.metric_rows(folder)

@@ -63,7 +63,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "repro",
     "pdf.fonttype": 42,  # TrueType, which journals ask for
 }
-plt.style.use(STYLE)
+plt.style.use(["default", STYLE])  # whatever the user's matplotlibrc says
 
 UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
 

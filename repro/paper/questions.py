@@ -26,7 +26,7 @@ class Side(NamedTuple):
     @property
     def file(self) -> str:
         """The name under which `records.save_correct` has its predictions in the run's folder."""
-        return self.members.replace(" ", "") + (f".{self.average}" if self.average else "")
+        return records.ensemble_name(self.members.split(" + "), self.average) if self.average else self.members
 
 
 class Question(NamedTuple):

@@ -22,6 +22,7 @@ from repro.run.identity import code_digest
 from repro.run.kept import Kept, keep_runs
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
+LOOK = 1.0  # seconds between two looks at the runs
 DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and draws
 ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by notebooks that only read and draw
     "tables": {
@@ -96,7 +97,7 @@ def _run(
             running.append(pool.submit(notebooks.execute, name, values, output, log=verbose and bool(cluster), timeout=timeout))
         asked = False
         try:
-            while wait(running, timeout=engines.CHECK_SECONDS).not_done:
+            while wait(running, timeout=LOOK).not_done:
                 overall.show()
                 if stop.asked.is_set():
                     if cluster and not asked:
@@ -149,9 +150,7 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     counted = tables.that_count(tidy.runs(results / "runs")[0])
     mine = counted[counted.code == code_digest()]
     if mine.empty:
-        raise ReproError(
-            f"the runs in {results / 'runs'} are by other code than this: `make reproduce` trains them again"
-        )
+        raise ReproError(f"the runs in {results / 'runs'} are by other code than this: `make reproduce` trains them again")
     for folder in ("tables", "figures", "report", "runs"):
         for path in (reference / folder).glob("*"):
             if not path.name.startswith("bench-"):

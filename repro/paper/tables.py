@@ -18,7 +18,7 @@ from repro.recipes import RECIPES, shrink
 from repro.recipes.controls import LENGTHS
 from repro.run import records, tidy
 from repro.run.identity import code_digest
-from repro.run.state import recipe_of
+from repro.run.shapes import recipe_of
 from repro.run.tidy import KEYS
 from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, joints, learning_rate
@@ -131,7 +131,7 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
         part = pd.concat([stages, ensembles]) if len(ensembles) else stages
         lineages = [recipe.lineage(members.split(" + ")) for members in part.members]
         part = part.assign(
-            epochs=[recipe.epochs(sum(stage.iterations for stage in lineage)) for lineage in lineages],
+            epochs=[sum(stage.iterations * recipe.batch(stage) for stage in path) / recipe.epoch_images for path in lineages],
             originals=record["data"]["originals"],
             default_model=record["model"] == _default_model(record),
         )

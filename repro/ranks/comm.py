@@ -4,6 +4,7 @@ Collectives work in place on contiguous NumPy arrays; the caller passes views of
 """
 
 import atexit
+import ctypes
 import os
 import socket
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from repro import ReproError, cores
+from repro.ranks import start
 
 MESSAGE = 1 << 18  # elements: an allreduce of 100 MB passes through the cache in pieces, in half the time (MPICH, one node)
 
@@ -144,8 +146,14 @@ LAUNCHERS = (  # variables of MPICH and Intel MPI, Open MPI, and Slurm's srun: t
 
 
 def launched() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded."""
-    found = (next(filter(None, map(os.environ.get, names)), None) for names in LAUNCHERS)
+    """This process's rank and the number of ranks, as its launcher says, before MPI is loaded.
+
+    In a shell of `srun --pty`, Slurm's variables tell of the shell, unless it has started this process by another srun.
+    """
+    pty = {"SLURM_PTY_PORT", "SLURM_PTY_WIN_COL"} & set(os.environ)
+    slurm = not pty or os.environ.get("SLURM_TASK_PID") == str(os.getpid())
+    told = {name: value for name, value in os.environ.items() if slurm or not name.startswith("SLURM_")}
+    found = (next(filter(None, map(told.get, names)), None) for names in LAUNCHERS)
     rank, ranks = (int(number or fallback) for number, fallback in zip(found, (0, 1)))
     return rank, ranks
 
@@ -153,10 +161,9 @@ def launched() -> tuple[int, int]:
 @cache
 def world() -> World:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
-    _, ranks = launched()
+    rank, ranks = launched()
     try:
-        _refuse_another_mpi()
-        from mpi4py import MPI
+        MPI = _start(rank, ranks)
     except (ImportError, RuntimeError) as error:
         if ranks > 1:
             raise ReproError(
@@ -176,23 +183,35 @@ def world() -> World:
     return found
 
 
-def _refuse_another_mpi() -> None:
-    """Raises ReproError if Open MPI's mpiexec has started a process that loads another MPI, which would end it at once."""
-    if "OMPI_COMM_WORLD_SIZE" not in os.environ or "PMI_SIZE" in os.environ or "mpi4py.MPI" in sys.modules:
-        return
+def _start(rank: int, ranks: int):
+    """Loads mpi4py's module and starts MPI, unless that is done. Raises ImportError or RuntimeError if there is no library.
+
+    Raises ReproError if Open MPI's mpiexec has started a process that loads another MPI, which would end it at once.
+    """
     import mpi4py
 
     mpi4py.rc.initialize = False
     from mpi4py import MPI
 
+    if MPI.Is_initialized():
+        return MPI
     library = _library(MPI)  # one of the few questions that may be asked before MPI is initialised
-    if "Open MPI" not in library:
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and "PMI_SIZE" not in os.environ and "Open MPI" not in library:
         raise ReproError(
             f"Open MPI's mpiexec started this on {socket.gethostname()}, but mpi4py loads another MPI ({library}): use that "
             f"library's own mpiexec; `make setup` puts one beside {sys.executable}"
         )
-    MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    atexit.register(MPI.Finalize)  # mpi4py finalizes only what it has initialised by itself
+    if ranks > 1 and (scarce := start.scarce()):
+        start.say(f"warning: {socket.gethostname()}: {scarce}")
+    # By the library's own function, since mpi4py's holds Python's lock, and no thread could attend to a start that hangs.
+    with start.attended(rank, ranks):
+        failed = ctypes.CDLL(MPI.__file__).MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
+    if failed:
+        raise RuntimeError(f"MPI_Init_thread returned {failed}")
+    for comm in (MPI.COMM_SELF, MPI.COMM_WORLD):  # what mpi4py does after it has started MPI by itself
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+    atexit.register(MPI.Finalize)
+    return MPI
 
 
 def roll_call() -> list[str]:

@@ -47,7 +47,7 @@ class Watchdog:
     def _watch(self) -> None:
         rank, number = (self.world.rank + 1) % self.world.size, 0
         before: list[str] = []  # the next rank's last sign of life
-        lived = progressed = time.monotonic()
+        lived = progressed = woken = time.monotonic()
         while not self.over.wait(self.tick):
             number += 1
             self._write(
@@ -60,6 +60,9 @@ class Watchdog:
                 self._write_stacks()
                 return
             now, sign = time.monotonic(), self._read(str(rank)).split(" ", 5)
+            if now - woken > self.patience / 2:  # this rank was suspended itself, and the next one probably with it
+                lived = progressed = now
+            woken = now
             if len(sign) < 6:  # not there yet, or just being written
                 sign = before
             if not before or sign[0] != before[0]:

@@ -11,6 +11,7 @@ from safetensors.torch import save as serialize
 
 from repro import ReproError
 from repro.paths import NUMBER, check_shape, named, replacing
+from repro.run.records import generations
 
 KEPT = 3  # checkpoints
 FORMAT = "scaleout-repro snapshot, version 1"
@@ -53,12 +54,6 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 def _seal(content: bytes, progress: dict) -> str:
     return hashlib.sha256(content + json.dumps(progress, sort_keys=True).encode()).hexdigest()
-
-
-def generations(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, which are named after steps, newest first."""
-    steps = [path.with_suffix("") for path in folder.glob("*.json") if path.stem.isdecimal()]
-    return sorted(steps, key=lambda path: -int(path.name))
 
 
 def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:

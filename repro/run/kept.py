@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repro import ReproError
-from repro.paths import check_shape, replacing
+from repro.paths import check_shape, is_name, replacing
 
 FILES = "runs.jsonl", "metrics.csv", "correct.npz"
 TEXTS = "folder", "stage"  # columns of text; the others are JSON
@@ -81,6 +81,11 @@ def find(folder: Path | str) -> Kept | None:
     return None
 
 
+def copied(value):
+    """A copy that may be changed, of values from JSON."""
+    return json.loads(json.dumps(value))
+
+
 def _paths(out: Path | str) -> list[Path]:
     return sorted(Path(out).glob(f"*-{FILES[0]}"))
 
@@ -105,7 +110,7 @@ def _parsed(texts: Path, metrics: Path, bits: Path, *versions: tuple[int, ...]) 
         for line in map(json.loads, texts.read_text().splitlines()):
             check_shape(line, {"folder": str, "run": {"recipe": (dict, str)}, "ensembles": list})
             folder, run = line["folder"], line["run"]
-            if folder in ("", "..") or folder != Path(folder).name:
+            if not is_name(folder):
                 raise ValueError(f"{folder!r} is no name of a folder")
             if isinstance(run["recipe"], str):
                 run["recipe"] = runs[run["recipe"]].run["recipe"]

@@ -15,7 +15,6 @@ finds the same folder: a complete run is skipped, an incomplete one is continued
 Runs that `python -m repro keep` has put into few files (`kept`) are read by the same functions.
 """
 
-import copy
 import fcntl
 import hashlib
 import json
@@ -35,35 +34,17 @@ import numpy as np
 from repro import ReproError
 from repro.paths import NUMBER, check_shape, checked, named, read_json, replacing, writable_folder
 from repro.run import kept, own
-from repro.run.identity import TEXTS, code_digest, code_version, now, package_versions, processor
+from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
+from repro.run.shapes import ENSEMBLES, ROW, checked_run
 
 log = logging.getLogger("repro")
 
 FORMAT = 3  # of run.json
-
-# What the files must hold for those who read them; they hold more.
-RUN = {
-    **dict.fromkeys(("base", "shrink", "model", "variant", "model_source", "code", "status", "start", "version"), str),
-    "ranks": int,
-    "recipe": {
-        **dict.fromkeys(("name", "model", "stride"), str),
-        **dict.fromkeys(("workers", "images_per_worker", "epoch_images"), int),
-        "stages": [{"name": str, "iterations": int, "member": bool}],
-    },
-    "settings": {
-        **dict.fromkeys(("seed", "size", "threads"), int),
-        **dict.fromkeys(("normalization", "precision", "split"), str),
-    },
-    "data": {**dict.fromkeys(("name", "train", "test"), str), "originals": int},
-    "packages": dict,
-    "attempts": [dict],
-}
-COUNTS: dict = dict.fromkeys(("images", "top1", "top5"), int)
-COMPLETE = {**COUNTS, "seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
-ROW = {**{"step": int, "stage": str}, **dict.fromkeys(("epoch", "rate", "train_loss", "train_top1", "seconds"), NUMBER)}
+LONGEST_NAME = 200  # of an ensemble's file; most systems allow 255 letters with suffixes
+METRICS = "metrics.jsonl"
+ATTEMPT = "start", "end", "status", "ranks", "host", "error", "version", "processor", "kernels", "packages"
 OTHER_VIEWS = "zoom", "scale_aspect"  # besides the test's, in which ends of stages and ensembles are tested too
-ENSEMBLES = [{"members": [str], "average": str, **COUNTS}]
 
 
 class Stopped(ReproError):
@@ -104,7 +85,7 @@ class Run:
         self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
         complete = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
         self.record = {"format": FORMAT, **origin, **identity, **complete}
-        self.lock: IO[str] | None = None
+        self.lock: IO[bytes] | None = None
 
     @property
     def complete(self) -> bool:
@@ -112,13 +93,12 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Checkpoints to continue from: files named after steps."""
-        return [path for path in (self.folder / "checkpoints").glob("*.json") if path.stem.isdecimal()]
+        """Checkpoints to continue from, newest first."""
+        return generations(self.folder / "checkpoints")
 
     @property
     def newest_step(self) -> int:
-        """The step of the newest checkpoint; 0 if there is none."""
-        return max((int(path.stem) for path in self.checkpoints), default=0)
+        return saved_step(self.folder)
 
     def told(self) -> str:
         """The text of run.json, "" if there is none: what every rank must see alike."""
@@ -142,10 +122,11 @@ class Run:
     def begin(self, **facts) -> bool:
         """Writes run.json before the first step; the record of an earlier attempt is kept under `attempts`.
 
-        Returns False, and writes nothing, if the run is complete; warns if its models are gone. Raises Locked if another
-        process is training it.
+        Returns False if the run is complete, and then only removes what was left when it finished; warns if its models are
+        gone. Raises Locked if another process is training it.
         """
         if self.complete:
+            self._tidy()
             self._warn_without_models()
             return False
         with named(self.folder):
@@ -154,12 +135,11 @@ class Run:
             if self.complete:  # by the process that had the lock
                 self.release()
                 return False
-            shutil.rmtree(self.heartbeats, ignore_errors=True)
-            self.heartbeats.mkdir()
+            self.heartbeats.mkdir(exist_ok=True)
+            for path in self.heartbeats.glob("[!.]*"):  # what NFS has left under a name with a dot cannot be removed yet
+                path.unlink()
         earlier = read(self.folder)
-        attempts = earlier.get("attempts", []) + (
-            [{key: earlier.get(key) for key in ("start", "end", "status", "ranks", "host", "error")}] if earlier else []
-        )
+        attempts = earlier.get("attempts", []) + ([{key: earlier.get(key) for key in ATTEMPT}] if earlier else [])
         self.update(
             **facts,
             status="running",
@@ -173,6 +153,8 @@ class Run:
             version=code_version(),
             packages=package_versions(),
         )
+        if earlier and self.checkpoints and (changes := other_machinery(earlier, self.record)):
+            log.warning("continued with %s: the weights may not be those of an uninterrupted run", changes)
         return True
 
     def _warn_without_models(self) -> None:
@@ -192,59 +174,103 @@ class Run:
     def release(self) -> None:
         """Lets other processes train this run; this happens automatically when a process ends."""
         if self.lock:
+            with suppress(OSError):
+                self.lock.truncate(0)  # an engine lives on: nobody shall take it for one that trains
             self.lock.close()
         self.lock = None
 
     def update(self, **facts) -> None:
-        self.record |= facts
+        record = self.record | facts
         with replacing(self.folder / "run.json") as temporary:
-            temporary.write_text(json.dumps(self.record, indent=1))
+            temporary.write_text(json.dumps(record, indent=1))
+        self.record = record
 
-    def rewind(self, step: int) -> None:
-        """Drops metric rows beyond the checkpoint that the run continues from."""
+    def rewind(self, step: int, due: frozenset[int]) -> None:
+        """Drops metric rows beyond the checkpoint that the run continues from; warns if one of the steps `due` has none."""
         rows = [row for row in metric_rows(self.folder) if row["step"] <= step]
-        with replacing(self.folder / "metrics.jsonl") as temporary:
+        if lost := {number for number in due if number <= step} - {row["step"] for row in rows}:
+            steps = ", ".join(map(str, sorted(lost)))
+            log.warning("%s has no rows of steps %s: the curves have a gap, the weights do not", self.folder / METRICS, steps)
+        with replacing(self.folder / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def metric(self, row: dict) -> None:
-        with named(path := self.folder / "metrics.jsonl"), open(path, "a") as file:
+        with named(path := self.folder / METRICS), open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Returns when the metric rows are on the disk, where a power failure leaves them."""
+        with named(path := self.folder / METRICS), open(path, "a") as file:
+            os.fsync(file.fileno())
 
     def finish(self, **facts) -> None:
         self.update(**facts, status="complete", end=now())
+        self._tidy()
+
+    def end(self, status: str, error: str) -> None:
+        """Records how an attempt ended, unless it was interrupted when the run was complete already."""
+        if not self.complete:
+            self.update(status=status, end=now(), error=error)
+
+    def _tidy(self) -> None:
+        """Removes what a complete run does not need."""
         for folder in (self.folder / "checkpoints", self.heartbeats):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def take_lock(folder: Path, what: str = "trained") -> IO[str]:
+def take_lock(folder: Path, what: str = "trained") -> IO[bytes]:
     """Takes a run's lock, which is released when the file is closed or this process ends. Raises Locked if another has it.
 
     `what` is what only one process at a time does to the run.
     """
     with named(folder / "lock"):
-        lock = open(folder / "lock", "a+")  # noqa: SIM115  the caller closes it
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with lock:
-            lock.seek(0)
-            owner = lock.read() or "another process"
-        raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+        lock = open(folder / "lock", "a+b", buffering=0)  # noqa: SIM115  the caller closes it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with lock:
+                lock.seek(0)
+                owner = lock.readline().decode(errors="replace").strip() or "another process"
+            raise Locked(f"{folder} is being {what} by {owner}: wait for it, or end it") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): do not train this run twice at the same time", folder, error.strerror)
+        try:
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}\n{started(os.getpid())}".encode())
+        except OSError:
+            lock.close()
+            raise
     return lock
+
+
+def generations(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, which are named after steps, newest first."""
+    steps = [path.with_suffix("") for path in folder.glob("*.json") if path.stem.isdecimal()]
+    return sorted(steps, key=lambda path: -int(path.name))
+
+
+def saved_step(folder: Path | str) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none."""
+    return max((int(path.name) for path in generations(Path(folder) / "checkpoints")), default=0)
+
+
+def started(process: int) -> str:
+    """When a process of this machine began, in ticks since the machine did, which no step of a clock moves; "" if unknown."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]  # field 22
+    return ""
 
 
 TRAIN_AGAIN = "delete the folder to train again"
 
 
 def read(folder: Path | str) -> dict:
-    """A run's run.json; empty if there is none. Raises ReproError if it cannot be read, OldRun if it has another format."""
+    """A run's run.json (`shapes.checked_run`); empty if there is none.
+
+    Raises ReproError if it cannot be read, OldRun if it has another format.
+    """
     if found := kept.find(folder):
-        run, place, again = copy.deepcopy(found.run), found.place, kept.KEEP_AGAIN
+        run, place, again = kept.copied(found.run), found.place, kept.KEEP_AGAIN
     else:
         path = Path(folder) / "run.json"
         run, place, again = read_json(path, {"recipe": (dict, str)}, TRAIN_AGAIN), str(path), TRAIN_AGAIN
@@ -255,21 +281,15 @@ def read(folder: Path | str) -> dict:
             f"{folder} was written by an earlier version of this project, in a format that this one cannot read: use the "
             f"version that it names ({run.get('version', 'none')}), or delete the folder to train again"
         )
-    try:
-        check_shape(run, RUN)
-        if run["status"] == "complete":
-            check_shape(run, {**COMPLETE, "ends": {stage["name"]: COUNTS for stage in run["recipe"]["stages"]}})
-    except ValueError as error:
-        raise ReproError(f"{place} is damaged ({error}): {again}") from error
-    return run
+    return checked_run(run, place, again)
 
 
 def metric_rows(folder: Path | str) -> list[dict]:
     """Returns a run's rows so far, without a last line that was cut short by a kill or is still being written."""
-    path = Path(folder) / "metrics.jsonl"
+    path = Path(folder) / METRICS
     found = kept.find(folder)
     try:
-        rows = copy.deepcopy(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        rows = kept.copied(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
         check_shape(rows, [ROW], "row")
         return rows
     except FileNotFoundError:
@@ -302,7 +322,7 @@ def predictions(out: Path | str) -> dict[str, dict]:
 def ensembles(folder: Path | str) -> list[dict]:
     """The ensembles that were evaluated from a run's snapshots."""
     if found := kept.find(folder):
-        return checked(copy.deepcopy(found.ensembles), ENSEMBLES, found.place, kept.KEEP_AGAIN)
+        return checked(kept.copied(found.ensembles), ENSEMBLES, found.place, kept.KEEP_AGAIN)
     path = Path(folder) / "ensembles.json"
     return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
@@ -313,6 +333,14 @@ def add_ensemble(folder: Path | str, entry: dict) -> None:
     others = [old for old in ensembles(folder) if any(old[key] != entry[key] for key in identity)]
     with replacing(Path(folder) / "ensembles.json") as temporary:
         temporary.write_text(json.dumps([*others, entry], indent=1))
+
+
+def ensemble_name(members: list[str], average: str) -> str:
+    """The name of an ensemble's file, such as collapse1+collapse2.softmax; a short one if there are too many members."""
+    name = "+".join(members)
+    if len(name) > LONGEST_NAME:
+        name = f"{len(members)}-members-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"{name}.{average}"
 
 
 def save_correct(folder: Path | str, model: str, correct: dict[str, np.ndarray]) -> None:

@@ -14,7 +14,8 @@ import psutil
 from repro import ReproError, choose
 from repro.paths import ROOT, RUNS
 from repro.run import records
-from repro.schedule import Recipe, Stage
+from repro.run.records import saved_step
+from repro.run.shapes import recipe_of
 
 FROZEN = 10.0  # seconds without a sign of life after which a rank is frozen: it gives one every two seconds
 STILL = 20.0  # seconds without progress after which a run stands still; more if it has taken longer before
@@ -34,17 +35,11 @@ def find(run: str = "", out: Path | str = RUNS) -> Path:
     return Path(out) / (choose("run", run.rstrip("/").rpartition("/")[2], names) if run else names[0])
 
 
-def recipe_of(record: dict) -> Recipe:
-    """The recipe that a run's record (`records.read`) has."""
-    stages = tuple(Stage(**stage | {"drops": tuple(stage["drops"])}) for stage in record["recipe"]["stages"])
-    return Recipe(**record["recipe"] | {"stages": stages})
-
-
 def state(folder: Path) -> str:
     """complete, stopped, failed, running, or killed: recorded as running, but its process on this machine is gone."""
     recorded = records.read(folder).get("status", "running")
-    owner = re.fullmatch(r"process (\d+) on (.*)", _text(folder / "lock"))
-    if recorded == "running" and owner and owner[2] == platform.node() and not _lives(int(owner[1]), folder / "lock"):
+    owner = re.fullmatch(r"process (\d+) on (.*)\n?(.*)", _text(folder / "lock"))
+    if recorded == "running" and owner and owner[2] == platform.node() and not _lives(int(owner[1]), owner[3]):
         return "killed"
     return recorded
 
@@ -54,7 +49,7 @@ def trained_by(folder: Path) -> str:
 
     Whether a process on another machine still lives is not known: see `living` and `Pulse.over`.
     """
-    return _text(folder / "lock") if state(folder) == "running" and (folder / "run.json").exists() else ""
+    return _owner(folder) if state(folder) == "running" and (folder / "run.json").exists() else ""
 
 
 def elsewhere(folder: Path) -> bool:
@@ -125,25 +120,23 @@ class Pulse:
         return time.monotonic() - since
 
 
-def _lives(number: int, lock: Path) -> bool:
+def _lives(number: int, began: str) -> bool:
     # The lock itself is not tried: a run that is starting at that moment would believe that another process trains it.
     with suppress(psutil.NoSuchProcess, OSError):
-        process = psutil.Process(number)
-        later = process.create_time() > lock.stat().st_mtime + 1  # another process, which has got its number
-        return not later and process.status() != psutil.STATUS_ZOMBIE
+        same = began in ("", records.started(number))  # otherwise another process has got its number
+        return same and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def _owner(folder: Path) -> str:
+    return _text(folder / "lock").partition("\n")[0]
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")  # a failing disk or another program may have left anything
     except OSError:
         return ""
-
-
-def saved_step(folder: Path | str) -> int:
-    """The step of a run's newest checkpoint; 0 if there is none."""
-    return max((int(path.stem) for path in Path(folder, "checkpoints").glob("*.json") if path.stem.isdecimal()), default=0)
 
 
 def outcome(folder: Path) -> tuple[str, str]:
@@ -158,7 +151,7 @@ def outcome(folder: Path) -> tuple[str, str]:
     again = f"the command that started it continues it{'' if saved == last else ' ' + start}"
     if now == "failed":
         return now, f"failed {at}: {record['error']}; {again}"
-    owner = _text(folder / "lock") or "no process has its lock"
+    owner = _owner(folder) or "no process has its lock"
     how = {"stopped": "stopped", "killed": f"was killed ({owner} is gone)"}.get(now, f"gives no sign of life ({owner})")
     return now, f"{how} {at}; {again}"
 
@@ -173,7 +166,8 @@ def pace(rows: list[dict], last: int) -> float:
 
 def left(work: float, pace: float, more: float = 0.0) -> str:
     """How long the work takes at this pace, plus `more` seconds, such as ", about 5 minutes left"; "" if that is unknown."""
-    return f", about {duration(work / pace + more)} left" if pace else ""
+    seconds = work / pace + more if pace else 0.0
+    return f", about {duration(seconds)} left" if seconds else ""
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from repro import ReproError
 from repro.paths import RUNS
 from repro.run import identity, own, records
+from repro.run.shapes import recipe_of
 
 KEYS = ["recipe", "shrink", "model", "variant", "data", "seed"]  # what was run; if equal, training code or data differ
 IN_VIEWS = [f"top1_{view}" for view in records.OTHER_VIEWS]
@@ -42,8 +43,8 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     settings, else such as "lr_formula=as_designed"), data; every field of `Settings`, seed among them; every scalar of the
     recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
     of the training code), version, Python's and torch's versions; host, cores, processor; digests of the recipe's numbers and
-    your own model's source, of the training and test images and of the weights (recipe_sha256, train_sha256, test_sha256,
-    weights_sha256); test_images, top1 and top5 at the end. Values that an incomplete run does not have are missing.
+    of the sources of your own model and rule, of the training and test images and of the weights (recipe_sha256, train_sha256,
+    test_sha256, weights_sha256); test_images, top1 and top5 at the end. What an incomplete run does not have is missing.
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
     train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;
@@ -73,8 +74,7 @@ def _run(folder: Path) -> dict:
         for name, value in recipe.items()
         if isinstance(value, (str, int, float)) and name not in ("name", "model", *identity.TEXTS)
     }
-    iterations = sum(stage["iterations"] for stage in recipe["stages"])
-    batch = recipe["workers"] * recipe["images_per_worker"]
+    planned = recipe_of(run)
     return {
         "folder": folder.name,
         "recipe": run["base"],
@@ -84,9 +84,9 @@ def _run(folder: Path) -> dict:
         "data": run["data"]["name"],
         **run["settings"],
         **numbers,
-        "global_batch": batch,
-        "iterations": iterations,
-        "epochs": iterations * batch / recipe["epoch_images"],
+        "global_batch": planned.global_batch,
+        "iterations": planned.iterations,
+        "epochs": planned.epochs(),
         "ranks": run["ranks"],
         "seconds": run.get("seconds", NONE),
         **{fact: run[fact] for fact in ("status", "start", "end", "code", "version")},
@@ -105,7 +105,8 @@ def _run(folder: Path) -> dict:
 
 def _digest(run: dict) -> str:
     numbers = {name: value for name, value in run["recipe"].items() if name not in identity.TEXTS}
-    numbers["model"] = own.short(numbers["model"]), run["model_source"]  # wherever the file is
+    for part in ("model", "update"):  # wherever the files are
+        numbers[part] = own.short(numbers[part]), run.get(f"{part}_source", "")
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
 

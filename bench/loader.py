@@ -197,7 +197,7 @@ def measure(folder: Path) -> list[dict]:
                 f"ResNet-50 step, fp32, {name}",
                 loaded,
                 in_memory,
-                "the same step with its images in memory",
+                "the same step with its images at hand",
                 f"s for {BATCH} images, {cores()} threads",
                 Goal("<=", 1.03),
             )

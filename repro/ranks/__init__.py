@@ -1,1 +1,1 @@
-"""The ranks: MPI and NCCL, a watchdog over them, and the memory of their process."""
+"""The ranks: MPI and its start, NCCL, a watchdog over them, and the memory of their process."""

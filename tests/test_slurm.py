@@ -21,7 +21,7 @@ import slurm_nodes
 
 from repro.run import records
 
-from conftest import ROOT
+from conftest import ROOT, run
 
 MINE = """
 import os, time
@@ -178,10 +178,25 @@ class Job:
 
 @pytest.fixture
 def submit(nodes, mine, tmp_path):
-    """submit(*options, script=..., **environment): a job on both nodes, on one rank of each unless the options differ."""
+    """submit(*options, script=..., **environment): a job on both nodes, on one rank of each unless the options differ.
+
+    `submit.itself(...)` calls the script instead, without sbatch: returns what it said, and the job.
+    """
+
+    out = tmp_path / "runs"
 
     def sbatch(*options, script="train.sbatch", arguments=(), recipe="short", slow=False, patience=20, **environment) -> Job:
-        out = tmp_path / "runs"
+        settings, options, path = prepared(options, script, recipe, slow, patience)
+        number = nodes.command("sbatch", "--parsable", *options, path, *arguments, **settings | environment).strip()
+        return Job(nodes, number, tmp_path, out)
+
+    def itself(*options, **environment) -> tuple[str, Job]:
+        settings, options, path = prepared(options, "train.sbatch", "", False, 20)
+        said = run(path, *options, **nodes.environment | settings | environment)
+        number = re.findall(r"^JobId=(\d+)", nodes.command("scontrol", "show", "job", "--oneliner"), re.M)[-1]
+        return said.stdout + said.stderr, Job(nodes, number, tmp_path, out)
+
+    def prepared(options, script, recipe, slow, patience):
         (tmp_path / "slow").unlink(missing_ok=True)
         if slow:
             (tmp_path / "slow").touch()
@@ -195,10 +210,9 @@ def submit(nodes, mine, tmp_path):
             "SLOW": str(tmp_path / "slow"),
         }
         layout = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={tmp_path}/%j.log", f"--chdir={ROOT}"]
-        path = ROOT / "slurm" / script
-        number = nodes.command("sbatch", "--parsable", *layout, *options, path, *arguments, **settings | environment).strip()
-        return Job(nodes, number, tmp_path, out)
+        return settings, [*layout, *options], ROOT / "slurm" / script
 
+    sbatch.itself = itself
     return sbatch
 
 
@@ -209,11 +223,7 @@ def submit(nodes, mine, tmp_path):
 @pytest.mark.parametrize("kind", LAUNCHERS)
 def test_each_launcher_trains_the_weights_of_one_process(submit, digest, nodes, kind):
     command, environment = LAUNCHERS[kind]
-    library, more = LIBRARIES[kind.partition(",")[0]]
-    if library:
-        if not library.exists():
-            pytest.skip(f"no {library}: `make other-mpis` fetches it")
-        environment = environment | more | {"LD_LIBRARY_PATH": str(library.parent), "MPI4PY_LIBMPI": str(library)}
+    environment = environment | environment_of(kind.partition(",")[0])
     if command and "srun" in command:
         plugin = re.search("--mpi=(.*)", command)[1]
         try:
@@ -224,6 +234,37 @@ def test_each_launcher_trains_the_weights_of_one_process(submit, digest, nodes, 
     assert job.wait_for_end() == "COMPLETED 0:0", job.log
     assert "all 2 ranks see each other" in job.log
     assert job.record()["ranks"] == 2 and job.record()["weights_sha256"] == digest("short")
+
+
+def environment_of(mpi: str) -> dict[str, str]:
+    """What makes mpi4py load this MPI; skips the test if it is not here."""
+    library, environment = LIBRARIES[mpi]
+    if not library:
+        return environment
+    if not library.exists():
+        pytest.skip(f"no {library}: `make other-mpis` fetches it")
+    return environment | {"LD_LIBRARY_PATH": str(library.parent), "MPI4PY_LIBMPI": str(library)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mpi, taken", [("MPICH", "mpiexec"), ("Open MPI", "--mpi=pmix"), ("Intel MPI", "--mpi=pmi2")])
+def test_the_job_finds_a_launcher_for_the_mpi_of_a_cluster(submit, digest, tmp_path, mpi, taken):
+    """That is, without one beside Python: of MPICH alone the mpiexec is on PATH."""
+    more = {"I_MPI_PMI_LIBRARY": "libpmi2.so.0"} if mpi == "Intel MPI" else {}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    path = slurm_nodes.SYSTEM.split(":")
+    if mpi == "MPICH":
+        (tmp_path / "modules").mkdir()
+        (tmp_path / "modules" / "mpiexec").write_text(f'#!/bin/bash\nexec {Path(sys.executable).parent}/mpiexec "$@"\n')
+        (tmp_path / "modules" / "mpiexec").chmod(0o755)
+        path = [str(tmp_path / "modules"), *path]
+    path = [folder for folder in path if Path(folder) == tmp_path / "modules" or not (Path(folder) / "mpiexec").exists()]
+    job = submit(PYTHON=f"{tmp_path}/bin/python", PATH=":".join(path), **environment_of(mpi), **more)
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert re.search(rf"^train.sbatch: ranks are started by `.*{taken}`$", job.log, re.M), job.log
+    assert "train.sbatch: not by `srun" in job.log and job.record()["weights_sha256"] == digest("short")
 
 
 @pytest.mark.slow
@@ -273,14 +314,14 @@ def test_a_start_that_hangs_is_named_and_requeued_before_the_time_limit(submit, 
 
 @pytest.mark.slow
 def test_a_start_that_hangs_again_is_not_requeued_for_ever(submit, tmp_path):
+    """It ends at the limit for starts, long before its time limit, with a status and a reason."""
     (tmp_path / "hang.py").write_text(HANG)
-    job = submit(PYTHON=f"{sys.executable} {tmp_path}/hang.py", slow=True)
-    for attempt in (1, 2):
-        job.wait_for(lambda: job.log.count(" s for MPI to start: ") >= attempt, "the line on the start")  # noqa: B023
-        job.signal("USR1", "--batch")
-        if attempt == 1:
-            job.wait_for_requeue(slow=True)
-    assert job.wait_for_end() == "FAILED 75:0" and "nothing was trained before the time limit, again" in job.log
+    job = submit(PYTHON=f"{sys.executable} {tmp_path}/hang.py", slow=True, REPRO_START_SECONDS="8")
+    job.wait_for_requeue(slow=True)
+    assert "the ranks did not start within 8 s (REPRO_START_SECONDS); the job is requeued" in job.log and not job.rows()
+    assert job.wait_for_end() == "FAILED 69:0", job.log
+    assert job.log.count("error: rank 0 of 2 on ") == 2 and "has waited 8 s for MPI to start, its limit" in job.log
+    assert "within 8 s (REPRO_START_SECONDS), and nothing was trained, again; the job is not requeued" in job.log
 
 
 # --- What a cluster does to a run ------------------------------------------------------------------------------------
@@ -303,7 +344,7 @@ def test_a_signal_to_the_ranks_stops_them_and_ends_the_job(submit, digest):
     job.signal("USR1")
     assert job.wait_for_end() == "FAILED 75:0", job.log
     again = submit(recipe="long")
-    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log
+    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log, again.log
     assert again.record()["weights_sha256"] == digest("long")
 
 
@@ -315,7 +356,7 @@ def test_nothing_is_left_of_a_job_that_was_cancelled(submit, digest, nodes):
     assert job.wait_for_end().startswith("CANCELLED")
     job.wait_for(lambda: not nodes.processes(), "the end of all processes", timeout=15)
     again = submit(recipe="long")
-    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log
+    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log, again.log
     assert again.record()["weights_sha256"] == digest("long")
 
 
@@ -327,8 +368,7 @@ def test_a_job_continues_when_its_node_is_back(submit, digest, nodes):
     nodes.daemons["n2"].kill()
     nodes.daemons["n2"].wait()
     job.wait_for(lambda: job.Restarts == "1", "the requeue")
-    for process in nodes.processes():
-        process.kill()  # those of the lost node, which nobody ends
+    nodes.end(nodes.processes())  # those of the lost node, which nobody ends
     nodes.start_node("n2")
     job.wait_for_requeue()
     assert job.wait_for_end() == "COMPLETED 0:0", job.log
@@ -344,16 +384,16 @@ def test_a_job_ends_soon_when_a_node_is_lost(submit, digest, nodes):
     assert job.wait_for_end().startswith("FAILED")
     nodes.clear()
     again = submit(recipe="long")
-    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log
+    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log, again.log
     assert again.record()["weights_sha256"] == digest("long")
 
 
 @pytest.mark.slow
 def test_a_job_that_was_suspended_goes_on(submit, digest, nodes):
-    job = submit(recipe="long", slow=True, patience=5)
+    job = submit(recipe="long", slow=True, patience=3)
     job.wait_for_rows()
     nodes.command("scontrol", "suspend", job.number)
-    time.sleep(12)
+    time.sleep(7)  # longer than twice the patience
     rows = len(job.rows())
     time.sleep(1)
     assert job.JobState == "SUSPENDED" and len(job.rows()) == rows
@@ -390,9 +430,18 @@ def test_one_node_trains_with_one_rank(submit, digest):
 
 
 @pytest.mark.slow
-def test_more_ranks_than_the_recipe_has_workers_are_refused(submit):
-    job = submit("--ntasks-per-node=2")
-    assert job.wait_for_end() == "FAILED 2:0" and "short-net has 2 workers, which 4 ranks cannot share" in job.log
+@pytest.mark.parametrize("nodes_asked, state", [(2, "CANCELLED"), (1, "COMPLETED")])
+def test_a_recipe_that_so_many_ranks_cannot_share_is_not_submitted(submit, nodes, nodes_asked, state):
+    """By a script that submits itself: nothing was allocated, and nothing waited in the queue."""
+    said, job = submit.itself(f"--nodes={nodes_asked}", RECIPE="one_model", SHRINK="laptop", DATA="digits", ARGS="--steps 1")
+    if state == "CANCELLED":
+        assert "error: one_model-laptop has 1 pass of 2 workers, which 2 ranks cannot share: start at most 1 rank\n" in said
+        assert said.endswith("train.sbatch: nothing was submitted\n")
+        assert job.wait_for_end() == "CANCELLED 0:0" and not job.log
+    else:
+        assert said.endswith(f"train.sbatch: submitted as job {job.number}\n")
+        job.wait_for_end()
+        assert "stopped after step 1" in job.log, job.log
 
 
 @pytest.mark.slow
@@ -409,6 +458,21 @@ exec unshare --mount sh -c 'mount -t tmpfs tmpfs {tmp_path}/runs && exec "$@"' -
     assert job.wait_for_end() == "FAILED 2:0" and "--out must be on a file system that all nodes share" in job.log, job.log
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small /dev/shm for a process")
+def test_a_full_shared_memory_of_a_node_is_named(submit, tmp_path):
+    """MPICH has a large file there, and its ranks die by a bus error that names nothing."""
+    full = tmp_path / "mpiexec"
+    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm && head -c 1M /dev/zero >/dev/shm/full; "
+    full.write_text(f"""#!/bin/bash
+exec unshare --mount sh -c '{mount} exec "$@"' - {Path(sys.executable).parent}/mpiexec -launcher fork "$@"
+""")
+    full.chmod(0o755)
+    job = submit("--nodes=1", "--ntasks-per-node=2", LAUNCH=f"{full} -n 2")
+    assert job.wait_for_end().startswith("FAILED"), job.log
+    assert "/dev/shm has 0 MB free, MPI needs more: remove files there" in job.log and not job.rows()
+
+
 # --- engines.sbatch ---------------------------------------------------------------------------------------------------
 
 
@@ -422,7 +486,9 @@ def network() -> str:
 
 
 @pytest.mark.slow
-def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, network, tmp_path, mine):
+@pytest.mark.parametrize("mpi", ["MPICH", "Open MPI"])
+def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, network, tmp_path, mine, mpi):
+    environment = environment_of(mpi) | ({"LAUNCH": LAUNCHERS["Open MPI, srun"][0]} if mpi == "Open MPI" else {})
     folder = tmp_path / "engines"
     values = {
         "cluster": folder / "security" / "ipcontroller-client.json",
@@ -437,7 +503,7 @@ def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, n
     notebook = ROOT / "notebooks" / "10-train.ipynb"
     arguments = [sys.executable, "-m", "papermill", notebook, tmp_path / "out.ipynb"]
     arguments += [word for name, value in values.items() for word in ("-y", f"{name}: {value}")]
-    job = submit(script="engines.sbatch", arguments=arguments, FOLDER=str(folder), INTERFACE=network)
+    job = submit(script="engines.sbatch", arguments=arguments, FOLDER=str(folder), INTERFACE=network, **environment)
     assert job.wait_for_end(150) == "COMPLETED 0:0", job.log
     assert job.record()["ranks"] == 2 and job.record()["weights_sha256"] == digest("short")
     assert not folder.exists()
@@ -448,6 +514,7 @@ def test_engines_without_a_command_wait_until_the_connection_file_is_deleted(sub
     folder = tmp_path / "engines"
     job = submit(script="engines.sbatch", FOLDER=str(folder), INTERFACE=network)
     job.wait_for(lambda: "engines.sbatch: 2 engines; " in job.log, "the engines")
+    assert "engines.sbatch: ranks are started by `" in job.log
     (folder / "security" / "ipcontroller-client.json").unlink()
     assert job.wait_for_end() == "COMPLETED 0:0", job.log
     job.wait_for(lambda: not nodes.processes(), "the end of all processes", timeout=15)

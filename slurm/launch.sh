@@ -3,7 +3,7 @@
 # 2 if none worked, 75 if the job was asked to stop.
 
 longest=${REPRO_START_SECONDS:-600}
-late=$((${longest%.*} < 20 ? ${longest%.*} : 20))
+seconds=$((${longest%.*} > 1 ? ${longest%.*} : 1)) late=$((${longest%.*} < 20 ? seconds : 20))
 export REPRO_START_SECONDS=$longest
 
 # An mpiexec in Python's folder belongs to the MPI that `make setup` has put there, and starts its ranks by srun. MPICH must
@@ -40,14 +40,19 @@ finish_step() {
     step=''
 }
 
+within() { timeout "$1" tail -s 0.1 --pid="$2" -f /dev/null; }  # whether a process ends in so many seconds
+
 # A launcher that itself hangs starts no rank that could say so. It has a quarter longer than the ranks, which load Python first.
+attend() {
+    within "$late" "$1" || echo "$script: \`${launch[*]}\` has not started all ranks after $late s: waiting until $longest s" >&2
+    within $((seconds * 5 / 4 + 1 - late)) "$1" || kill "$1"
+    within 10 "$1" || kill -KILL "$1"
+}
+
 probe() {
-    : >"$told"
-    timeout --foreground --signal=USR1 --kill-after=10 $((${longest%.*} * 5 / 4 + 1)) \
-        "${launch[@]}" "${python[@]}" -m repro ranks >"$told" &
+    "${launch[@]}" "${python[@]}" -m repro ranks >"$told" &
     step=$!
-    { timeout "$late" tail -s 0.1 --pid="$step" -f /dev/null || (($? != 124)) ||
-        echo "$script: \`${launch[*]}\` has not started all ranks after $late s: waiting until $longest s" >&2; } &
+    attend "$step" &
     finish_step
 }
 
@@ -66,7 +71,7 @@ find_launcher() {
             echo "$script: ranks are started by \`$command\`"
             return 0
         fi
-        if ((status == 69 || SECONDS - began > ${longest%.*})); then
+        if ((status == 69 || SECONDS - began > seconds)); then
             hung=1 reason="the ranks did not start within $longest s (REPRO_START_SECONDS)"
         elif ((status == 0 || status == 2)); then
             reason="its ranks do not see each other"

@@ -261,7 +261,7 @@ def test_parameters_and_outputs_are_as_papermill_leaves_them_and_prints_are_show
         for path in (ours, theirs)
     ]
     assert shown[0] == shown[1] and len(shown[0]) == 6
-    assert [cell.source for cell in cells(ours)][2] == "# Parameters\nseed = 7"
+    assert [cell.source for cell in cells(ours)][2] == "# Parameters\nseed = 7\n"
 
 
 def merged(outputs):

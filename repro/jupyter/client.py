@@ -16,7 +16,7 @@ INJECTED = "injected-parameters"  # the tag that papermill, too, gives the cell
 def inject(book: NotebookNode, parameters: dict) -> None:
     """Adds a cell with these values below the cell that is tagged "parameters", or as the first, as papermill does."""
     lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())]
-    cell = nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": [INJECTED]})
+    cell = nbformat.v4.new_code_cell("\n".join([*lines, ""]), metadata={"tags": [INJECTED]})
     tagged = (number for number, cell in enumerate(book.cells, start=1) if "parameters" in cell.metadata.get("tags", []))
     book.cells.insert(next(tagged, 0), cell)
 

@@ -31,6 +31,11 @@ def models(out=None):
     return tables.models(out or paths.RUNS)
 
 
+def ask(questions, seeds, **parameters):
+    """Train what questions of your own need, and return their answers as a tidy table, see `paper.ask.ask`."""
+    return importlib.import_module("repro.paper.ask").ask(questions, seeds, **parameters)
+
+
 def live(folder=None) -> None:
     """In a notebook, follow a run that any process trains until it ends (default: in results/runs), see `progress.live`."""
     progress = importlib.import_module("repro.jupyter.progress")

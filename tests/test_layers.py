@@ -47,6 +47,7 @@ WITHOUT_TORCH = [
     "scaling.steptime",
     "paper.profiles",
     "paper.statistics",
+    "paper.ask",
     "paper.tables",
     "paper.figures",
     "paper.report",

@@ -67,7 +67,7 @@ def test_what_is_planned_is_what_the_notebooks_train(tmp_path):
     runs = overall.planned(full, 20_000, tmp_path)
     wanted = {(DISTRIBUTED, 0)}
     for topic, seeds in full.seeds.items():
-        wanted |= {(task["recipe"], task["seed"]) for task in questions.tasks("digits", "laptop", range(seeds), [topic])}
+        wanted |= {(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))}
     assert {(run.recipe, run.seed) for run in runs} == wanted and len(runs) == len(wanted)
     (deep,) = {run.cost for run in runs if run.recipe == "one_deep_model"}
     (other,) = {run.cost for run in runs if run.recipe == "one_model"}

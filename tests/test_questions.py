@@ -107,7 +107,7 @@ def test_runs_that_fail_are_counted_and_compared_by_ranks(tmp_path):
     question = next(q for q in questions.WARMUP if not q.control)
     warm, cold = runs(tmp_path, {question.better: 80.0}), runs(tmp_path, {question.other: 70.0})
     cold.loc[cold.index[:3], "top1"] = 10 + np.arange(3)
-    row = answer(pd.concat([warm, cold]), tmp_path, question.claim)
+    (row,) = questions.answers(pd.concat([warm, cold]), tmp_path, [question]).itertuples()
     assert (row.compared, row.failed, row.failed_other, row.verdict) == ("exact ranks", 0, 3, "supported")
     assert np.isnan(row.low_originals) and row.low < row.difference < row.high
     by_welch = Question(question.claim, question.better, question.other)

@@ -10,7 +10,7 @@ import argparse
 
 import pandas as pd
 
-from repro.paper import ask, questions, statistics, tables
+from repro.paper import ask, questions, tables
 from repro.paths import RESULTS, given, replacing
 from repro.ranks import comm
 from repro.train import train_all
@@ -19,13 +19,12 @@ SEEDS = 100, 101, 102, 103
 
 
 def spreads(answers: pd.DataFrame) -> pd.DataFrame:
-    """One row per question with three seeds or more on each side: topic, claim, paired, n, sd, sd_limit, seeds, seeds_limit."""
+    """One row per question that `ask.needed` knows of: topic, claim, paired, n, sd, sd_limit, seeds, seeds_limit."""
     rows = []
     for row in answers.itertuples():
-        n = min(row.n, row.n_other)
-        if n >= statistics.FEWEST:
-            limit, seeds, most = ask.needed(row)
-            rows.append((row.topic, row.claim, row.compared == "paired t", n, row.sd, limit, seeds, most))
+        limit, seeds, most = ask.needed(row)
+        if seeds > 0:
+            rows.append((row.topic, row.claim, row.compared == "paired t", min(row.n, row.n_other), row.sd, limit, seeds, most))
     return pd.DataFrame(rows, columns=["topic", "claim", "paired", "n", "sd", "sd_limit", "seeds", "seeds_limit"])
 
 

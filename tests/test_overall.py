@@ -15,7 +15,7 @@ import pytest
 from repro import ReproError
 from repro.images import packed
 from repro.jupyter import notebooks, progress
-from repro.paper import current, overall, questions, reproduce, tables
+from repro.paper import ask, current, overall, questions, reproduce, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import stop

@@ -63,6 +63,7 @@ def live(folder: Path | str = RUNS) -> None:
 
 
 def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython

@@ -17,6 +17,7 @@ from repro.paths import REFERENCE, RUNS
 from repro.run import own, records
 from repro.run.identity import code_digest
 from repro.run.settings import AVERAGES
+from repro.schedule import MODELS
 
 LIST = "a list of questions, each a repro.paper.questions.Question"
 
@@ -102,6 +103,8 @@ def spelt_out_sides(sides: Iterable[Side]) -> list[Side]:
         members = [member.strip() for member in side.members.split("+")] if side.members else recipe.result
         for member in members:
             choose(f"stage of {recipe.name}", member, [stage.name for stage in recipe.stages])
+        if side.model and not own.is_own(side.model):
+            choose("model", side.model, MODELS)
         average = choose("average", side.average or ("softmax" if members[1:] else ""), ["", *AVERAGES])
         found.append(side._replace(recipe=recipe, members=" + ".join(members), average=average))
     return found

@@ -31,13 +31,12 @@ PLACE = re.compile(r"(<!-- numbers: ([\w-]+) -->\n?).*?(<!-- end -->)", re.S)
 FRONT_DOOR = {
     "The Collapsed Ensemble beats one model of equal images with the released collapse": "{A4} against {A3}",
     "The Collapsed Ensemble beats one model of equal images and equal exposure to the collapse's view": "",
-    "Within half a point, the Collapsed Ensemble is as good as a deeper model of equal training arithmetic": (
+    "The Collapsed Ensemble loses at most half a point against a deeper model of equal training arithmetic": (
         "{A4}, similar to a ResNet-152"
     ),
     "The released collapse is better than the plain end of the linear decay": "{R1}% without, {R2}% with it (one run each)",
-    "With the rate falling to zero, the collapse's view helps": "",
-    "Batch 16384, with the linear rule and warm-up, loses at most half a point against 2048": "",
-    "Batch 16384 needs warm-up": "",
+    "At a falling rate, the collapse's view helps": "",
+    "Batch 16384 loses at most half a point against 2048": "",
 }
 
 STORED = 18  # pixels a side of a stored digit: a digit is scaled to a whole number of pixels
@@ -96,8 +95,16 @@ def heads(*columns: str) -> str:
     return " | ".join(COLUMNS[name].heading for name in columns)
 
 
+def commits(versions: set[str]) -> str:
+    """The commits of several versions, each once, also if it had uncommitted changes only some of the time."""
+    found = sorted({commit(version) for version in versions})
+    both = [each for each in found if f"{each} with uncommitted changes" in found]
+    said = [each + " (in part with uncommitted changes)" if each in both else each for each in found]
+    return ", ".join(each for each in said if each.removesuffix(" with uncommitted changes") not in both)
+
+
 def made(path: str, command: str, when: str, versions: set, machine: str, more: str) -> str:
-    how = ", ".join(sorted({commit(version) for version in versions}))
+    how = commits(versions)
     return f"From [{Path(path).name}]({path}): `{command}` on {when[:10]}, {how}; {machine}; {more}."
 
 
@@ -161,7 +168,7 @@ def results() -> str:
 
 def origin() -> str:
     found, counts = list(map(records.read, runs())), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
-    versions = ", ".join(sorted({commit(run["version"]) for run in found}))
+    versions = commits({run["version"] for run in found})
     cores = ", ".join(sorted({f"{run['cores']} cores" for run in found}))
     alone = sum(run["ranks"] == 1 for run in found)
     return (
@@ -394,7 +401,7 @@ def in_sentences() -> dict[str, str]:
         (row,) = [row for claim, row in found.items() if claim.startswith(start)]
         return difference(row) if column == "interval" else format(float(row[column]), form)
 
-    view, collapse = "With the rate falling to zero, the collapse's view", "The released collapse"
+    view, collapse = "At a falling rate, the collapse's view", "The released collapse"
     exposure = "The Collapsed Ensemble beats one model of equal images and equal exposure"
     short = "The Collapsed Ensemble beats one model of equal images with the released collapse"
     ends = [records.metric_rows(folder) for folder in runs() if records.read(folder)["base"] == "collapse_parts"]
@@ -420,7 +427,7 @@ def in_sentences() -> dict[str, str]:
         "exposure": of(exposure, "interval"),
         "exposure-training": of(exposure, "difference_scale_aspect"),
         "short": of(short, "interval"),
-        "deep": of("Within half a point, the Collapsed Ensemble is as good as a deeper model of equal images", "interval"),
+        "deep": of("The Collapsed Ensemble loses at most half a point against a deeper model of equal images", "interval"),
         "last-member-training": of("The Collapsed Ensemble beats its last member", "difference_scale_aspect"),
         "gap-30": smallest[0],
         "gap-120": smallest[1],

@@ -83,7 +83,7 @@ HALF_A_POINT = 0.5
 
 BATCH = tuple(
     Question(
-        f"Batch {batch}, with the linear rule and warm-up, loses at most half a point against {SMALLEST}",
+        f"Batch {batch} loses at most half a point against {SMALLEST}",
         Side(f"batch_{batch}", "main"),
         Side(f"batch_{SMALLEST}", "main"),
         "batch",
@@ -108,8 +108,8 @@ COLLAPSE = tuple(
     Question(claim, Side("collapse_parts", better), Side("collapse_parts", other), "collapse")
     for claim, better, other in (
         ("The released collapse is better than the plain end of the linear decay", "zero-crop-x2", "plain"),
-        ("In the main view, the rate's fall to zero helps", "zero-main-x1", "keep-main-x1"),
-        ("With the rate falling to zero, the collapse's view helps", "zero-crop-x1", "zero-main-x1"),
+        ("In the main view, the rate's fall helps", "zero-main-x1", "keep-main-x1"),
+        ("At a falling rate, the collapse's view helps", "zero-crop-x1", "zero-main-x1"),
         ("In the collapse's view, the doubled weight decay helps", "zero-crop-x2", "zero-crop-x1"),
         ("A quadratic end of the decay is better than the linear one", "zero-main-x1", "plain"),
         ("Batch norm's statistics of the collapse's view help alone, with the weights unchanged", "statistics", "zero-main-x1"),
@@ -140,7 +140,7 @@ ENSEMBLES = (
 # Each has about the ensemble's cost of inference. Of equal images, the deep network trains with three times the arithmetic.
 COST = tuple(
     Question(
-        f"Within half a point, the Collapsed Ensemble is as good as a deeper model of equal {budget}",
+        f"The Collapsed Ensemble loses at most half a point against a deeper model of equal {budget}",
         ENSEMBLE,
         Side(recipe, "collapse_long"),
         "cost",

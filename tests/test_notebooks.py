@@ -627,9 +627,8 @@ class Engines:
     def ready(self):
         pass
 
-    def submit(self, function, module):
-        assert (function, module) == ("repro.jupyter.engines:load", "repro.train")
-        return SimpleNamespace(result=lambda: [None])
+    def load(self, module):
+        assert module == "repro.train"
 
     def run(self, function, recipe, **task):
         self.during()

@@ -228,13 +228,9 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
     with saying("waiting for the engines ..."):
         engine.ready()
     with _interruptible(engine, lambda: f", {_reached(plan)} is saved" if plan else ""):
-        loading = engine.submit("repro.jupyter.engines:load", "repro.train")
-        try:
-            pack(task.get("data", "digits"))
-        finally:
-            with saying("the engines load torch ..."):
-                loading.result()
-        with saying("the engines check the run ..."):
+        engine.load("repro.train")
+        pack(task.get("data", "digits"))
+        with saying("the engines load torch and check the run ..."):
             plan = engine.run("repro.task:describe", recipe, **task)[0]
         if plan["complete"]:
             print(f"already complete: {Path(plan['folder']).name}")

@@ -197,6 +197,7 @@ def ask(arguments: dict) -> None:
     from repro.paper import figures, tables
     from repro.paper.ask import ask, load
 
+    say("starting the ranks, which load torch, takes some seconds")
     answers = ask(load(name), range(seeds), **arguments)
     tables.save(answers, results, "answers")
     figures.save(figures.answers(answers), answers, results, "answers")

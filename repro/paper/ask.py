@@ -25,10 +25,10 @@ LIST = "a list of questions, each a repro.paper.questions.Question"
 def ask(
     asked: Sequence[Question],
     seeds: Iterable[int],
+    *,
     data: str = "digits",
     shrink: str = "",
     out: Path | str = RUNS,
-    *,
     engine: engines.Cluster | None = None,
     live: bool | None = None,
     apart: bool = True,
@@ -226,8 +226,10 @@ def told(answers: pd.DataFrame) -> list[str]:
         interval = "no interval" if pd.isna(row.low) else f"95% interval {row.low:+.2f} to {row.high:+.2f}"
         line = f"{row.claim}: {row.verdict}. {row.difference:+.2f} points ({interval}): {row.better} has {row.top1:.2f}%, "
         line += f"{row.other} {row.against:.2f}%, with n = {row.n} and {row.n_other}."
-        if row.verdict == "not resolved" and row.needed > 0:
+        if row.shrink == "smoke":
+            line += " Tiny runs resolve nothing."
+        elif row.verdict == "not resolved" and row.needed > 0:
             line += f" An interval of +-{row.margin:g} points takes about {row.needed:.0f} seeds a side, and at most "
             line += f"{row.needed_at_most:.0f} by the upper limit of the spread."
-        lines.append(line + " Tiny runs resolve nothing." * (row.shrink == "smoke"))
+        lines.append(line)
     return lines

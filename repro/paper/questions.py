@@ -112,7 +112,7 @@ COLLAPSE = tuple(
         ("At a falling rate, the collapse's view helps", "zero-crop-x1", "zero-main-x1"),
         ("In the collapse's view, the doubled weight decay helps", "zero-crop-x2", "zero-crop-x1"),
         ("A quadratic end of the decay is better than the linear one", "zero-main-x1", "plain"),
-        ("Batch norm's statistics of the collapse's view help alone, with the weights unchanged", "statistics", "zero-main-x1"),
+        ("New batch-norm statistics alone, with the weights unchanged, help", "statistics", "zero-main-x1"),
     )
 )
 
@@ -148,7 +148,7 @@ COST = tuple(
     )
     for budget, recipe in (
         ("training arithmetic", "one_deep_model_third"),
-        ("images, and so three times the training arithmetic", "one_deep_model"),
+        ("images and three times the training arithmetic", "one_deep_model"),
     )
 )
 

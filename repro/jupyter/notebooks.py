@@ -168,7 +168,7 @@ class _Packing(threading.Thread):
         try:
             with self.one:
                 pack_embedded(self.data)
-        except ReproError as error:
+        except Exception as error:  # `pack` raises it where the notebook waits
             self.error = error
 
 

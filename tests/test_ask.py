@@ -1,15 +1,22 @@
 """Questions of one's own: what is refused, what is trained, which runs of the reference stand, and what is answered."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
 from repro import ReproError
+from repro.cli import commands
+from repro.jupyter.notebooks import FOLDER
 from repro.paper import ask, figures, questions
 from repro.paper.questions import Question, Side
 from repro.recipes import RECIPES
 from repro.run.identity import code_digest
+from repro.schedule import learning_rate
 
 from test_tables import IMAGES, RUNS, noise, write_run
 
@@ -53,7 +60,8 @@ def test_a_side_without_stages_is_the_recipes_result():
         ),
         ([Question("q", LINEAR, Side(MINE))], [0, 1], r"seeds is \[0, 1\]: an interval takes 3 different ones or more"),
         ([Question("q", LINEAR, Side(MINE))], [0, 0, 1], r"seeds is \[0, 0, 1\]: "),
-        ([Question("q", LINEAR, Side(MINE))], [], r"seeds is \[\]: it must be a list"),
+        ([Question("q", LINEAR, Side(MINE))], [], r"seeds is \[\]: an interval takes 3"),
+        ([Question("q", LINEAR, Side(MINE))], [0, 1, -2], "seed is -2: it must be a whole number"),
         ([Question("q", LINEAR, Side(MINE, model="resnet49"))], range(3), "unknown model 'resnet49'. Did you mean resnet50?"),
         ([LINEAR], range(3), r"questions is \[Side.*: it must be a list of questions"),
         ([], range(3), "questions is .*: it must be a list of questions"),
@@ -176,6 +184,11 @@ def test_runs_of_the_reference_without_the_predictions_of_a_side_are_trained(ask
     assert ("one_model", 0) in asking()[1]
 
 
+def test_two_names_of_one_run_are_no_question(asking):
+    with pytest.raises(ReproError, match="both sides of 'q' are the same run: one_model-laptop-digits-seed0"):
+        asking([Question("q", LINEAR, LINEAR._replace(model="resnet11"))])
+
+
 def test_two_models_of_one_run_are_paired(asking):
     answers, trained = asking([Question("q", Side("one_model", "plain"), LINEAR)])
     assert trained == [] and (answers.compared[0], answers.n[0]) == ("paired t", 5)
@@ -190,3 +203,33 @@ def test_the_seeds_that_an_interval_takes_are_those_of_the_pilot(asking):
     assert limit > row.sd and most >= seeds >= 3
     assert seeds == ask.statistics.needed(row.sd, paired=False) and most == ask.statistics.needed(limit, paired=False)
     assert np.isnan(ask.needed(row._replace(n=2))).all() and np.isnan(ask.needed(row._replace(compared="exact ranks"))).all()
+
+
+def test_the_command_writes_the_table_and_the_figure(asking, monkeypatch, tmp_path, capsys):
+    answers, given = asking()[0], {}
+    monkeypatch.setattr(
+        ask, "ask", lambda asked, seeds, **options: given.update(asked=asked, seeds=seeds, **options) or answers
+    )
+    (tmp_path / "mine.py").write_text(
+        "from repro.paper.questions import *\nmine = Question('q', Side('one_model'), ENSEMBLE)\n"
+    )
+    monkeypatch.setattr(
+        "sys.argv", ["repro", "ask", f"{tmp_path}/mine.py:mine", "--seeds", "4", "--results", str(tmp_path / "own")]
+    )
+    assert commands.main() == 0
+    assert given["asked"] == ask.spelt_out(Question("q", LINEAR, questions.ENSEMBLE)) and list(given["seeds"]) == [0, 1, 2, 3]
+    table, figure = map(Path, capsys.readouterr().out.splitlines()[-2:])
+    assert list(pd.read_csv(table).claim) == list(answers.claim) and figure.read_text().startswith("<?xml")
+
+
+def test_the_notebooks_cosine_has_one_models_images_and_goes_over_into_its_collapse():
+    cells = {cell.id: cell.source for cell in nbformat.read(FOLDER / "05-your-question.ipynb", as_version=4).cells}
+    names: dict = {}
+    exec(cells["05-01"] + "\n" + cells["05-05"], names)
+    mine, main = names["my_cosine"], RECIPES["one_model"].stages[0]
+    assert [stage.iterations for stage in mine.stages] == [stage.iterations for stage in RECIPES["one_model"].stages[:2]]
+    rates = [learning_rate(mine, step) for step in (main.iterations - 1, main.iterations)]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-3)
+    middle = main.iterations // 2
+    cosine = 1.6 * (1 + math.cos(math.pi * middle / main.horizon)) / 2
+    assert learning_rate(mine, middle) == pytest.approx(cosine) != learning_rate(RECIPES["one_model"], middle)

@@ -197,8 +197,9 @@ def ask(arguments: dict) -> None:
     from repro.paper import figures, tables
     from repro.paper.ask import ask, load
 
+    asked = load(name)
     say("starting the ranks, which load torch, takes some seconds")
-    answers = ask(load(name), range(seeds), **arguments)
+    answers = ask(asked, range(seeds), **arguments)
     tables.save(answers, results, "answers")
     figures.save(figures.answers(answers), answers, results, "answers")
     show([results / "tables" / "answers.csv", results / "figures" / "answers.svg"])

@@ -50,15 +50,16 @@ def ask(
     asked, seeds = spelt_out(asked), list(seeds)
     labels = labelled(asked)
     shrink = shrink or ("laptop" if any(recipe.name in recipes.RECIPES for recipe, *_ in labels) else "none")
-    for recipe, model, _ in labels:
-        notebooks.check_run([recipe], data, shrink, seeds, 0, model)
     if len(set(seeds)) < statistics.FEWEST and shrink != "smoke":
         raise ReproError(f"seeds is {seeds}: an interval takes {statistics.FEWEST} different ones or more, such as range(6)")
+    for recipe, model, _ in labels:
+        notebooks.check_run([recipe], data, shrink, seeds, 0, model)
     with nullcontext(engine) if engine else engines.start(min(cores(), len(labels) * len(seeds))) as cluster:
         missing, used = _plan(cluster, asked, seeds, dict(data=data, shrink=shrink, out=str(out)), reference)
         sides = [*(side for question in asked for side in question.sides), *spelt_out_sides(questions.GROWING)]
         live = progress.in_notebook() if live is None else live
-        notebooks.train_all(cluster, missing, ensembles(sides), live, apart)
+        if missing:
+            notebooks.train_all(cluster, missing, ensembles(sides), live, apart)
     plain = [
         question._replace(better=_by_label(question.better, labels), other=_by_label(question.other, labels))
         for question in asked
@@ -175,8 +176,14 @@ def _plan(
         elif task["seed"] in seeds:
             used.setdefault(training, []).append(folder)
             missing.append(task)
+    for question in asked:
+        better, other = ((used[side.training], side.file) for side in question.sides)
+        if better == other:
+            raise ReproError(f"both sides of {question.claim!r} are the same run: {better[0][0].name}")
+    data = Path(parameters["data"]).name
     for training, label in labelled(asked).items():
-        alike = [run for run in stored.values() if (run["base"], run["shrink"]) == (training[0].name, parameters["shrink"])]
+        kind = training[0].name, parameters["shrink"], data
+        alike = [run for run in stored.values() if (run["base"], run["shrink"], run["data"]["name"]) == kind]
         if number := sum(folder.parent == reference for folder in used[training]):
             print(f"{label}: {number} runs of the reference stand here, as code, images and processor kernels are the same")
         elif alike:

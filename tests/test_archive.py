@@ -72,6 +72,17 @@ def test_its_readme_says_what_each_file_is(results):
     assert "plan.json" not in readme, "what is not there is not named"
 
 
+def test_outside_of_a_checkout_it_says_that_the_code_is_not_in_it(results, monkeypatch):
+    def git(*words):
+        raise ValueError("not a git repository")
+
+    monkeypatch.setattr(archive.identity, "git", git)
+    monkeypatch.setattr(archive.identity, "code_version", lambda: __version__)
+    found = contents(archive.archive(results))
+    assert not any(name.startswith("code/") for name in found) and b"`code/`" not in found["README.md"]
+    assert b"The code is not in this archive" in found["README.md"]
+
+
 def test_the_same_files_give_the_same_bytes_and_a_change_gives_others(results, tmp_path):
     copy = shutil.copytree(results, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("*.zip"))
     for path in copy.rglob("*"):

@@ -41,6 +41,13 @@ ABOUT = {
     ENVIRONMENT: "what computed the runs: versions of code and packages, processor; and how many runs",
     "code/": "the files that git tracks, without results/reference: the code, the published numbers, the documentation",
 }
+AGAIN = """Repeat it, with make and Python 3.11 or newer:
+
+    cd code && make reproduce
+
+`code/docs/setup.md` says what each profile costs. The runs' models are not in this archive: the same commands train them
+again, with the same bits on the same kind of processor."""
+NO_CODE = "The code is not in this archive, which was made outside of a git checkout."
 MOMENT = 1980, 1, 1, 0, 0, 0  # the earliest that a zip file can say
 
 
@@ -86,8 +93,10 @@ def _of_results(folder: Path) -> dict[str, bytes]:
 
 def _of_code() -> dict[str, bytes]:
     """The tracked files of this checkout; none if it is not one."""
-    listing = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
-    names = [name for name in listing.stdout.split("\0") if name and not name.startswith("results/reference/")]
+    try:
+        names = [name for name in identity.git("ls-files", "-z").split("\0") if not name.startswith("results/reference/")]
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return {}
     return {f"code/{name}": (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
 
 
@@ -126,10 +135,5 @@ Check that all files are whole:
 
     sha256sum --check --quiet {CHECKSUMS}
 
-Repeat it, with make and Python 3.11 or newer:
-
-    cd code && make reproduce
-
-`code/docs/setup.md` says what each profile costs. The runs' models are not in this archive: the same commands train them
-again, with the same bits on the same kind of processor.
+{AGAIN if any(name.startswith("code/") for name in files) else NO_CODE}
 """

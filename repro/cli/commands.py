@@ -355,7 +355,10 @@ def parser() -> Parser:
     )
     ensemble.add_argument("folder", help="the run's folder")
     ensemble.add_argument(
-        "--members", type=_names, metavar="STAGE,STAGE", help="stages whose models are averaged (default: the recipe's members)"
+        "--members",
+        type=_names,
+        metavar="STAGE,STAGE",
+        help="stages whose models are averaged (default: the recipe's members, or its last stage)",
     )
     _add_evaluation(ensemble)
 
@@ -367,7 +370,10 @@ def parser() -> Parser:
     )
     export.add_argument("folder", help="the folder of a complete run")
     export.add_argument(
-        "--stages", type=_names, metavar="STAGE,STAGE", help="stages whose models are written (default: the recipe's members)"
+        "--stages",
+        type=_names,
+        metavar="STAGE,STAGE",
+        help="stages whose models are written (default: the recipe's members, or its last stage)",
     )
     export.add_argument("--out", help="folder (default: models/ in the run's folder)")
     export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")

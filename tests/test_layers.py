@@ -49,6 +49,7 @@ WITHOUT_TORCH = [
     "scaling.steptime",
     "paper.profiles",
     "paper.statistics",
+    "paper.ask",
     "paper.tables",
     "paper.figures",
     "paper.report",

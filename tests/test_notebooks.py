@@ -47,6 +47,7 @@ def test_all_are_there():
         "02-from-archives",
         "03-your-own",
         "04-by-hand",
+        "05-your-question",
         "10-train",
         "11-scaling",
         "12-questions",

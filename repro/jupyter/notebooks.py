@@ -270,7 +270,12 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
             plans = engine.run("repro.task:describe_all", tasks)[0]
         runs = [
             progress.Planned(
-                task["recipe"], task["seed"], Path(plan["folder"]), plan["iterations"], plan["epochs"], plan["global_batch"]
+                getattr(task["recipe"], "name", task["recipe"]),
+                task["seed"],
+                Path(plan["folder"]),
+                plan["iterations"],
+                plan["epochs"],
+                plan["global_batch"],
             )
             for task, plan in zip(tasks, plans)
         ]

@@ -173,10 +173,10 @@ class Job:
     def signal(self, name: str, *options: str) -> None:
         self.nodes.command("scancel", f"--signal={name}", *options, self.number)
 
-    def wait_for_end(self, timeout: float = END) -> str:
+    def wait_for_end(self) -> str:
         """Waits until it has ended; returns its state and exit status."""
         running = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED")
-        self.wait_for(lambda: self.JobState not in running, "the end", timeout)
+        self.wait_for(lambda: self.JobState not in running, "the end")
         return f"{self.JobState} {self.ExitCode}"
 
     def shown(self) -> str:

@@ -99,13 +99,8 @@ class Journal:
         ends = {}
         for stage in self.task.recipe.stages:
             state, ends[stage.name] = checkpoint.load(self.run.snapshot(stage.name))
-        return {
-            "ends": ends,
-            **{key: ends[stage.name][key] for key in ("images", "top1", "top5")},
-            "seconds": self.seconds,
-            "evaluating": self.evaluating,
-            "weights_sha256": checkpoint.digest(state),
-        }
+        times = {"seconds": self.seconds, "evaluating": self.evaluating}
+        return {"ends": ends, **times, "weights_sha256": checkpoint.digest(state)}
 
     def _write_row(self, row: dict) -> None:
         self.losses, self.corrects = [], []

@@ -483,7 +483,12 @@ def speed() -> str:
 
 
 def passes() -> str:
-    return measured_rows(f"{REFERENCE}/bench/passes.json")
+    path = f"{REFERENCE}/bench/passes.json"
+    said = [
+        f"A step of {recipe} is " + ", ".join(f"{100 * share:.0f}% {name}" for name, share in shares.items()) + "."
+        for recipe, shares in read(path).get("shares", {}).items()  # files of earlier versions have none
+    ]
+    return "\n\n".join([measured_rows(path), *said])
 
 
 def gpu() -> str:

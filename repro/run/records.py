@@ -32,7 +32,7 @@ from typing import IO
 import numpy as np
 
 from repro import ReproError
-from repro.paths import NUMBER, check_shape, checked, named, read_json, replacing, writable_folder
+from repro.paths import NUMBER, check_shape, checked, named, read_json, remove_temporary, replacing, writable_folder
 from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
@@ -135,6 +135,7 @@ class Run:
             if self.complete:  # by the process that had the lock
                 self.release()
                 return False
+            remove_temporary(self.folder)
             self.heartbeats.mkdir(exist_ok=True)
             for path in self.heartbeats.glob("[!.]*"):  # what NFS has left under a name with a dot cannot be removed yet
                 path.unlink()

@@ -159,7 +159,7 @@ def draw(seed: str, mpis: list[str]) -> tuple[Recipe, int, list[Drawn]]:
     def fault(kinds: list[str], ranks: int) -> Fault:
         kind = chance.choice(kinds)
         early = chance.random() < 0.15 and kind not in RUNNING  # while Python, torch and MPI start
-        row = -1 if early else chance.randrange(rows)
+        row = -1 if early else chance.randrange(max(1, rows - 2))  # the watchdog ends when the last step is done
         after = chance.uniform(0, 0.05 if row >= 0 else 3 if ranks > 1 else 0.3)
         return Fault(kind, row, after, chance.choice(["rank", "launcher", "all"]), chance.randrange(1 << 16))
 
@@ -334,6 +334,7 @@ class Attempt:
 
     def sigINT(self, fault: Fault) -> None:
         self.allowed |= {"stopped"} | ({"killed"} if fault.row < 0 or self.drawn.mpi == "Open MPI" else set())
+        self.allowed |= {"stopped at once"} if fault.row < 0 else set()  # it has not begun to listen
         self._signal(signal.SIGINT, fault)
 
     def sigINT_twice(self, fault: Fault) -> None:
@@ -417,7 +418,13 @@ class Trial:
         self.calm, self.arguments = [*arguments, str(calm)], [*arguments, str(self.out)]
         self.counts: Counter[str] = Counter()
         self.ends: list[str] = []
+        self.gaps: set[int] = set()  # steps whose rows a line has said are lost
         self.lines: list[str] = []  # patterns of error lines that damaged files explain
+
+    def complete(self) -> bool:
+        with suppress(ReproError):
+            return any(records.read(folder).get("status") == "complete" for folder in self.runs())
+        return False
 
     def runs(self) -> list[Path]:
         return [path for path in self.out.glob("soak-*") if path.is_dir()]
@@ -427,6 +434,8 @@ class Trial:
         self.plain(self.calm)
         undisturbed = result(next((self.folder / "calm").iterdir()))
         for number, drawn in enumerate(self.attempts):
+            if self.complete():
+                break
             Attempt(self, drawn, number).disturb()
             for filler in self.out.glob("filler*"):
                 filler.unlink()
@@ -451,13 +460,11 @@ class Trial:
 
     def finish(self) -> None:
         """Gives the plain command until the run is complete, and deletes what its lines say."""
-        self.gaps: set[int] = set()
         for _ in range(4):
             status, said = self.plain(self.arguments)
             with open(self.folder / "finish.log", "a") as file:
                 file.write(said)
-            if found := re.search(r"has no rows of steps ([\d, ]+): the curves have a gap", said):
-                self.gaps |= set(map(int, found[1].split(", ")))
+            self.find_gaps(said)
             if status == 0:
                 return
             errors = error_lines(said)
@@ -472,10 +479,15 @@ class Trial:
             self.gaps = set()
         raise Failed("the plain command does not finish")
 
+    def find_gaps(self, said: str) -> None:
+        for found in re.findall(r"has no rows of steps ([\d, ]+): the curves have a gap", said):
+            self.gaps |= set(map(int, found.split(", ")))
+
     def judge(self, attempt: Attempt) -> None:
         """How an attempt has ended, which its faults must explain."""
         said, status = attempt.log.read_text(errors="replace"), attempt.poll()
         errors = error_lines(said)
+        self.find_gaps(said)
         interrupted = "killed" in attempt.allowed and said.rstrip().endswith("KeyboardInterrupt")  # while Python loaded modules
         if "Traceback" in said and not interrupted:
             raise Failed(f"a traceback:\n{said}")
@@ -524,9 +536,8 @@ def marked(name: str) -> list[psutil.Process]:
 def damage(trial: Trial, fault: Fault) -> None:
     """Changes a file of the run between two attempts."""
     chance, folders = random.Random(fault.number), trial.runs()
-    with suppress(ReproError):
-        if not folders or records.read(folders[0]).get("status") == "complete":  # it reads nothing of them any more
-            return
+    if not folders or trial.complete():  # it reads nothing of them any more
+        return
     trial.lines = [TRAIN_AGAIN]
     patterns = {"snapshot damaged": "snapshots/*", "run.json damaged": "run.json", "rows cut": "metrics.jsonl"}
     files = sorted(path for path in folders[0].glob(patterns.get(fault.kind, "checkpoints/*")) if path.name[0] != ".")
@@ -704,7 +715,7 @@ def main() -> int:
         os.environ["SOAK_MOUNTS"] = "1"
         os.execvp("unshare", ["unshare", "-rm", sys.executable, *sys.argv])
     seed = random.SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
-    counted = soak(seed, asked.minutes, asked.trial, cores())
+    counted = soak(seed, asked.minutes, asked.trial, 2 * cores())  # a trial also waits
     passed = counted["trials"] - len(counted["failed"])
     print(f"soak: {passed} of {counted['trials']} trials passed in {counted['seconds']} s (seed {seed})")
     if asked.json and asked.trial is None:

@@ -766,6 +766,23 @@ def test_what_a_kill_left_half_written_is_removed_by_the_next_attempt(tiny, inte
     assert not any(path.exists() for path in left) and all(path.exists() for path in others)
 
 
+def test_a_run_whose_folder_was_deleted_does_not_write_into_the_one_that_another_process_has_made(tiny, tmp_path, monkeypatch):
+    original, calls = records.Run.metric, []
+
+    def metric(self, row):
+        calls.append(row)
+        if len(calls) == 2:
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        original(self, row)
+
+    monkeypatch.setattr(records.Run, "metric", metric)
+    with pytest.raises(ReproError, match="metrics.jsonl cannot be written .*its folder has been deleted"):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [path.name for path in folder.iterdir() if path.is_file()] == []
+
+
 @pytest.mark.counts_for("damage")
 def test_the_damaged_end_of_a_stage_says_what_to_do(tiny, interrupted, tmp_path):
     """It is needed again at the run's end."""

@@ -25,6 +25,17 @@ def runs(out=None):
     return tidy.runs(out) if out else tidy.runs()
 
 
+def models(out=None):
+    """Return all models of the complete runs in `out` (default: results/runs) as a tidy table, see `paper.tables.models`."""
+    tables, paths = (importlib.import_module(f"repro.{name}") for name in ("paper.tables", "paths"))
+    return tables.models(out or paths.RUNS)
+
+
+def ask(questions, seeds, **parameters):
+    """Train what questions of your own need, and return their answers as a tidy table, see `paper.ask.ask`."""
+    return importlib.import_module("repro.paper.ask").ask(questions, seeds, **parameters)
+
+
 def live(folder=None) -> None:
     """In a notebook, follow a run that any process trains until it ends (default: in results/runs), see `progress.live`."""
     progress = importlib.import_module("repro.jupyter.progress")
@@ -41,9 +52,19 @@ def choose(kind: str, value, choices):
     choices = list(choices)
     if value in choices:
         return value
-    closest = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    names = [str(choice) for choice in choices]
+    closest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    letters, number = _split(str(value))
+    if letters and (same := [name for name in names if _split(name)[0] == letters != name]):
+        closest = [min(same, key=lambda name: abs(_split(name)[1] - number))]  # resnet49: not resnet34, which shares more signs
     suggestion = f" Did you mean {closest[0]}?" if closest else ""
     raise ReproError(f"unknown {kind} {value!r}.{suggestion} Choose one of: {', '.join(map(str, choices))}.")
+
+
+def _split(name: str) -> tuple[str, int]:
+    """A name without the digits in which it ends, and their number; 0 if there are none."""
+    letters = name.rstrip("0123456789")
+    return letters, int(name[len(letters) :] or 0)
 
 
 def whole_number(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int:

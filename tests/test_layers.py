@@ -41,12 +41,15 @@ WITHOUT_TORCH = [
     "images.ahead",
     "jupyter.engines",
     "jupyter.guard",
+    "jupyter.client",
+    "jupyter.mine",
     "jupyter.notebooks",
     "jupyter.progress",
     "jupyter.curves",
     "scaling.steptime",
     "paper.profiles",
     "paper.statistics",
+    "paper.ask",
     "paper.tables",
     "paper.figures",
     "paper.report",
@@ -55,6 +58,7 @@ WITHOUT_TORCH = [
     "cli.watch",
     "cli.doctor",
     "cli.commands",
+    "cli.results",
 ]
 
 

@@ -16,7 +16,8 @@ from repro import ReproError
 from repro.jupyter.curves import Curves
 from repro.paths import ROOT, RUNS
 from repro.run import records
-from repro.run.state import Pulse, duration, elsewhere, find, left, living, outcome, pace, recipe_of, state, trained_by
+from repro.run.shapes import recipe_of
+from repro.run.state import Pulse, attained, duration, elsewhere, find, left, living, outcome, pace, state, trained_by
 from repro.schedule import Recipe
 
 POLL = 0.5  # seconds between two looks at the folder
@@ -54,14 +55,15 @@ def live(folder: Path | str = RUNS) -> None:
         print(f"{folder.name}: trained by {owner} since {run['start'].replace('T', ' ').replace('+00:00', ' UTC')}")
     rows = records.metric_rows(folder)
     try:
-        follow(folder, _in_notebook(), rows[-1]["step"] if rows and owner else 0)
+        follow(folder, in_notebook(), rows[-1]["step"] if rows and owner else 0)
     except KeyboardInterrupt:
         print("no longer followed; the run goes on" if trained_by(folder) else "no longer followed")
         return
     print(f"{folder.name}: {outcome(folder)[1]}")
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython
@@ -253,10 +255,9 @@ class Many:
             self.pace = (self.work - before) / max(time.monotonic() - since, 0.001)
         rest = left(self.total - self.work, self.pace, sum(self.besides.values()))
         for number, (run, folder) in enumerate(self.new, start=len(self.complete) - len(self.new) + 1):
-            record = records.read(folder)
-            top1, took = 100 * record["top1"] / record["images"], duration(record["seconds"])
             which = f"run {number} of {len(self.planned)}: {run.recipe}, seed {run.seed}"
-            self.line.print(f"{which}: top-1 {top1:.2f}% after {took}; {self.share:.0%}{rest}")
+            took = duration(records.read(folder)["seconds"])
+            self.line.print(f"{which}: {attained(folder)} after {took}; {self.share:.0%}{rest}")
         complete = f"{len(self.complete)} of {len(self.planned)} runs"
         self.line.update(", ".join([f"{hashes(self.share)}  {complete}{rest}", *self.training]))
 

@@ -284,14 +284,16 @@ def test_of_many_runs_each_that_becomes_complete_has_a_line_and_one_line_has_the
     many = {live: progress.Many(runs, progress.Line(live, every=15)) for live in (True, False)}
     said = {}
     for step in (11, 22, 33):
-        first.write(row(step, step / 10))
+        first.write(row(step, step / 10) | ({"top1": 16, "top5": 32, "loss": 1.0, "images": 64} if step == 22 else {}))
         clock[0] += 10
         for live, each in many.items():
             each.show()
             said[live, step] = capsys.readouterr().out
     line = "[####................]  21%  0 of 2 runs, about 2 minutes left, collapsed_ensemble seed 0 at epoch 4 of 8"
-    assert said[True, 33].strip("\r ") == line
-    assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith("seed 0 at epoch 2 of 8\n")
+    assert said[True, 33].strip("\r ") == f"{line} (top-1 25.00%)"
+    assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith(
+        "seed 0 at epoch 2 of 8 (top-1 25.00%)\n"
+    )
     first.finish()
     clock[0] += 10
     for each in many.values():

@@ -281,8 +281,9 @@ class Many:
                 elif rows:
                     self.work += rows[-1]["step"] * run.cost
                 if now == "running":
-                    at = rows[-1]["epoch"] if rows else 0
-                    self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}")
+                    at, tested = rows[-1]["epoch"] if rows else 0, [row for row in rows if "top1" in row]
+                    top1 = f" (top-1 {100 * tested[-1]['top1'] / tested[-1]['images']:.2f}%)" if tested else ""
+                    self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}{top1}")
             if run in self.complete:
                 self.work += run.steps * run.cost
 

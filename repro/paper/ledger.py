@@ -82,7 +82,8 @@ def with_interval(row) -> str:
     """What was found, in words; "" if nothing was."""
     if pd.isna(row.ours) or pd.isna(row.low) or row.test == "test images":
         return "" if pd.isna(row.ours) else row.ours
-    return f"{row.ours} ({row.low:.2f} to {row.high:.2f}, n = {row.n:.0f})"
+    form = "+.2f" if row.ours.endswith("points") else ".2f"  # of a difference
+    return f"{row.ours} ({row.low:{form}} to {row.high:{form}}, n = {row.n:.0f})"
 
 
 def price(row) -> str:
@@ -182,7 +183,7 @@ def _beyond_test_images(claim: dict) -> dict:
     rounding = sum(0.5 * 10 ** -_decimals(text) for text in texts)
     difference = higher - lower
     return {
-        "ours": f"{difference:.2f} points; test images explain {noise:.2f} of them, rounding {rounding:.2f}",
+        "ours": f"{difference:.2f} points; test images explain up to {noise:.2f}, rounding up to {rounding:.2f}",
         "n": 1,
         "low": difference - noise - rounding,
         "high": difference + noise + rounding,

@@ -351,7 +351,7 @@ def digits_effects() -> str:
     branches = [
         [rate, *(f"{parts(f'{how}-{view}-x1').mean():.2f}" for view in ("main", "crop"))] for how, rate in RATES.items()
     ]
-    lines = [[name, difference(row)] for name, row in effects().items()]
+    lines = [[name, difference(row | {"failed_other": 0})] for name, row in effects().items()]  # differences do not fail
     cells = table("rate | main view, top-1, % | collapse's view, top-1, %", branches)
     return cells + "\n\n" + table(f"effect | {heads('difference')} (95% interval), n = {len(parts('plain'))} seeds", lines)
 
@@ -425,7 +425,6 @@ def in_sentences() -> dict[str, str]:
         "rest": difference(effect[6]),
         "rate-main": difference(effect[0]),
         "rate-crop": difference(effect[1]),
-        "interaction": difference(effect[4]),
         "rate-precise": precise("In the main view, the rate's fall"),
         "best-size": difference(best),
         "best-sizes": " and ".join(best["sizes"]),

@@ -416,7 +416,6 @@ def in_sentences() -> dict[str, str]:
     best, effect = at_best_sizes(), list(effects().values())
     smallest = of("Over 30 epochs", form=".1f").lstrip("-"), of("Over 120 epochs", form=".1f").lstrip("-")
     return {
-        "view": of(view, "interval"),
         "view-gain": of(view, form=".1f"),
         "collapse-gain": of(collapse, form=".1f"),
         "collapse": of(collapse, "interval"),
@@ -432,7 +431,6 @@ def in_sentences() -> dict[str, str]:
         "exposure-training": of(exposure, "difference_scale_aspect"),
         "short": of(short, "interval"),
         "deep": of("The Collapsed Ensemble loses at most half a point against a deeper model of equal images", "interval"),
-        "last-member-training": of("The Collapsed Ensemble beats its last member", "difference_scale_aspect"),
         "gap-30": smallest[0],
         "gap-120": smallest[1],
         "enlarged": f"{float(ratio['', 'median enlargement by the training view']['small']):.2f}",

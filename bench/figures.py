@@ -6,7 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from repro.paper.figures import SMALL, TWO_COLUMNS, beside, interval, thousands
+from repro.paper.figures import TWO_COLUMNS, beside, interval, thousands
 from repro.paper.names import GREY, INK, LOOKS, MEMBER
 
 matplotlib.use("agg")  # figures are only saved, so no display is needed that the user's matplotlibrc may ask for
@@ -38,7 +38,7 @@ def apparent_size(table: pd.DataFrame, median: float) -> plt.Figure:
     panels[0].set_ylabel("top-1, %")
     panels[0].set_ylim(table[table["size"] >= 0.9].top1.min() - 2, table.top1.max() + 4)
     for size, text in ((1, "test view"), (median, "training view,\nmedian")):
-        panels[0].annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points", fontsize=SMALL)
+        panels[0].annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points")
     beside(panels[1], ends, 0.14)
     return figure
 
@@ -62,7 +62,6 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
             (1.02, position),
             xycoords=("axes fraction", "data"),
             va="center",
-            fontsize=SMALL,
         )
     axes.set_yticks(range(len(labels)), ["\n".join(wrap(label, 52)) for label in reversed(labels)])
     axes.set(xscale="log", xlabel="ours / peer (points: rounds; bar: ratio of the medians; triangle: goal)")

@@ -4,6 +4,7 @@
 comes from a file is escaped.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -153,9 +154,18 @@ def _of(table: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
     return table[(table.data == data) & (table["shrink"] == shrink)]
 
 
-def _drawing(results: Path, name: str, alt: str) -> Markup | None:
+class Drawing(NamedTuple):
+    svg: Markup
+    wide: bool  # more than one column of a paper, so more than the window of a phone
+
+
+def _drawing(results: Path, name: str, alt: str) -> Drawing | None:
     path = results / "figures" / f"{name}.svg"
-    return Markup(svg.inline(path.read_text(), name, alt)) if path.exists() else None
+    if not path.exists():
+        return None
+    inline = svg.inline(path.read_text(), name, alt)
+    width = re.search(r"width: ([\d.]+)pt", inline)
+    return Drawing(Markup(inline), not width or float(width[1]) > 300)
 
 
 # --- Tables: text in cells, nothing for what is missing -----------------------------------------------------------------

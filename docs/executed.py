@@ -5,7 +5,6 @@ were given. The others are shown as they are, with a sentence that says so. What
 not shown: it may be of any profile, and the site is to say the same wherever it is built.
 """
 
-import logging
 from pathlib import Path
 
 import nbformat
@@ -20,8 +19,6 @@ DRAWING = {  # notebooks that only read and draw, and their parameters; what the
     "20-tables": {"runs": RUNS, "results": str(BUILD)},
     "21-figures": {"runs": RUNS, "results": str(BUILD)},
 }
-logging.getLogger("papermill").setLevel(logging.WARNING)
-
 NOT_RUN = "*This notebook trains, so it is shown here without its outputs: `make lab` opens it.*"
 
 

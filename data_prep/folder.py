@@ -12,8 +12,11 @@ import hashlib
 import os
 import sys
 import unicodedata
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+from PIL import Image
 
 from repro import ReproError, whole_number
 from repro.images import packed
@@ -64,6 +67,7 @@ def prepare(
         del splits["val"]
     check_apart(splits)
     whole_number("--size", size, 8, 4096)
+    note_enlarged(images, size)
     usual = packed.PHOTOGRAPHS
     seen = replace(usual, size=size, short_side=round(size * usual.short_side / usual.size), mirror=mirror)
     packing.pack(out, classes, splits, preprocessing=seen, **options)
@@ -71,6 +75,20 @@ def prepare(
 
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
+
+
+def note_enlarged(images: list[Source], size: int) -> None:
+    """Says so if a sample of the images is smaller than what a network will see of them."""
+    sides = []
+    for source in images[:: -(-len(images) // packing.SAMPLE) or 1]:
+        with suppress(OSError, Image.DecompressionBombError, ReproError):  # packing says what is wrong with it
+            sides.append(min(Image.open(source.member.file).size))
+    if sides and max(sides) < size:
+        print(
+            f"note: a network will see {size} pixels a side, and these images have {min(sides)} to {max(sides)} (a sample of "
+            f"{len(sides)}): they are enlarged, which costs time and shows nothing new; --size {max(8, min(sides))} is enough",
+            flush=True,
+        )
 
 
 def nested(train: Path, test: Path) -> str:

@@ -5,7 +5,6 @@ notebooks that only read and draw are run on the reference run, once, into docs/
 with a sentence that says so.
 """
 
-import logging
 from pathlib import Path
 
 import nbformat
@@ -20,8 +19,6 @@ DRAWING = {  # notebooks that only read and draw, and their parameters; what the
     "20-tables": {"runs": RUNS, "results": str(BUILD)},
     "21-figures": {"runs": RUNS, "results": str(BUILD)},
 }
-logging.getLogger("papermill").setLevel(logging.WARNING)
-
 NOT_RUN = "*This notebook trains, so it is shown here without its outputs: `make lab` opens it.*"
 
 
@@ -55,7 +52,7 @@ def cells(path: Path) -> list[str]:
 
 
 def own_cells(notebook) -> list:
-    """Without the cell in which papermill injects parameters."""
+    """Without the cell of injected parameters."""
     return [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 

@@ -44,9 +44,19 @@ def choose(kind: str, value, choices):
     choices = list(choices)
     if value in choices:
         return value
-    closest = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    names = [str(choice) for choice in choices]
+    closest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    letters, number = _split(str(value))
+    if letters and (same := [name for name in names if _split(name)[0] == letters != name]):
+        closest = [min(same, key=lambda name: abs(_split(name)[1] - number))]  # resnet49: not resnet34, which shares more signs
     suggestion = f" Did you mean {closest[0]}?" if closest else ""
     raise ReproError(f"unknown {kind} {value!r}.{suggestion} Choose one of: {', '.join(map(str, choices))}.")
+
+
+def _split(name: str) -> tuple[str, int]:
+    """A name without the digits in which it ends, and their number; 0 if there are none."""
+    letters = name.rstrip("0123456789")
+    return letters, int(name[len(letters) :] or 0)
 
 
 def whole_number(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int:

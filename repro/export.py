@@ -11,8 +11,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save
@@ -181,7 +183,10 @@ def _model(path: Path, card: dict, model: str) -> nn.Module:
     if not own.is_own(card["model"]):
         return build(card["model"], classes, channels, card["stride"])
     if not model:
-        raise ExportError(f"{path.name} has a user's own model, {card['model']}: name its source with --model mine.py:my_net")
+        raise ExportError(
+            f"{path.name} has a user's own model, {card['model']}: name its source with --model mine.py:my_net "
+            f'(in Python: model="mine.py:my_net")'
+        )
     if own.source_digest(model) != card["model_source"]:
         raise ExportError(f"{model} is not the source that {path.name} was trained from: its digest is not the card's")
     return builder(model, classes, channels, size)()
@@ -216,6 +221,52 @@ def evaluate(files: list[str], data: str, average: str = "softmax", device: str 
     return {"files": [f"{path.name}.safetensors" for path in paths], "average": average, **counted}
 
 
+def classify(file: str | Path, images: list[str | Path], top: int = 1, model: str = "") -> list[dict]:
+    """The `top` most probable classes of each image, by an exported model: {"image": path, "class": name, "probability"}.
+
+    `file` and `model` are as for `load`. `images` are files in any format that OpenCV reads, of any size, or folders: then all
+    images in them. An image is decoded as in training, but turned upright if its EXIF says so. Not collective. Raises
+    ReproError if the model or an image is missing or damaged.
+    """
+    whole_number("top", top, 1)
+    exported, rows = load(file, model), []
+    for path in [path for given in images for path in _image_files(Path(given))]:
+        with torch.inference_mode():
+            scores = exported(exported.preprocess(_pixels(path, exported.card["channels"])))[0]
+        probabilities = scores.double().softmax(0)
+        for number in probabilities.argsort(descending=True, stable=True)[:top].tolist():
+            probability = probabilities[number].item()
+            rows.append({"image": str(path), "class": exported.card["classes"][number], "probability": probability})
+    return rows
+
+
+def _image_files(path: Path) -> list[Path]:
+    """The file itself, or the images in a folder and its folders, by name."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in Image.registered_extensions() and file.is_file())
+    if not found:
+        raise ReproError(f"there is no image in the folder {path}: name another one, or image files")
+    return found
+
+
+def _pixels(path: Path, channels: int) -> np.ndarray:
+    """A decoded image as `Exported.preprocess` takes it, by the decoder that training uses."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # OpenCV would fill up a file that was cut short
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        pixels = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
+    except FileNotFoundError as error:
+        raise ReproError(f"there is no image {path}: name files of images, or folders") from error
+    except Exception as error:  # decoders raise all kinds of errors for damaged bytes
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"damaged or cut short ({error})"
+        raise ReproError(f"{path} cannot be read: it is {reason}") from error
+    if pixels is None:
+        raise ReproError(f"{path} cannot be read: OpenCV does not know this kind of image; save it as PNG or JPEG")
+    return pixels if channels == 1 else pixels[..., ::-1]
+
+
 def _card(path: Path) -> dict:
     """The model card; raises ExportError if it is missing, in another format, or incomplete."""
     described = Path(f"{path}.json")
@@ -238,7 +289,9 @@ def _card(path: Path) -> dict:
             raise ValueError(f"the view {view} does not fit {card['channels']} channels")
         return card
     except FileNotFoundError as error:
-        raise ExportError(f"no model card {described}: a model is a .safetensors and a .json file, get both") from error
+        raise ExportError(
+            f"no model card {described}: a model is a .safetensors and a .json file, which `python -m repro export RUN` writes"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ReproError) as error:
         if isinstance(error, ExportError):
             raise

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from repro import cores
+from repro import cores, recipes
 from repro.cli import commands as __main__
-from repro.cli import doctor
+from repro.cli import doctor, results
 from repro.cli.commands import parser
 from repro.images import packed
 from repro.jupyter import notebooks
@@ -47,6 +47,10 @@ OPTIONS = [
         ("train", "the following arguments are required: recipe"),
         ("train one_modle", "unknown recipe 'one_modle'. Did you mean one_model?"),
         ("train one_model --model resnet51", "unknown model 'resnet51'. Did you mean resnet50?"),
+        ("train one_model --model resnet49", "unknown model 'resnet49'. Did you mean resnet50?"),
+        ("train mine.py", "mine.py is a file: name also what is in it, as in mine.py:my_recipe or mine.py:my_net"),
+        ("train one_model --model mine.py", "mine.py is a file: name also what is in it"),
+        ("lr mine.py --steps 0", "mine.py is a file: name also what is in it"),
         ("train one_model --data digts", "unknown data set 'digts'. Did you mean digits?"),
         ("train one_model --threads 1000000", "threads is 1000000: it must be a whole number, at least 1 and at most 1024"),
         ("train one_model --seed -1", "seed is -1: "),
@@ -65,6 +69,46 @@ def test_a_slip_is_answered_with_what_was_meant(cli, words, answer):
         assert f"usage: .venv/bin/python -m repro {command}" in said
 
 
+def test_without_a_command_it_lists_them_all(cli):
+    status, printed, said = cli()
+    assert (status, printed) == (2, "") and all(re.search(rf"^    {name}( |$)", said, re.M) for name in COMMANDS)
+
+
+def test_rates_are_those_of_the_shrunk_recipe_if_asked(cli):
+    last = recipes.shrink(recipes.find("one_model"), "smoke").iterations - 1
+    _, printed, _ = cli("lr", "one_model", "--shrink", "smoke", "--steps", f"0,{last}")
+    whole = cli("lr", "one_model", "--steps", f"0,{last}")[1]
+    assert printed != whole and len(printed.splitlines()) == 2
+    assert cli("lr", "one_model", "--shrink", "smoke", "--steps", f"{last + 1}")[0] == 2
+
+
+COUNTS = {"images": 2000, "top1": 1501, "top5": 1990, "loss": 0.51234}
+
+
+def test_what_was_counted_is_shown_in_per_cent():
+    views = {"zoom": COUNTS | {"images": 500, "top1": 100, "top5": 250}, "scale_aspect": COUNTS}
+    entry = {"members": ["c1", "c2"], "average": "softmax", **COUNTS, "views": views}
+    assert results.of_ensemble(entry).splitlines() == [
+        "c1 + c2, mean of their softmax",
+        "view             top-1   top-5    loss  images",
+        "test            75.05%  99.50%  0.5123   2,000",
+        "test, enlarged  20.00%  50.00%  0.5123     500",
+        "training        75.05%  99.50%  0.5123   2,000",
+    ]
+    alone = entry | {"members": ["c1"]}
+    assert results.of_ensemble(alone).splitlines()[0] == "c1"
+    counts = {key: COUNTS[key] for key in ("top1", "top5", "loss")}
+    models = {"files": ["a.safetensors", "b.safetensors"], "average": "logit", "images": 2000, "members": [counts] * 2}
+    assert results.of_models(models | {"ensemble": counts}).splitlines() == [
+        "model                           top-1   top-5    loss  images",
+        "a                              75.05%  99.50%  0.5123   2,000",
+        "b                              75.05%  99.50%  0.5123   2,000",
+        "ensemble, mean of their logit  75.05%  99.50%  0.5123   2,000",
+    ]
+    one = models | {"files": ["a.safetensors"], "members": [counts], "ensemble": counts}
+    assert len(results.of_models(one).splitlines()) == 2
+
+
 def test_the_beginning_of_an_option_is_enough_and_what_follows_a_command_is_its_own():
     assert parser().parse_args(["train", "one_model", "--shr", "smoke"]).shrink == "smoke"
     assert parser().parse_args(["train", "one_model", "--shrink=none", "--decay-bn", "FALSE"]).decay_bn is False
@@ -79,8 +123,9 @@ def test_help_ends_with_an_example_that_can_be_pasted(name):
         assert re.match(r"(RUN=\$\()?((\.venv/bin/)?mpiexec -n 2 )?\.venv/bin/python -m repro ", line), line
         for part in re.findall(r"-m repro ([^()]*)", line):
             words = shlex.split(part)
-            required = words[0] == "evaluate" and "--data" not in words  # the words inside $( ) stand between
-            parser().parse_args([*words, *(["models.safetensors", "--data", "digits"] if required else [])])
+            models = {"evaluate": ["models.safetensors", "--data", "digits"], "classify": ["models.safetensors", "digit.png"]}
+            required = not {"--data", "digit.png"} & {*words}  # the words inside $( ) stand between
+            parser().parse_args([*words, *(models.get(words[0], []) if required else [])])
 
 
 def test_help_says_what_every_argument_is():

@@ -228,6 +228,22 @@ def test_import_loads_neither_ipyparallel_nor_mpi():
     assert done.stderr.strip() == "set()"
 
 
+def _is_loaded(module):
+    import sys
+
+    return module in sys.modules
+
+
+def test_a_job_waits_for_what_the_engines_load(cluster):
+    cluster.load("wave")
+    assert cluster.idle
+    assert answers(cluster, _is_loaded, "wave") == [True, True]
+    cluster.load("no_such_module")
+    with pytest.raises(engines.RankError, match="No module named 'no_such_module'"):
+        answers(cluster, _is_loaded, "wave")
+    assert answers(cluster, _is_loaded, "no_such_module") == [False, False]
+
+
 def test_results_come_in_rank_order_from_one_world(cluster):
     found = answers(cluster, describe)
     assert [one["rank"] for one in found] == [0, 1]

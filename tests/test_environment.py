@@ -8,13 +8,14 @@ import tempfile
 from pathlib import Path
 
 import lmdb
+import nbformat
 import psutil
 import pytest
 
 from repro import ReproError, limits, paths, print_any_text
 from repro.cli import doctor
 from repro.images import packed
-from repro.jupyter import notebooks
+from repro.jupyter import client, notebooks
 from repro.ranks import comm, threads
 from repro.run import identity, own, records
 from repro.run.settings import Settings
@@ -155,17 +156,26 @@ def test_sockets_have_a_short_path_under_any_tmpdir(tmp_path, monkeypatch):
 
 
 def test_a_notebooks_socket_fits_under_the_longest_folder(monkeypatch, tmp_path):
-    import papermill
-
     def sockets(*_, config, **__):
         raise OverflowError(config.KernelManager.ip)
 
-    monkeypatch.setattr(papermill, "execute_notebook", sockets)
+    monkeypatch.setattr(client, "_Client", sockets)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("a" * 90)))
     with pytest.raises(ReproError, match="OverflowError: /tmp/repro-.*/kernel") as error:
         notebooks.execute("20-tables", {}, tmp_path / "out.ipynb")
     path = re.search(r"OverflowError: (\S+)", str(error.value))[1]
     assert len(path) + paths.LONGEST_TEMPORARY - len("/tmp") + len("-12345") < 108
+
+
+@pytest.mark.parametrize("home", ["with files that IPython runs", "read-only"])
+def test_a_notebook_runs_whatever_the_users_home_has(home, monkeypatch, tmp_path):
+    start = tmp_path / ".ipython" / "profile_default" / "startup"
+    start.mkdir(parents=True)
+    (start / "mine.py").write_text("print = 1\n")
+    monkeypatch.setenv("HOME", str(tmp_path) if "files" in home else "/proc/nothing")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print('as everywhere')")])
+    client.run(book, tmp_path / "out.ipynb", tmp_path)
+    assert [output.get("text") for output in book.cells[0].outputs] == ["as everywhere\n"]
 
 
 def test_a_tmpdir_that_cannot_be_used_is_named(monkeypatch, tmp_path):

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from digits import PREPROCESSING
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import repro
 from repro import ReproError
-from repro.export import Exported, evaluate, export
+from repro.export import Exported, classify, evaluate, export
+from repro.export import _pixels as pixels_of
 from repro.export import _stem as stem
 from repro.images import packed
 from repro.images.data import Images
@@ -194,24 +196,24 @@ def block(word) -> str:
     return found
 
 
-@pytest.mark.parametrize("stride", ["v1.5", "v1"])
-def test_torchvision_takes_the_file_as_the_page_says(exported, tmp_path, stride):
+@pytest.mark.parametrize("stride, channels", [("v1.5", 3), ("v1", 3), ("v1.5", 1)])
+def test_torchvision_takes_the_file_as_the_page_says(exported, tmp_path, stride, channels):
     """The page's own lines, on a ResNet-50 that nobody trained; its statistics are random, too, so that all count."""
     torch.manual_seed(0)
-    network, file = build("resnet50", 10, 3, stride, zero_gamma="none"), tmp_path / "MODEL.safetensors"
+    network, file = build("resnet50", 10, channels, stride, zero_gamma="none"), tmp_path / "MODEL.safetensors"
     state = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
     for name, value in state.items():
         if name.endswith(("running_mean", "conv1.bias")):
             value.normal_()
     save_file(state, file)
     shutil.copy(exported[0].with_suffix(".json"), file.with_suffix(".json"))
-    view = {"size": 64, "short_side": 73, "mean": [104, 117, 123], "scale": [1 / 128] * 3, "bgr": True}
+    view = {"size": 64, "short_side": 73, "mean": [104, 117, 123][:channels], "scale": [1 / 128] * channels, "bgr": True}
     preprocessing = {"normalization": "release", "size": 64, "view": view}
-    recard(file, model="resnet50", channels=3, stride=stride, preprocessing=preprocessing)
+    recard(file, model="resnet50", channels=channels, stride=stride, preprocessing=preprocessing)
     names: dict = {}
     exec(block("torchvision").replace("data/models/MODEL.safetensors", str(file)), names)
     theirs, ours = names["theirs"], names["ours"]
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, channels, 64, 64)
     with torch.no_grad():
         expected = ours(images)
         assert torch.allclose(theirs(images), expected, rtol=1e-3, atol=1e-4)
@@ -240,10 +242,93 @@ def test_a_released_model_counts_as_its_run_recorded(exported, whole, digits):
             assert only_counts(found["ensemble"]) == only_counts(ends[stage])
 
 
-def test_the_command_line_prints_the_counts(cli, exported, digits):
-    status, stdout, stderr = cli("evaluate", str(exported[0]), "--data", digits, "--device", "cpu")
-    assert status == 0, stderr
-    assert json.loads(stdout.splitlines()[-1]) == evaluate([str(exported[0])], digits)
+def test_the_command_line_prints_a_table_or_all_counts(cli, exported, digits):
+    words = "evaluate", str(exported[0]), "--data", digits, "--device", "cpu"
+    (status, shown, said), (_, printed, _) = cli(*words), cli(*words, "--json")
+    assert status == 0, said
+    found = evaluate([str(exported[0])], digits)
+    assert json.loads(printed) == found
+    (top1,) = (member["top1"] / found["images"] for member in found["members"])
+    assert shown.splitlines()[1].split()[:2] == [exported[0].stem, f"{top1:.2%}"]
+
+
+# --- Single images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(digits, tmp_path_factory) -> Path:
+    """The first 40 test images as files."""
+    folder, images = tmp_path_factory.mktemp("pictures"), packed.Packed(Path(digits) / "test.lmdb", "digits", "test")
+    for number in range(40):
+        (folder / f"{number:02}.png").write_bytes(images[number][1])
+    return folder
+
+
+def test_files_get_the_classes_and_probabilities_that_the_test_counts(exported, digits, pictures):
+    """As the counts' own view of the packed images gives them, by plain PyTorch."""
+    likely, labels = scores(exported[1], "resnet11", Images(digits, "test"), 40)
+    rows = classify(exported[1], [pictures], top=2)
+    assert [row["image"] for row in rows] == [str(pictures / f"{number:02}.png") for number in range(40) for _ in range(2)]
+    assert [row["class"] for row in rows[::2]] == [str(row.argmax().item()) for row in likely]
+    found = torch.tensor([row["probability"] for row in rows]).view(40, 2)
+    assert torch.allclose(found, likely.sort(dim=1, descending=True).values[:, :2].float(), atol=1e-6)
+    all_ten = classify(exported[1], [pictures / "00.png"], top=99)
+    assert len(all_ten) == 10 and sum(row["probability"] for row in all_ten) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "name, mode", [("a.jpg", "RGB"), ("b.gif", "P"), ("c.webp", "RGBA"), ("d.tiff", "CMYK"), ("e.bmp", "L")]
+)
+def test_an_image_of_any_size_and_format_is_read(exported, tmp_path, name, mode):
+    random = np.random.default_rng(0).integers(0, 256, (90, 301), np.uint8)
+    large = Image.fromarray(random.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(random).convert(mode)
+    large.save(tmp_path / name)
+    (row,) = classify(exported[1], [tmp_path / name])
+    assert row["class"] in card(exported[1])["classes"] and 0.1 <= row["probability"] <= 1
+
+
+def test_a_photograph_is_turned_upright_and_colours_keep_their_order(tmp_path):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[..., 0] = 200  # red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    found = pixels_of(tmp_path / "photo.png", 3)
+    assert found.shape == (6, 4, 3) and found[0, 0].tolist() == [200, 0, 0]
+    assert pixels_of(tmp_path / "photo.png", 1).shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("missing.png", None, "there is no image .*missing.png: name files of images, or folders"),
+        ("text.png", b"not an image", ".*text.png cannot be read: it is not an image"),
+        ("short.png", "half", ".*short.png cannot be read: it is damaged or cut short"),
+        ("empty", "folder", "there is no image in the folder .*empty"),
+    ],
+)
+def test_what_is_no_image_is_named_in_one_line(cli, exported, pictures, tmp_path, name, content, told):
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content:
+        whole = (pictures / "00.png").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    status, printed, said = cli("classify", str(exported[1]), str(pictures / "00.png"), str(path))
+    assert (status, printed) == (2, "") and re.search(f"^error: {told}", said, re.M), said
+    assert len(said.splitlines()) == 2, "loading torch, and the error"
+
+
+def test_the_command_line_prints_class_and_probability(cli, exported, pictures):
+    words = "classify", str(exported[1]), str(pictures / "00.png"), "--top", "2"
+    (status, shown, _), (_, printed, _) = cli(*words), cli(*words, "--json")
+    rows = json.loads(printed)
+    assert status == 0 and rows == classify(exported[1], [pictures / "00.png"], top=2)
+    header, *lines = (line.split() for line in shown.splitlines())
+    assert header == ["image", "class", "probability"]
+    assert lines == [[row["image"], row["class"], f"{row['probability']:.2%}"] for row in rows]
+    assert "top is 0: it must be" in cli(*words[:-1], "0")[2]
+    assert "which `python -m repro export RUN` writes" in cli("classify", str(pictures / "00.png"), str(exported[1]))[2]
 
 
 ON_RANKS = """
@@ -271,11 +356,12 @@ def test_two_ranks_count_the_same_and_fail_together(exported, digits):
     assert said[1].startswith("no model card missing.json")
 
 
-def scores(file, name, images):
-    """Softmax of a released model's logits, by plain PyTorch on a hundred images at a time, and the labels."""
+def scores(file, name, images, number=None):
+    """Softmax of a released model's logits for the first images, by plain PyTorch on a hundred at a time, and the labels."""
     network = build(name, 10, 1).eval()
     network.load_state_dict(load_file(file))
-    batches = [images.test_batch(start, start + 100) for start in range(0, len(images), 100)]
+    number = number or len(images)
+    batches = [images.test_batch(start, min(start + 100, number)) for start in range(0, number, 100)]
     with torch.no_grad():
         rows = torch.cat([network(batch).double() for batch, _ in batches])
     return rows.exp() / rows.exp().sum(1, keepdim=True), [int(label) for _, labels in batches for label in labels]

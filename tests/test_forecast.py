@@ -10,6 +10,7 @@ import torch
 from repro import ReproError, recipes
 from repro.paper import tables
 from repro.run import checkpoint, identity, records
+from repro.run.state import duration
 from repro.scaling import forecast
 from repro.scaling.steptime import Layout
 from repro.schedule import Recipe, Stage, due
@@ -203,7 +204,7 @@ def test_a_plan_of_a_run_that_was_begun_says_what_is_left():
     }
     planned = {"others": [], "hours": 0, "memory": 1}
     begun = forecast.describe(planned | {"asked": found | {"step": 4}})
-    assert f"\n40% of it is done, in runs/it: {0.6 * found['hours']:.3g} hours are left" in begun
+    assert f"\n40% of it is done, in runs/it: {duration(0.6 * 3600 * found['hours'])} are left" in begun
     assert "is done" not in forecast.describe(planned | {"asked": found | {"step": 0}})
 
 

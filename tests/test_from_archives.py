@@ -110,8 +110,8 @@ def test_the_notebook_goes_from_archives_to_an_ensemble(packed, tmp_path):
     files = sorted((tmp_path / "runs").glob("collapsed_ensemble*/models/*.safetensors"))
     assert len(files) == 3
     commands = (
-        python("-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu"),
-        mpiexec(2, "-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu"),
+        python("-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu", "--json"),
+        mpiexec(2, "-m", "repro", "evaluate", *files, "--data", packed, "--device", "cpu", "--json"),
     )
     assert [done.returncode for done in commands] == [0, 0], commands
     one, two = (json.loads(done.stdout.splitlines()[-1]) for done in commands)

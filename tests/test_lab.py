@@ -15,7 +15,7 @@ import urllib.request
 import nbformat
 import pytest
 
-from repro.jupyter import notebooks
+from repro.jupyter import mine, notebooks
 
 from conftest import ROOT
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chro
 
 @pytest.fixture
 def lab(tmp_path):
-    """The address of a copy of the notebook in JupyterLab, whose runs go into `tmp_path`; beside it are two others.
+    """The address of a user's copy of the notebook in JupyterLab, whose runs go into `tmp_path`; beside it are two others.
 
     longer.ipynb is the same with a run of some seconds more; follow.ipynb has one cell, which follows what is being trained.
     """
@@ -39,7 +39,9 @@ def lab(tmp_path):
     default = json.dumps('out: str = ""')[1:-1]
     assert default in book
     book = book.replace(default, json.dumps(f'out: str = "{tmp_path / "runs"}"')[1:-1])
-    (tmp_path / "notebooks" / "tour.ipynb").write_text(book)
+    (tmp_path / "originals").mkdir()
+    (tmp_path / "originals" / "tour.ipynb").write_text(book)
+    mine.copy_all(tmp_path / "originals", tmp_path / "notebooks")
     longer = book.replace('\\"smoke\\"', '\\"laptop\\"').replace("ranks: int = 2", "ranks: int = 1")  # it has one pass
     (tmp_path / "notebooks" / "longer.ipynb").write_text(longer)
     cell = nbformat.v4.new_code_cell(f"import repro\n\nrepro.live({str(tmp_path / 'runs')!r})")
@@ -162,6 +164,14 @@ def test_a_user_runs_the_tour_interrupts_it_and_continues(page, tmp_path):
     verdict = output_of(cell_of(page, "resolves nothing"))
     assert re.match(r"The ensemble has \d+\.\d\d%, \d+\.\d\d points (above|below) collapse\d, its best member", verdict)
     assert not page.locator(".jp-toast, .Toastify__toast").count(), "nothing pops up"
+
+    # What JupyterLab saves is still known as a copy with untouched cells, which an update replaces.
+    original, copy = (tmp_path / folder / "tour.ipynb" for folder in ("originals", "notebooks"))
+    page.keyboard.press("Control+s")
+    wait_for(lambda: notebooks.MARK in copy.read_text())
+    assert mine.copy_all(original.parent, copy.parent) == [] and notebooks.MARK in copy.read_text()
+    original.write_text(original.read_text().replace("# Start here", "# Begin here"))
+    assert mine.copy_all(original.parent, copy.parent) == ["tour.ipynb was updated"] and "# Begin here" in copy.read_text()
 
 
 def test_training_goes_on_when_its_tab_is_closed_and_another_follows_it(page, lab):

@@ -43,6 +43,8 @@ WITHOUT_TORCH = [
     "images.ahead",
     "jupyter.engines",
     "jupyter.guard",
+    "jupyter.client",
+    "jupyter.mine",
     "jupyter.notebooks",
     "jupyter.progress",
     "jupyter.curves",
@@ -57,6 +59,7 @@ WITHOUT_TORCH = [
     "cli.watch",
     "cli.doctor",
     "cli.commands",
+    "cli.results",
 ]
 
 

@@ -2,6 +2,8 @@
 edits parameters, interrupts a cell or runs a failed notebook again, in a real kernel."""
 
 import ast
+import contextlib
+import copy
 import fcntl
 import os
 import queue
@@ -13,15 +15,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import papermill
 import psutil
 import pytest
 from jupyter_client import KernelManager
+from papermill.parameterize import parameterize_notebook
 
 from repro import ReproError, recipes
-from repro.jupyter import engines, notebooks
+from repro.jupyter import client, engines, notebooks
+from repro.ranks import stop
 from repro.run import records
 
 from conftest import ROOT
@@ -171,6 +177,48 @@ def test_packing_that_fails_in_the_background_is_an_error_where_the_data_is_need
         notebooks.pack("digits")
 
 
+@pytest.mark.parametrize("listening", [False, True], ids=["while parameters are checked", "while training begins"])
+def test_an_interrupt_while_data_are_packed_ends_the_cell_at_once_and_the_packing_goes_on(monkeypatch, listening):
+    go_on, done = threading.Event(), []
+    monkeypatch.setattr(notebooks, "pack_embedded", lambda data: done.append(go_on.wait(20)))
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    began = time.monotonic()
+    with stop.listening(signal.SIGINT) if listening else contextlib.nullcontext():
+        with pytest.raises(records.Stopped, match="^stopped: digits is being packed in the background; run this cell again"):
+            notebooks.pack("digits")
+        assert time.monotonic() - began < 5
+        stop.asked.clear()
+        threading.Timer(0.3, go_on.set).start()
+        notebooks.pack("digits")  # run again, it waits for the first
+    assert done == [True, True]
+
+
+def test_packing_shows_a_bar_in_a_notebook_and_one_line_elsewhere(monkeypatch, tmp_path, capsys):
+    (tmp_path / "digits").mkdir()
+
+    def packing(data):
+        for split in ("train", "test"):
+            (tmp_path / "digits" / f".{split}.lmdb.1234").write_bytes(bytes(notebooks.EMBEDDED_BYTES // 4))
+            time.sleep(0.4)
+
+    monkeypatch.setattr(notebooks, "DATA", tmp_path)
+    monkeypatch.setattr(notebooks, "QUIET", 0.05)
+    monkeypatch.setattr(notebooks, "pack_embedded", packing)
+    monkeypatch.setattr(notebooks.progress, "in_notebook", lambda: True)
+    notebooks.pack("digits")
+    shown = capsys.readouterr().out.split("\r")
+    assert [line for line in shown if " 25%" in line] and [line for line in shown if " 50%" in line], shown
+    monkeypatch.setattr(notebooks.progress, "in_notebook", lambda: False)
+    notebooks.pack("digits")
+    assert capsys.readouterr().out == "packing digits, once ...\n"
+
+
+def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(digits, monkeypatch):
+    monkeypatch.setattr(notebooks, "DATA", Path(digits).parent)
+    assert notebooks._packed("digits") == 1.0
+    assert sum(path.stat().st_size for path in Path(digits).iterdir()) == notebooks.EMBEDDED_BYTES
+
+
 # --- Nothing is falsely green -----------------------------------------------------------------------------------------
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -200,6 +248,49 @@ def test_a_notebook_that_runs_through_passes(folder, tmp_path):
     output = notebooks.execute("trial", {"seed": 7}, tmp_path / "out" / "trial.ipynb")
     assert any("7" in str(cell.outputs) for cell in cells(output))
     assert not output.with_suffix(".failed.ipynb").exists()
+
+
+def test_parameters_and_outputs_are_as_papermill_leaves_them_and_prints_are_shown_as_they_come(folder, tmp_path, capsys):
+    folder("print(seed, end=' '); print('more'); import sys; print('aside', file=sys.stderr); seed")
+    ours = notebooks.execute("trial", {"seed": 7}, tmp_path / "out" / "trial.ipynb", log=True)
+    assert capsys.readouterr().out == f"7 more\n{notebooks.MARK}\n"
+    theirs = tmp_path / "theirs.ipynb"
+    papermill.execute_notebook(tmp_path / "trial.ipynb", theirs, {"seed": 7}, cwd=tmp_path, progress_bar=False)
+    shown = [
+        [(cell.source, cell.metadata.get("tags", []), cell.execution_count, merged(cell.outputs)) for cell in cells(path)]
+        for path in (ours, theirs)
+    ]
+    assert shown[0] == shown[1] and len(shown[0]) == 6
+    assert [cell.source for cell in cells(ours)][2] == "# Parameters\nseed = 7\n"
+
+
+def merged(outputs):
+    """What a cell printed, per stream, and its results; papermill keeps each write of a stream apart."""
+    streams = {}
+    for output in outputs:
+        kind = output.get("name", "result")
+        streams[kind] = streams.get(kind, "") + (output.get("text") or output.data["text/plain"])
+    return streams
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"a": 1.5, "b": [1, "two", None], "c": {"d": True}, "e": 'it\'s "quoted"\n\\ and é'}],
+    ids=["none", "all kinds"],
+)
+def test_injected_parameters_have_papermills_place_and_values(values):
+    new = nbformat.v4
+    for tags in (["parameters"], []):
+        book = new.new_notebook(
+            cells=[new.new_markdown_cell("# title"), new.new_code_cell("a: int = 0", metadata={"tags": tags})]
+        )
+        theirs = parameterize_notebook(copy.deepcopy(book), values, kernel_name="python3", language="python").cells
+        client.inject(book, values)
+        (place,) = (number for number, cell in enumerate(book.cells) if client.INJECTED in cell.metadata.get("tags", []))
+        mine, found = {}, {}
+        exec(book.cells[place].source, mine)
+        exec(theirs[place].source, found)
+        assert {name: mine.get(name) for name in values} == {name: found[name] for name in values} == values
 
 
 @pytest.mark.counts_for("green")
@@ -535,9 +626,8 @@ class Engines:
     def ready(self):
         pass
 
-    def submit(self, function, module):
-        assert (function, module) == ("repro.jupyter.engines:load", "repro.train")
-        return SimpleNamespace(result=lambda: [None])
+    def load(self, module):
+        assert module == "repro.train"
 
     def run(self, function, recipe, **task):
         self.during()

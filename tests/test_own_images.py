@@ -47,6 +47,15 @@ def pack(capsys):
     return call
 
 
+def test_images_that_are_all_smaller_than_what_a_network_sees_are_named(pack, images, tmp_path):
+    note = "note: a network will see 16 pixels a side, and these images have 9 to 9 (a sample of 16): they are enlarged"
+    status, said, _ = pack(tmp_path / "small", images, "--size", "16")
+    assert status == 0 and said.startswith(note) and "; --size 9 is enough\n" in said
+    assert "note:" not in pack(tmp_path / "fitting", images, "--size", "9")[1]
+    Image.new("RGB", (16, 16)).save(images / "a" / "00.bmp")
+    assert "note:" not in pack(tmp_path / "mixed", images, "--size", "16")[1]
+
+
 # --- Paths ---------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,17 @@ def test_rows_are_printed_as_they_come_until_the_run_ends(folder, capsys, monkey
     shown = [*range(11, 21), 60, 100]  # of what was there before, the last ten
     assert [float(line.split("/")[0].split()[1]) for line in printed[1:]] == [step / 10 for step in shown]
     assert printed[-1].endswith("top-1 46.88%  50 s")
-    assert outcome == f"complete: top-1 46.88% in 50 s: {folder}"
+    assert re.fullmatch(rf"complete: top-1 46.88% in 50 s, begun \d{{5,}}\.\d hours ago: {folder}", outcome), "which, and when"
+
+
+def test_without_a_name_it_says_that_the_last_run_is_over(folder, capsys):
+    add(folder, row(100, top1=30, top5=60, images=64, loss=1.5))
+    note = "no run is being trained now (a run that was just started appears after some seconds); this is the last one\n"
+    record(folder, "complete")
+    watch.watch(out=folder.parent)
+    assert capsys.readouterr().out.startswith(f"{note}tiny-seed0")
+    watch.watch(str(folder))
+    assert capsys.readouterr().out.startswith("tiny-seed0"), "it was asked for"
 
 
 @pytest.mark.parametrize(

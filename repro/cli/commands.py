@@ -16,7 +16,7 @@ from typing import TextIO
 
 from repro import ReproError, __version__, choose, cores, print_any_text, recipes, whole_number
 from repro.cli.arguments import Parser, at_home
-from repro.images.packed import EMBEDDED, data_folder, pack_embedded
+from repro.images.packed import EMBEDDED, PackedError, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
 from repro.paths import DATA, RESULTS, ROOT, RUNS
 from repro.ranks import comm, stop
@@ -53,6 +53,8 @@ def say_last(text: str, stream: TextIO) -> None:
 def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch") -> Callable[[dict], None]:
     """Return a handler that calls `module:function` on all ranks; rank 0 prints the result, formatted by `text` if given.
 
+    With --json, it is printed as it is.
+
     The ranks end together, and the one that failed prints the reason. `loads` is what takes seconds before anything happens.
     """
 
@@ -67,7 +69,7 @@ def on_all_ranks(function: Callable | str, text: str = "", loads: str = "torch")
 
 
 def _run(function: Callable | str, text: str, arguments: dict) -> None:
-    world = comm.world()
+    world, as_json = comm.world(), arguments.pop("json", False)
     logging.basicConfig(level=logging.INFO if world.rank == 0 else logging.WARNING, format="%(message)s")
     try:
         pack(world, arguments.get("data"))
@@ -89,7 +91,7 @@ def _run(function: Callable | str, text: str, arguments: dict) -> None:
         world.abort()
         sys.exit(2 if isinstance(error, ReproError) else 1)
     if world.rank == 0:
-        show(_named(text)(result) if text else result)
+        show(_named(text)(result) if text and not as_json else result)
 
 
 def pack(world, data: str | None) -> None:
@@ -99,16 +101,23 @@ def pack(world, data: str | None) -> None:
             if world.rank == 0:
                 if not (DATA / data / "test.lmdb").exists():
                     say(f"packing {data}, once: some seconds")
-                pack_embedded(data)
+                try:
+                    pack_embedded(data)
+                except PackedError:
+                    if stop.asked.is_set():  # Ctrl-C on a terminal ends the script that packs, too
+                        raise Stopped(f"stopped while {data} was packed: the same command continues") from None
+                    raise
 
 
-def here(function: str, loads: str = "") -> Callable[[dict], None]:
-    """Return a handler that calls `module:function` in this process and prints the result; `loads` as for `on_all_ranks`."""
+def here(function: str, text: str = "", loads: str = "") -> Callable[[dict], None]:
+    """Return a handler that calls `module:function` in this process and prints the result; the others as for `on_all_ranks`."""
 
     def handler(arguments: dict) -> None:
+        as_json = arguments.pop("json", False)
         if loads:
             say(f"loading {loads} takes some seconds")
-        show(_named(function)(**arguments))
+        result = _named(function)(**arguments)
+        show(_named(text)(result) if text and not as_json else result)
 
     return handler
 
@@ -180,9 +189,6 @@ def reproduce(arguments: dict) -> None:
 
     end_with_make()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("papermill").setLevel(
-        logging.WARNING
-    )  # it names each notebook's file, which is called .failed until it ends
     with stop.listening(signal.SIGINT, signal.SIGUSR1):
         reproduce(**arguments)
 
@@ -230,7 +236,7 @@ def list_recipes(arguments: dict) -> None:
 
 
 def lr(arguments: dict) -> None:
-    recipe = recipes.find(arguments["recipe"])
+    recipe = recipes.shrink(recipes.find(arguments["recipe"]), arguments["shrink"])
     try:
         steps = [int(step) for step in arguments["steps"].split(",")]
     except ValueError:
@@ -331,7 +337,7 @@ def parser() -> Parser:
 
     ensemble = command(
         "ensemble",
-        on_all_ranks("repro.evaluate:ensemble"),
+        on_all_ranks("repro.evaluate:ensemble", text="repro.cli.results:of_ensemble"),
         "evaluate the ensemble of a complete run's members",
         example=A_RUN + f"{ON_TWO} ensemble $RUN",
     )
@@ -356,7 +362,7 @@ def parser() -> Parser:
 
     evaluate = command(
         "evaluate",
-        on_all_ranks("repro.export:evaluate"),
+        on_all_ranks("repro.export:evaluate", text="repro.cli.results:of_models"),
         "evaluate exported models and their ensemble",
         example=A_RUN + f"{US} evaluate $({US} export $RUN) --data digits",
     )
@@ -365,6 +371,19 @@ def parser() -> Parser:
         "--model", default="", help="source of your own model, mine.py:my_net (a model card never specifies code to run)"
     )
     _add_evaluation(evaluate, required=True)
+
+    classify = command(
+        "classify",
+        here("repro.export:classify", text="repro.cli.results:of_images", loads="torch"),
+        "classify image files by an exported model",
+        "Prints the most probable class of each image and its probability.",
+        example=A_RUN + f"{US} classify $({US} export $RUN) digit.png",
+    )
+    classify.add_argument("file", metavar="MODEL", help="a file that `python -m repro export` wrote")
+    classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files of any size, or folders of them")
+    classify.add_argument("--top", type=int, default=1, help="classes to print of each image (default: 1)")
+    classify.add_argument("--model", default="", help="the source of a user's own model: mine.py:my_net")
+    _add_json(classify)
 
     copy = command(
         "copy-data",
@@ -422,6 +441,13 @@ def parser() -> Parser:
             one.add_argument("--shrink", help="of the runs to draw (default: laptop)")
 
     command("keep", here("repro.paper.reproduce:keep"), "copy the results, without the models, to results/reference")
+    archive = command(
+        "archive", here("repro.paper.archive:archive"), "put a reproduction into one zip file, for a journal or Zenodo"
+    )
+    archive.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder (default: results; if it has no runs, the reference)"
+    )
+    archive.add_argument("--out", type=Path, help="file (default: scaleout-repro-VERSION.zip in the folder of the results)")
     ledger = command(
         "verify", verify, "print the ledger: each claim, what was found, and whether it stands; exit status 4 if one is missed"
     )
@@ -436,6 +462,12 @@ def parser() -> Parser:
 
     rates = command("lr", lr, "print learning rates as step,lr lines", example=f"{US} lr resnet50_448nodes --steps 0,1,445,446")
     rates.add_argument("recipe", help="a name that `python -m repro recipes` lists, or mine.py:my_recipe")
+    rates.add_argument(
+        "--shrink",
+        choices=(*recipes.SHRINKS, "none"),
+        default="none",
+        help="as for train, on a data set that is large enough (default: none, the recipe as it is)",
+    )
     rates.add_argument("--formula", choices=LR_FORMULAS, default=LR_FORMULAS[0], help="(default: %(default)s)")
     rates.add_argument("--steps", required=True, help="steps from the start of the recipe: 0,1,445,446")
     return top
@@ -503,6 +535,11 @@ def _add_evaluation(command: argparse.ArgumentParser, required: bool = False) ->
         "--data", default=None if required else "", required=required, help="data set, or the folder it is packed in"
     )
     command.add_argument("--device", choices=DEVICES, default="auto", help="(default: auto)")
+    _add_json(command)
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print all that was found, as JSON")
 
 
 def _names(text: str) -> list[str]:
@@ -522,6 +559,9 @@ def _boolean(text: str) -> bool | str:
 
 def main() -> int:
     print_any_text()
+    if not sys.argv[1:]:
+        parser().print_help(sys.stderr)
+        return 2
     try:
         arguments = {name: at_home(value) for name, value in vars(parser().parse_args()).items() if value is not None}
         del arguments["command"]

@@ -4,14 +4,14 @@ Only reads the run's folder (`records`): no torch, no MPI, and nothing that the 
 """
 
 import importlib
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from repro import ReproError
 from repro.jupyter.progress import follow
 from repro.paths import RUNS
 from repro.run import records
-from repro.run.state import find, outcome, pace, recipe_of
+from repro.run.state import duration, find, outcome, pace, recipe_of, trained_by
 
 EARLIER = 10  # rows before the present that are printed
 
@@ -24,6 +24,8 @@ def watch(run: str = "", out: Path | str = RUNS, tensorboard: str = "") -> str:
     """
     folder = find(run, out)
     record = records.read(folder)
+    if not run and not trained_by(folder):
+        print("no run is being trained now (a run that was just started appears after some seconds); this is the last one")
     begun = f"since {record['start']} on {record['ranks']} rank{'s' * (record['ranks'] > 1)} of {record['host']}"
     print(f"{folder.name}: {recipe_of(record).epochs():.4g} epochs, {begun}", flush=True)
     board = Board(tensorboard, folder, record) if tensorboard else None
@@ -33,7 +35,8 @@ def watch(run: str = "", out: Path | str = RUNS, tensorboard: str = "") -> str:
         raise ReproError(f"{folder.name} {words}")
     if now != "complete":
         raise records.Stopped(f"{folder.name} {words}")
-    return f"{words}: {folder}"
+    began = (datetime.now(UTC) - datetime.fromisoformat(record["start"])).total_seconds()
+    return f"{words}, begun {duration(max(0.0, began))} ago: {folder}"
 
 
 class Board:

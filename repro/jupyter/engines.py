@@ -139,6 +139,7 @@ class Cluster:
         self.ranks, self.pids, self._hosts = 0, [], []
         self._client: Any = None
         self._job: Job | None = None
+        self._loading: Job | None = None  # it imports a module: the next job waits for it
         self._views, self._ended = [], ""
         self._starting: tuple[str, float] | None = None  # mpiexec and time-out of engines that `ready` has to wait for
 
@@ -150,8 +151,8 @@ class Cluster:
 
     @property
     def idle(self) -> bool:
-        """Whether no job of this object is running."""
-        return not self._job or self._job.done()
+        """Whether no job of this object is running that a new one would not wait for."""
+        return not self._job or self._job is self._loading or self._job.done()
 
     @property
     def alive(self) -> bool:
@@ -201,6 +202,9 @@ class Cluster:
         object is running, EnginesEnded if the engines are gone.
         """
         self.ready()
+        if self._loading:
+            loading, self._loading = self._loading, None
+            loading.result()
         if not self.alive:
             self.end()
             raise self._ended_error()
@@ -210,6 +214,10 @@ class Cluster:
             )
         self._job = Job(self, [view.apply_async(_call, function, args, kwargs) for view in self._views])
         return self._job
+
+    def load(self, module: str) -> None:
+        """Imports a module on all ranks and returns at once; the next job waits for that, and raises if it failed."""
+        self._loading = self.submit("repro.jupyter.engines:_load", module)
 
     def close(self) -> None:
         """Ends the engines if this process started them; otherwise only disconnects from them."""
@@ -471,8 +479,7 @@ def _forget_request() -> None:
     stop.asked.clear()
 
 
-def load(module: str) -> None:
-    """Imports a module on an engine, while the caller goes on: `cluster.submit("repro.jupyter.engines:load", module)`."""
+def _load(module: str) -> None:
     importlib.import_module(module)
 
 

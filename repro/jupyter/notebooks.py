@@ -1,18 +1,16 @@
 """Strict notebooks: parameters are checked before anything runs, and only a notebook whose last cell ran passes.
 
 Inside a notebook: `check_parameters` and `check_run` (in the cell after the parameters), `begin`, `train` (with a
-bar and curves, or with lines of text) and `complete` (the last cell). Outside: `execute` runs a notebook with papermill.
+bar and curves, or with lines of text) and `complete` (the last cell). Outside: `execute` runs a whole notebook.
 """
 
 import ast
 import os
 import signal
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
 from repro.jupyter.engines import START_AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
-from repro.paths import ROOT, check_checkout, folder_of_sockets, writable_folder
+from repro.paths import DATA, ROOT, check_checkout, writable_folder
 from repro.ranks import stop
 from repro.run import own, records
 from repro.run.settings import Settings
@@ -32,6 +30,8 @@ FOLDER = ROOT / "notebooks"
 MARK = "This notebook ran to its end."
 TELL = 15.0  # seconds between two lines on the progress of many runs, where no line is written over
 QUIET = 1.0  # seconds that a cell may take without a word
+LOOK = 0.2  # seconds between two looks at what is being packed
+EMBEDDED_BYTES = 20_791_296  # of each embedded data set's files when they are packed
 AGAIN_SECONDS = 10.0  # between two looks at whether another process still trains a run
 
 
@@ -59,7 +59,7 @@ def check(parameters: dict, known: dict[str, str]) -> None:
 
 
 def check_parameters() -> None:
-    """In the cell after the parameters: checks values edited by hand or injected by papermill, which does not check them.
+    """In the cell after the parameters: checks values edited by hand, or injected by papermill, which does not check them.
 
     A text that begins with `~` is a path from the user's home, and becomes that.
     """
@@ -152,22 +152,55 @@ def begin(connection_file: str, ranks: int, data: str) -> Cluster:
 
     The first use of the engines waits for them; `train` also waits for the data.
     """
-    threading.Thread(target=_pack_quietly, args=(data,), daemon=True).start()
+    _Packing(data).start()  # if it fails, `train` tries again, and then it is an error
     return start_or_join(connection_file, ranks, wait=False)
 
 
-_packing = threading.Lock()
+class _Packing(threading.Thread):
+    """Packs an embedded data set in the background, unless it is packed; waits for another thread that is packing."""
+
+    one = threading.Lock()
+
+    def __init__(self, data: str):
+        super().__init__(daemon=True)
+        self.data, self.error = data, None
+
+    def run(self):
+        try:
+            with self.one:
+                pack_embedded(self.data)
+        except Exception as error:  # `pack` raises it where the notebook waits
+            self.error = error
 
 
 def pack(data: str) -> None:
-    """Packs an embedded data set, unless it is packed; waits if `begin` is already packing it."""
-    with saying(f"packing {data}, once ..."), _packing:
-        pack_embedded(data)
+    """Packs an embedded data set, unless it is packed, and shows a bar; waits if `begin` is already packing it.
+
+    An interrupt ends only the waiting, at once: it raises records.Stopped, and the packing goes on in the background.
+    """
+    packing, line, began = _Packing(data), progress.Line(live=progress.in_notebook()), time.monotonic()
+    packing.start()
+    try:
+        with nullcontext() if line.live else saying(f"packing {data}, once ..."):
+            while packing.is_alive() and not stop.asked.is_set():
+                packing.join(LOOK)
+                if time.monotonic() - began > QUIET:
+                    line.update(f"packing {data}, once  {progress.hashes(_packed(data))}")
+        stopped = packing.is_alive()
+    except KeyboardInterrupt:
+        stopped = True
+    line.clear()
+    if stopped:
+        raise records.Stopped(f"stopped: {data} is being packed in the background; run this cell again to continue")
+    if packing.error:
+        raise packing.error
 
 
-def _pack_quietly(data: str) -> None:
-    with suppress(ReproError), _packing:  # `train` tries again, and then it is an error
-        pack_embedded(data)
+def _packed(data: str) -> float:
+    """The share of an embedded data set that is packed, from the size of the files."""
+    with suppress(FileNotFoundError):  # a file may be renamed meanwhile
+        return min(1.0, sum(path.stat().st_size for path in (DATA / data).glob("*lmdb*")) / EMBEDDED_BYTES)
+    return 0.0
 
 
 @contextmanager
@@ -196,11 +229,9 @@ def train(engine: Cluster, recipe: str, live: bool = True, **task) -> str:
     with saying("waiting for the engines ..."):
         engine.ready()
     with _interruptible(engine, lambda: f", {_reached(plan)} is saved" if plan else ""):
-        loading = engine.submit("repro.jupyter.engines:load", "repro.train")
+        engine.load("repro.train")
         pack(task.get("data", "digits"))
-        with saying("the engines load torch ..."):
-            loading.result()
-        with saying("the engines check the run ..."):
+        with saying("the engines load torch and check the run ..."):
             plan = engine.run("repro.task:describe", recipe, **task)[0]
         if plan["complete"]:
             print(f"already complete: {Path(plan['folder']).name}")
@@ -310,52 +341,38 @@ def complete() -> None:
 
 
 def execute(name: str, parameters: dict, output: Path, log: bool = False, timeout: int | None = None) -> Path:
-    """Runs notebooks/`name`.ipynb with papermill and writes it to `output`; with `log`, the output of its cells is printed.
+    """Runs notebooks/`name`.ipynb with these parameters and writes it to `output`; with `log`, what its cells print is printed.
 
     A cell may take `timeout` seconds (None: no limit). While the notebook runs, and if it fails, its copy has the name
     `output`.failed.ipynb; only if its last cell ran is it renamed to `output`. Raises ReproError with the
     failing cell's error, records.Stopped if its training was stopped on request.
     """
     import nbformat
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
+    from nbclient.exceptions import CellExecutionError
+
+    from repro.jupyter import client
 
     source = FOLDER / f"{choose('notebook', name, [path.stem for path in sorted(FOLDER.glob('*.ipynb'))])}.ipynb"
-    cells = nbformat.read(source, as_version=4).cells
-    known = next((declared(cell.source) for cell in cells if "parameters" in cell.metadata.get("tags", [])), {})
+    book = nbformat.read(source, as_version=4)
+    known = next((declared(cell.source) for cell in book.cells if "parameters" in cell.metadata.get("tags", [])), {})
     check(parameters, known)
     writable_folder(output.parent)
     unfinished = output.with_suffix(".failed.ipynb")
+    client.inject(book, parameters)
     try:
-        # Sockets in a private folder: others could listen to TCP, and the default names are the same for every kernel.
-        with tempfile.TemporaryDirectory(prefix="repro-", dir=folder_of_sockets()) as sockets:
-            papermill.execute_notebook(
-                str(source),
-                str(unfinished),
-                parameters,
-                # The kernel's folder; with `cwd`, papermill would change that of this whole process, threads and all.
-                resources={"metadata": {"path": str(FOLDER)}},
-                kernel_name="python3",
-                progress_bar=False,
-                log_output=False,
-                execution_timeout=timeout,
-                stdout_file=sys.stdout if log else None,
-                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
-            )
-    except PapermillExecutionError as error:
+        client.run(book, unfinished, FOLDER, log, timeout)
+    except CellExecutionError as error:
         if error.ename == records.Stopped.__name__:
             raise records.Stopped(f"notebook {name}: {error.evalue}") from error
+        number = max(cell.execution_count or 0 for cell in book.cells if cell.cell_type == "code")
         raise ReproError(
-            f"notebook {name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {unfinished})"
+            f"notebook {name} failed in cell {number}: {error.ename}: {error.evalue} (see {unfinished})"
         ) from error
     except Exception as error:
         raise ReproError(f"notebook {name} failed: {type(error).__name__}: {error} (see {unfinished})") from error
-    last = [cell for cell in nbformat.read(unfinished, as_version=4).cells if cell.cell_type == "code"][-1]
+    last = [cell for cell in book.cells if cell.cell_type == "code"][-1]
     if not any(MARK in output_.get("text", "") for output_ in last.outputs):
         raise ReproError(f"notebook {name} ended before its last cell (see {unfinished})")
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
     unfinished.replace(output)
     return output
 

@@ -54,14 +54,15 @@ def live(folder: Path | str = RUNS) -> None:
         print(f"{folder.name}: trained by {owner} since {run['start'].replace('T', ' ').replace('+00:00', ' UTC')}")
     rows = records.metric_rows(folder)
     try:
-        follow(folder, _in_notebook(), rows[-1]["step"] if rows and owner else 0)
+        follow(folder, in_notebook(), rows[-1]["step"] if rows and owner else 0)
     except KeyboardInterrupt:
         print("no longer followed; the run goes on" if trained_by(folder) else "no longer followed")
         return
     print(f"{folder.name}: {outcome(folder)[1]}")
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython

@@ -88,7 +88,7 @@ def _run(
     if stop.asked.is_set():
         raise records.Stopped(STOPPED)
     overall.begin(", ".join(parameters))
-    # In threads, because papermill handles signals itself where it can, but the first one is only a request to stop.
+    # In threads, so that this one can look at the runs and at requests to stop.
     with ThreadPoolExecutor(len(parameters)) as pool:
         running = []
         for name, values in parameters.items():

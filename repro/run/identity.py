@@ -77,17 +77,17 @@ def code_version() -> str:
     Asked once, since what a process runs is the code that it found when it started.
     """
     try:
-        top, commit = _git("rev-parse", "--show-toplevel", "--short", "HEAD").split("\n")
-        if not ROOT.samefile(top) or not _git("ls-files", *CODE):
+        top, commit = git("rev-parse", "--show-toplevel", "--short", "HEAD").split("\n")
+        if not ROOT.samefile(top) or not git("ls-files", *CODE):
             raise ValueError(f"{top} is another repository")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
         return f"{__version__}+{commit}{'-dirty' if changed else ''}"
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         log.warning("the version %s is written without a commit: %s", __version__, error)
         return __version__
 
 
-def _git(*words: str) -> str:
+def git(*words: str) -> str:
     """What git says of this checkout; raises ValueError with its reason if it says nothing."""
     here = {name: value for name, value in os.environ.items() if name not in ANOTHER} | {"LC_ALL": "C"}
     command = "git", "--no-optional-locks", "-C", str(ROOT), *words

@@ -20,7 +20,12 @@ INSTALLED = ROOT / "repro", *(Path(sysconfig.get_path(kind)).resolve() for kind 
 
 
 def is_own(name) -> TypeGuard[str]:
-    """Whether a name is the location of a user's object, rather than the name of one of ours."""
+    """Whether a name is the location of a user's object, rather than the name of one of ours.
+
+    Raises ReproError if it names a file and nothing in it.
+    """
+    if isinstance(name, str) and name.endswith(".py"):
+        raise ReproError(f"{name} is a file: name also what is in it, as in {name}:my_recipe or {name}:my_net")
     return isinstance(name, str) and ":" in name
 
 

@@ -24,6 +24,7 @@ from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
 from repro.paths import replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, identity, records
+from repro.run.state import duration
 from repro.scaling import steptime
 from repro.scaling.probe import machine, probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
@@ -246,13 +247,13 @@ def describe(planned: dict) -> str:
     asked, lines = planned["asked"], []
     for result in [asked, *planned["others"]]:
         spread = (
-            f"{result['seconds_low'] / 3600:.3g} to {result['seconds_high'] / 3600:.3g}"
+            f"{duration(result['seconds_low'])} to {duration(result['seconds_high'])}"
             if result["seconds_low"]
             else f"{result['timed_steps']} steps timed: no band"
         )
         lines.append(
             f"{result['label']:13} {result['recipe']:42} {result['nodes']} x {result['ranks'] // result['nodes']} ranks: "
-            f"{result['hours']:.3g} hours ({spread}), {result['node_hours']:.3g} node-hours"
+            f"{duration(3600 * result['hours'])} ({spread}), {result['node_hours']:.3g} node-hours"
         )
     lines.append(
         f"a step of {asked['global_batch']} images: {asked['step_seconds']:.3g} s, {asked['images_per_s']:.4g} "
@@ -267,10 +268,10 @@ def describe(planned: dict) -> str:
         lines.append(f"already complete: {asked['folder']}")
     elif asked["step"]:
         left = 1 - asked["step"] / asked["iterations"]
-        lines.append(f"{1 - left:.0%} of it is done, in {asked['folder']}: {left * asked['hours']:.3g} hours are left")
+        lines.append(f"{1 - left:.0%} of it is done, in {asked['folder']}: {duration(left * 3600 * asked['hours'])} are left")
     if planned["hours"]:
         lines.append(
-            f"within {planned['hours']:g} hours: "
+            f"within {planned['hours']:g} hour{'s' * (planned['hours'] != 1)}: "
             + (
                 f"--shrink {planned['largest']} is the largest"
                 if planned["largest"]

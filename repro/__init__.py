@@ -28,6 +28,17 @@ def runs(out=None):
     return tidy.runs(out) if out else tidy.runs()
 
 
+def models(out=None):
+    """Return all models of the complete runs in `out` (default: results/runs) as a tidy table, see `paper.tables.models`."""
+    tables, paths = (importlib.import_module(f"repro.{name}") for name in ("paper.tables", "paths"))
+    return tables.models(out or paths.RUNS)
+
+
+def ask(questions, seeds, **parameters):
+    """Train what questions of your own need, and return their answers as a tidy table, see `paper.ask.ask`."""
+    return importlib.import_module("repro.paper.ask").ask(questions, seeds, **parameters)
+
+
 def live(folder=None) -> None:
     """In a notebook, follow a run that any process trains until it ends (default: in results/runs), see `progress.live`."""
     progress = importlib.import_module("repro.jupyter.progress")

@@ -96,12 +96,7 @@ class Journal:
         ends = {}
         for stage in self.task.recipe.stages:
             state, ends[stage.name] = checkpoint.load(self.run.snapshot(stage.name))
-        return {
-            "ends": ends,
-            **{key: ends[stage.name][key] for key in ("images", "top1", "top5")},
-            "seconds": self.seconds,
-            "weights_sha256": checkpoint.digest(state),
-        }
+        return {"ends": ends, "seconds": self.seconds, "weights_sha256": checkpoint.digest(state)}
 
     def _write_row(self, row: dict) -> None:
         self.losses, self.corrects = [], []

@@ -134,6 +134,7 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
         "iterations": small.iterations,
         "epochs": small.epochs(),
         "images": small.images(),
+        "kernels": kernels(task.settings.device),
     }
 
 

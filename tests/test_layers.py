@@ -51,6 +51,7 @@ WITHOUT_TORCH = [
     "scaling.steptime",
     "paper.profiles",
     "paper.statistics",
+    "paper.ask",
     "paper.tables",
     "paper.figures",
     "paper.report",

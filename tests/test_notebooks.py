@@ -47,6 +47,7 @@ def test_all_are_there():
         "02-from-archives",
         "03-your-own",
         "04-by-hand",
+        "05-your-question",
         "10-train",
         "11-scaling",
         "12-questions",
@@ -281,12 +282,12 @@ def merged(outputs):
 def test_injected_parameters_have_papermills_place_and_values(values):
     new = nbformat.v4
     for tags in (["parameters"], []):
-        book = new.new_notebook(
-            cells=[new.new_markdown_cell("# title"), new.new_code_cell("a: int = 0", metadata={"tags": tags})]
-        )
+        sources = [new.new_markdown_cell("# title", metadata={"tags": []}), new.new_code_cell("a = 0", metadata={"tags": tags})]
+        book = nbformat.from_dict(new.new_notebook(cells=sources, metadata={"papermill": {}}))
         theirs = parameterize_notebook(copy.deepcopy(book), values, kernel_name="python3", language="python").cells
         client.inject(book, values)
         (place,) = (number for number, cell in enumerate(book.cells) if client.INJECTED in cell.metadata.get("tags", []))
+        assert theirs[place].metadata.tags == [client.INJECTED]
         mine, found = {}, {}
         exec(book.cells[place].source, mine)
         exec(theirs[place].source, found)

@@ -68,6 +68,7 @@ BATCHES, LENGTHS = (2048, 4096, 8192, 16384, 32768), (30, 60, 90, 120)
 CONTROLS = {  # held to their properties below
     "one_model",
     "one_deep_model",
+    "one_deep_model_third",
     "snapshot_ensemble",
     "snapshot_ensemble_crop",
     "three_models",
@@ -222,13 +223,14 @@ def test_a_collapse_drops_the_augmentation_and_raises_the_weight_decay():
         "five_members",
         "one_model",
         "one_deep_model",
+        "one_deep_model_third",
         "three_models",
     ):
         for stage in RECIPES[name].stages:
             collapse = stage.name.startswith("collapse")
             assert stage.augmentation == ("none" if collapse else "scale_aspect")
             assert stage.weight_decay == pytest.approx(5e-5 * (factors.get(name, 4) if collapse else 1))
-            assert stage.member == collapse
+            assert stage.member == (collapse and (name, stage.name) != ("one_model", "collapse"))
 
 
 def test_the_ensembles_cycles_continue_from_cycles_not_from_collapses():
@@ -336,6 +338,18 @@ def test_one_deep_model_is_one_models_longest_collapse_of_a_deeper_network():
     assert dataclasses.replace(one, stages=one.stages[:2], **texts) == deep
 
 
+@pytest.mark.parametrize("small", [False, True])
+def test_a_third_of_the_images_takes_the_deeper_network_the_arithmetic_of_the_ensemble(small):
+    names = "one_deep_model_third", "one_deep_model", "collapsed_ensemble"
+    third, deep, ensemble = (shrink(RECIPES[name], "laptop") if small else RECIPES[name] for name in names)
+    assert third.model == deep.model and third.epochs() == pytest.approx(deep.epochs() / 3, rel=2e-3)
+    peak = max(learning_rate(deep, step) for step in range(deep.iterations))
+    for step in range(third.iterations):
+        assert learning_rate(third, step) == pytest.approx(learning_rate(deep, 3 * step), abs=0.01 * peak)
+    if small:  # multiply-adds of the laptop's networks for an image
+        assert third.epochs() * 943_872 == pytest.approx(ensemble.epochs() * 317_184, rel=0.01)
+
+
 @pytest.mark.parametrize("name, in_crop", [("snapshot_ensemble", 0), ("snapshot_ensemble_crop", 1560)])
 def test_a_snapshot_ensemble_has_the_budget_and_its_cycles_end_at_rate_zero(name, in_crop):
     recipe = RECIPES[name]
@@ -398,7 +412,8 @@ def test_collapse_parts_has_each_combination_of_what_a_collapse_changes():
     assert main == released.stages[0] and (recipe.workers, recipe.images_per_worker) == (896, 16)
     statistics, plain = ends.pop(), ends.pop()
     assert plain.name == "plain" and len(ends) == 8 and len({stage.name for stage in ends}) == 8
-    assert {stage.starts_from for stage in (*ends, plain)} == {"main"} and all(stage.member for stage in (*ends, plain))
+    assert {stage.starts_from for stage in (*ends, plain)} == {"main"}
+    assert recipe.result == ["zero-crop-x2"], "as released"
     assert {stage.iterations for stage in (*ends, plain)} == {402}
     combinations = set()
     for stage in ends:

@@ -470,8 +470,8 @@ def test_run_json_says_all_about_a_run(whole, digits):
     assert re.match(r"\d+\.\d+", record["version"]) and record["packages"].keys() >= {"python", "torch", "numpy"}
     assert record["host"] and record["start"] <= record["end"]
     last = records.metric_rows(whole)[-1]
-    assert {key: record[key] for key in ("images", "top1", "top5")} == {key: last[key] for key in ("images", "top1", "top5")}
-    assert record["images"] == 20_000 and 0 < record["top1"] < record["top5"] <= 20_000
+    assert records.result(whole) == record["ends"]["collapse"] == last
+    assert last["images"] == 20_000 and 0 < last["top1"] < last["top5"] <= 20_000
     state, _ = checkpoint.load(whole / "snapshots" / "collapse")
     assert record["weights_sha256"] == checkpoint.digest(state)
     assert not (whole / "checkpoints").exists()
@@ -538,7 +538,10 @@ def with_stage(name):
         (lambda record: record | {"recipe": record["recipe"] | {"stages": [{}]}}, r"name is missing in recipe.stages\[0\]"),
         (lambda record: record | {"settings": []}, "settings is a list, not an object"),
         (lambda record: record | {"settings": record["settings"] | {"threads": True}}, "settings.threads is True, not a whole"),
-        (lambda record: record | {"top1": "7"}, "top1 is '7', not a whole number"),
+        (
+            lambda record: record | {"ends": record["ends"] | {"main": record["ends"]["main"] | {"top1": "7"}}},
+            "ends.main.top1 is '7', not a whole number",
+        ),
         (lambda record: without(record, "seconds"), "seconds is missing in it"),
         (lambda record: without(record, "data"), "data is missing in it"),
         (lambda record: record | {"ends": without(record["ends"], "collapse")}, "collapse is missing in ends"),

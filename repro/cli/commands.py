@@ -193,6 +193,19 @@ def reproduce(arguments: dict) -> None:
         reproduce(**arguments)
 
 
+def ask(arguments: dict) -> None:
+    name, seeds, results = (arguments.pop(key) for key in ("questions", "seeds", "results"))
+    from repro.paper import figures, tables
+    from repro.paper.ask import ask, load
+
+    asked = load(name)
+    say("starting the ranks, which load torch, takes some seconds")
+    answers = ask(asked, range(seeds), **arguments)
+    tables.save(answers, results, "answers")
+    figures.save(figures.answers(answers), answers, results, "answers")
+    show([results / "tables" / "answers.csv", results / "figures" / "answers.svg"])
+
+
 def make_one(kind: str) -> Callable[[dict], None]:
     def handler(arguments: dict) -> None:
         say(f"making the {kind} {arguments['name']}")
@@ -343,7 +356,10 @@ def parser() -> Parser:
     )
     ensemble.add_argument("folder", help="the run's folder")
     ensemble.add_argument(
-        "--members", type=_names, metavar="STAGE,STAGE", help="stages whose models are averaged (default: the recipe's members)"
+        "--members",
+        type=_names,
+        metavar="STAGE,STAGE",
+        help="stages whose models are averaged (default: the recipe's members, or its last stage)",
     )
     _add_evaluation(ensemble)
 
@@ -355,7 +371,10 @@ def parser() -> Parser:
     )
     export.add_argument("folder", help="the folder of a complete run")
     export.add_argument(
-        "--stages", type=_names, metavar="STAGE,STAGE", help="stages whose models are written (default: the recipe's members)"
+        "--stages",
+        type=_names,
+        metavar="STAGE,STAGE",
+        help="stages whose models are written (default: the recipe's members, or its last stage)",
     )
     export.add_argument("--out", help="folder (default: models/ in the run's folder)")
     export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
@@ -423,6 +442,25 @@ def parser() -> Parser:
     whole.add_argument("--ranks", type=int, default=0, help="MPI ranks (default: as many as cores and workers allow)")
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
     whole.add_argument("--verbose", action="store_true", help="also print what the notebooks print")
+
+    asking = command(
+        "ask",
+        ask,
+        "answer questions of your own: train what they need, one run a core, and compare",
+        example=f"{US} ask mine.py:questions --seeds 6",
+    )
+    asking.add_argument("questions", help="a list of repro.paper.questions.Question in your file: mine.py:questions")
+    asking.add_argument("--seeds", type=int, default=3, help="each side is trained with seeds 0, 1, ... (default: %(default)s)")
+    asking.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
+    asking.add_argument(
+        "--shrink",
+        choices=(*recipes.SHRINKS, "none"),
+        help="of all sides; none: unchanged (default: laptop, or none if no side is a recipe of ours)",
+    )
+    asking.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    asking.add_argument(
+        "--results", type=Path, default=RESULTS / "own", help="folder of table and figure (default: results/own)"
+    )
 
     for kind in ("table", "figure"):
         one = command(

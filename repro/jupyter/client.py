@@ -33,7 +33,7 @@ def run(book: NotebookNode, output: Path, folder: Path, printed: bool = False, t
         private = {"transport": "ipc", "ip": f"{sockets}/kernel", "connection_file": f"{sockets}/kernel.json"}
         config = Config(KernelManager=private)
         where = {"metadata": {"path": str(folder)}}  # of the kernel: this process, threads and all, stays where it is
-        client = _Client(book, timeout=timeout, kernel_name="python3", resources=where, coalesce_streams=True, config=config)
+        client = _Client(book, timeout=timeout, kernel_name="python3", resources=where, config=config)
         client.printed = printed
         client.reset_execution_trackers()
         with client.setup_kernel(

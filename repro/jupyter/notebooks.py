@@ -271,7 +271,12 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
             plans = engine.run("repro.task:describe_all", tasks)[0]
         runs = [
             progress.Planned(
-                task["recipe"], task["seed"], Path(plan["folder"]), plan["iterations"], plan["epochs"], plan["global_batch"]
+                getattr(task["recipe"], "name", task["recipe"]),
+                task["seed"],
+                Path(plan["folder"]),
+                plan["iterations"],
+                plan["epochs"],
+                plan["global_batch"],
             )
             for task, plan in zip(tasks, plans)
         ]
@@ -287,6 +292,8 @@ def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, many: progre
     """Returns "" if all is complete, otherwise, after a while, what other processes are training, in words."""
     job = engine.submit("repro.train:train_all", tasks, ensembles)
     many.follow(lambda: job.done() or stop.asked.is_set())
+    if stop.asked.is_set():
+        many.line.end()  # what is said next begins below it
     error = _end(engine, job, "Stopped", "Locked")
     if error and error.kind == "Locked":
         again = time.monotonic() + AGAIN_SECONDS

@@ -16,7 +16,8 @@ from repro import ReproError
 from repro.jupyter.curves import Curves
 from repro.paths import ROOT, RUNS
 from repro.run import records
-from repro.run.state import Pulse, duration, elsewhere, find, left, living, outcome, pace, recipe_of, state, trained_by
+from repro.run.shapes import recipe_of
+from repro.run.state import Pulse, attained, duration, elsewhere, find, left, living, outcome, pace, state, trained_by
 from repro.schedule import Recipe
 
 POLL = 0.5  # seconds between two looks at the folder
@@ -254,10 +255,9 @@ class Many:
             self.pace = (self.work - before) / max(time.monotonic() - since, 0.001)
         rest = left(self.total - self.work, self.pace, sum(self.besides.values()))
         for number, (run, folder) in enumerate(self.new, start=len(self.complete) - len(self.new) + 1):
-            record = records.read(folder)
-            top1, took = 100 * record["top1"] / record["images"], duration(record["seconds"])
             which = f"run {number} of {len(self.planned)}: {run.recipe}, seed {run.seed}"
-            self.line.print(f"{which}: top-1 {top1:.2f}% after {took}; {self.share:.0%}{rest}")
+            took = duration(records.read(folder)["seconds"])
+            self.line.print(f"{which}: {attained(folder)} after {took}; {self.share:.0%}{rest}")
         complete = f"{len(self.complete)} of {len(self.planned)} runs"
         self.line.update(", ".join([f"{hashes(self.share)}  {complete}{rest}", *self.training]))
 
@@ -281,8 +281,9 @@ class Many:
                 elif rows:
                     self.work += rows[-1]["step"] * run.cost
                 if now == "running":
-                    at = rows[-1]["epoch"] if rows else 0
-                    self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}")
+                    at, tested = rows[-1]["epoch"] if rows else 0, [row for row in rows if "top1" in row]
+                    top1 = f" (top-1 {100 * tested[-1]['top1'] / tested[-1]['images']:.2f}%)" if tested else ""
+                    self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}{top1}")
             if run in self.complete:
                 self.work += run.steps * run.cost
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from repro import ReproError
 from repro.images.packed import Packed, data_folder
 from repro.jupyter.progress import Line, Many, Planned
-from repro.paper import questions
+from repro.paper import ask, questions
 from repro.paper.profiles import DISTRIBUTED, Profile
 from repro.recipes import RECIPES, shrink
 from repro.run import identity, records
@@ -19,7 +19,7 @@ def planned(profile: Profile, images: int, runs: Path) -> list[Planned]:
     """The runs that a profile needs on a data set of `images` training images, in the folder `runs`."""
     wanted = [(DISTRIBUTED, 0)]
     for topic, seeds in profile.seeds.items():
-        wanted += [(task["recipe"], task["seed"]) for task in questions.tasks("", "", list(range(seeds)), [topic])]
+        wanted += [(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))]
     found = []
     for name, seed in dict.fromkeys(wanted):
         small, deep = shrink(RECIPES[name], profile.shrink, images), RECIPES[name].model == "resnet152"

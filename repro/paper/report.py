@@ -18,7 +18,7 @@ from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
 from repro.paths import replacing
 
-STATES = ["PASS", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
+STATES = ["PASS", "SUPPORTED", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
 
 
 class Heading(NamedTuple):

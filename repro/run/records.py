@@ -36,7 +36,7 @@ from repro.paths import NUMBER, check_shape, checked, named, read_json, replacin
 from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
-from repro.run.shapes import ENSEMBLES, ROW, checked_run
+from repro.run.shapes import ENSEMBLES, ROW, checked_run, recipe_of
 
 log = logging.getLogger("repro")
 
@@ -331,6 +331,22 @@ def ensembles(folder: Path | str) -> list[dict]:
         return checked(kept.copied(found.ensembles), ENSEMBLES, found.place, kept.KEEP_AGAIN)
     path = Path(folder) / "ensembles.json"
     return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
+
+
+def result(folder: Path | str) -> dict:
+    """What a run has attained: {"images", "top1", "top5", ...} of its recipe's result (`Recipe.result`).
+
+    They are of a stage's end, or of the mean of several softmax. Empty if the run is not complete, or `evaluate.ensemble` has
+    not evaluated those stages together.
+    """
+    run = read(folder)
+    if run.get("status") != "complete":
+        return {}
+    members = recipe_of(run).result
+    if len(members) == 1:
+        return run["ends"][members[0]]
+    found = [entry for entry in ensembles(folder) if entry["members"] == members and entry["average"] == "softmax"]
+    return found[0] if found else {}
 
 
 def add_ensemble(folder: Path | str, entry: dict) -> None:

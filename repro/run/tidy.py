@@ -44,7 +44,9 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
     of the training code), version, Python's and torch's versions; host, cores, processor; digests of the recipe's numbers and
     of the sources of your own model and rule, of the training and test images and of the weights (recipe_sha256, train_sha256,
-    test_sha256, weights_sha256); test_images, top1 and top5 at the end. What an incomplete run does not have is missing.
+    test_sha256, weights_sha256); result (the stage whose end the recipe is trained for, or several whose softmax are averaged),
+    and its test_images, top1 and top5. What an incomplete run does not have is missing, as is the accuracy of an ensemble until
+    `python -m repro ensemble` evaluates it. The ends of the other stages are in `repro.models`.
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
     train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;
@@ -67,8 +69,8 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _run(folder: Path) -> dict:
-    run = records.read(folder)
-    recipe, images = run["recipe"], run.get("images", NONE)
+    run, result = records.read(folder), records.result(folder)
+    recipe, images = run["recipe"], result.get("images", NONE)
     numbers = {
         name: value
         for name, value in recipe.items()
@@ -97,9 +99,10 @@ def _run(folder: Path) -> dict:
         "train_sha256": run["data"]["train"],
         "test_sha256": run["data"]["test"],
         "weights_sha256": run.get("weights_sha256", ""),
+        "result": " + ".join(planned.result),
         "test_images": images,
-        "top1": 100 * run.get("top1", NONE) / images,
-        "top5": 100 * run.get("top5", NONE) / images,
+        "top1": 100 * result.get("top1", NONE) / images,
+        "top5": 100 * result.get("top5", NONE) / images,
     }
 
 

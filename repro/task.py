@@ -143,19 +143,6 @@ def describe_all(tasks: list[dict]) -> list[dict]:
     return [describe(**task) for task in tasks]
 
 
-def check_ranks(recipe: Recipe, ranks: int) -> None:
-    """Raises ReproError if this many ranks cannot share a step of the recipe."""
-    if ranks > recipe.passes:
-        raise ReproError(f"{too_many(recipe, ranks)}: start at most {recipe.passes} ranks")
-
-
-def too_many(recipe: Recipe, ranks: int) -> str:
-    """Says that this many ranks cannot share a step of the recipe."""
-    one = recipe.workers_per_pass == 1
-    what = f"{recipe.workers} workers" if one else f"{recipe.passes} passes of {recipe.workers_per_pass} workers"
-    return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
-
-
 def check_shared(world, task: Task) -> None:
     """Raises on every rank if one does not see the run's folder as rank 0 has written it.
 

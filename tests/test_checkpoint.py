@@ -18,7 +18,7 @@ TENSORS = {"weights": torch.arange(40.0).reshape(5, 8), "count": torch.tensor(7)
 
 
 def progress(step) -> dict:
-    return {"run": "a-run", "step": step, "seconds": 1.5, "losses": [2.5, 2], "corrects": []}
+    return {"run": "a-run", "step": step, "seconds": 1.5, "evaluating": 0.5, "losses": [2.5, 2], "corrects": []}
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ from repro.run import checkpoint
 out, outcomes = Path(sys.argv[1]), set()
 
 def save(folder, step):
-    progress = {"run": "", "step": step, "seconds": 0, "losses": [], "corrects": []}
+    progress = {"run": "", "step": step, "seconds": 0, "evaluating": 0, "losses": [], "corrects": []}
     checkpoint.save(folder / str(step), {"weights": torch.full((999,), float(step))}, progress)
 
 def killed_at(call, folder):  # a child that SIGKILL ends at the call of a function (Python's or C's) with this number

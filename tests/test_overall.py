@@ -97,6 +97,31 @@ def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace
     assert capsys.readouterr().out == "", "it is not said twice"
 
 
+def test_the_account_of_where_the_time_went_adds_up(reproduction, clock):
+    distributed, *alone = reproduction.planned
+    reproduction.begin("11-scaling")
+    clock(30)
+    reproduction.end("11-scaling")
+    train(reproduction, distributed, 1, "complete", ranks=2, seconds=20.0, evaluating=4.0)  # both ranks at 20 of the seconds
+    for run in alone:  # on a rank each, two at a time
+        train(reproduction, run, 1, "complete", ranks=1, seconds=10.0, evaluating=1.0)
+    reproduction.begin("01-recipes, 20-tables, 21-figures")
+    clock(10)
+    reproduction.end("20-tables")
+    clock(2)
+    reproduction.end("21-figures")
+    steps, evaluations = 16 + 4.5 * len(alone), 4 + 0.5 * len(alone)
+    shares = [steps, evaluations, 30, 12, 200 - steps - evaluations - 30 - 12]
+    said = reproduction.account(200, ranks=2)
+    assert [float(share) for share in re.findall(r"(\d+)%", said)] == pytest.approx([share / 2 for share in shares], abs=0.51)
+
+
+def test_a_reproduction_that_continued_gives_no_account(reproduction, tmp_path):
+    first = reproduction.planned[0]
+    train(reproduction, first, first.steps, "complete")
+    assert overall.Overall(SMOKE, tmp_path / "runs").account(100, ranks=2) == ""
+
+
 def test_runs_of_other_code_or_data_or_an_earlier_version_do_not_count(reproduction, clock):
     first = reproduction.planned[0]
     train(reproduction, first, first.steps, "complete", code="another")

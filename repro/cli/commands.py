@@ -148,13 +148,13 @@ def explain(error: BaseException) -> None:
 
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
-    from repro.task import check_ranks, prepare
+    from repro.task import prepare
     from repro.train import train
 
     world = comm.world()
     task = prepare(**arguments)
     with world.together():
-        check_ranks(task.recipe, world.size)
+        recipes.check_ranks(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
             say(f"continuing at epoch {recipe.epochs(done):.4g} of {recipe.epochs():.4g}: {run.folder.name}")
@@ -300,6 +300,13 @@ def parser() -> Parser:
         type=int,
         default=0,
         help="stop after this many steps, with a checkpoint, and say how long the rest would take",
+    )
+    train_.add_argument(
+        "--check-ranks",
+        type=int,
+        default=0,
+        metavar="RANKS",
+        help="only check the options, and whether so many ranks can share a step: before a job is submitted",
     )
     train_.add_argument(
         "--patience",
@@ -540,10 +547,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         )
 
 
-def check_run(arguments: dict) -> None:
-    """Checks what can be checked of a run in a moment: before torch is loaded and data are packed or opened."""
+def check_run(arguments: dict) -> str:
+    """Checks what can be checked of a run in a moment: before torch and MPI are loaded, and data are packed or opened.
+
+    Returns what to print if nothing but a check was asked for.
+    """
     switches = {name: value for name, value in arguments.items() if name in SWITCHES}
-    recipes.find(arguments["recipe"], **switches)
+    original = recipes.find(arguments["recipe"], **switches)
     data_folder(arguments["data"])
     if arguments["model"] and not own.is_own(arguments["model"]):
         choose("model", arguments["model"], MODELS)
@@ -551,6 +561,13 @@ def check_run(arguments: dict) -> None:
     whole_number("decoders", arguments["decoders"], most=MOST_THREADS)
     for name, least in (("steps", 0), ("patience", 1), ("nodes", 0), ("ranks_per_node", 0)):
         whole_number(name, arguments.get(name, least), least)
+    recipe = recipes.shrink(original, recipes.shrink_for(original, arguments.get("shrink", "")))
+    asked = whole_number("check_ranks", arguments.pop("check_ranks", 0))
+    if not arguments.get("nodes") and not arguments.get("ranks_per_node"):  # of plan, which need not be those of this call
+        recipes.check_ranks(recipe, asked or comm.launched()[1])
+    if not asked:
+        return ""
+    return f"{asked} {'rank' if asked == 1 else 'ranks'} can train {recipe.name}"
 
 
 def _add_settings(command: argparse.ArgumentParser, without: str = "") -> None:
@@ -603,8 +620,9 @@ def main() -> int:
     try:
         arguments = {name: at_home(value) for name, value in vars(parser().parse_args()).items() if value is not None}
         del arguments["command"]
-        if check := arguments.pop("check", None):
-            check(arguments)
+        if (check := arguments.pop("check", None)) and (all_there_is := check(arguments)):
+            show(all_there_is)
+            return 0
         arguments.pop("handler")(arguments)
     except Stopped as stopped:
         say_last(str(stopped), sys.stdout)

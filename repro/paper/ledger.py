@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro.paper import questions, tables
+from repro.paper import plan, questions, tables
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
 from repro.run import tidy, trained
@@ -61,7 +61,7 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     """The ledger of `results`, as text; and whether a claim is MISSED.
 
     It is that of the reference if `results` has no runs, or only tiny ones, such as the tour's, which answer nothing. The
-    first line says whether this code has trained the runs.
+    first line says whether this code has trained the runs, the next ones whether the plan was kept.
     """
     results = Path(results) if tables.of_size(Path(results) / "runs") else REFERENCE
     table = ledger(results / "runs", results)
@@ -69,6 +69,7 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
         return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
     counted = tables.that_count(tidy.runs(results / "runs")[0])
     lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
+    lines += plan.told()
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
         lines.append(f"{row.id:4} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
         ours, cost = with_interval(row), price(row)
@@ -82,7 +83,8 @@ def with_interval(row) -> str:
     """What was found, in words; "" if nothing was."""
     if pd.isna(row.ours) or pd.isna(row.low) or row.test == "test images":
         return "" if pd.isna(row.ours) else row.ours
-    return f"{row.ours} ({row.low:.2f} to {row.high:.2f}, n = {row.n:.0f})"
+    form = "+.2f" if row.ours.endswith("points") else ".2f"  # of a difference
+    return f"{row.ours} ({row.low:{form}} to {row.high:{form}}, n = {row.n:.0f})"
 
 
 def price(row) -> str:
@@ -182,7 +184,7 @@ def _beyond_test_images(claim: dict) -> dict:
     rounding = sum(0.5 * 10 ** -_decimals(text) for text in texts)
     difference = higher - lower
     return {
-        "ours": f"{difference:.2f} points; test images explain {noise:.2f} of them, rounding {rounding:.2f}",
+        "ours": f"{difference:.2f} points; test images explain up to {noise:.2f}, rounding up to {rounding:.2f}",
         "n": 1,
         "low": difference - noise - rounding,
         "high": difference + noise + rounding,

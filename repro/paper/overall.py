@@ -1,5 +1,6 @@
 """How far a reproduction is: the runs that its profile needs, and the seconds that its notebooks spend on other things."""
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,17 +36,41 @@ class Overall(Many):
         train = Packed(data_folder(profile.data) / "train.lmdb", profile.data, "train")
         self.code, self.data = identity.code_digest(), train.manifest["sha256"]  # runs of other code or data do not count
         super().__init__(planned(profile, len(train), Path(runs)), Line())
+        self.fresh = not any(map(self.find, self.planned))
+        self.at: tuple[str, float] = ("", 0.0)  # what began last, and when
+        self.spent: dict[str, float] = {}  # seconds of what has ended
         self.besides = NOT_TRAINING | {"11-scaling": NOT_TRAINING["11-scaling"] + profile.scaling.get("seconds", 60)}
 
     def begin(self, name: str) -> None:
         """A notebook begins. How fast it trains is measured again, since notebooks use the ranks differently."""
         self.line.print(name)
         self.measure()
+        self.at = name, time.monotonic()
 
     def end(self, name: str) -> None:
         """It has ended."""
         self.besides.pop(name, None)
+        begun, when = self.at
+        self.spent[begun] = time.monotonic() - when
         self.close()
+
+    def account(self, seconds: float, ranks: int) -> str:
+        """Where the `seconds` of a reproduction went, in words; `ranks` trained at once. Empty if it continued one."""
+        if not self.fresh:
+            return ""
+        runs = [records.read(folder) for folder in map(self.find, self.planned) if folder]
+        walls = [(run, 1 if run["ranks"] > 1 else 1 / ranks) for run in runs]  # one run on all ranks, the others one each
+        evaluating, training = (sum(run[name] * part for run, part in walls) for name in ("evaluating", "seconds"))
+        probing = self.spent.get("11-scaling", 0.0)
+        drawing = sum(spent for begun, spent in self.spent.items() if "20-tables" in begun)
+        parts = {
+            "training steps": training - evaluating,
+            "evaluations and checkpoints": evaluating,
+            "measuring steps": probing,
+            "tables and figures": drawing,
+            "the rest": seconds - training - probing - drawing,
+        }
+        return "where the time went: " + ", ".join(f"{name} {part / seconds:.0%}" for name, part in parts.items())
 
     def find(self, run: Planned) -> Path | None:
         for folder in sorted(run.folder.parent.glob(f"{run.folder.name}*")):

@@ -4,18 +4,20 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from repro import ReproError
+from repro.images.views import DRAWS, crop_view, scale_aspect_view, test_view
 from repro.paper import names, questions
 from repro.paper.questions import Side
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
-from repro.recipes.controls import LENGTHS
+from repro.recipes.controls import BATCHES, LENGTHS
 from repro.run import records, tidy
 from repro.run.identity import code_digest
 from repro.run.shapes import recipe_of
@@ -43,6 +45,17 @@ def save(table: pd.DataFrame, results: Path | str, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False)
+
+
+def shown(table: pd.DataFrame, columns: Iterable[str] = ()) -> Styler:
+    """A table, or these columns of it, for a notebook: headings with units, and numbers with the digits that matter."""
+    table = table[list(columns) or list(table)].reset_index(drop=True)
+    headings = [names.COLUMNS[name].heading if name in names.COLUMNS else name.replace("_", " ") for name in table]
+    texts = {name: partial(names.written, name=name) for name in table}
+    cells = {"text-align": "left", "vertical-align": "top", "padding": "0.2em 0.6em", "white-space": "normal"}
+    look = [{"selector": "th, td", "props": list((cells | {"max-width": "15em"}).items())}]
+    styled = table.style.format(texts).hide(axis="index").set_table_styles(look)  # type: ignore[arg-type]
+    return styled.relabel_index(headings, axis="columns")
 
 
 def runs_or_reference(runs: Path | str = "", results: Path | str = RESULTS) -> Path:
@@ -232,6 +245,45 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
 
 
+def batches(models: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 of each run that the questions about batches compare: batch, warmup (whether it had one), seed, top1.
+
+    Expects `models` of one data set and shrink.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    sides = [
+        (batch, warmup, Side(f"batch_{batch}" + ("" if warmup else "_no_warmup"), "main"))
+        for batch in BATCHES
+        for warmup in (True, False)
+    ]
+    rows = [questions.rows_of(models, side).reset_index().assign(batch=batch, warmup=warmup) for batch, warmup, side in sides]
+    return pd.concat(rows)[["batch", "warmup", "seed", "top1"]]
+
+
+def views(data: str, original: int = 2, seed: int = 0) -> pd.DataFrame:
+    """The pixels of a test image of a data set, as it is stored and in each view: view, draw, y, x, value (grey).
+
+    Where the images are noisy drawings of few originals, it is the mean of all drawings of one, which has little noise. The
+    training view and the collapse's are drawn at random, here three times and twice.
+    """
+    from repro.images.data import ZOOM, Images  # loads torch, which no other table needs
+
+    images = Images(data, "test")
+    drawings = [images.load(number)[1] for number in range(original, len(images), images.originals)]
+    image = np.mean(drawings, axis=0).round().astype(np.uint8)
+    seen, random = images.preprocessing, np.random.default_rng(seed)
+    shown = [("stored", image)]
+    shown += [("training view", scale_aspect_view(image, seen, list(random.random(DRAWS)))) for _ in range(3)]
+    shown += [("collapse's view", crop_view(image, seen, list(random.random(DRAWS)))) for _ in range(2)]
+    shown += [("test view", test_view(image, seen)), ("enlarged test view", test_view(image, seen, ZOOM))]
+    parts = []
+    for draw, (view, pixels) in enumerate(shown):
+        grey = pixels.mean(-1).round().astype(int) if pixels.ndim == 3 else pixels
+        y, x = np.indices(grey.shape)
+        parts.append(pd.DataFrame({"view": view, "draw": draw, "y": y.ravel(), "x": x.ravel(), "value": grey.ravel()}))
+    return pd.concat(parts)
+
+
 def predictions(out: Path | str) -> pd.DataFrame:
     """Predicted and measured minutes of the runs `that_count` and have a forecast for as many ranks, in recipe order.
 
@@ -374,22 +426,6 @@ def published_runs() -> list[steptime.Published]:
         steptime.Published("A2, 1536 nodes in 28 minutes", 1536, 1, 16, NINETY / 28),
         steptime.Published("You et al., 2048 nodes", 2048, 1, you.global_batch / 2048, NINETY / you.minutes),
     ]
-
-
-def published_points() -> pd.DataFrame:
-    """Nodes, images/s and minutes for 90 epochs of each of `published_runs`."""
-    return pd.DataFrame(
-        [
-            {
-                "label": "published",
-                "run": run.name,
-                "nodes": run.nodes,
-                "images_per_s": run.images_per_s,
-                "minutes": NINETY / run.images_per_s,
-            }
-            for run in published_runs()
-        ]
-    )
 
 
 def published_checks() -> pd.DataFrame:

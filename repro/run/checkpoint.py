@@ -15,7 +15,14 @@ from repro.run.records import generations
 
 KEPT = 3  # checkpoints
 FORMAT = "scaleout-repro snapshot, version 1"
-PROGRESS = {"run": str, "step": int, "seconds": NUMBER, "losses": [NUMBER], "corrects": [NUMBER]}  # of a checkpoint
+PROGRESS = {
+    "run": str,
+    "step": int,
+    "seconds": NUMBER,
+    "evaluating": NUMBER,
+    "losses": [NUMBER],
+    "corrects": [NUMBER],
+}  # of a checkpoint
 
 
 class CheckpointError(ReproError):

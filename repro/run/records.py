@@ -305,6 +305,28 @@ def metric_rows(folder: Path | str) -> list[dict]:
         raise ReproError(f"{place} is damaged ({error}): {again}") from error
 
 
+def loss_rows(rows: list[dict]) -> list[dict]:
+    """The training loss over a run's metric rows, without its one-step jumps: step, epoch, stage and train_loss.
+
+    A row's `train_loss` is a mean over the steps since the row before. Where an evaluation is one step before the end of an
+    epoch, the second row is the loss of a single step, whose noise looks like a jump of training. A row of less than a tenth
+    of the steps of the row beside it in the same stage is joined with it, as the mean over the steps of both.
+    """
+    joined: list[dict] = []
+    before = 0
+    for row in rows:
+        steps, before = row["step"] - before, row["step"]
+        new = {"steps": steps, **{name: row[name] for name in ("step", "epoch", "stage", "train_loss")}}
+        last = joined[-1] if joined and joined[-1]["stage"] == row["stage"] else None
+        if last and 10 * min(steps, last["steps"]) < max(steps, last["steps"]):
+            total = last["steps"] + steps
+            new["train_loss"] = (last["steps"] * last["train_loss"] + steps * row["train_loss"]) / total
+            new["steps"] = total
+            joined.pop()
+        joined.append(new)
+    return joined
+
+
 def describe(row: dict, epochs: float) -> str:
     """Formats one metric row as a line of text."""
     line = f"epoch {row['epoch']:6.2f}/{epochs:.1f}  {row['stage']:<10} rate {row['rate']:<8.4g} loss {row['train_loss']:.4f}"

@@ -29,7 +29,7 @@ from repro.scaling import steptime
 from repro.scaling.probe import machine, probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe, due
-from repro.task import Task, prepare, too_many
+from repro.task import Task, prepare
 from repro.task import describe as described
 
 MOST_KEPT = checkpoint.KEPT + 1  # checkpoints on disk at once: the newest, and the one being written
@@ -75,7 +75,7 @@ def forecast(
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
             if layout.ranks > task.recipe.passes:
-                raise ReproError(f"{too_many(task.recipe, layout.ranks)}: plan for fewer nodes or ranks per node")
+                raise ReproError(f"{recipes.too_many(task.recipe, layout.ranks)}: plan for fewer nodes or ranks per node")
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
     forecasts = [

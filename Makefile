@@ -6,6 +6,9 @@ PYTHON  = python3
 PROFILE = laptop
 RECIPE  = resnet50_448nodes
 RANKS   = $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+MINUTES = 30
+SEED    =
+TRIAL   =
 ARGS    =
 # Options of setup; later calls keep those of the last setup, from .venv/options.
 MPI           = mpich
@@ -27,7 +30,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce verify release-archive plan test test-all test-faults test-slurm test-image other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
+.PHONY: help setup dev reproduce verify release-archive plan test test-all test-faults soak test-slurm test-image other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -74,6 +77,9 @@ test-all: .venv/options  ## run all tests
 # Its tests have time limits of a few seconds: run nothing else meanwhile.
 test-faults: .venv/options  ## break runs on purpose: test all claims of docs/faults.md and write the counts into results/reference/faults.json
 	.venv/bin/python -m pytest -q -m counts_for --faults-json=results/reference/faults.json $(ARGS)
+
+soak: .venv/options  ## break random runs at random moments for MINUTES=30 and write the counts into results/reference/soak.json; SEED=7 TRIAL=12 repeats one
+	.venv/bin/python tests/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(TRIAL),--trial $(TRIAL)) --json results/reference/soak.json
 
 # Slurm's daemons need no root; only apt-get does. PMIx and PMI-2 are for Open MPI and Intel MPI, where make other-mpis has put them.
 test-slurm: .venv/options  ## run both batch scripts under a Slurm of two nodes on this machine, installed with apt-get where possible

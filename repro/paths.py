@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -22,6 +23,7 @@ LONGEST_TEMPORARY = 60  # bytes: of the 108 that the path of a Unix socket may h
 FIXES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "your quota is used up: free some space",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "the disk is read-only: choose another one with --out, or mount it for writing",
     errno.EFBIG: "it exceeds this shell's limit on the size of files (ulimit -f): raise it",
     errno.ENAMETOOLONG: "choose a shorter path",
@@ -62,6 +64,13 @@ def replacing(path: Path | str):
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what `replacing` left in a folder, and in those below, when its process was killed. Nothing may write there."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def writable_folder(path: Path | str) -> Path:

@@ -29,6 +29,15 @@ def test_a_small_peer_computes_the_same_loss():
     assert losses[0][0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_a_profile_says_what_of_a_step_is_convolutions_and_what_is_batch_norm():
+    size, model = 32, torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.BatchNorm2d(64))
+    images = torch.randn(8, 64, size, size)
+    convolution, norm = (step.shares(step.profiled(lambda part=part: part(images).sum().backward(), 2)) for part in model)
+    assert convolution["convolutions and products"] > 0.5 and convolution["batch norm"] == 0
+    assert norm["batch norm"] > 0.5 and norm["convolutions and products"] == 0
+    assert sum(convolution.values()) == pytest.approx(1) and sum(norm.values()) == pytest.approx(1)
+
+
 def test_operations_are_those_of_every_convolution_forward_and_twice_backward():
     """By hand for ResNet-50: 2 operations a multiply-add; the stem needs no gradient of the images."""
     model, counted = step.build("resnet50", 1000), []

@@ -758,6 +758,47 @@ def test_a_run_that_cannot_be_written_as_complete_is_finished_by_the_same_comman
     assert tiny() == folder and run_json(folder)["status"] == "complete"
 
 
+def test_what_a_kill_left_half_written_is_removed_by_the_next_attempt(tiny, interrupted, tmp_path):
+    folder = interrupted(4, tmp_path / "broken")
+    left = [folder / ".run.json.0123abcd", folder / "snapshots" / ".main.safetensors.89efcdab"]
+    others = [folder / ".nfs0000000001", folder / "snapshots" / "notes.0123abcd"]
+    for path in (*left, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert tiny(out=folder.parent) == folder
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
+
+
+def test_a_run_whose_folder_was_deleted_does_not_write_into_the_one_that_another_process_has_made(tiny, tmp_path, monkeypatch):
+    original, calls = records.Run.metric, []
+
+    def metric(self, row):
+        calls.append(row)
+        if len(calls) == 2:
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        original(self, row)
+
+    monkeypatch.setattr(records.Run, "metric", metric)
+    with pytest.raises(ReproError, match="metrics.jsonl cannot be written .*its folder has been deleted"):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [path.name for path in folder.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.counts_for("damage")
+def test_the_damaged_end_of_a_stage_says_what_to_do(tiny, interrupted, tmp_path):
+    """It is needed again at the run's end."""
+    folder = interrupted(TINY.iterations - 1, tmp_path / "broken")
+    end = next((folder / "snapshots").glob("*.safetensors"))
+    end.write_bytes(end.read_bytes()[:-1])
+    with pytest.raises(checkpoint.CheckpointError, match=f"its digest is not .*: delete {folder} to train again"):
+        tiny(out=folder.parent)
+    end.unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=f"is missing: delete {folder} to train again"):
+        tiny(out=folder.parent)
+
+
 def test_a_run_that_is_stopped_while_it_begins_is_of_no_process(tiny, tmp_path, monkeypatch):
     """An engine lives on, and would be said to train it."""
     original = records.Run.begin

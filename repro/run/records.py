@@ -15,6 +15,7 @@ finds the same folder: a complete run is skipped, an incomplete one is continued
 Runs that `python -m repro keep` has put into few files (`kept`) are read by the same functions.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,7 +33,7 @@ from typing import IO
 import numpy as np
 
 from repro import ReproError
-from repro.paths import NUMBER, check_shape, checked, named, read_json, replacing, writable_folder
+from repro.paths import NUMBER, check_shape, checked, named, read_json, remove_temporary, replacing, writable_folder
 from repro.run import kept, own
 from repro.run.identity import TEXTS, code_digest, code_version, now, other_machinery, package_versions, processor
 from repro.run.settings import non_default
@@ -141,6 +142,7 @@ class Run:
             if self.complete:  # by the process that had the lock
                 self.release()
                 return False
+            remove_temporary(self.folder)
             self.heartbeats.mkdir(exist_ok=True)
             for path in self.heartbeats.glob("[!.]*"):  # what NFS has left under a name with a dot cannot be removed yet
                 path.unlink()
@@ -187,6 +189,7 @@ class Run:
 
     def update(self, **facts) -> None:
         record = self.record | facts
+        self._check_owner("run.json")
         with replacing(self.folder / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1))
         self.record = record
@@ -200,12 +203,20 @@ class Run:
         with replacing(self.folder / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    def _check_owner(self, name: str) -> None:
+        """Raises ReproError if the folder was deleted, even if another process has made it again and trains there."""
+        with named(self.folder / name):
+            if self.lock and not os.fstat(self.lock.fileno()).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+
     def metric(self, row: dict) -> None:
+        self._check_owner(METRICS)
         with named(path := self.folder / METRICS), open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
         """Returns when the metric rows are on the disk, where a power failure leaves them."""
+        self._check_owner(METRICS)
         with named(path := self.folder / METRICS), open(path, "a") as file:
             os.fsync(file.fileno())
 

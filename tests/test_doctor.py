@@ -65,10 +65,14 @@ def test_what_is_broken_ends_the_command_with_status_3(cli, tmp_path, monkeypatc
         ("disk", lambda patch: patch.setattr(doctor, "LEAST_DISK", 1e18), "--out"),
         ("disk", lambda patch: patch.setattr(doctor, "RESULTS", Path("/proc/nothing")), "cannot write to the folder"),
         ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", "raise SystemExit('no fabric')"), "no fabric"),
-        ("MPI", lambda patch: patch.setattr(doctor, "ASK_MPI", 'print(\'[1, "multiple", "X"]\')'), "belongs to another MPI"),
         (
             "MPI",
-            lambda patch: patch.setattr(doctor, "ASK_MPI", 'print(2 * \'[1, "multiple", "X"]\')'),
+            lambda patch: patch.setattr(doctor, "ASK_MPI", 'print(\'[1, "multiple", "X", [[0], [0]]]\')'),
+            "belongs to another MPI",
+        ),
+        (
+            "MPI",
+            lambda patch: patch.setattr(doctor, "ASK_MPI", 'print(2 * \'[1, "multiple", "X", [[0], [0]]]\')'),
             "belongs to another MPI",
         ),
         ("engines", lambda patch: patch.setattr(engines, "start", lambda _: 1 / 0), "ZeroDivisionError"),

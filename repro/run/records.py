@@ -42,6 +42,7 @@ from repro.run.shapes import ENSEMBLES, ROW, checked_run, recipe_of
 log = logging.getLogger("repro")
 
 FORMAT = 3  # of run.json
+LONGEST_FOLDER = 240  # bytes, of a run's folder: most systems allow 255
 LONGEST_NAME = 200  # of an ensemble's file; most systems allow 255 letters with suffixes
 METRICS = "metrics.jsonl"
 ATTEMPT = "start", "end", "status", "ranks", "host", "error", "version", "processor", "kernels", "packages"
@@ -83,7 +84,12 @@ class Run:
         if recipe.update:
             identity |= {"update_source": origin["update_source"]}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = writable_folder(out) / f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
+        name = f"{recipe.name}-{data['name']}-seed{settings.seed}-{key}"
+        if len(os.fsencode(name)) > LONGEST_FOLDER:
+            raise ReproError(
+                f"a run's folder would be named {name}, which is too long: give the data set's folder a shorter name"
+            )
+        self.folder = writable_folder(out) / name
         complete = {"recipe": asdict(recipe), "settings": asdict(settings), "model": own.short(recipe.model)}
         self.record = {"format": FORMAT, **origin, **identity, **complete}
         self.lock: IO[bytes] | None = None

@@ -155,8 +155,9 @@ def test_a_job_that_is_not_warned_ends_with_the_status_of_training(slurm, tmp_pa
     assert process.returncode == status and requeued(tmp_path) == []
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 75])
+@pytest.mark.parametrize("status", [0, 1, 2, 10, 75])
 def test_of_the_jobs_that_are_warned_only_a_stopped_one_is_requeued(slurm, tmp_path, status):
+    """Also if the warning has killed ranks that were still loading Python: mpiexec then returns the signal's number, 10."""
     working = f"trap 'sleep 0.3; exit {status}' USR1; touch {tmp_path}/working; while :; do sleep 0.05; done"
     process = slurm("train.sbatch", PYTHON=pretend(tmp_path, working), LAUNCH="env")
     wait_for((tmp_path / "working").exists, process, "training")
@@ -164,8 +165,8 @@ def test_of_the_jobs_that_are_warned_only_a_stopped_one_is_requeued(slurm, tmp_p
     time.sleep(0.1)
     process.send_signal(signal.SIGUSR1)  # a second one must not make it lose the status
     finish(process)
-    assert process.returncode == status % 75
-    assert requeued(tmp_path) == (["requeue 17"] if status == 75 else [])
+    assert process.returncode == (status if status <= 2 else 0)
+    assert requeued(tmp_path) == (["requeue 17"] if status > 2 else [])
 
 
 def test_what_a_job_is_told_reaches_training(slurm, tmp_path):

@@ -24,7 +24,7 @@ PROFILES = {
     "letters": Profile("letters", "laptop", FULL, {}, "as long, on the second data set"),
     "cifar10": Profile("cifar10", "laptop", FEW, {}, "not run by us; see `make plan`"),
     "smoke": Profile(
-        "digits", "smoke", dict.fromkeys(FEW, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
+        "digits", "smoke", dict.fromkeys(FEW, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "minutes; no accuracy"
     ),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

@@ -6,7 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from repro.paper.figures import SMALL, TWO_COLUMNS, beside, interval, thousands
+from repro.paper.figures import ONE_COLUMN, TWO_COLUMNS, beside, interval, thousands
 from repro.paper.names import GREY, INK, LOOKS, MEMBER
 
 matplotlib.use("agg")  # figures are only saved, so no display is needed that the user's matplotlibrc may ask for
@@ -22,7 +22,7 @@ def apparent_size(table: pd.DataFrame, median: float) -> plt.Figure:
 
     `median` is the size at which the training view shows the median object.
     """
-    figure, panels = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.8), sharey=True)
+    figure, panels = plt.subplots(2, 1, layout="constrained", figsize=(ONE_COLUMN, 4), sharex=True)
     titles = {"drawn": "only the size changes (drawn again)", "scaled": "size and noise change (scaled)"}
     for axes, (how, title) in zip(panels, titles.items()):
         ends = []
@@ -31,15 +31,13 @@ def apparent_size(table: pd.DataFrame, median: float) -> plt.Figure:
             mean, half = interval(found)
             axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line, color=look.colour)
             ends.append((mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 16)), look.colour))
-        axes.set_title(title)
-        axes.set(xlabel="size of the digits, test set = 1")
+        axes.set(title=title, ylabel="top-1, %")
+        beside(axes, ends, 0.3)
         for size in (1, median):
             axes.axvline(size, color=GREY, linewidth=0.8, zorder=0)
-    panels[0].set_ylabel("top-1, %")
-    panels[0].set_ylim(table[table["size"] >= 0.9].top1.min() - 2, table.top1.max() + 4)
-    for size, text in ((1, "test view"), (median, "training view,\nmedian")):
-        panels[0].annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points", fontsize=SMALL)
-    beside(panels[1], ends, 0.14)
+    panels[1].set_xlabel("size of the digits, test set = 1")
+    for size, text in ((1, "test\nview"), (median, "training\nview")):
+        panels[0].annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points")
     return figure
 
 
@@ -62,7 +60,6 @@ def ratios(rows: pd.DataFrame) -> plt.Figure:
             (1.02, position),
             xycoords=("axes fraction", "data"),
             va="center",
-            fontsize=SMALL,
         )
     axes.set_yticks(range(len(labels)), ["\n".join(wrap(label, 52)) for label in reversed(labels)])
     axes.set(xscale="log", xlabel="ours / peer (points: rounds; bar: ratio of the medians; triangle: goal)")

@@ -62,7 +62,11 @@ def tested(folder: Path) -> list[dict]:
 
 def answered(models: pd.DataFrame) -> pd.DataFrame:
     """The answers of `tables.models` of one data set and shrink by their column `precise`, of the questions that have runs."""
-    table = questions.verdicts(pd.DataFrame(questions.compare(each, models, "precise") for each in questions.QUESTIONS))
+    rows = []
+    for question in questions.QUESTIONS:
+        sides = (questions.rows_of(models, side).precise for side in (question.better, question.other))
+        rows.append(questions.compare(question, *sides))
+    table = questions.verdicts(pd.DataFrame(rows))
     table = table[(table.n > 0) & (table.n_other > 0)]
     return table[["topic", "claim", "n", "n_other", "difference", "low", "high", "p_holm", "verdict"]]
 

@@ -1,8 +1,8 @@
 """The notebooks as the site shows them: with their outputs where these can be had without training.
 
-An executed copy that `make reproduce` left in results/notebooks is taken if its cells are the present ones. Otherwise the
-notebooks that only read and draw are run on the reference run, once, into docs/_build; the others are shown as they are,
-with a sentence that says so.
+The notebooks that only read and draw are run on the reference run, once, into docs/_build, and show the parameters that they
+were given. The others are shown as they are, with a sentence that says so. What `make reproduce` left in results/notebooks is
+not shown: it may be of any profile, and the site is to say the same wherever it is built.
 """
 
 from pathlib import Path
@@ -31,29 +31,14 @@ def replace(app, name: str, source: list[str]) -> None:
 
 def shown(name: str) -> str:
     """The notebook of this name as JSON, with its outputs or the sentence that says why it has none."""
-    source = notebooks.FOLDER / f"{name}.ipynb"
-    copy = RESULTS / "notebooks" / source.name
-    if not (copy.exists() and cells(copy) == cells(source)):
-        if name not in DRAWING:
-            notebook = nbformat.read(source, as_version=4)
-            notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN))
-            return nbformat.writes(notebook)
-        copy = BUILD / source.name
-        if not copy.exists() or copy.stat().st_mtime < newest(source):
-            notebooks.execute(name, DRAWING[name], copy, timeout=600)
-    notebook = nbformat.read(copy, as_version=4)
-    notebook.cells = own_cells(notebook)
-    return nbformat.writes(notebook).replace(f"{ROOT}/", "")
-
-
-def cells(path: Path) -> list[str]:
-    """The text of a notebook's cells."""
-    return [cell.source for cell in own_cells(nbformat.read(path, as_version=4))]
-
-
-def own_cells(notebook) -> list:
-    """Without the cell of injected parameters."""
-    return [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    source, copy = notebooks.FOLDER / f"{name}.ipynb", BUILD / f"{name}.ipynb"
+    if name not in DRAWING:
+        notebook = nbformat.read(source, as_version=4)
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_RUN))
+        return nbformat.writes(notebook)
+    if not copy.exists() or copy.stat().st_mtime < newest(source):
+        notebooks.execute(name, DRAWING[name], copy, timeout=600)
+    return copy.read_text().replace(f"{ROOT}/", "")
 
 
 def newest(source: Path) -> float:

@@ -11,6 +11,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
@@ -19,6 +20,7 @@ import pandas as pd
 
 from repro.paper import questions, statistics, tables
 from repro.paper.names import COLUMNS
+from repro.recipes import RECIPES
 from repro.run import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +57,7 @@ def read(path: str) -> dict:
     return json.loads((ROOT / path).read_text())
 
 
+@cache
 def runs() -> list[Path]:
     return records.complete_runs(ROOT / REFERENCE / "runs")
 
@@ -307,20 +310,26 @@ def digits_loss() -> str:
 
 
 @cache
-def models() -> pd.DataFrame:
-    return tables.models(ROOT / REFERENCE / "runs")
+def accuracies() -> dict[questions.Side, pd.Series]:
+    """Top-1 of each side of a question and of each branch of collapse_parts, by seed."""
+    models = tables.models(ROOT / REFERENCE / "runs")
+    sides = [side for question in questions.QUESTIONS for side in (question.better, question.other)]
+    sides += [questions.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
+    return {side: questions.rows_of(models, side).top1 for side in sides}
 
 
-def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """The answers of some of the models, without the columns that read predictions, by claim."""
-    return questions.verdicts(pd.DataFrame(questions.compare(question, rows) for question in questions.QUESTIONS)).set_index(
-        "claim"
-    )
+def judged(without: list[int]) -> pd.DataFrame:
+    """The answers without some seeds, without the columns that read predictions, by claim."""
+    rows = []
+    for question in questions.QUESTIONS:
+        sides = (accuracies()[side].drop(without, errors="ignore") for side in (question.better, question.other))
+        rows.append(questions.compare(question, *sides))
+    return questions.verdicts(pd.DataFrame(rows)).set_index("claim")
 
 
 def parts(stage: str) -> pd.Series:
     """Top-1 of a branch of collapse_parts by seed."""
-    return questions.rows_of(models(), questions.Side("collapse_parts", stage)).top1
+    return accuracies()[questions.Side("collapse_parts", stage)]
 
 
 def effects() -> dict[str, dict]:
@@ -343,7 +352,7 @@ def digits_effects() -> str:
     branches = [
         [rate, *(f"{parts(f'{how}-{view}-x1').mean():.2f}" for view in ("main", "crop"))] for how, rate in RATES.items()
     ]
-    lines = [[name, difference(row)] for name, row in effects().items()]
+    lines = [[name, difference(row | {"failed_other": 0})] for name, row in effects().items()]  # differences do not fail
     cells = table("rate | main view, top-1, % | collapse's view, top-1, %", branches)
     return cells + "\n\n" + table(f"effect | {heads('difference')} (95% interval), n = {len(parts('plain'))} seeds", lines)
 
@@ -353,7 +362,7 @@ RATES = {"keep": "kept", "zero": "to zero"}
 
 def digits_later_seeds() -> str:
     """The answers of 16 seeds without the first three, whose runs of an earlier code had been seen."""
-    every, later = judged(models()), judged(models()[models().seed > 2])
+    every, later = judged([]), judged([0, 1, 2])
     lines = [
         [claim, difference(row._asdict()), difference(later.loc[claim].to_dict()), later.verdict[claim]]
         for claim, row in zip(every.index, every.itertuples())
@@ -368,16 +377,15 @@ def digits_later_seeds() -> str:
 
 
 @cache
-def without_a_seed() -> dict[str, tuple[int, int]]:
-    """How many verdicts differ for some seed that is left out, and of how many, by the number of seeds."""
-    every, changed = judged(models()), set()
-    for seed in models().seed.unique():
-        part = judged(models()[models().seed != seed])
-        changed |= {claim for claim in every.index if every.n[claim] > seed and part.verdict[claim] != every.verdict[claim]}
-    resolved = every[every.verdict.isin(["supported", "contradicted", "equivalent"])]
-    return {
-        f"{n}": (len(changed & {*resolved.index[resolved.n == n]}), int((resolved.n == n).sum())) for n in sorted({*resolved.n})
-    }
+def without_a_seed() -> dict[int, str]:
+    """By the number of seeds, how many verdicts are lost if some seed is left out, of how many."""
+    every = judged([])
+    resolved = every[~every.verdict.isin(["not resolved", "not run"])]
+    lost = set()
+    for seed in range(resolved.n.max()):
+        part = judged([seed]).verdict[resolved.index]
+        lost |= {claim for claim in resolved.index[part != resolved.verdict]}
+    return {n: f"{resolved.index[resolved.n == n].isin(lost).sum()} of {(resolved.n == n).sum()}" for n in resolved.n.unique()}
 
 
 @cache
@@ -406,12 +414,9 @@ def in_sentences() -> dict[str, str]:
     short = "The Collapsed Ensemble beats one model of equal images with the released collapse"
     ends = [records.metric_rows(folder) for folder in runs() if records.read(folder)["base"] == "collapse_parts"]
     mains = [[row for row in rows if row["stage"] == "main"][-1] for rows in ends]
-    changed, resolved = without_a_seed()["16"]
-    few, resolved_few = without_a_seed()["6"]
     best, effect = at_best_sizes(), list(effects().values())
     smallest = of("Over 30 epochs", form=".1f").lstrip("-"), of("Over 120 epochs", form=".1f").lstrip("-")
     return {
-        "view": of(view, "interval"),
         "view-gain": of(view, form=".1f"),
         "collapse-gain": of(collapse, form=".1f"),
         "collapse": of(collapse, "interval"),
@@ -420,7 +425,6 @@ def in_sentences() -> dict[str, str]:
         "rest": difference(effect[6]),
         "rate-main": difference(effect[0]),
         "rate-crop": difference(effect[1]),
-        "interaction": difference(effect[4]),
         "rate-precise": precise("In the main view, the rate's fall"),
         "best-size": difference(best),
         "best-sizes": " and ".join(best["sizes"]),
@@ -428,15 +432,14 @@ def in_sentences() -> dict[str, str]:
         "exposure-training": of(exposure, "difference_scale_aspect"),
         "short": of(short, "interval"),
         "deep": of("The Collapsed Ensemble loses at most half a point against a deeper model of equal images", "interval"),
-        "last-member-training": of("The Collapsed Ensemble beats its last member", "difference_scale_aspect"),
         "gap-30": smallest[0],
         "gap-120": smallest[1],
         "enlarged": f"{float(ratio['', 'median enlargement by the training view']['small']):.2f}",
         "rate-factor": f"{float(ratio['resnet50_448nodes', RATE]['factor']):.0f}",
         "train-top1": f"{100 * mean(row['train_top1'] for row in mains):.1f}%",
         "main-top1": f"{parts('main').mean():.1f}%",
-        "left-out": f"{changed} of {resolved}",
-        "left-out-few": f"{few} of {resolved_few}",
+        "left-out": without_a_seed()[16],
+        "left-out-few": without_a_seed()[6],
     }
 
 
@@ -483,7 +486,12 @@ def speed() -> str:
 
 
 def passes() -> str:
-    return measured_rows(f"{REFERENCE}/bench/passes.json")
+    path = f"{REFERENCE}/bench/passes.json"
+    said = [
+        f"A step of {recipe} is " + ", ".join(f"{100 * share:.0f}% {name}" for name, share in shares.items()) + "."
+        for recipe, shares in read(path).get("shares", {}).items()  # files of earlier versions have none
+    ]
+    return "\n\n".join([measured_rows(path), *said])
 
 
 def gpu() -> str:
@@ -507,6 +515,17 @@ def profile() -> str:
         + "\n\n"
         + made(path, "make bench", found["when"], {found["version"]}, machine, more)
     )
+
+
+def scale() -> str:
+    path = f"{REFERENCE}/bench/scale.json"
+    found, lines = read(path), []
+    for row in found["rows"]:
+        seconds = f"{number(median(row['seconds']))} ({number(min(row['seconds']))} to {number(max(row['seconds']))})"
+        lines.append([row["what"], row["size"], seconds, f"{row['megabytes']:.0f}"])
+    machine, times = f"{found['cores']} cores ({found['machine']})", f"n = {len(found['rows'][0]['seconds'])} times"
+    source = made(path, found["command"], found["when"], {found["version"]}, machine, times)
+    return table("what | of | s, median (range) | memory, MB", lines) + "\n\n" + source
 
 
 def scaling_measured() -> str:
@@ -584,6 +603,21 @@ def scaling_checks() -> str:
     return table(f"predicted | {head}", lines) + "\n\n" + "\n\n".join(sources)
 
 
+def times() -> str:
+    path = f"{REFERENCE}/bench/times.json"
+    rows = sorted(read(path), key=lambda row: (row["target"], row["machine"], row["cores"]))
+    lines = [
+        [
+            f"`make {row['target']}`",
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['cores']} cores ({row['machine']})",
+            commit(row["version"]),
+        ]
+        for row in rows
+    ]
+    return table("target | minutes | machine | code", lines) + f"\n\nFrom [times.json]({path}): `python -m bench.times TARGET`."
+
+
 def faults() -> str:
     path = f"{REFERENCE}/faults.json"
     found, lines = read(path), []
@@ -593,6 +627,42 @@ def faults() -> str:
     return table("what was tried | passed | longest, s", lines) + (
         f"\n\nFrom [faults.json]({path}): `make test-faults`, {found['seconds'] / 60:.0f} minutes on {found['cores']} cores, "
         f"{found['system']}."
+    )
+
+
+ENDS = {  # of tests/soak.py
+    "finished": "trained to its end in spite of the faults",
+    "stopped": "stopped after a step, with a checkpoint (status 75)",
+    "stopped at once": "stopped at once (status 130)",
+    "named": "one line named the fault (status 2)",
+    "verdict": "the watchdog named the frozen rank",
+    "killed": "ended by the signal, or by the launcher after it",
+    "named, train again": "the plain command named damaged files, which were then deleted",
+}
+
+
+def soak() -> str:
+    path = f"{REFERENCE}/soak.json"
+    soaks = read(path)
+
+    def total(part: str) -> Counter:
+        return sum((Counter(each[part]) for each in soaks), Counter())
+
+    came, passed = (
+        sum((Counter({fault: counts[key] for fault, counts in each["faults"].items()}) for each in soaks), Counter())
+        for key in ("trials", "passed")
+    )
+    faults_ = table("fault | trials in which it came | passed", [[fault, came[fault], passed[fault]] for fault in sorted(came)])
+    ends = total("ends")
+    how = table("how an attempt ended | attempts", [[ENDS[end], ends[end]] for end in ENDS if ends[end]])
+    trials, failed = sum(each["trials"] for each in soaks), sum(len(each["failed"]) for each in soaks)
+    ranks = ", ".join(f"{count} on {name}" for name, count in sorted(total("ranks").items()))
+    each = ", ".join(f"{one['trials']} in {one['seconds'] / 60:.0f} minutes (seed {one['seed']})" for one in soaks)
+    versions = ", ".join(sorted({commit(one["version"]) for one in soaks}))
+    return (
+        f"{trials} trials, {failed} failed. Several faults may come in one trial.\n\n{faults_}\n\n{how}\n\n"
+        f"From [soak.json]({path}): the last {len(soaks)} calls of `make soak`, {each}; attempts: {ranks}; {versions}; "
+        f"{soaks[-1]['cores']} cores, {soaks[-1]['system']}."
     )
 
 
@@ -611,12 +681,15 @@ PLACES = {
     "speed": speed,
     "profile": profile,
     "passes": passes,
+    "scale": scale,
+    "times": times,
     "gpu": gpu,
     "loader": loader,
     "scaling-measured": scaling_measured,
     "scaling-papers-nodes": scaling_papers_nodes,
     "scaling-checks": scaling_checks,
     "faults": faults,
+    "soak": soak,
 }
 
 

@@ -18,6 +18,7 @@ from repro.paper import figures, names, tables
 from conftest import ROOT, python
 
 REFERENCE = ROOT / "results" / "reference"
+NAN = float("nan")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -46,12 +47,23 @@ def answers():
     return pd.read_csv(REFERENCE / "tables" / "answers.csv").fillna({"shrink": ""})
 
 
+def own_answers():
+    """As in somebody's own table: no topic, control or other views; one interval is missing, one is far too wide."""
+    rows = [("Mine is better", 0.5, 0.2, 0.8, "supported"), ("Mine is as fast", -0.1, NAN, NAN, "not resolved")]
+    rows += [("Mine needs warm-up", 20.0, -40.0, 80.0, "not resolved"), ("A longer one wins", -0.7, -1.0, -0.4, "contradicted")]
+    table = pd.DataFrame(rows, columns=["claim", "difference", "low", "high", "verdict"])
+    return table.assign(n=3, n_other=3, margin=0.3)
+
+
 def drawings():
     yield "headline", figures.headline(rates(), points())
-    yield "rates", figures.learning_rates(tables.rates([recipes.find("resnet50_448nodes")], points=20), columns=1)
+    yield "rates", figures.learning_rates(tables.rates([recipes.find("resnet50_448nodes")], points=20))
     yield "budget", figures.budget(points())
     yield "method", figures.headline(rates(), points().iloc[:0])
     yield "answers", figures.answers(answers())
+    for topic, part in answers().groupby("topic"):
+        yield f"answers-{topic}", figures.answers(part)
+    yield "own", figures.answers(own_answers())
     yield "time", figures.time_to_train(tables.time_to_train())
     yield "step", figures.step_parts(pd.read_csv(REFERENCE / "tables" / "scaling_papers_nodes.csv"))
 
@@ -137,6 +149,7 @@ def test_what_has_not_its_own_grey_has_its_own_marker_or_line():
         + [names.SNAPSHOTS, names.SNAPSHOTS_IN_CROP, names.THREE_MODELS],
         ["supported", "contradicted", "equivalent", "not resolved"],
         ["as_released", "as_designed"],
+        ["with warm-up", "without warm-up"],
         ["weak", "strong"],
         ["compute", "waiting", "allreduce"],
     ]
@@ -163,6 +176,52 @@ def test_labels_are_apart_and_on_the_page():
                 box = Text.get_window_extent(text)
                 assert not text.get_text() or page.containsx(box.x0) and page.containsx(box.x1), (name, text.get_text(), box)
                 assert not text.get_text() or page.containsy(box.y0) and page.containsy(box.y1), (name, text.get_text(), box)
+
+
+def test_no_text_is_below_8_points():
+    for name, figure in drawings():
+        small = [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_fontsize() < 8]
+        assert not small, (name, small)
+
+
+def test_a_users_own_answers_are_drawn_with_their_numbers_and_verdicts():
+    figure = figures.answers(own_answers())
+    assert figure.get_figwidth() == figures.ONE_COLUMN and len(figure.axes) == 1
+    (axis,) = figure.axes
+    texts = [text.get_text() for text in axis.texts]
+    assert "Mine is better" in texts and "+0.50\nsupported" in texts and "\u22120.70\ncontradicted" in texts
+    low, high = axis.get_xlim()
+    assert low < -1.0 and 20 < high < 80, "an interval that is many times as wide as the others does not set the axis"
+
+
+def curve(folder, steps, losses, top1):
+    rows = {"step": steps, "epoch": [step / 100 for step in steps], "train_loss": losses, "top1": top1}
+    keys = dict(folder=folder, recipe="mine", shrink="", model="resnet11", variant="", data="digits", seed=0)
+    return pd.DataFrame(rows).assign(**keys, stage="main", rate=1.0)
+
+
+def test_a_row_of_one_step_is_no_jump_of_the_training_loss():
+    """The row after an evaluation one step before the end of an epoch is the loss of a single step."""
+    curves = curve("a", [100, 199, 200, 300], [2.0, 1.5, 9.0, 1.0], [NAN, 50.0, NAN, 60.0])
+    (line,) = figures.training_curves(curves, "train_loss").axes[0].lines[:1]
+    assert list(line.get_ydata()) == pytest.approx([2.0, (99 * 1.5 + 9.0) / 100, 1.0])
+    assert list(line.get_xdata()) == [1, 2, 3]
+    (line,) = figures.training_curves(curves).axes[0].lines[:1]
+    assert list(line.get_ydata()) == [50, 60]
+
+
+def test_a_stage_is_drawn_from_where_its_weights_come():
+    """Both collapses of a recipe that branches start at the end of the trunk, not where the one before ended."""
+    stages = [("main", [1, 2], 1.0), ("plain", [3], 0.0), ("zero-crop-x2", [4], 0.0)]
+    parts = [
+        curve("a", epochs, [1.0] * len(epochs), [50.0] * len(epochs)).assign(stage=stage, rate=rate)
+        for stage, epochs, rate in stages
+    ]
+    curves = pd.concat(parts).assign(recipe="collapse_parts")
+    curves["epoch"] = curves.step
+    axis = figures.training_curves(curves).axes[0]
+    drawn = [list(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) > 1]
+    assert drawn == [[1, 2], [2, 3], [2, 3]]
 
 
 def test_every_recipe_has_a_name_of_its_own_and_yours_keeps_its():

@@ -180,11 +180,65 @@ def test_an_svg_becomes_part_of_the_page_with_ids_of_its_own_and_the_pages_colou
         "<g style='fill: url(http://x/y.svg#z)'/>",
         "<a href='javascript:alert(1)'><text>x</text></a>",
         "<style>@import 'http://x/y.css';</style>",
+        "<image xlink:href='data:image/svg+xml;base64,aHR0cA=='/>",
     ],
 )
 def test_of_an_svg_only_shapes_and_text_are_kept(hostile):
     inline = svg.inline(PICTURE.replace("</svg>", f"{hostile}</svg>"), "one", "a picture")
     assert not re.search(r"script|iframe|http|alert|import|image", inline)
+
+
+def test_pixels_that_are_in_the_file_are_kept():
+    pixels = "data:image/png;base64,iVBORw0KGgo="
+    inline = svg.inline(
+        PICTURE.replace("</svg>", f'<image xlink:href="{pixels}" width="9.123" onload="x()"/></svg>'), "one", "a"
+    )
+    assert f'href="{pixels}"' in inline and 'width="9.1"' in inline and "onload" not in inline
+
+
+def row(verdict, **more):
+    values = dict(
+        claim="A is better than B", difference=-0.5, low=-0.8, high=-0.2, n=6, n_other=16, margin=0.3, verdict=verdict
+    )
+    return values | more
+
+
+def test_a_sentence_has_verdict_claim_number_and_interval_whatever_the_verdict():
+    found = "A is better than B (difference -0.50 points, 95% interval -0.80 to -0.20)."
+    for verdict, said in (("supported", "Supported"), ("contradicted", "Contradicted"), ("not resolved", "Not resolved")):
+        assert report._sentence(row(verdict)) == f"{said}: {found}"
+    assert report._sentence(row("equivalent")) == f"Equivalent within 0.3 points: {found}"
+    few = report._sentence(row("not resolved", low=float("nan"), high=float("nan"), n=1))
+    assert few == "Not resolved: A is better than B (difference -0.50 points, n = 1: too few for an interval)."
+    failed = report._sentence(row("supported", failed=0, failed_other=2))
+    assert failed.endswith("; 0 of 6 runs failed, against 2 of 16).")
+
+
+def test_the_first_page_says_what_was_found_before_it_counts_and_the_main_question_first(results):
+    text, _ = page_of(results)
+    first = text[text.index('<section id="summary">') : text.index("<nav")]
+    said = re.findall(r'<li><a href="#finding-([\w-]+)"><b>.*?</b></a> (.*?)</li>', first)
+    assert [topic for topic, _ in said][0] == "ensemble" and {topic for topic, _ in said} == set(names.TOPICS)
+    sentence = r"(Supported|Contradicted|Not resolved|Equivalent within [\d.]+ points): .*? points.*?\)\.( |$)"
+    assert all(len(re.findall(sentence, sentences)) in (1, 2) for _, sentences in said)
+    assert first.index("finding-ensemble") < first.index("<figure") < first.index("<table")
+
+
+def test_the_questions_of_the_first_page_are_questions():
+    asked = {(report._side(each.better), report._side(each.other)) for each in questions.QUESTIONS}
+    assert asked >= report.LEADING
+
+
+def test_an_efficiency_that_was_not_measured_is_not_written(results):
+    change(results, "scaling_measured", efficiency=float("nan"))
+    text, _ = page_of(results)
+    assert "nan%" not in text and "Too few steps were timed" in text
+
+
+def test_the_page_names_the_networks(results):
+    text, page = page_of(results)
+    assert "The network is resnet11, but resnet38 in one deep model" in text
+    assert "resnet38" in page.cells
 
 
 def test_every_column_of_the_page_and_every_topic_has_a_name():

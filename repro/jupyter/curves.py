@@ -10,6 +10,7 @@ import math
 from contextlib import contextmanager
 from io import BytesIO
 
+from repro.run import records
 from repro.schedule import Recipe, joints, learning_rate
 
 TRUNK, COLLAPSE, HERE = "0.3", "#d55e00", "#0072b2"
@@ -57,16 +58,17 @@ class Curves:
     @_defaults()
     def image(self, rows: list[dict], step: int):
         """The figure with these metric rows, and a dot on the learning rate after this many steps."""
+        recorded = records.loss_rows(rows)
         for colour, line in self.losses.items():
-            shown = [row["train_loss"] if self._colour(row) == colour else math.nan for row in rows]
-            line.set_data([row["epoch"] for row in rows], shown)
+            shown = [row["train_loss"] if self._colour(row) == colour else math.nan for row in recorded]
+            line.set_data([row["epoch"] for row in recorded], shown)
         tested = [(row, 100 * row["top1"] / row["images"]) for row in rows if "top1" in row]
         for colour, line in self.tested.items():
             points = [(row["epoch"], percent) for row, percent in tested if self._colour(row) == colour]
             line.set_data([epoch for epoch, _ in points], [percent for _, percent in points])
         at = min(step, self.recipe.iterations - 1)
         self.here.set_data([self.recipe.epochs(at)], [learning_rate(self.recipe, at)])
-        losses = [row["train_loss"] for row in rows if math.isfinite(row["train_loss"])] or [0.0, 2.0]
+        losses = [row["train_loss"] for row in recorded if math.isfinite(row["train_loss"])] or [0.0, 2.0]
         low = max(0.0, 2 * min(losses) - max(losses)) if max(losses) > min(losses) else 0.0
         self.loss.set_ylim(low, max(losses) + 0.25 * (max(losses) - low))  # room for the note
         found = [percent for _, percent in tested] or [0, 100]

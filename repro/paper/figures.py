@@ -1,10 +1,11 @@
 """Each figure as a function of a tidy table, in one style; `save` puts the table that it plots beside it.
 
-Figures are as wide as one or two columns of a paper, with text of 8 points. Lines are labelled where they are; what a thing
-looks like is in `names`, the same in every figure. The same table gives the same bytes.
+Figures are as wide as one or two columns of a paper, and no text is below 8 points. Lines are labelled where they are; what a
+thing looks like is in `names`, the same in every figure. The same table gives the same bytes.
 """
 
 from collections.abc import Iterable
+from os.path import commonprefix
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -14,15 +15,17 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from scipy import stats
 
 from repro.paper import names
 from repro.paper.names import ENSEMBLE, GREY, INK, LOOKS, MEMBER, ONE_MODEL, PALE
 from repro.paths import replacing
 from repro.recipes import RECIPES
+from repro.run import records
 
-ONE_COLUMN, TWO_COLUMNS = 3.5, 7.2  # inches
-SMALL = 7  # points, for what stands beside data
+ONE_COLUMN, TWO_COLUMNS = 3.3, 7.1  # inches
+LINE = 0.15  # inches, the height of a line of text
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     # The first comes with matplotlib, so that a figure has the same layout everywhere; a browser without it takes the next.
@@ -32,9 +35,9 @@ STYLE: dict[str, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 8,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "legend.fontsize": SMALL,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
     "legend.frameon": False,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -89,7 +92,8 @@ def beside(axis: Axes, labels: Iterable[tuple[float, float, str, str]], gap: flo
     to_axes = axis.transScale + axis.transLimits
     entries = sorted(labels, key=lambda label: label[1])
     heights = [float(to_axes.transform((x, y))[1]) for x, y, *_ in entries]
-    for _ in range(200):  # push neighbours apart, until all are far enough from one another
+    for _ in range(200):  # push neighbours apart, until all are far enough from one another and beside the axes
+        heights = [min(max(height, gap / 2), 1 - gap / 2) for height in heights]
         for lower in range(len(heights) - 1):
             lacking = gap - (heights[lower + 1] - heights[lower])
             if lacking > 1e-6:
@@ -102,7 +106,6 @@ def beside(axis: Axes, labels: Iterable[tuple[float, float, str, str]], gap: flo
             (place, height),
             textcoords="axes fraction",
             va="center",
-            fontsize=SMALL,
             annotation_clip=False,
             arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.5, shrinkA=1, shrinkB=3),
         )
@@ -129,63 +132,131 @@ def image_grid(rows: dict[str, list]) -> plt.Figure:
     return figure
 
 
-def learning_rates(rates: pd.DataFrame, columns: int = 3) -> plt.Figure:
-    """The learning rate of every recipe over epochs, as released and as designed. Expects `tables.rates`."""
-    groups = list(rates.groupby("recipe", sort=False))
-    rows = -(-len(groups) // columns)
-    size = TWO_COLUMNS if columns > 1 else ONE_COLUMN, 1.55 * rows + 0.3
-    figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False)
-    for axis, (recipe, group) in zip(axes.flat, groups):
-        for formula, part in group.groupby("formula", sort=False):
-            look = LOOKS[formula]
-            axis.plot(part.epoch, part.rate, look.line, color=look.colour, label=formula.replace("_", " "))
-        axis.set_title(names.recipe(recipe), fontsize=SMALL)
-        axis.set(ylim=(0, None), xlim=(0, None))
-    for axis in axes.flat[len(groups) :]:
+def panels(number: int, height: float, **options: Any) -> tuple[plt.Figure, list[Axes]]:
+    """So many panels, each about `height` inches high: up to six in one column of a paper, more in two."""
+    columns = min(2, number) if number <= 6 else 4
+    rows = -(-number // columns)
+    size = ONE_COLUMN if number <= 6 else TWO_COLUMNS, height * rows + 0.4
+    figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False, **options)
+    for axis in axes.flat[number:]:
         axis.remove()
+    return figure, list(axes.flat[:number])
+
+
+def views(pixels: pd.DataFrame) -> plt.Figure:
+    """One image as it is stored, and as each view shows it. Expects `tables.views`."""
+    shown = [(view, part) for (view, _), part in pixels.groupby(["view", "draw"], sort=False)]
+    figure, axes = plt.subplots(1, len(shown), layout="constrained", figsize=(TWO_COLUMNS, 1.25), sharex=True, sharey=True)
+    low, high = pixels.value.min(), pixels.value.max()
+    for number, (axis, (view, part)) in enumerate(zip(axes, shown)):
+        image = part.pivot(index="y", columns="x", values="value").to_numpy()
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=(0, len(image), len(image), 0))
+        axis.set(xticks=[], yticks=[], frame_on=False)
+        if number == 0 or shown[number - 1][0] != view:
+            axis.set_title("\n".join(wrap(view, 15)), weight="normal")
+    return figure
+
+
+def learning_rates(rates: pd.DataFrame) -> plt.Figure:
+    """The learning rate of each recipe over epochs, as released and as designed. Expects `tables.rates`.
+
+    A recipe for which the two formulas differ has a panel; the end of the first one's warm-up is enlarged in another. The
+    recipes for which they do not differ are together in the last panel.
+    """
+    curves = {
+        recipe: group.pivot_table(index="epoch", columns="formula", values="rate")
+        for recipe, group in rates.groupby("recipe", sort=False)
+    }
+    alike = [recipe for recipe, rate in curves.items() if np.allclose(rate.as_released, rate.as_designed)]
+    apart = [recipe for recipe in curves if recipe not in alike]
+    shown = [[recipe] for recipe in [*apart[:1], *apart]] + ([alike] if alike else [])
+    figure, axes = panels(len(shown), 1.25)
+    for number, (axis, together) in enumerate(zip(axes, shown)):
+        for recipe in together:
+            for formula in ("as_released", "as_designed"):
+                look, label = LOOKS[formula], formula.replace("_", " ")
+                axis.plot(curves[recipe].index, curves[recipe][formula], look.line, color=look.colour, label=label)
+        axis.set(xlim=(0, None), ylim=(0, None))
+        called = list(map(names.recipe, together))
+        title = called[0] if len(called) == 1 else f"{commonprefix(called).rstrip(', ')} ({len(called)} recipes)".strip()
+        if apart and number == 1:
+            title = _enlarge(axis, curves[together[0]])
+        axis.set_title("\n".join(wrap(title, 22)), weight="normal")
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel("learning rate", fontsize=8)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
+
+
+def _enlarge(axis: Axes, rate: pd.DataFrame) -> str:
+    """Shows only where warm-up ends, with an arrow from the rate before to the rate after; returns what is to be seen."""
+    end = rate.as_released.idxmax()
+    before, after = rate.as_released[end], rate.as_released[rate.index > end].iloc[0]
+    around = 0.06 * rate.index.max()
+    axis.set(xlim=(max(0, end - around), end + around), ylim=(2.5 * after - 1.5 * before, 1.5 * before - 0.5 * after))
+    axis.annotate("", (end, after), (end, before), arrowprops=dict(arrowstyle="->", color=INK, shrinkA=0, shrinkB=0))
+    axis.text(end - 0.25 * around, after, f"{100 * (after / before - 1):.1f}%".replace("-", "\u2212"), va="center", ha="right")
+    return "the same: the end of warm-up, enlarged"
 
 
 def training_curves(curves: pd.DataFrame, column: str = "top1") -> plt.Figure:
-    """Test top-1, or `column` "train_loss", over epochs, a panel per recipe: mean over seeds, band of one standard deviation.
+    """Test top-1, or `column` "train_loss", over epochs: the median over seeds.
 
-    Expects `tables.curves` of one data set and one shrink. A panel is named after its recipe, with the network if there are
-    several, and with the variant if it is not the default. A line is a stage; one that ends at the rate zero, as a collapse
-    does, has the colour of the members.
+    Expects `tables.curves` of one data set and one shrink. A panel is a recipe, with a band from the smallest to the largest
+    seed, or several recipes that differ in one number (`names.TOGETHER`). Its title has the network if it is not that of most
+    runs, and the variant if it is not the default. A line is a stage, which starts where the stage ends whose weights it starts
+    from, so epochs are those that lead to a model. A stage that ends at the rate zero, as a collapse does, has the colour of
+    the members.
     """
-    label = curves.recipe.map(names.recipe) + (", " + curves.model if curves.model.nunique() > 1 else "")
-    curves = curves.assign(label=label.where(curves.variant == "", label + ", " + curves.variant)).dropna(subset=column)
-    panels = list(curves.groupby("label", sort=False))
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    size = TWO_COLUMNS if columns > 1 else ONE_COLUMN, 1.5 * rows + 0.5
-    figure, axes = plt.subplots(rows, columns, layout="constrained", figsize=size, squeeze=False, sharey=True)
-    for axis, (name, panel) in zip(axes.flat, panels):
-        before: dict[str, tuple[float, float]] = {}  # the end of each stage: epoch, mean
-        for stage, part in panel.groupby("stage", sort=False):
-            over = part.groupby("step").agg(epoch=("epoch", "mean"), mean=(column, "mean"), sd=(column, "std")).fillna(0)
-            look = LOOKS[MEMBER if part.rate.iloc[-1] < 0.01 * panel.rate.max() else "trunk"]
-            start = before.get(_origin(panel.recipe.iloc[0], stage, list(before)))
-            epochs, means = over.epoch.tolist(), over["mean"].tolist()
-            path = [start, *zip(epochs, means)] if start else [*zip(epochs, means)]
-            axis.plot(*zip(*path), "-", color=look.colour, linewidth=1)
-            axis.plot(epochs[-1], means[-1], look.marker, color=look.colour, markersize=3)
-            axis.fill_between(epochs, means - over.sd, means + over.sd, color=look.colour, alpha=0.2, linewidth=0)
-            before[stage] = epochs[-1], means[-1]
-        n = panel.seed.nunique()
-        axis.set_title("\n".join(wrap(f"{name} (n\u00a0=\u00a0{n})", 26)), fontsize=SMALL, weight="normal")
+    usual = curves.groupby("model").folder.nunique().idxmax()
+    title = curves.recipe.map(names.panel)
+    title = title.where(curves.model == usual, title + ", " + curves.model)
+    curves = curves.assign(title=title.where(curves.variant == "", title + ", " + curves.variant))
+    titles = sorted(curves.title.unique(), key=lambda each: names.order(curves[curves.title == each].recipe.iloc[0]))
+    figure, axes = panels(len(titles), 1.5, sharey="row")
+    ends: dict[Axes, list] = {}
+    for axis, name in zip(axes, titles):
+        panel = curves[curves.title == name]
+        together = sorted(panel.recipe.unique(), key=names.order)
+        for number, recipe in enumerate(together):
+            faint = 1 - 0.75 * number / len(together)  # the last of several recipes is the palest
+            end = _stages(axis, panel[panel.recipe == recipe], column, faint, band=len(together) == 1)
+            if len(together) > 1:
+                ends.setdefault(axis, []).append((*end, names.in_panel(recipe), INK))
+        n = panel.groupby("recipe").seed.nunique()
+        axis.set_title("\n".join(wrap(f"{name} (n\u00a0=\u00a0{n.min()})", 22)), weight="normal")
         axis.set_xlim(0, None)
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    if column == "top1":  # the first epochs are so far below that the interesting part would be a thin strip at the top
-        low = curves[curves.epoch > curves.epoch.max() / 5].top1.min()
-        axes[0, 0].set_ylim(low - 2, curves.top1.max() + 1)
-    figure.supxlabel("epoch (images seen / training images)", fontsize=8)
+    for axis, labels in ends.items():  # now that every panel of a row has set their limits
+        beside(axis, labels, 0.13)
+    figure.supxlabel("epochs of the runs that lead to a model", fontsize=8)
     figure.supylabel({"top1": "test top-1, %", "train_loss": "training loss"}[column], fontsize=8)
     return figure
+
+
+def _stages(axis: Axes, runs: pd.DataFrame, column: str, strength: float, band: bool) -> tuple[float, float]:
+    """Draws the stages of one recipe's runs; returns the last point."""
+    recipe = runs.recipe.iloc[0]
+    epochs = runs.groupby("stage", sort=False).epoch.max()
+    computed = dict(zip(epochs.index, epochs.shift(fill_value=0.0)))  # at a stage's start: epochs of all that was computed
+    if column == "train_loss":
+        recorded = runs[["folder", "step", "epoch", "stage", "train_loss"]].groupby("folder")
+        rows = pd.DataFrame(row for _, run in recorded for row in records.loss_rows(run.to_dict("records")))
+    else:
+        rows = runs.dropna(subset=column)
+    before: dict[str, tuple[float, float]] = {}  # the end of each stage: epochs that lead to it, median
+    for stage, part in rows.groupby("stage", sort=False):
+        over = part.groupby("epoch")[column].agg(["median", "min", "max"])
+        zero = runs[runs.stage == stage].rate.iloc[-1] < 0.01 * runs.rate.max()
+        look = LOOKS[MEMBER if zero else "trunk"]
+        start = before.get(_origin(recipe, stage, list(before)))
+        at = over.index - computed[stage] + (start[0] if start else 0.0)
+        path = [*([start] if start else []), *zip(at, over["median"])]
+        axis.plot(*zip(*path), "-", color=look.colour, linewidth=1, alpha=strength)
+        axis.plot(*path[-1], look.marker, color=look.colour, markersize=3, alpha=strength)
+        if band:
+            axis.fill_between(at, over["min"], over["max"], color=look.colour, alpha=0.2, linewidth=0)
+        before[stage] = path[-1]
+    return path[-1]
 
 
 def _origin(recipe: str, stage: str, before: list[str]) -> str:
@@ -197,29 +268,128 @@ def _origin(recipe: str, stage: str, before: list[str]) -> str:
     return found.name if found else ""
 
 
+def batches(runs: pd.DataFrame) -> plt.Figure:
+    """Top-1 of every run over the batch, with and without warm-up; lines join the medians. Expects `tables.batches`."""
+    figure, axes = plt.subplots(layout="constrained", figsize=(ONE_COLUMN, 2.4))
+    sizes = sorted(runs.batch.unique())
+    for label, shift in (("with warm-up", -0.1), ("without warm-up", 0.1)):
+        part, look = runs[runs.warmup == (label == "with warm-up")], LOOKS[label]
+        at = part.batch.map(sizes.index) + shift
+        axes.plot(at, part.top1, look.marker, color=look.colour, fillstyle="none", markersize=4, label=label)
+        middle = part.groupby("batch").top1.median()
+        axes.plot([sizes.index(batch) + shift for batch in middle.index], middle, look.line, color=look.colour, linewidth=1)
+    axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    axes.set(xlabel="images of a step", ylabel="test top-1, %", ylim=(0, 100))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="lower left")
+    return figure
+
+
+TEXT = 52  # letters in a line of one column, about
+LANE, SPACE = 0.3, 0.12  # inches, of an interval with its two lines of text beside it, and between questions
+VIEWS = {"zoom": ("enlarged view", "^"), "scale_aspect": ("training view", "v")}
+
+
 def answers(table: pd.DataFrame) -> plt.Figure:
-    """Each question's difference with its 95% interval, and in two other views. Expects `questions.answers` of one data set."""
-    table = table[(table.n > 0) & (table.n_other > 0)].iloc[::-1]
-    figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 0.33 * len(table) + 0.75))
-    margin = table.margin.iloc[0]
-    axes.axvspan(-margin, margin, color=PALE, alpha=0.6, zorder=0, linewidth=0)
-    axes.axvline(0, color=GREY, linewidth=0.8)
-    for position, row in enumerate(table.itertuples()):
-        look = LOOKS[row.verdict]
-        axes.plot([row.low, row.high], [position] * 2, "-", color=look.colour, linewidth=1.6)
-        axes.plot(row.difference, position, look.marker, color=look.colour)
-        axes.plot(row.difference_zoom, position, "+", color=GREY, markersize=5)
-        axes.plot(row.difference_scale_aspect, position, "x", color=GREY, markersize=4)
-        text = row.verdict + (" (control)" if row.control else "")
-        axes.annotate(text, (1.02, position), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
-    axes.set_yticks(range(len(table)), ["\n".join(wrap(claim, 48)) for claim in table.claim])
+    """Each question with its difference, 95% interval and verdict, as wide as one column; several topics take two.
+
+    Expects a table of answers of one data set. Needed are its columns claim, n, n_other, difference, low, high, margin and
+    verdict; where they are there, topic, control, not_worse_by, failed, failed_other and difference_VIEW are shown, too.
+    """
+    table = table[(table.n > 0) & (table.n_other > 0)]
+    topics = [part for _, part in table.groupby("topic", sort=False)] if "topic" in table else [table]
+    several = len(topics) > 1
+    blocks = [[_said(row) for row in part.to_dict("records")] for part in topics]
+    heights = [sum(LINE * len(text) + LANE + SPACE for text in block) for block in blocks]  # of the axes
+    columns: list[list[int]] = [[], []]
+    for number in sorted(range(len(topics)), key=lambda number: -heights[number]):  # the longest first, to the shorter column
+        columns[int(_sum(heights, columns[0]) > _sum(heights, columns[1]))].append(number)
+    columns = [sorted(column) for column in columns]
+    above, below = 0.3 * several, 0.45  # inches, of a topic's title and its axis
+    height = max(_sum(heights, column) + (above + below) * len(column) for column in columns) + 2.5 * LINE
+    width = TWO_COLUMNS if several else ONE_COLUMN
+    figure = plt.figure(figsize=(width, height))
+    for column, left in zip(columns, (0.1, TWO_COLUMNS - ONE_COLUMN + 0.1)):
+        top = height
+        for number in column:
+            top -= above + heights[number]
+            axes = figure.add_axes((left / width, top / height, 2.1 / width, heights[number] / height))
+            _lanes(axes, topics[number], blocks[number])
+            if several:
+                topic = topics[number].topic.iloc[0]
+                axes.set_title("\n".join(wrap(names.TOPICS.get(topic, topic), TEXT - 4)))
+            top -= below
+        if column:
+            axes.set_xlabel("difference in top-1, points")
     n = sorted({*table.n, *table.n_other})
     seeds = " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
-    axes.set_xlabel(f"difference in top-1, points: 95% interval, n = {seeds} seeds;\n+ enlarged test view, x training view")
-    axes.grid(axis="y", visible=False)
-    axes.set_ylim(-0.6, len(table) - 0.4)
-    axes.tick_params(axis="y", length=0)
+    key = [[Line2D([], [], color=GREY, marker="o", label=f"test view with 95% interval, n = {seeds}")], []]
+    for view, (label, marker) in VIEWS.items():
+        if f"difference_{view}" in table:
+            key[1].append(Line2D([], [], color=INK, marker=marker, fillstyle="none", linestyle="", markersize=4, label=label))
+    for line, handles in enumerate(key):
+        place = 0.03 / width, (1.3 - 1.2 * line) * LINE / height
+        figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=2, borderaxespad=0, borderpad=0)
     return figure
+
+
+def _sum(heights: list[float], chosen: list[int]) -> float:
+    return sum(heights[number] for number in chosen)
+
+
+def _said(row: dict) -> list[str]:
+    """A question's lines of text: the claim, and how many runs failed if some did."""
+    lines = wrap(row["claim"] + (" (control)" if row.get("control") else ""), TEXT)
+    if row.get("failed", 0) + row.get("failed_other", 0):
+        lines.append(f"{row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}")
+    return lines
+
+
+def _lanes(axes: Axes, table: pd.DataFrame, texts: list[list[str]]) -> None:
+    """The questions of one axis, whose height is in inches: of each its text, and below it the interval with the verdict."""
+    views = [view for view in VIEWS if f"difference_{view}" in table]
+    low, high = _limits(table, [table[f"difference_{view}"] for view in views])
+    y = 0.0
+    for row, text in zip(table.to_dict("records"), texts):
+        look = LOOKS[row["verdict"]]
+        axes.text(0, y, "\n".join(text), va="top", transform=axes.get_yaxis_transform(), linespacing=1.25)
+        y += LINE * len(text) + LANE / 2
+        at, allowed = y - 0.02, row.get("not_worse_by", 0)
+        edges = (-allowed, 0) if allowed else (-row["margin"], row["margin"])
+        axes.fill_between(edges, y - LANE / 2, y + LANE / 2, color=PALE, alpha=0.6, linewidth=0)
+        axes.vlines(0, y - LANE / 2, y + LANE / 2, color=GREY, linewidth=0.8)
+        for end, beyond in ((row["low"], row["low"] < low), (row["high"], row["high"] > high)):
+            arrow = dict(arrowstyle="->" if beyond else "-", color=look.colour, linewidth=1.6, shrinkA=0, shrinkB=0)
+            if not pd.isna(end):
+                axes.annotate("", (min(max(end, low), high), at), (row["difference"], at), arrowprops=arrow)
+        axes.plot(row["difference"], at, look.marker, color=look.colour)
+        for view in views:
+            axes.plot(
+                row[f"difference_{view}"],
+                y + 0.1,
+                VIEWS[view][1],
+                color=INK,
+                fillstyle="none",
+                markersize=3.5,
+                markeredgewidth=0.8,
+            )
+        number = f"{row['difference']:+.2f}".replace("-", "\u2212")
+        axes.annotate(f"{number}\n{row['verdict']}", (1.03, y), xycoords=("axes fraction", "data"), va="center")
+        y += LANE / 2 + SPACE
+    axes.set(xlim=(low, high), ylim=(y, 0), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+
+
+def _limits(table: pd.DataFrame, others: list[pd.Series]) -> tuple[float, float]:
+    """An axis for all differences, and for those intervals that are not many times as wide as the others."""
+    half = (table.high - table.low) / 2
+    usual = half <= 5 * half.median()
+    ends = pd.concat(
+        [pd.Series([0.0]), table.difference, table.low[usual], table.high[usual], *others, -table.margin, table.margin]
+    )
+    room = 0.05 * (ends.max() - ends.min())
+    return ends.min() - room, ends.max() + room
 
 
 def interval(groups) -> tuple[pd.Series, pd.Series]:
@@ -256,15 +426,14 @@ def time_to_train(table: pd.DataFrame) -> plt.Figure:
         accuracy = "" if pd.isna(row.top1) else f", {'% '.join(str(row.top1).split(' ', 1))}"
         text = f"{row.minutes:.3g} min{accuracy}{'' if ' ' in accuracy[2:] or not accuracy else '%'}"
         weight = "bold" if own else "normal"
-        axes.annotate(
-            text, (row.minutes, position), (6, 0), textcoords="offset points", va="center", fontsize=SMALL, weight=weight
-        )
+        axes.annotate(text, (row.minutes, position), (6, 0), textcoords="offset points", va="center", weight=weight)
     labels = [f"{row.run}, {row.year}" + ("" if pd.isna(row.hardware) else f": {row.hardware}") for row in table.itertuples()]
     axes.set_yticks(range(len(table)), labels)
     for label, own in zip(axes.get_yticklabels(), ours):
         label.set_fontweight("bold" if own else "normal")
-    axes.set(xscale="log", xlabel="published minutes to train on ImageNet-1K, and top-1")
-    axes.set_xlim(table.minutes.min() / 1.5, table.minutes.max() * 40)
+    axes.set_xscale("log")
+    axes.set_xlabel("published minutes to train on ImageNet-1K, and top-1", loc="right")
+    axes.set_xlim(table.minutes.min() / 1.5, table.minutes.max() * 400)
     thousands(axes.xaxis, [0.1, 1, 10, 100, 1000])
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -273,91 +442,75 @@ def time_to_train(table: pd.DataFrame) -> plt.Figure:
 
 
 def step_parts(table: pd.DataFrame) -> plt.Figure:
-    """MODEL: where the time of a step goes on the paper's nodes, without and with overlap; at each bar's end the efficiency.
+    """MODEL: where the time of a step goes on the paper's nodes, with averages after or during the backward pass.
 
-    Expects `tables.on_the_papers_nodes`. The parts are medians over what was not published, so they need not add up exactly.
+    At each bar's end is the efficiency. Expects `tables.on_the_papers_nodes`. The parts are medians over what was not
+    published, so they need not add up exactly.
     """
-    figure, all_axes = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.3), sharey=True)
-    parts = {"compute": "computing", "waiting": "waiting", "allreduce": "allreduce"}
+    figure, all_axes = plt.subplots(2, 1, layout="constrained", figsize=(ONE_COLUMN, 3.8))
+    parts = {"compute": "computing", "waiting": "waiting", "allreduce": "averaging"}
     for axes, (images, rows) in zip(all_axes, table.groupby("images")):
         labels = []
         for position, row in enumerate(rows.itertuples()):
-            labels.append(f"{row.nodes} nodes, " + ("overlapped" if row.buckets > 1 else "nothing hidden"))
+            labels.append(f"{row.nodes:,} nodes, " + ("during" if row.buckets > 1 else "after"))
             left = 0.0
             for part, label in parts.items():
                 look, width = LOOKS[part], 1000 * getattr(row, part)
-                axes.barh(position, width, left=left, color=look.colour, hatch=look.marker, edgecolor="white", height=0.7)
-                if position == 0:  # where nothing is hidden, all parts are to be seen
-                    place, side, gap = (left + width, "right", -2) if part == "waiting" else (left, "left", 2)
-                    axes.annotate(label, (place, -0.55), (gap, 0), textcoords="offset points", ha=side, fontsize=SMALL)
+                axes.barh(
+                    position, width, left=left, color=look.colour, hatch=look.marker, edgecolor="white", height=0.7, label=label
+                )
                 left += width
-            axes.annotate(f" {row.efficiency:.0f}%", (left, position), va="center", fontsize=SMALL)
+            axes.annotate(f" {row.efficiency:.0f}%", (left, position), va="center")
         axes.set_yticks(range(len(labels)), labels)
-        axes.set(xlabel="ms a step, and efficiency (MODEL)", title=f"{images} images per process")
-        axes.set_ylim(len(labels) - 0.4, -1.1)
+        axes.set(title=f"{images} images per process")
+        axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.margins(x=0.16)
         axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    all_axes[1].set_xlabel("milliseconds of a step, by MODEL")
+    figure.legend(*(entries[:3] for entries in all_axes[0].get_legend_handles_labels()), loc="outside lower right", ncols=3)
     return figure
 
 
-def scaling(measured: pd.DataFrame, model: pd.DataFrame, published: pd.DataFrame) -> plt.Figure:
-    """Measured steps beside the model; efficiency, minutes and minutes to an accuracy over nodes, with 5 to 95% bands.
+def scaling(measured: pd.DataFrame, model: pd.DataFrame) -> plt.Figure:
+    """Measured steps beside the model; then efficiency, minutes and minutes to an accuracy over nodes, with 5 to 95% bands.
 
-    Expects `tables.measured_throughput`, `tables.extrapolated` and `tables.published_points`, which ran on other nodes.
+    Expects `tables.measured_throughput` and `tables.extrapolated`.
     """
-    figure, axes = plt.subplots(2, 2, layout="constrained", figsize=(TWO_COLUMNS, 5.8))
-    steps, efficiency, minutes, accuracy = axes.flat
+    figure, (steps, efficiency, minutes, accuracy) = plt.subplots(4, 1, layout="constrained", figsize=(ONE_COLUMN, 6.3))
     ends = []
     for look, (ranks, part) in zip(names.RANKS, measured.groupby("ranks")):
         spread = [part.seconds - part.low, part.high - part.seconds]
         steps.errorbar(part.images, part.seconds, spread, fmt=look.marker, color=look.colour)
         steps.plot(part.images, part.seconds_MODEL, "--", color=look.colour, linewidth=0.8)
         ends.append((part.images.iloc[-1], part.seconds.iloc[-1], f"{ranks} rank" + "s" * (ranks > 1), look.colour))
+    steps.set_xticks(sorted(measured.images.unique()))
     steps.set(
-        xlabel="images a rank (points: measured, median, 5 to 95%;\ndashed: MODEL)",
-        ylabel="seconds a step",
+        xlabel="images of a rank",
+        ylabel="seconds of a step",
         ylim=(0, None),
-        title=f"Measured on one machine:\n{measured.model[0]}, {measured['size'][0]} px",
+        title=f"{measured.model[0]}, {measured['size'][0]} px: measured\n(points) and MODEL (dashed)",
     )
-    beside(steps, ends, 0.08)
-    ends = []
-    for (regime, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
-        look, line = LOOKS[regime], "--" if buckets == 1 else "-"
-        for axis, column in ((efficiency, "efficiency"), (minutes, "minutes"), (accuracy, "minutes_to_accuracy")):
-            axis.plot(part.nodes, part[column], look.marker + line, color=look.colour, markersize=2.5)
-            axis.fill_between(
-                part.nodes, part[f"{column}_low"], part[f"{column}_high"], color=look.colour, alpha=0.15, linewidth=0
-            )
-        name = f"{regime}, " + ("nothing hidden" if buckets == 1 else "overlapped")
-        ends.append((part.nodes.iloc[-1], part.efficiency.iloc[-1], "\n".join(wrap(name, 14)), look.colour))
-    for axis in (efficiency, minutes, accuracy):
+    beside(steps, ends, 0.13)
+    few = "" if model.n.min() >= 3 else f" (no bands: n = {model.n.min()})"
+    efficiency.set(ylabel="efficiency, %", ylim=(0, 105), title=f"MODEL: efficiency{few}")
+    minutes.set(ylabel="minutes", yscale="log", title="MODEL: 90 epochs of ImageNet-1K")
+    accuracy.set(ylabel="minutes", yscale="log", title="MODEL: epochs of published runs to 75.9%")
+    accuracy.set_xlabel(f"nodes like this one, {model.interconnect[0]} assumed")
+    for axis, column in ((efficiency, "efficiency"), (minutes, "minutes"), (accuracy, "minutes_to_accuracy")):
+        ends = []
+        for (regime, buckets), part in model.groupby(["scaling", "buckets"], sort=False):
+            part, look, line = part.dropna(subset=column), LOOKS[regime], "--" if buckets == 1 else "-"
+            axis.plot(part.nodes, part[column], line, color=look.colour, linewidth=1)
+            band = part[f"{column}_low"], part[f"{column}_high"]
+            axis.fill_between(part.nodes, *band, color=look.colour, alpha=0.15, linewidth=0)
+            if len(part):
+                text = f"{regime}, " + ("after" if buckets == 1 else "during")
+                ends.append((part.nodes.iloc[-1], part[column].iloc[-1], text, look.colour))
         axis.set_xscale("log", base=2)
-        axis.set(xlabel=f"nodes like this one, {model.interconnect[0]} assumed", xlim=(model.nodes.min(), model.nodes.max()))
-        thousands(axis.xaxis, [1, 8, 64, 448, 4096])
-    few = "" if model.n.min() >= 3 else f"\n(no bands: timed steps n = {model.n.min()})"
-    efficiency.axhline(90, color=INK, linewidth=0.8, linestyle=":")
-    efficiency.annotate("published: above 90%", (model.nodes.min(), 90), (3, -9), textcoords="offset points", fontsize=SMALL)
-    efficiency.set(ylabel="efficiency, %", ylim=(0, 105), title=f"MODEL: efficiency, of nodes\nwithout allreduce{few}")
-    beside(efficiency, ends, 0.13)
-    look = LOOKS["published"]
-    minutes.plot(published.nodes, published.minutes, look.marker, color=look.colour, markersize=4, zorder=3)
-    for number, row in enumerate(published.sort_values("nodes").itertuples()):
-        left = number % 2  # alternately on each side, so that neighbours do not meet
-        minutes.annotate(
-            row.run.split(",")[0],
-            (row.nodes, row.minutes),
-            (-5, -3) if left else (5, 3),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="top" if left else "bottom",
-            fontsize=SMALL,
-        )
-    for axis in (minutes, accuracy):
-        axis.axhline(28, color=INK, linewidth=0.8, linestyle=":")
-        axis.annotate("published: 28", (model.nodes.min(), 28), (3, -9), textcoords="offset points", fontsize=SMALL)
-        axis.set(yscale="log", ylim=(10, None))
-    minutes.set(ylabel="minutes for 90 epochs", title="MODEL: 90 epochs of ImageNet-1K\n(diamonds: published, other nodes)")
-    accuracy.set(ylabel="minutes to 75.9%", title="MODEL, with the epochs that published\nruns took to 75.9% at each batch")
+        axis.set(xlim=(model.nodes.min(), model.nodes.max()))
+        thousands(axis.xaxis, [1, 8, 64, 512, 4096])
+        beside(axis, ends, 0.13)
     return figure
 
 
@@ -372,7 +525,7 @@ def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
         return figure
     figure, (left, right) = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.9), width_ratios=(1.75, 1))
     _branches(left, rates)
-    rows = {MEMBER: "a member", ENSEMBLE: "the ensemble", ONE_MODEL: "one model,\nas many\nimages"}
+    rows = {MEMBER: "a member", ENSEMBLE: "the ensemble", ONE_MODEL: "one model,\nas many images,\nas many in the\ntest's view"}
     points = points[points.label.isin(rows) & (points.members <= 3)]
     points = points[points.epochs == points.groupby("label").epochs.transform("max")]
     for position, label in enumerate(rows):
@@ -403,12 +556,15 @@ def _branches(axis: Axes, rates: pd.DataFrame) -> None:
             axis.plot(shown, part.rate, "-", color=trunk.colour)
             epoch = shown.iloc[-1]
             text = {"init": "start", "cyc1": "cycle 1", "cyc2": "cycle 2", "cyc3": "cycle 3"}[stage]
-            axis.annotate(
-                text, (shown.loc[part.rate.idxmax()], part.rate.max()), (2, 3), textcoords="offset points", fontsize=SMALL
-            )
+            axis.annotate(text, (shown.loc[part.rate.idxmax()], part.rate.max()), (2, 3), textcoords="offset points")
     for stage, end in ends.items():
         axis.annotate(
-            f"member {stage[-1]}", (end, 0), (0, -6), textcoords="offset points", ha="center", va="top", fontsize=SMALL
+            f"member {stage[-1]}" if stage == "collapse1" else stage[-1],
+            (end, 0),
+            (0, -6),
+            textcoords="offset points",
+            ha="center",
+            va="top",
         )
     top = rates.rate.max()
     said = (
@@ -416,7 +572,11 @@ def _branches(axis: Axes, rates: pd.DataFrame) -> None:
         (1.06, INK, "The next cycle starts from before it.\nThe ensemble is the mean of the\nmembers' predictions."),
     )
     for height, colour, text in said:
-        axis.text(29, height * top, text, color=colour, va="top", fontsize=SMALL)
+        axis.text(29, height * top, text, color=colour, va="top")
+    axis.annotate("Jumps: as in\nthe release.", (6, 0.32 * top), color=GREY, va="top")
+    for place in ((5, 0.94 * top), (25, 0.6 * top)):
+        line = dict(arrowstyle="-", color=GREY, linewidth=0.5, shrinkA=0, shrinkB=3)
+        axis.annotate("", place, (9, 0.33 * top), arrowprops=line)
     axis.grid(visible=False)
     axis.set_title("The Collapsed Ensemble's learning rate, as for ImageNet")
     axis.set(xlabel="epochs that lead to a model", ylabel="learning rate", yticks=(0, 0.5, 1, 1.5))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro.paper import questions, tables
+from repro.paper import plan, questions, tables
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
 from repro.run import tidy, trained
@@ -52,23 +52,28 @@ ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 
 def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
     """One row per claim, columns `CLAIM` and `FOUND`, from the runs and from the table of answers in `results`."""
-    claims, counted = tables.published("claims"), tables.that_count(tidy.runs(runs)[0])
+    return _ledger(tables.that_count(tidy.runs(runs)[0]), Path(results))
+
+
+def _ledger(counted: pd.DataFrame, results: Path) -> pd.DataFrame:
+    claims = tables.published("claims")
     rows = [claim | _found(claim, counted) for claim in claims.to_dict("records")]
-    return pd.DataFrame(rows + _questions(counted, Path(results))).reindex(columns=[*CLAIM, *FOUND])
+    return pd.DataFrame(rows + _questions(counted, results)).reindex(columns=[*CLAIM, *FOUND])
 
 
 def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     """The ledger of `results`, as text; and whether a claim is MISSED.
 
     It is that of the reference if `results` has no runs, or only tiny ones, such as the tour's, which answer nothing. The
-    first line says whether this code has trained the runs.
+    first line says whether this code has trained the runs, the next ones whether the plan was kept.
     """
     results = Path(results) if tables.of_size(Path(results) / "runs") else REFERENCE
-    table = ledger(results / "runs", results)
+    counted = tables.that_count(tidy.runs(results / "runs")[0])
+    table = _ledger(counted, results)
     if as_json:
         return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
-    counted = tables.that_count(tidy.runs(results / "runs")[0])
     lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
+    lines += plan.told()
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
         lines.append(f"{row.id:4} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
         ours, cost = with_interval(row), price(row)
@@ -82,7 +87,8 @@ def with_interval(row) -> str:
     """What was found, in words; "" if nothing was."""
     if pd.isna(row.ours) or pd.isna(row.low) or row.test == "test images":
         return "" if pd.isna(row.ours) else row.ours
-    return f"{row.ours} ({row.low:.2f} to {row.high:.2f}, n = {row.n:.0f})"
+    form = "+.2f" if row.ours.endswith("points") else ".2f"  # of a difference
+    return f"{row.ours} ({row.low:{form}} to {row.high:{form}}, n = {row.n:.0f})"
 
 
 def price(row) -> str:
@@ -182,7 +188,7 @@ def _beyond_test_images(claim: dict) -> dict:
     rounding = sum(0.5 * 10 ** -_decimals(text) for text in texts)
     difference = higher - lower
     return {
-        "ours": f"{difference:.2f} points; test images explain {noise:.2f} of them, rounding {rounding:.2f}",
+        "ours": f"{difference:.2f} points; test images explain up to {noise:.2f}, rounding up to {rounding:.2f}",
         "n": 1,
         "low": difference - noise - rounding,
         "high": difference + noise + rounding,
@@ -256,9 +262,15 @@ def one_gpu() -> dict:
     return json.loads((REFERENCE / "bench" / "gpu-plan.json").read_text())
 
 
+@cache
+def _on_the_papers_nodes() -> pd.DataFrame:
+    rows = tables.on_the_papers_nodes()
+    return rows[rows.images == 16].set_index(["nodes", "buckets"])
+
+
 def _modelled(id: str) -> str:
     """What MODEL says of A1 and A2, on nodes like R3's; never a measurement."""
-    rows = tables.on_the_papers_nodes().query("images == 16").set_index(["nodes", "buckets"])
+    rows = _on_the_papers_nodes()
     parts = []
     for buckets, how in ((1, "without"), (rows.index.get_level_values("buckets").max(), "with")):
         if id == "A1":

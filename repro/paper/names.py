@@ -5,7 +5,11 @@ told apart, so each thing has a marker and a line of its own as well.
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repro.recipes.controls import BATCHES, LENGTHS
 
 INK, GREY, PALE = "#222222", "#6f6f6f", "#d4d4d4"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
@@ -54,6 +58,9 @@ LOOKS = {
     "contradicted": Look(VERMILION, "X"),
     "equivalent": Look(BLUE, "s"),
     "not resolved": Look(GREY, "d"),
+    # Warm-up
+    "with warm-up": Look(BLUE, "o"),
+    "without warm-up": Look(VERMILION, "X", "--"),
     # Formulas of the learning rate
     "as_released": Look(INK, ".", "-"),
     "as_designed": Look(ORANGE, ".", "--"),
@@ -97,6 +104,31 @@ def recipe(name: str) -> str:
     return _RECIPES.get(name, name)
 
 
+# Recipes that differ in one number, and that a figure shows together: its title, and the name of each.
+TOGETHER = {
+    "batch, with warm-up": {f"batch_{n}": f"{n}" for n in BATCHES},
+    "batch, without warm-up": {f"batch_{n}_no_warmup": f"{n}" for n in BATCHES},
+    "epochs at batch 4096": {f"epochs_{n}_batch_4096": f"{n}" for n in LENGTHS},
+    "epochs at batch 14336": {f"epochs_{n}_batch_14336": f"{n}" for n in LENGTHS},
+}
+
+
+def panel(name: str) -> str:
+    """The title of the panel in which a figure shows a recipe."""
+    return next((title for title, together in TOGETHER.items() if name in together), recipe(name))
+
+
+def in_panel(name: str) -> str:
+    """What a recipe is called in a panel that it shares."""
+    return TOGETHER[panel(name)][name]
+
+
+def order(name: str) -> tuple[int, str]:
+    """The place of a recipe among others: as they are declared, and then your own by their names."""
+    declared = [*_RECIPES, *(each for together in TOGETHER.values() for each in together)]
+    return (declared.index(name) if name in declared else len(declared)), name
+
+
 TOPICS = {
     "collapse": "What the collapse does",
     "ensemble": "The Collapsed Ensemble against other uses of its images",
@@ -116,6 +148,20 @@ class Column(NamedTuple):
     heading: str
     form: str = ""
     meaning: str = ""
+
+
+def written(value: Any, name: str) -> str:
+    """A table's value as people read it, with the digits of its column; "" for what is missing."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    form = COLUMNS[name].form if name in COLUMNS else "any"
+    if not form or isinstance(value, str):
+        return str(value)
+    if form == "any":
+        form = ",.0f" if abs(value) >= 1000 else ".4g"
+    return format(value, form)
 
 
 # A name means the same in every table. The page of the results' files (docs/results.md) has those with a meaning.
@@ -254,6 +300,7 @@ COLUMNS = {
     "error_percent": Column("error, %", "+.1f", "error of the prediction, per cent of what was measured or published"),
     "allowed_percent": Column("allowed, %", ".0f", "how large the error may be, per cent"),
     # Composed by the report
+    "range": Column("smallest to largest"),
     "folder": Column("run"),
     "seed": Column("seed", ".0f"),
     "status": Column("status"),

@@ -221,18 +221,18 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(statistics.judge(family) for _, family in rows.groupby(["topic", "control"], sort=False)).sort_index()
 
 
-def compare(question: Question, models: pd.DataFrame, column: str = "top1") -> dict:
-    """A row for `verdicts`: the question's two sides among `tables.models` of one data set and shrink, by `statistics`."""
-    better, other = (rows_of(models, side)[column] for side in (question.better, question.other))
+def compare(question: Question, better: pd.Series, other: pd.Series) -> dict:
+    """A row for `verdicts`: the top-1 of the question's two sides, by their seeds, compared by `statistics` as it asks."""
     by = statistics.by_ranks if question.by_ranks else statistics.paired if question.paired else statistics.unpaired
     asked = {"topic": question.topic, "claim": question.claim, "control": question.control}
     return asked | by(better, other, question.not_worse_by)
 
 
 def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
-    row = compare(question, models)
+    better, other = (rows_of(models, side) for side in (question.better, question.other))
+    row = compare(question, better.top1, other.top1)
     for view in records.OTHER_VIEWS:
-        row[f"difference_{view}"] = compare(question, models, f"top1_{view}")["difference"]
+        row[f"difference_{view}"] = compare(question, better[f"top1_{view}"], other[f"top1_{view}"])["difference"]
     signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in records.OTHER_VIEWS))}
     row["views"] = (
         ""
@@ -241,7 +241,6 @@ def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
         if len(signs) == 1
         else "the sign depends on the view"
     )
-    better, other = (rows_of(models, side) for side in (question.better, question.other))
     row["low_originals"], row["high_originals"] = _over_originals(question, better, other, out)
     return row
 

@@ -4,6 +4,7 @@
 comes from a file is escaped.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,20 @@ from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
 from repro.paths import replacing
 
+# The two questions of each topic that the first page answers, as their sides (`_side`); of another topic the first two.
+LEADING = {
+    ("five_members", "one_model collapse"),
+    ("five_members", "one_model collapse_long"),
+    ("collapse_parts zero-crop-x2", "collapse_parts plain"),
+    ("collapse_parts zero-crop-x1", "collapse_parts zero-main-x1"),
+    ("batch_16384 main", "batch_2048 main"),
+    ("batch_32768 main", "batch_2048 main"),
+    ("batch_4096 main", "batch_4096_no_warmup main"),
+    ("batch_16384 main", "batch_16384_no_warmup main"),
+    ("epochs_120_batch_4096 collapse", "epochs_90_batch_4096 collapse"),
+    ("epochs_120_batch_14336 collapse", "epochs_90_batch_14336 collapse"),
+}
+FIRST_TOPIC = "ensemble"  # the paper's main question
 STATES = ["PASS", "SUPPORTED", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
 
 
@@ -66,7 +81,12 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "made": _made(mine),
         "smoke": shrink == "smoke",
         "bed": f"{data}, size {shrink}",
-        "findings": [found for topic in names.TOPICS if (found := _finding(topic, answers, mine, data, shrink))],
+        "findings": [
+            found
+            for topic in sorted(names.TOPICS, key=lambda topic: topic != FIRST_TOPIC)
+            if (found := _finding(topic, answers, mine, data, shrink))
+        ],
+        "networks": _networks(mine),
         "counts": _counts(ledger),
         "ledger_sentence": _ledger_sentence(ledger),
         "scaling_sentence": _scaling_sentence(measured),
@@ -107,8 +127,10 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         ),
         "kept": _table(_read(results, "ratios"), ["ratio", "recipe", "imagenet", "small", "factor", "kept", "reason"]),
         "accuracy": _table(
-            _of(models, data, shrink)[lambda table: table.variant == ""],
-            ["recipe", "members", "average", "epochs", "n", "top1", "sd", "smallest", "largest", "top5"],
+            _of(models, data, shrink)[lambda table: table.variant == ""].assign(
+                range=lambda table: [_interval(row.smallest, row.largest, ".2f") for row in table.itertuples()]
+            ),
+            ["recipe", "model", "members", "average", "epochs", "n", "top1", "sd", "range", "top5"],
         ),
         "predictions": _table(_read(results, "predictions"), ["recipe", ("n", "n_runs"), "predicted", "measured", "error"]),
         "provenance": _provenance(mine),
@@ -132,9 +154,18 @@ def _of(table: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
     return table[(table.data == data) & (table["shrink"] == shrink)]
 
 
-def _drawing(results: Path, name: str, alt: str) -> Markup | None:
+class Drawing(NamedTuple):
+    svg: Markup
+    wide: bool  # more than one column of a paper, so more than the window of a phone
+
+
+def _drawing(results: Path, name: str, alt: str) -> Drawing | None:
     path = results / "figures" / f"{name}.svg"
-    return Markup(svg.inline(path.read_text(), name, alt)) if path.exists() else None
+    if not path.exists():
+        return None
+    inline = svg.inline(path.read_text(), name, alt)
+    width = re.search(r"width: ([\d.]+)pt", inline)
+    return Drawing(Markup(inline), not width or float(width[1]) > 300)
 
 
 # --- Tables: text in cells, nothing for what is missing -----------------------------------------------------------------
@@ -146,7 +177,7 @@ def _table(frame: pd.DataFrame, columns: Iterable[str | tuple[str, str]]) -> Tab
     for each in columns:
         source, name = each if isinstance(each, tuple) else (each, each)
         column = COLUMNS[name]
-        cells = [_cell(value, name, column.form) for value in frame[source]]
+        cells = [_cell(value, name) for value in frame[source]]
         if any(cells):
             shown.append(cells)
             longest = max(len(Markup(cell).striptags()) for cell in cells)
@@ -155,23 +186,15 @@ def _table(frame: pd.DataFrame, columns: Iterable[str | tuple[str, str]]) -> Tab
     return Table(headings, [list(row) for row in zip(*shown)])
 
 
-def _cell(value: Any, name: str, form: str) -> str:
-    if pd.isna(value):
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if not form or isinstance(value, str):
-        text = str(value)
-        if name == "recipe" and names.recipe(text) != text:
-            return escape(names.recipe(text)) + Markup("<br><code>{}</code>").format(text)
-        if name == "state":
-            return Markup('<span class="state">{}</span>').format(text)
-        if text.startswith("MODEL: "):
-            return Markup('<span class="badge model">MODEL</span> {}').format(text.removeprefix("MODEL: "))
-        return text
-    if form == "any":
-        form = ",.0f" if abs(value) >= 1000 else ".4g"
-    return format(value, form)
+def _cell(value: Any, name: str) -> str:
+    text = names.written(value, name)
+    if name == "recipe" and names.recipe(text) != text:
+        return escape(names.recipe(text)) + Markup("<br><code>{}</code>").format(text)
+    if name == "state" and text:
+        return Markup('<span class="state">{}</span>').format(text)
+    if text.startswith("MODEL: "):
+        return Markup('<span class="badge model">MODEL</span> {}').format(text.removeprefix("MODEL: "))
+    return text
 
 
 def _intervals(frame: pd.DataFrame, form: str) -> list[str]:
@@ -240,35 +263,81 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
     seeds = sorted(int(seed) for seed in used.seed.unique())
     parameters = f"{{topics: [{topic}], data: {data}, shrink: {shrink}, seeds: {seeds}}}"
     claim = [row.claim + (" (control)" if row.control else "") for row in rows.itertuples()]
+    columns = [
+        "claim",
+        "top1",
+        "against",
+        "difference",
+        "interval",
+        "n",
+        "failed",
+        "failed_other",
+        "detectable",
+        "verdict",
+        "views",
+    ]
     return {
         "id": f"finding-{topic}",
         "topic": topic,
         "title": names.TOPICS[topic],
-        "sentence": _sentence(rows),
+        # What answers a lesser question does not stand for a main one that was not run.
+        "sentences": [_sentence(row) for row in _leading(rows).to_dict("records")]
+        if asked[0].claim in set(rows.claim)
+        else [f"Not run: {asked[0].claim}."],
+        "counts": _verdicts(rows),
         "table": _table(
             rows.assign(claim=claim, interval=_intervals(rows, "+.2f")),
-            ["claim", "top1", "against", "difference", "interval", "n", "detectable", "verdict", "views"],
+            [name for name in columns if name in {*rows, "interval"}],
         ),
         "command": f'.venv/bin/papermill notebooks/12-questions.ipynb out.ipynb -y "{parameters}"',
         "runs": sorted(used.folder),
     }
 
 
-def _sentence(rows: pd.DataFrame) -> str:
+def _side(side: questions.Side) -> str:
+    return side.recipe if side.average else f"{side.recipe} {side.members}"
+
+
+def _leading(rows: pd.DataFrame) -> pd.DataFrame:
+    """The two rows of a topic's answers that the first page shows."""
+    first = {each.claim for each in questions.QUESTIONS if (_side(each.better), _side(each.other)) in LEADING}
+    return rows.iloc[(~rows.claim.isin(first)).argsort(kind="stable")[:2]]
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    """An answer: "Supported: the claim (difference +3.49 points, 95% interval +3.11 to +3.87)."."""
+    verdict = row["verdict"].capitalize()
+    if row["verdict"] == "equivalent":
+        verdict += f" within {row['margin']:g} points"
+    found = f"difference {row['difference']:+.2f} points"
+    if interval := _interval(row["low"], row["high"], "+.2f"):
+        found += f", 95% interval {interval}"
+    elif min(row["n"], row["n_other"]) < 3:
+        found += f", n = {min(row['n'], row['n_other'])}: too few for an interval"
+    if row.get("failed", 0) + row.get("failed_other", 0):
+        found += f"; {row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}"
+    return f"{verdict}: {row['claim']} ({found})."
+
+
+def _verdicts(rows: pd.DataFrame) -> str:
+    """How many answers there are of each verdict, of how many seeds."""
     said = []
     for control, word in ((False, "question"), (True, "control")):
         part = rows[rows.control == control]
         if len(part):
             verdicts = ", ".join(f"{number} {verdict}" for verdict, number in part.verdict.value_counts().items())
             said.append(f"{len(part)} {word}{'s' * (len(part) > 1)}: {verdicts}")
-    largest = rows.loc[rows.difference.abs().idxmax()]
-    interval = _interval(largest.low, largest.high, "+.2f")
-    band = f", 95% interval {interval}" if interval else ""
     seeds = " to ".join(map(str, dict.fromkeys((rows[["n", "n_other"]].min().min(), rows[["n", "n_other"]].max().max()))))
-    return (
-        f"{'; '.join(said)} (n = {seeds} seeds). The largest difference is {largest.difference:+.2f} points{band}, of: "
-        f"{largest.claim} ({largest.verdict})."
-    )
+    return f"{'; '.join(said)} (n = {seeds} seeds)"
+
+
+def _networks(runs: pd.DataFrame) -> str:
+    """Which network the recipes train: that of most runs, and the others with their recipes."""
+    if runs.empty:
+        return ""
+    usual, *others = runs.model.value_counts().index
+    said = [f"{model} in {', '.join(map(names.recipe, runs[runs.model == model].recipe.unique()))}" for model in others]
+    return f"The network is {usual}" + "".join(f", but {each}" for each in said) + "."
 
 
 def _ledger_sentence(ledger: pd.DataFrame) -> str:
@@ -282,13 +351,14 @@ def _ledger_sentence(ledger: pd.DataFrame) -> str:
 
 
 def _scaling_sentence(measured: pd.DataFrame) -> str:
-    several = measured[measured.ranks > 1]
+    several = measured[(measured.ranks > 1) & measured.efficiency.notna()]
+    cluster = "No cluster was available, so the efficiency above 90% on many nodes and the 28 minutes were not measured."
     if several.empty:
-        return "Steps were measured on one rank only."
+        return f"Too few steps were timed to compare several ranks with one. {cluster}"
     row = several.sort_values(["ranks", "images"]).iloc[-1]
     return (
-        f"On this machine, {row.ranks} ranks train {row.model} at {row.efficiency:.0f}% of the images/s per rank of one rank "
-        "alone. No cluster was available, so the efficiency above 90% on many nodes and the 28 minutes were not measured."
+        f"On one machine, {row.ranks} ranks train {row.model} at {row.efficiency:.0f}% of the images/s per rank of one rank "
+        f"alone. {cluster}"
     )
 
 

@@ -12,6 +12,7 @@ So, before the correction, either is supported if its interval is above the test
 import bisect
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def by_ranks(better: pd.Series, other: pd.Series, not_worse_by: float = 0.0) -> 
     return row | ({"low": gaps[outside - 1], "high": gaps[-outside]} if outside else {})
 
 
+@cache
 def _outside(n: int, n_other: int) -> int:
     """The k for which the interval is from the k-th smallest difference to the k-th largest; 0 if there is none.
 
@@ -160,6 +162,7 @@ def _by_t(row: dict[str, Any], se: float, df: float) -> dict[str, float]:
     return {"low": low, "high": high, "p": p, "p_equivalent": p_equivalent, "detectable": se * _found(df)}
 
 
+@cache
 def _found(df: float) -> float:
     """The true difference, in standard errors, that a two-sided t-test finds with a power of `POWER`."""
     critical = stats.t.ppf(1 - LEVEL / 2, df)

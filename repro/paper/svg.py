@@ -6,7 +6,20 @@ import xml.etree.ElementTree as ET
 from repro.paper.names import COLOURS
 
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-DRAWN = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "pattern", "rect"}  # what matplotlib draws with
+DRAWN = {
+    "svg",
+    "g",
+    "path",
+    "text",
+    "tspan",
+    "use",
+    "defs",
+    "clipPath",
+    "pattern",
+    "rect",
+    "image",
+}  # what matplotlib draws with
+PIXELS = "data:image/png;base64,"  # the only image that is kept: one that is in the file
 PAPER = "#ffffff"
 
 PLACES = {"d", "x", "y", "width", "height"}
@@ -17,8 +30,8 @@ def inline(text: str, prefix: str, alt: str) -> str:
     """The SVG file's `text` as an element for HTML, described by `alt`.
 
     Coordinates keep a decimal, of a point. A page has several figures, so ids get the `prefix`. The colours of `names`
-    become the page's variables (--ink, --blue), white becomes --paper. Of any file only shapes and text are kept: no script,
-    style sheet or link to elsewhere.
+    become the page's variables (--ink, --blue), white becomes --paper. Of any file only shapes, text and pixels are kept: no
+    script, style sheet or link to elsewhere.
     Raises xml.etree.ElementTree.ParseError if the text is no XML.
     """
     root = ET.fromstring(text)
@@ -32,8 +45,10 @@ def inline(text: str, prefix: str, alt: str) -> str:
             if name == "id":
                 if value in referred:
                     kept[name] = f"{prefix}-{value}"
-            elif name.startswith(("on", "{")) or (name == "href" and not value.startswith("#")):
+            elif name.startswith(("on", "{")) or (name == "href" and not value.startswith(("#", PIXELS))):
                 continue
+            elif name == "href" and value.startswith(PIXELS):
+                kept[name] = value
             elif name == "href":
                 kept[name] = f"#{prefix}-{value[1:]}"
             elif "url(" in value:
@@ -50,7 +65,8 @@ def inline(text: str, prefix: str, alt: str) -> str:
 
 def _clean(element: ET.Element) -> None:
     for child in list(element):
-        if isinstance(child.tag, str) and child.tag.removeprefix(SVG) in DRAWN:
+        name = child.tag.removeprefix(SVG) if isinstance(child.tag, str) else ""
+        if name in DRAWN and (name != "image" or child.get(LINK, "").startswith(PIXELS)):
             _clean(child)
         else:
             element.remove(child)

@@ -4,18 +4,22 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from repro import ReproError
+from repro.images.views import DRAWS, crop_view, scale_aspect_view, test_view
 from repro.paper import names, questions
 from repro.paper.questions import Side
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
-from repro.recipes.controls import LENGTHS
+from repro.recipes.controls import BATCHES, LENGTHS
 from repro.run import records, tidy
 from repro.run.identity import code_digest
 from repro.run.shapes import recipe_of
@@ -45,6 +49,17 @@ def save(table: pd.DataFrame, results: Path | str, name: str) -> None:
         table.to_csv(temporary, index=False)
 
 
+def shown(table: pd.DataFrame, columns: Iterable[str] = ()) -> Styler:
+    """A table, or these columns of it, for a notebook: headings with units, and numbers with the digits that matter."""
+    table = table[list(columns) or list(table)].reset_index(drop=True)
+    headings = [names.COLUMNS[name].heading if name in names.COLUMNS else name.replace("_", " ") for name in table]
+    texts = {name: partial(names.written, name=name) for name in table}
+    cells = {"text-align": "left", "vertical-align": "top", "padding": "0.2em 0.6em", "white-space": "normal"}
+    look = [{"selector": "th, td", "props": list((cells | {"max-width": "15em"}).items())}]
+    styled = table.style.format(texts).hide(axis="index").set_table_styles(look)  # type: ignore[arg-type]
+    return styled.relabel_index(headings, axis="columns")
+
+
 def runs_or_reference(runs: Path | str = "", results: Path | str = RESULTS) -> Path:
     """The folder to read runs from: `runs` if given, else that in `results`, or the reference's if none there is `of_size`."""
     if runs and not records.complete_runs(runs):
@@ -55,7 +70,7 @@ def runs_or_reference(runs: Path | str = "", results: Path | str = RESULTS) -> P
 
 def of_size(runs: Path | str) -> bool:
     """Whether a folder has complete runs other than tiny ones, such as the tour's, which answer nothing."""
-    return any(records.read(run)["shrink"] != "smoke" for run in records.complete_runs(runs))
+    return any(run["status"] == "complete" and run["shrink"] != "smoke" for run in records.read_all(runs).values())
 
 
 def recipes() -> pd.DataFrame:
@@ -109,36 +124,23 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
     top1_zoom and top1_scale_aspect (in other views), originals (of the test images), default_model (not another one by
     --model). `that_count` says which runs count; `folders` are the names of the run folders to choose from, by default all.
     """
-    ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1)
-    ends = ends.assign(members=ends.stage, average="")
-    parts = []
-    for folder, stages in ends.groupby("folder"):
-        record = records.read(Path(out) / folder)
-        recipe = recipe_of(record)
-        keys = stages[["folder", *KEYS]].iloc[0].to_dict()
-        ensembles = pd.DataFrame(
-            keys
-            | {
-                "members": " + ".join(entry["members"]),
-                "average": entry["average"],
-                "top1": 100 * entry["top1"] / entry["images"],
-                "top5": 100 * entry["top5"] / entry["images"],
-                "test_images": entry["images"],
-                **tidy.in_views(entry),
-            }
-            for entry in records.ensembles(Path(out) / folder)
-        )
-        part = pd.concat([stages, ensembles]) if len(ensembles) else stages
-        lineages = [recipe.lineage(members.split(" + ")) for members in part.members]
-        part = part.assign(
-            epochs=[sum(stage.iterations * recipe.batch(stage) for stage in path) / recipe.epoch_images for path in lineages],
-            originals=record["data"]["originals"],
-            default_model=record["model"] == _default_model(record),
-        )
-        parts.append(part)
-    table = pd.concat(parts).sort_values("folder", kind="stable", ignore_index=True)
+    ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1).sort_values("folder", kind="stable")
     columns = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS]
-    return table[["folder", *KEYS, *columns, "originals", "default_model"]]
+    known, rows = records.read_all(out), []
+    for folder, stages in groupby(ends.to_dict("records"), key=itemgetter("folder")):
+        record = known[Path(out) / folder]
+        recipe = recipe_of(record)
+        of_run = {"originals": record["data"]["originals"], "default_model": record["model"] == _default_model(record)}
+        found = [stage | {"members": stage["stage"], "average": ""} for stage in stages]
+        for entry in records.ensembles(Path(out) / folder):
+            accuracy = {name: 100 * entry[name] / entry["images"] for name in ("top1", "top5")}
+            members = {"members": " + ".join(entry["members"]), "average": entry["average"], "test_images": entry["images"]}
+            found.append({key: found[0][key] for key in ("folder", *KEYS)} | members | accuracy | tidy.in_views(entry))
+        for row in found:
+            path = recipe.lineage(row["members"].split(" + "))
+            epochs = sum(stage.iterations * recipe.batch(stage) for stage in path) / recipe.epoch_images
+            rows.append(row | {"epochs": epochs} | of_run)
+    return pd.DataFrame(rows)[["folder", *KEYS, *columns, "originals", "default_model"]]
 
 
 def _default_model(record: dict) -> str:
@@ -230,6 +232,45 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     for label, line, number, side in drawn:
         rows.append(questions.rows_of(models, side).reset_index().assign(label=label, line=line, members=number))
     return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
+
+
+def batches(models: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 of each run that the questions about batches compare: batch, warmup (whether it had one), seed, top1.
+
+    Expects `models` of one data set and shrink.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    sides = [
+        (batch, warmup, Side(f"batch_{batch}" + ("" if warmup else "_no_warmup"), "main"))
+        for batch in BATCHES
+        for warmup in (True, False)
+    ]
+    rows = [questions.rows_of(models, side).reset_index().assign(batch=batch, warmup=warmup) for batch, warmup, side in sides]
+    return pd.concat(rows)[["batch", "warmup", "seed", "top1"]]
+
+
+def views(data: str, original: int = 2, seed: int = 0) -> pd.DataFrame:
+    """The pixels of a test image of a data set, as it is stored and in each view: view, draw, y, x, value (grey).
+
+    Where the images are noisy drawings of few originals, it is the mean of all drawings of one, which has little noise. The
+    training view and the collapse's are drawn at random, here three times and twice.
+    """
+    from repro.images.data import ZOOM, Images  # loads torch, which no other table needs
+
+    images = Images(data, "test")
+    drawings = [images.load(number)[1] for number in range(original, len(images), images.originals)]
+    image = np.mean(drawings, axis=0).round().astype(np.uint8)
+    seen, random = images.preprocessing, np.random.default_rng(seed)
+    shown = [("stored", image)]
+    shown += [("training view", scale_aspect_view(image, seen, list(random.random(DRAWS)))) for _ in range(3)]
+    shown += [("collapse's view", crop_view(image, seen, list(random.random(DRAWS)))) for _ in range(2)]
+    shown += [("test view", test_view(image, seen)), ("enlarged test view", test_view(image, seen, ZOOM))]
+    parts = []
+    for draw, (view, pixels) in enumerate(shown):
+        grey = pixels.mean(-1).round().astype(int) if pixels.ndim == 3 else pixels
+        y, x = np.indices(grey.shape)
+        parts.append(pd.DataFrame({"view": view, "draw": draw, "y": y.ravel(), "x": x.ravel(), "value": grey.ravel()}))
+    return pd.concat(parts)
 
 
 def predictions(out: Path | str) -> pd.DataFrame:
@@ -374,22 +415,6 @@ def published_runs() -> list[steptime.Published]:
         steptime.Published("A2, 1536 nodes in 28 minutes", 1536, 1, 16, NINETY / 28),
         steptime.Published("You et al., 2048 nodes", 2048, 1, you.global_batch / 2048, NINETY / you.minutes),
     ]
-
-
-def published_points() -> pd.DataFrame:
-    """Nodes, images/s and minutes for 90 epochs of each of `published_runs`."""
-    return pd.DataFrame(
-        [
-            {
-                "label": "published",
-                "run": run.name,
-                "nodes": run.nodes,
-                "images_per_s": run.images_per_s,
-                "minutes": NINETY / run.images_per_s,
-            }
-            for run in published_runs()
-        ]
-    )
 
 
 def published_checks() -> pd.DataFrame:

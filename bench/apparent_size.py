@@ -4,7 +4,8 @@ The training view enlarges objects, about 1.2 times at the median, and scaling a
 size is made in two ways:
 
 drawn    the test drawings again, larger or smaller, and then with the noise of the test images: only the size changes
-scaled   the test images, scaled: size and noise change together, as in the training view
+scaled   the test images, scaled to a whole number of pixels near that size (`true_size` in the table): size and noise change
+         together, as in the training view
 
     python -m bench.apparent_size [--results results]
 
@@ -55,6 +56,11 @@ def scaled(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
     return images.tensors([label for label, _ in loaded], views)
 
 
+def true_size(how: str, size: float, side: int) -> float:
+    """The size of digits that are wanted at `size` times theirs, in images of `side` pixels."""
+    return size if how == "drawn" else round(size * side) / side
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=given, default=RESULTS, help="folder of the results (default: %(default)s)")
@@ -78,6 +84,7 @@ def main() -> None:
                 with torch.inference_mode():
                     right = torch.cat([model(part).argmax(1) for part in batch.split(250)]) == labels
                 row = {"recipe": RECIPE, "seed": run["settings"]["seed"], "stage": stage, "how": how, "size": size}
+                row["true_size"] = true_size(how, size, images.preprocessing.short_side)
                 rows.append(row | {"images": NUMBER, "top1": 100 * float(right.double().mean())})
     table = pd.DataFrame(rows)
     print(table.pivot_table(index=["how", "size"], columns="stage", values="top1")[list(STAGES)].round(2))

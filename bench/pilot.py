@@ -24,9 +24,10 @@ def spreads(answers: pd.DataFrame) -> pd.DataFrame:
     for row in answers.itertuples():
         n = min(row.n, row.n_other)
         if n >= statistics.FEWEST:
-            limit = statistics.sd_limit(row.sd, n, row.paired)
-            seeds, most = (statistics.needed(sd, paired=row.paired) for sd in (row.sd, limit))
-            rows.append((row.topic, row.claim, row.paired, n, row.sd, limit, seeds, most))
+            paired = row.compared == "paired t"
+            limit = statistics.sd_limit(row.sd, n, paired)
+            seeds, most = (statistics.needed(sd, paired=paired) for sd in (row.sd, limit))
+            rows.append((row.topic, row.claim, paired, n, row.sd, limit, seeds, most))
     return pd.DataFrame(rows, columns=["topic", "claim", "paired", "n", "sd", "sd_limit", "seeds", "seeds_limit"])
 
 

@@ -6,7 +6,8 @@ What a question finds because of that says nothing about weights.
 
     python -m bench.precise_statistics [--results results]
 
-Needs the runs of `make reproduce` with their snapshots. Writes bench/precise_statistics.csv, the answers with both statistics.
+Needs the runs of `make reproduce` with their snapshots. Writes bench/precise_runs.csv, the top-1 of each model and ensemble
+with the statistics of the run and with recomputed ones, and bench/precise_statistics.csv, the answers by the latter.
 """
 
 import argparse
@@ -59,6 +60,17 @@ def tested(folder: Path) -> list[dict]:
     return rows
 
 
+def answered(models: pd.DataFrame) -> pd.DataFrame:
+    """The answers of `tables.models` of one data set and shrink by their column `precise`, of the questions that have runs."""
+    rows = []
+    for question in questions.QUESTIONS:
+        sides = (questions.rows_of(models, side).precise for side in (question.better, question.other))
+        rows.append(questions.compare(question, *sides))
+    table = questions.verdicts(pd.DataFrame(rows))
+    table = table[(table.n > 0) & (table.n_other > 0)]
+    return table[["topic", "claim", "n", "n_other", "difference", "low", "high", "p_holm", "verdict"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=given, default=RESULTS, help="folder of the results (default: %(default)s)")
@@ -70,13 +82,12 @@ def main() -> None:
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
-    stored, recomputed = (questions.answers(table, results / "runs") for table in (models, models.assign(top1=models.precise)))
-    columns = ["topic", "claim", "n", "n_other", "difference", "low", "high", "verdict"]
-    table = recomputed[columns].assign(running=stored.difference, running_verdict=stored.verdict)
-    table = table[(table.n > 0) & (table.n_other > 0)]
+    table = answered(models)
     print(table.round(2).to_string(index=False))
-    with replacing(writable_folder(results / "bench") / "precise_statistics.csv") as temporary:
-        table.round(4).to_csv(temporary, index=False)
+    of_runs = models[["recipe", "seed", "members", "average", "top1", "precise"]]
+    for name, written in (("precise_statistics", table), ("precise_runs", of_runs)):
+        with replacing(writable_folder(results / "bench") / f"{name}.csv") as temporary:
+            written.to_csv(temporary, index=False)  # all digits: whoever rounds does so once
 
 
 if __name__ == "__main__":

@@ -3,44 +3,45 @@
     .venv/bin/python docs/write_numbers.py            fills every place that a page marks
     .venv/bin/python docs/write_numbers.py --check    writes nothing; exit status 1 if a page is not what the files say
 
-A page marks a place by <!-- numbers: NAME -->, where NAME is a key of PLACES below, and <!-- end -->.
+A page marks a place by <!-- numbers: NAME -->, where NAME is a key of PLACES below, and <!-- end -->; within a sentence NAME is
+a key of `in_sentences`.
 """
 
 import csv
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from statistics import mean, median
 
+import pandas as pd
+
+from repro.paper import questions, statistics, tables
 from repro.paper.names import COLUMNS
+from repro.recipes import RECIPES
 from repro.run import records
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE, PUBLISHED = "results/reference", "results/published"
-PLACE = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+PLACE = re.compile(r"(<!-- numbers: ([\w-]+) -->\n?).*?(<!-- end -->)", re.S)
 
-# The questions that the README shows; docs/digits.md has all.
-FRONT_DOOR = (
-    "The released collapse is better than the plain end of the linear decay",
-    "Of the collapse, the view helps",
-    "The Collapsed Ensemble beats one model of equal images and equal exposure to the collapse's view",
-    "The Collapsed Ensemble beats a snapshot ensemble with as many images in the collapse's view",
-    "The Collapsed Ensemble beats one model of equal images and about equal cost of inference",
-    "Batch 16384 loses nothing against 2048: with the linear rule and warm-up it is the better one",
-)
-
-REMOVED = "fast_bf16"  # a reduction that the trainer no longer has, in files that were measured with it
-
-# What was published on ImageNet-1K about a topic's questions ({R1}, {A1}: results/published), and which recipes answer them.
-TOPICS = {
-    "batch": "no loss at 14336; no ablation known",
-    "collapse": "{R1}% without, {R2}% with it",
-    "ensemble": "{A4} against {A3}",
-    "cost": "{A4}, similar to a ResNet-152",
-    "length": "not stated",
+# The questions that the README shows, the paper's own comparison first, with what was published on ImageNet-1K about the same
+# comparison ({R1}, {A1}: results/published); nothing where the paper makes none. docs/digits.md has all questions.
+FRONT_DOOR = {
+    "The Collapsed Ensemble beats one model of equal images with the released collapse": "{A4} against {A3}",
+    "The Collapsed Ensemble beats one model of equal images and equal exposure to the collapse's view": "",
+    "The Collapsed Ensemble loses at most half a point against a deeper model of equal training arithmetic": (
+        "{A4}, similar to a ResNet-152"
+    ),
+    "The released collapse is better than the plain end of the linear decay": "{R1}% without, {R2}% with it (one run each)",
+    "At a falling rate, the collapse's view helps": "",
+    "Batch 16384 loses at most half a point against 2048": "",
 }
+
+STORED = 18  # pixels a side of a stored digit: a digit is scaled to a whole number of pixels
+REMOVED = "fast_bf16"  # a reduction that the trainer no longer has, in files that were measured with it
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -55,6 +56,7 @@ def read(path: str) -> dict:
     return json.loads((ROOT / path).read_text())
 
 
+@cache
 def runs() -> list[Path]:
     return records.complete_runs(ROOT / REFERENCE / "runs")
 
@@ -95,8 +97,16 @@ def heads(*columns: str) -> str:
     return " | ".join(COLUMNS[name].heading for name in columns)
 
 
+def commits(versions: set[str]) -> str:
+    """The commits of several versions, each once, also if it had uncommitted changes only some of the time."""
+    found = sorted({commit(version) for version in versions})
+    both = [each for each in found if f"{each} with uncommitted changes" in found]
+    said = [each + " (in part with uncommitted changes)" if each in both else each for each in found]
+    return ", ".join(each for each in said if each.removesuffix(" with uncommitted changes") not in both)
+
+
 def made(path: str, command: str, when: str, versions: set, machine: str, more: str) -> str:
-    how = ", ".join(sorted({commit(version) for version in versions}))
+    how = commits(versions)
     return f"From [{Path(path).name}]({path}): `{command}` on {when[:10]}, {how}; {machine}; {more}."
 
 
@@ -105,10 +115,12 @@ def number(value: float) -> str:
 
 
 def difference(row: dict) -> str:
-    if not row["low"]:  # fewer than three seeds
+    """A row's difference with its interval, and how many runs failed; "" with fewer than three seeds."""
+    if not row["low"] or pd.isna(row["low"]):
         return ""
     low, middle, high = (f"{float(row[key]):+.2f}" for key in ("low", "difference", "high"))
-    return f"{middle} ({low} to {high})"
+    failed = f"; {row['failed_other']} of the other {row['n_other']} failed" if int(row.get("failed_other") or 0) else ""
+    return f"{middle} ({low} to {high}){failed}"
 
 
 def results() -> str:
@@ -127,7 +139,12 @@ def results() -> str:
             ours,
         ]
 
-    lines = [
+    lines = []
+    found = {row["claim"]: row for row in rows_of(f"{REFERENCE}/tables/answers.csv")}
+    for claim, value in FRONT_DOOR.items():
+        ours = f"{difference(found[claim])} *{found[claim]['verdict']}*".strip()
+        lines.append(line(claim, "12-questions", "repro/recipes/controls.py", "tables/answers.csv", value, ours))
+    lines.append(
         line(
             "Learning rates of the released recipes",
             "01-recipes",
@@ -136,12 +153,7 @@ def results() -> str:
             "solver files",
             "[equal at every step](tests/test_schedule.py)",
         )
-    ]
-    for row in answers():
-        if row["claim"] in FRONT_DOOR:
-            ours = f"{difference(row)} *{row['verdict']}*"
-            value = TOPICS[row["topic"]]
-            lines.append(line(row["claim"], "12-questions", "repro/recipes/controls.py", "tables/answers.csv", value, ours))
+    )
     lines.append(
         line(
             "Scaling efficiency; time to train",
@@ -158,12 +170,13 @@ def results() -> str:
 
 def origin() -> str:
     found, counts = list(map(records.read, runs())), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
-    versions = ", ".join(sorted({commit(run["version"]) for run in found}))
+    versions = commits({run["version"] for run in found})
     cores = ", ".join(sorted({f"{run['cores']} cores" for run in found}))
+    alone = sum(run["ranks"] == 1 for run in found)
     return (
         f"Ours: differences in top-1, points, n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds (95% "
-        f"interval; verdicts corrected for all questions); {len(found)} single-core runs, "
-        f"{sum(run['seconds'] for run in found) / 60:.0f} core-minutes in total, on {cores}, {versions}."
+        f"interval; verdicts corrected for all questions of a topic); {len(found)} runs, {alone} of them on one core, "
+        f"{sum(run['seconds'] for run in found) / 60:.0f} minutes in total, on {cores}, {versions}."
     )
 
 
@@ -209,26 +222,23 @@ def digits_size() -> str:
 
     lines = []
     for size in dict.fromkeys(row["size"] for row in rows):
-        cells = [size]
-        for how in ("drawn", "scaled"):
+        cells = []
+        for how, true in (("drawn", float(size)), ("scaled", round(float(size) * STORED) / STORED)):
             plain, collapsed = top1(how, size, "plain"), top1(how, size, "zero-crop-x2")
-            cells += [f"{plain:.1f}", f"{collapsed:.1f}", f"{collapsed - plain:+.1f}"]
+            cells += [f"{true:.3g}", f"{plain:.1f}", f"{collapsed:.1f}", f"{collapsed - plain:+.1f}"]
         lines.append(cells)
-    head = "size | drawn: plain end, % | collapse, % | difference | scaled: plain end, % | collapse, % | difference"
+    head = "drawn at size | plain end, % | collapse, % | difference | scaled to size | plain end, % | collapse, % | difference"
     seeds = len({row["seed"] for row in rows})
     return table(head, lines) + f"\n\nOurs: top-1 on the first 5,000 test images, means over {seeds} seeds."
 
 
 def digits_precise() -> str:
-    lines = []
-    for row in rows_of(f"{REFERENCE}/bench/precise_statistics.csv"):
-        same = row["verdict"] == row["running_verdict"]
-        verdict = row["verdict"] if same else f"{row['verdict']} (was {row['running_verdict']})"
-        lines.append(
-            [row["claim"], min(int(row["n"]), int(row["n_other"])), f"{float(row['running']):+.2f}", difference(row), verdict]
-        )
-    head = f"{heads('claim', 'n')} | difference, running statistics | recomputed (95% interval) | {heads('verdict')}"
-    return table(head, lines)
+    running = {row["claim"]: row for row in answers()}
+    lines = [
+        [row["claim"], min(int(row["n"]), int(row["n_other"])), difference(running[row["claim"]]), difference(row)]
+        for row in rows_of(f"{REFERENCE}/bench/precise_statistics.csv")
+    ]
+    return table(f"{heads('claim', 'n')} | difference, running statistics (95% interval) | recomputed (95% interval)", lines)
 
 
 def digits_ratios() -> str:
@@ -296,6 +306,148 @@ def digits_loss() -> str:
         [name, f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"] for name, values in zip(names, zip(*found))
     ]
     return table(f"training loss | mean, n = {len(found)} runs | range", lines)
+
+
+@cache
+def accuracies() -> dict[questions.Side, pd.Series]:
+    """Top-1 of each side of a question and of each branch of collapse_parts, by seed."""
+    models = tables.models(ROOT / REFERENCE / "runs")
+    sides = [side for question in questions.QUESTIONS for side in (question.better, question.other)]
+    sides += [questions.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
+    return {side: questions.rows_of(models, side).top1 for side in sides}
+
+
+def judged(without: list[int]) -> pd.DataFrame:
+    """The answers without some seeds, without the columns that read predictions, by claim."""
+    rows = []
+    for question in questions.QUESTIONS:
+        sides = (accuracies()[side].drop(without, errors="ignore") for side in (question.better, question.other))
+        rows.append(questions.compare(question, *sides))
+    return questions.verdicts(pd.DataFrame(rows)).set_index("claim")
+
+
+def parts(stage: str) -> pd.Series:
+    """Top-1 of a branch of collapse_parts by seed."""
+    return accuracies()[questions.Side("collapse_parts", stage)]
+
+
+def effects() -> dict[str, dict]:
+    """What rate and view do in each other's presence, and their interaction."""
+    kept, zero, kept_crop, zero_crop = (parts(f"{which}-x1") for which in ("keep-main", "zero-main", "keep-crop", "zero-crop"))
+    return {
+        "the rate's fall, in the main view": statistics.paired(zero, kept),
+        "the rate's fall, in the collapse's view": statistics.paired(zero_crop, kept_crop),
+        "the collapse's view, at a kept rate": statistics.paired(kept_crop, kept),
+        "the collapse's view, with the rate falling to zero": statistics.paired(zero_crop, zero),
+        "interaction: the last less the one before": statistics.paired(zero_crop - zero, kept_crop - kept),
+        "the released collapse against the plain end": statistics.paired(parts("zero-crop-x2"), parts("plain")),
+        "the last less the view's gain at a falling rate": statistics.paired(
+            parts("zero-crop-x2") - parts("plain"), zero_crop - zero
+        ),
+    }
+
+
+def digits_effects() -> str:
+    branches = [
+        [rate, *(f"{parts(f'{how}-{view}-x1').mean():.2f}" for view in ("main", "crop"))] for how, rate in RATES.items()
+    ]
+    lines = [[name, difference(row | {"failed_other": 0})] for name, row in effects().items()]  # differences do not fail
+    cells = table("rate | main view, top-1, % | collapse's view, top-1, %", branches)
+    return cells + "\n\n" + table(f"effect | {heads('difference')} (95% interval), n = {len(parts('plain'))} seeds", lines)
+
+
+RATES = {"keep": "kept", "zero": "to zero"}
+
+
+def digits_later_seeds() -> str:
+    """The answers of 16 seeds without the first three, whose runs of an earlier code had been seen."""
+    every, later = judged([]), judged([0, 1, 2])
+    lines = [
+        [claim, difference(row._asdict()), difference(later.loc[claim].to_dict()), later.verdict[claim]]
+        for claim, row in zip(every.index, every.itertuples())
+        if row.topic in ("collapse", "ensemble", "cost") and row.n_other
+    ]
+    moved = sum(later.verdict[claim] != every.verdict[claim] for claim, *_ in lines)
+    said = "No verdict differs" if not moved else f"{moved} verdicts differ"
+    return (
+        table(f"{heads('claim')} | all seeds | seeds 3 to 15 | {heads('verdict')}, seeds 3 to 15", lines)
+        + f"\n\n{said} from that of all seeds."
+    )
+
+
+@cache
+def without_a_seed() -> dict[int, str]:
+    """By the number of seeds, how many verdicts are lost if some seed is left out, of how many."""
+    every = judged([])
+    resolved = every[~every.verdict.isin(["not resolved", "not run"])]
+    lost = set()
+    for seed in range(resolved.n.max()):
+        part = judged([seed]).verdict[resolved.index]
+        lost |= {claim for claim in resolved.index[part != resolved.verdict]}
+    return {n: f"{resolved.index[resolved.n == n].isin(lost).sum()} of {(resolved.n == n).sum()}" for n in resolved.n.unique()}
+
+
+@cache
+def at_best_sizes() -> dict:
+    """What the view gains if each model is tested on digits drawn at its own best size."""
+    rows = pd.read_csv(ROOT / REFERENCE / "bench/apparent_size.csv").query("how == 'drawn'")
+    top1 = rows.pivot_table(index=["stage", "seed"], columns="size", values="top1")
+    best = {stage: top1.loc[stage][top1.loc[stage].mean().idxmax()] for stage in ("zero-crop-x1", "zero-main-x1")}
+    return statistics.paired(best["zero-crop-x1"], best["zero-main-x1"]) | {
+        "sizes": [f"{best[stage].name:g}" for stage in best]
+    }
+
+
+@cache
+def in_sentences() -> dict[str, str]:
+    """Numbers that stand in a sentence, by the name of their place."""
+    found = {row["claim"]: row for row in answers()}
+    ratio = {(row["recipe"], row["ratio"]): row for row in rows_of(f"{REFERENCE}/tables/ratios.csv")}
+
+    def of(start: str, column: str = "difference", form: str = "+.2f") -> str:
+        (row,) = [row for claim, row in found.items() if claim.startswith(start)]
+        return difference(row) if column == "interval" else format(float(row[column]), form)
+
+    view, collapse = "At a falling rate, the collapse's view", "The released collapse"
+    exposure = "The Collapsed Ensemble beats one model of equal images and equal exposure"
+    short = "The Collapsed Ensemble beats one model of equal images with the released collapse"
+    ends = [records.metric_rows(folder) for folder in runs() if records.read(folder)["base"] == "collapse_parts"]
+    mains = [[row for row in rows if row["stage"] == "main"][-1] for rows in ends]
+    best, effect = at_best_sizes(), list(effects().values())
+    smallest = of("Over 30 epochs", form=".1f").lstrip("-"), of("Over 120 epochs", form=".1f").lstrip("-")
+    return {
+        "view-gain": of(view, form=".1f"),
+        "collapse-gain": of(collapse, form=".1f"),
+        "collapse": of(collapse, "interval"),
+        "collapse-zoom": of(collapse, "difference_zoom"),
+        "collapse-training": of(collapse, "difference_scale_aspect"),
+        "rest": difference(effect[6]),
+        "rate-main": difference(effect[0]),
+        "rate-crop": difference(effect[1]),
+        "rate-precise": precise("In the main view, the rate's fall"),
+        "best-size": difference(best),
+        "best-sizes": " and ".join(best["sizes"]),
+        "exposure": of(exposure, "interval"),
+        "exposure-training": of(exposure, "difference_scale_aspect"),
+        "short": of(short, "interval"),
+        "deep": of("The Collapsed Ensemble loses at most half a point against a deeper model of equal images", "interval"),
+        "gap-30": smallest[0],
+        "gap-120": smallest[1],
+        "enlarged": f"{float(ratio['', 'median enlargement by the training view']['small']):.2f}",
+        "rate-factor": f"{float(ratio['resnet50_448nodes', RATE]['factor']):.0f}",
+        "train-top1": f"{100 * mean(row['train_top1'] for row in mains):.1f}%",
+        "main-top1": f"{parts('main').mean():.1f}%",
+        "left-out": without_a_seed()[16],
+        "left-out-few": without_a_seed()[6],
+    }
+
+
+RATE = "largest rate for every 256 images of the batch"
+
+
+def precise(start: str) -> str:
+    (row,) = [row for row in rows_of(f"{REFERENCE}/bench/precise_statistics.csv") if row["claim"].startswith(start)]
+    return difference(row)
 
 
 def measured_rows(path: str) -> str:
@@ -449,6 +601,8 @@ def faults() -> str:
 PLACES = {
     "results": results,
     "digits-answers": digits_answers,
+    "digits-effects": digits_effects,
+    "digits-later-seeds": digits_later_seeds,
     "digits-ratios": digits_ratios,
     "digits-pilot": digits_pilot,
     "digits-size": digits_size,
@@ -471,7 +625,13 @@ PLACES = {
 def filled(page: Path) -> str:
     """The page's text with every marked place filled."""
     up = "../" * len(page.parent.relative_to(ROOT).parts)
-    return PLACE.sub(lambda found: found[1] + PLACES[found[2]]().replace("](", f"]({up}") + "\n" + found[3], page.read_text())
+
+    def fill(found: re.Match) -> str:
+        if not found[1].endswith("\n"):
+            return found[1] + in_sentences()[found[2]] + found[3]
+        return found[1] + PLACES[found[2]]().replace("](", f"]({up}") + "\n" + found[3]
+
+    return PLACE.sub(fill, page.read_text())
 
 
 def main(check: bool) -> int:

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, figures, regime, report, step
+from bench import apparent_size, figures, precise_statistics, regime, report, step
 from bench.report import Goal
 from repro.images.data import Images
+from repro.paper import tables
 from repro.paths import REFERENCE
 from repro.ranks.comm import World
 from repro.recipes import RECIPES, SHRINKS
+from repro.run import records
 
 
 def test_a_small_peer_computes_the_same_loss():
@@ -114,3 +116,22 @@ def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tm
         assert recipe.name == f"batch_2048-rate-{value:g}" and given["split"] == "val"
         expected = value / 128 * RECIPES["batch_2048"].stages[0].base_rate * 128 / 64  # a 64th of the batch
         assert recipe.stages[0].base_rate == pytest.approx(expected)
+
+
+def test_answers_with_recomputed_statistics_follow_from_the_runs_accuracies():
+    """With statistics that change nothing they are the reference's answers; with ones that favour a side, by so much."""
+    runs = REFERENCE / "runs"
+    models = tables.models(runs, [path.name for path in records.complete_runs(runs) if path.name.startswith("collapse_parts-")])
+    found = precise_statistics.answered(models.assign(precise=models.top1))
+    stored = pd.read_csv(REFERENCE / "tables" / "answers.csv").query("topic == 'collapse'").reset_index(drop=True)
+    for column in ("claim", "n", "difference", "low", "high", "p_holm", "verdict"):
+        pd.testing.assert_series_equal(found[column].reset_index(drop=True), stored[column])
+    better = models.members == "zero-crop-x1"
+    moved = precise_statistics.answered(models.assign(precise=models.top1 + 5 * better)).set_index("claim").difference
+    changes = moved - found.set_index("claim").difference
+    assert sorted(changes.round(6)) == [-5, 0, 0, 0, 0, 5]
+
+
+@pytest.mark.parametrize("how, sizes", [("drawn", [0.9, 1.2, 1.3]), ("scaled", [16 / 18, 22 / 18, 23 / 18])])
+def test_the_true_size_is_that_of_whole_pixels(how, sizes):
+    assert [apparent_size.true_size(how, size, 18) for size in (0.9, 1.2, 1.3)] == pytest.approx(sizes)

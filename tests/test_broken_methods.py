@@ -42,27 +42,26 @@ def claim(better, other):
     return found
 
 
-def test_a_collapse_that_is_none_is_equivalent_to_the_plain_end(answers):
+def test_a_collapse_that_is_none_differs_nowhere_from_the_plain_end(answers):
     kept = {"zero-crop-x2": "plain", "zero-main-x1": "keep-main-x1"}
     broken = with_stages("collapse_parts", lambda stage, all: replace(all[kept.get(stage.name, stage.name)], name=stage.name))
     found = answers(broken)
     for better, other in kept.items():
         row = found.loc[claim(better, other)]
-        assert (row.n, row.difference, row.verdict) == (len(SEEDS), 0, "equivalent")
+        assert (row.n, row.difference, row.verdict) == (len(SEEDS), 0, "not resolved")
 
 
-def test_one_model_three_times_is_equivalent_to_its_last_member(answers):
+def test_one_model_three_times_differs_nowhere_from_its_last_member(answers):
     def same(stage, all):
         if stage.name in ("cyc2", "cyc3"):
             return replace(all["cyc1"], name=stage.name, starts_from="init")
         return replace(all["collapse1"], name=stage.name) if stage.name in ("collapse2", "collapse3") else stage
 
     row = answers(with_stages("five_members", same)).loc["The Collapsed Ensemble beats its last member"]
-    assert (row.n, row.difference, row.verdict) == (len(SEEDS), 0, "equivalent")
+    assert (row.n, row.difference, row.verdict) == (len(SEEDS), 0, "not resolved")
 
 
 def test_a_warm_up_of_no_length_makes_no_difference(answers):
     broken = with_stages("batch_4096", lambda stage, all: replace(stage, warmup_iterations=0))
     row = answers(broken, RECIPES["batch_4096_no_warmup"]).loc["Batch 4096 needs warm-up"]
-    # Not paired, so equal accuracies are equivalent only if seeds differ little.
-    assert (row.n, row.difference) == (len(SEEDS), 0) and row.verdict in ("equivalent", "not resolved")
+    assert (row.n, row.top1 - row.against, row.verdict) == (len(SEEDS), 0, "not resolved")

@@ -113,6 +113,13 @@ def test_a_number_that_was_changed_by_hand_is_found(tmp_path):
     assert page.read_text() == PAGES["docs/scaling.md"]
 
 
+def test_each_commit_of_several_versions_is_named_once():
+    dirty, clean, other = "0.2.0+4de64f5-dirty", "0.2.0+4de64f5", "0.2.0+95a8368-dirty"
+    said = "at commit 4de64f5 (in part with uncommitted changes), at commit 95a8368 with uncommitted changes"
+    assert write_numbers.commits({dirty, clean, other}) == said
+    assert write_numbers.commits({dirty}) == "at commit 4de64f5 with uncommitted changes"
+
+
 def test_a_version_names_its_commit_after_a_tag_as_before_it(tmp_path, monkeypatch):
     def git(*words: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]

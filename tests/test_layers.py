@@ -47,6 +47,7 @@ WITHOUT_TORCH = [
     "jupyter.progress",
     "jupyter.curves",
     "scaling.steptime",
+    "paper.plan",
     "paper.profiles",
     "paper.statistics",
     "paper.tables",

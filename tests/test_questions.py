@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from repro.paper import questions, ratios, tables
-from repro.paper.questions import QUESTIONS, Side
+from repro.paper.questions import QUESTIONS, Question, Side
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
 from repro.run import records
@@ -55,8 +55,9 @@ RELEASED = next(question.claim for question in QUESTIONS if question.better == C
 )
 def test_a_known_difference_has_its_verdict(tmp_path, shift, verdict):
     table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 75.0 + shift})
-    if shift == 0:  # the same models on both sides
-        table.loc[table.members == COLLAPSED.members, "top1"] = table[table.members == PLAIN.members].top1.to_numpy() + 0.01
+    if shift == 0:  # almost the same models on both sides
+        other = table[table.members == PLAIN.members].top1.to_numpy()
+        table.loc[table.members == COLLAPSED.members, "top1"] = other + 0.01 * np.arange(len(SEEDS))
     row = answer(table, tmp_path, RELEASED)
     assert row.verdict == verdict and row.n == len(SEEDS)
     assert row.difference == pytest.approx(shift, abs=0.4)
@@ -68,8 +69,50 @@ def test_questions_without_runs_are_not_run_and_count_in_the_correction(tmp_path
     found = questions.answers(runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0}), tmp_path)
     assert len(found) == len(QUESTIONS)
     (asked,) = found[found.verdict != "not run"].to_dict("records")
-    declared = sum(not question.control for question in QUESTIONS)
+    declared = sum(question.topic == "collapse" and not question.control for question in QUESTIONS)
     assert asked["claim"] == RELEASED and asked["p_holm"] == pytest.approx(declared * asked["p"])
+
+
+def test_a_question_of_another_topic_changes_no_answer(tmp_path):
+    table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0})
+    more = [Question(f"number {number}", PLAIN, COLLAPSED) for number in range(50)]
+    before, after = questions.answers(table, tmp_path), questions.answers(table, tmp_path, [*QUESTIONS, *more])
+    pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
+    assert set(after.verdict[len(before) :]) == {"contradicted"}
+
+
+def test_a_claim_of_not_being_worse_allows_its_margin(tmp_path):
+    table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 74.0})
+    asked = [Question(f"{m}", COLLAPSED, PLAIN, not_worse_by=m) for m in (0, 0.1, 3)]
+    found = questions.answers(table, tmp_path, asked)
+    assert list(found.verdict) == ["contradicted", "contradicted", "supported"]
+    assert found.difference.nunique() == found.low.nunique() == 1
+
+
+@pytest.mark.parametrize("shrink, resolved", [("laptop", True), ("smoke", False)])
+def test_tiny_runs_resolve_nothing(tmp_path, shrink, resolved):
+    row = answer(runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0}).assign(shrink=shrink), tmp_path, RELEASED)
+    assert row.p_holm < 0.05 and row.verdict == ("supported" if resolved else "not resolved")
+
+
+def test_only_a_data_set_with_a_run_of_a_recipe_asked_about_has_answers(tmp_path):
+    table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0})
+    others = table.assign(data="shapes", recipe="short_decay")
+    found = questions.answers(pd.concat([table, others]), tmp_path)
+    assert set(found.data) == {"digits"} and len(found) == len(QUESTIONS)
+    none = questions.answers(others, tmp_path)
+    assert none.empty and list(none.columns) == list(found.columns)
+
+
+def test_runs_that_fail_are_counted_and_compared_by_ranks(tmp_path):
+    question = next(q for q in questions.WARMUP if not q.control)
+    warm, cold = runs(tmp_path, {question.better: 80.0}), runs(tmp_path, {question.other: 70.0})
+    cold.loc[cold.index[:2], "top1"] = 10.0, 11.0
+    (row,) = questions.answers(pd.concat([warm, cold]), tmp_path, [question]).itertuples()
+    assert (row.compared, row.failed, row.failed_other, row.verdict) == ("exact ranks", 0, 2, "supported")
+    assert np.isnan(row.low_originals) and row.low < row.difference < row.high
+    by_welch = Question(question.claim, question.better, question.other)
+    assert questions.answers(pd.concat([warm, cold]), tmp_path, [by_welch]).verdict[0] == "not resolved"
 
 
 def test_a_sign_that_depends_on_the_view_is_said(tmp_path):
@@ -104,10 +147,9 @@ def test_each_side_is_a_model_that_a_recipe_makes(side):
         assert (members, side.average) in questions.averages()[side.recipe]
 
 
-def test_paired_questions_are_of_one_run_and_no_question_is_asked_twice():
+def test_no_question_is_asked_twice():
     for question in QUESTIONS:
         assert question.better != question.other
-        assert question.paired == (question.better.recipe == question.other.recipe), question.claim
     assert len({question.claim for question in QUESTIONS}) == len({(q.better, q.other) for q in QUESTIONS}) == len(QUESTIONS)
 
 

@@ -68,6 +68,7 @@ BATCHES, LENGTHS = (2048, 4096, 8192, 16384, 32768), (30, 60, 90, 120)
 CONTROLS = {  # held to their properties below
     "one_model",
     "one_deep_model",
+    "one_deep_model_third",
     "snapshot_ensemble",
     "snapshot_ensemble_crop",
     "three_models",
@@ -222,6 +223,7 @@ def test_a_collapse_drops_the_augmentation_and_raises_the_weight_decay():
         "five_members",
         "one_model",
         "one_deep_model",
+        "one_deep_model_third",
         "three_models",
     ):
         for stage in RECIPES[name].stages:
@@ -334,6 +336,18 @@ def test_one_deep_model_is_one_models_longest_collapse_of_a_deeper_network():
     assert (one.model, deep.model) == ("resnet50", "resnet152") and deep.iterations == 25730
     texts = {name: getattr(deep, name) for name in ("name", "summary", "model")}
     assert dataclasses.replace(one, stages=one.stages[:2], **texts) == deep
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_a_third_of_the_images_takes_the_deeper_network_the_arithmetic_of_the_ensemble(small):
+    names = "one_deep_model_third", "one_deep_model", "collapsed_ensemble"
+    third, deep, ensemble = (shrink(RECIPES[name], "laptop") if small else RECIPES[name] for name in names)
+    assert third.model == deep.model and third.epochs() == pytest.approx(deep.epochs() / 3, rel=2e-3)
+    pairs = [(learning_rate(third, step), learning_rate(deep, 3 * step)) for step in range(third.iterations)]
+    apart = [abs(one - other) / max(rate for pair in pairs for rate in pair) for one, other in pairs]
+    assert max(apart) < 0.1 and sum(apart) / len(apart) < 0.002, "but for the step at which warm-up ends"
+    if small:  # multiply-adds of the laptop's networks for an image
+        assert third.epochs() * 943_872 == pytest.approx(ensemble.epochs() * 317_184, rel=0.01)
 
 
 @pytest.mark.parametrize("name, in_crop", [("snapshot_ensemble", 0), ("snapshot_ensemble_crop", 1560)])

@@ -1,5 +1,6 @@
 """Statistics of comparisons against scipy's tests, simulation, hand-worked examples and plain loops."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from scipy import stats
 
 from repro import ReproError
-from repro.paper.statistics import holm, judge, needed, over_originals, paired, sd_limit, unpaired
+from repro.paper.statistics import by_ranks, holm, judge, needed, over_originals, paired, sd_limit, unpaired
 
 
 def series(*values):
@@ -92,22 +93,105 @@ def test_the_detectable_difference_is_as_in_the_textbooks():
             assert detectable(n, compare) <= d < detectable(n - 1, compare)
 
 
-@pytest.mark.parametrize("compare", [paired, unpaired])
-def test_few_runs_and_no_spread_give_no_warnings(compare):
+@pytest.mark.parametrize("compare", [paired, unpaired, by_ranks])
+def test_few_runs_and_no_spread_give_no_warnings_and_no_certainty(compare):
+    def nothing(row):
+        return np.isnan([row[name] for name in ("low", "high", "p", "p_equivalent", "detectable")]).all()
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for n in range(3):
             row = compare(BETTER[:n], OTHER[:n])
-            assert row["n"] == n and np.isnan([row[name] for name in ("low", "high", "p", "p_equivalent", "detectable")]).all()
+            assert row["n"] == n and nothing(row)
             assert judge([row]).verdict[0] == ("not resolved" if n else "not run")
         same = series(*[70.1] * 6)  # their mean is rounded
-        for difference, p, verdict in [(0, 1, "equivalent"), (0.25, 0, "equivalent"), (-1, 0, "contradicted")]:
+        for difference in (0, 0.25, -1):
             row = compare(same + difference, same)
-            assert row["low"] == row["high"] == row["difference"] == pytest.approx(difference)
-            assert row["p"] == p and np.isnan(row["r"]) and judge([row]).verdict[0] == verdict
+            assert row["difference"] == pytest.approx(difference) and row["sd"] == 0
+            assert nothing(row) and judge([row]).verdict[0] == "not resolved"
+
+
+def test_pairs_whose_differences_are_equal_but_for_rounding_have_no_spread():
+    other = series(70.105, 71.335, 68.72, 14.9)
+    assert (other + 0.45 - other).nunique() > 1
+    assert np.isnan(paired(other + 0.45, other)["p"])
+
+
+# --- Claims that allow a margin ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("compare", [paired, unpaired, by_ranks])
+def test_not_worse_is_the_test_of_a_difference_of_minus_the_margin(compare):
+    other = series(*80 + noise(9))
+    better = other - 0.1 + 0.2 * noise(9, seed=1)
+    moved, row, plain = compare(better + 0.5, other), compare(better, other, 0.5), compare(better, other)
+    assert row["p"] == pytest.approx(moved["p"]) and row["p"] != pytest.approx(plain["p"])
+    for column in ("difference", "low", "high", "p_equivalent"):
+        assert row[column] == plain[column]
 
 
 @pytest.mark.parametrize("compare", [paired, unpaired])
+def test_at_the_margin_not_worse_is_wrong_in_25_of_1000_experiments_on_either_side(compare):
+    rows = [compare(series(*a - 0.5), series(*b), 0.5) for a, b in zip(noise(2000, 8), noise(2000, 8, seed=1))]
+    shown = pd.DataFrame(rows).query("p < 0.05").difference
+    for wrong in (shown > -0.5, shown < -0.5):
+        assert wrong.sum() / len(rows) == pytest.approx(0.025, abs=0.012)
+
+
+@pytest.mark.parametrize("compare", [paired, unpaired])
+def test_a_verdict_of_one_claim_can_be_read_off_its_interval(compare):
+    for number in range(60):
+        a, b = noise(2, 7, seed=number)
+        for claim in (0, 0.5):
+            row = compare(series(*a), series(*b), claim)
+            verdict = judge([row]).verdict[0]
+            assert (verdict == "supported") == (row["low"] > -claim), row
+            assert (verdict == "contradicted") == (row["high"] < -claim), row
+
+
+# --- Ranks ------------------------------------------------------------------------------------------------------------
+def arrangements(n, n_other):
+    """How often each number of pairs that one side wins occurs among all orders of n and n_other different values."""
+    counts = np.zeros(n * n_other + 1, int)
+    for chosen in itertools.combinations(range(n + n_other), n):
+        counts[sum(place - number for number, place in enumerate(chosen))] += 1
+    return counts
+
+
+@pytest.mark.parametrize("n, n_other", [(3, 3), (4, 4), (6, 6), (4, 7)])
+def test_ranks_are_all_orders_of_the_runs(n, n_other):
+    better, other = series(*noise(n, seed=3)), series(*noise(n_other, seed=4) - 1)
+    gaps = sorted(one - two for one in better for two in other)
+    counts = arrangements(n, n_other)
+    wins = sum(gap > 0 for gap in gaps)
+    tails = counts[: wins + 1].sum(), counts[wins:].sum()
+    row = by_ranks(better, other)
+    assert row["p"] == pytest.approx(min(1, 2 * min(tails) / counts.sum()))
+    assert row["difference"] == pytest.approx(np.median(gaps))
+    assert (row["top1"], row["against"]) == (better.median(), other.median())
+    left = [k for k in range(1, n * n_other) if counts[:k].sum() / counts.sum() <= 0.025]
+    if not left:
+        assert np.isnan(row["low"])
+    else:
+        assert (row["low"], row["high"]) == (gaps[left[-1] - 1], gaps[-left[-1]])
+        if row["p"] < 0.05:
+            assert row["low"] > 0 or row["high"] < 0
+
+
+def test_the_interval_of_ranks_is_that_of_the_tables():
+    """For 6 and 6 runs the critical value at 5% is 5 (Mann and Whitney's tables), so 5 of 36 gaps are left out on each side."""
+    row = by_ranks(series(1, 8, 27, 64, 125, 216), series(0, 3, 5, 7, 11, 13))
+    gaps = sorted(one - two for one in (1, 8, 27, 64, 125, 216) for two in (0, 3, 5, 7, 11, 13))
+    assert (row["low"], row["high"]) == (gaps[5], gaps[-6])
+
+
+def test_runs_of_which_some_fail_are_resolved_by_ranks_and_not_by_welch():
+    warm, cold = series(77.5, 78.6, 78.9, 79.0, 79.1, 78.0), series(10.0, 10.1, 63.2, 64.0, 73.9, 75.4)
+    assert judge([unpaired(warm, cold)]).verdict[0] == "not resolved"
+    row = by_ranks(warm, cold)
+    assert row["p"] == pytest.approx(2 / 924) and judge([row] * 8).verdict[0] == "supported"
+    assert (row["failed"], row["failed_other"]) == (0, 2)
+
+
+@pytest.mark.parametrize("compare", [paired, unpaired, by_ranks])
 def test_a_seed_that_occurs_twice_is_an_error(compare):
     with pytest.raises(ReproError, match="seed 2 occurs twice"):
         compare(pd.concat([BETTER, BETTER[2:3]]), OTHER)

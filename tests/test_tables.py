@@ -365,12 +365,12 @@ def test_answers_are_differences_of_the_runs_at_hand(out):
     sides = questions.ENSEMBLE, questions.ONE_MODEL
     row = answer(table, *sides)
     better, other = (top1(out, side) for side in sides)
-    assert (row.n, row.n_other, row.paired) == (4, 4, False)
+    assert (row.n, row.n_other, row.compared) == (4, 4, "Welch's t")
     assert row.difference == pytest.approx(better.mean() - other.mean())
     assert row.views == "same sign in all views" and row.low < row.difference < row.high
     assert row.low_originals < row.low and row.high < row.high_originals, "new originals differ, too"
     last = answer(table, questions.ENSEMBLE, questions.Side("five_members", "collapse3"))
-    assert last.paired and last.difference == pytest.approx(
+    assert last.compared == "paired t" and last.difference == pytest.approx(
         (better - top1(out, questions.Side("five_members", "collapse3"))).mean()
     )
     at_hand = {*RUNS}

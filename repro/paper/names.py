@@ -82,6 +82,7 @@ _RECIPES = {
     "five_members": "Collapsed Ensemble, five members",
     "one_model": "one model, equal images",
     "one_deep_model": "one deep model",
+    "one_deep_model_third": "one deep model, a third of the images",
     "snapshot_ensemble": SNAPSHOTS,
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
@@ -132,7 +133,8 @@ TOPICS = {
     "collapse": "What the collapse does",
     "ensemble": "The Collapsed Ensemble against other uses of its images",
     "cost": "The Collapsed Ensemble against one model that costs as much to evaluate",
-    "batch": "Large batches and warm-up",
+    "batch": "Large batches",
+    "warm-up": "Warm-up",
     "length": "Longer training",
 }
 
@@ -177,27 +179,43 @@ COLUMNS = {
     # Accuracy
     "top1": Column("top\u20111, %", ".2f", "top-1 accuracy, per cent; over several runs their mean"),
     "top5": Column("top\u20115, %", ".2f", "top-5 accuracy, in the same way"),
-    "sd": Column("standard deviation", ".2f", "standard deviation over seeds, points; in `answers`, of the difference"),
+    "sd": Column(
+        "standard deviation",
+        ".2f",
+        "standard deviation over seeds, points; in `answers`, of the difference if paired, else both sides' root mean square",
+    ),
     "smallest": Column("smallest", ".2f", "the smallest top-1 over seeds, per cent"),
     "largest": Column("largest", ".2f", "the largest top-1 over seeds, per cent"),
     # Questions and their answers
     "topic": Column("topic", meaning="what a question is about"),
     "claim": Column("claim", meaning="a claim of the paper, or a question's"),
     "control": Column("control", meaning="whether the question should show nothing, or nothing new"),
-    "paired": Column("paired", meaning="whether both sides come from one run of each seed"),
+    "compared": Column(
+        "compared by",
+        meaning="paired t: both sides come from one run of each seed; Welch's t: they do not; exact ranks: runs may fail",
+    ),
     "n_other": Column("n of the other", ".0f", "runs of the other side"),
-    "against": Column("of the other, %", ".2f", "`top1` of the other side, per cent"),
-    "difference": Column("difference, points", "+.2f", "better less other, points"),
+    "failed": Column("failed", ".0f", "runs with less than half of the best accuracy on either side"),
+    "failed_other": Column("of the other", ".0f", "the same of the other side"),
+    "against": Column("of the other, %", ".2f", "`top1` of the other side, per cent; if compared by ranks, both are medians"),
+    "difference": Column(
+        "difference, points", "+.2f", "better less other, points; if compared by ranks, the median of all pairs of runs"
+    ),
     "low": Column("from", meaning="lower end of the 95% interval of `difference` or `ours`, or the 5% point of `seconds`"),
     "high": Column("to", meaning="upper end, or the 95% point"),
     "r": Column("correlation", ".2f", "correlation of the two sides over the seeds"),
+    "not_worse_by": Column(
+        "not worse by, points", ".2f", "0: the claim is that one side is better; else that it is not worse by more than so much"
+    ),
     "margin": Column("margin, points", ".2f", "what counts as equal, points"),
-    "p": Column("p", ".3f", "p of a difference"),
-    "p_holm": Column("p, corrected", ".3f", "`p`, corrected for all questions"),
+    "p": Column("p", ".3f", "p of no difference, or of one of -`not_worse_by`"),
+    "p_holm": Column("p, Holm", ".3f", "`p`, corrected for all questions of the topic (Holm)"),
     "p_equivalent": Column("p of equivalence", ".3f", "p of a difference smaller than the margin"),
-    "p_equivalent_holm": Column("p of equivalence, corrected", ".3f", "`p_equivalent`, corrected for all questions"),
+    "p_equivalent_holm": Column("p of equivalence, Holm", ".3f", "`p_equivalent`, corrected in the same way"),
     "detectable": Column(
-        "detectable, points", ".2f", "the smallest true difference that so many runs find with a power of 80%, points"
+        "detectable, points",
+        ".2f",
+        "the smallest true distance from 0, or from -`not_worse_by`, that so many runs find with a power of 80%, points",
     ),
     "difference_zoom": Column("enlarged view", "+.2f", "the difference in an enlarged test view, points"),
     "difference_scale_aspect": Column("training view", "+.2f", "the difference in the main stages' view, points"),

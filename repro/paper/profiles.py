@@ -17,7 +17,7 @@ class Profile:
 FEW = {"collapse": 3, "ensemble": 3}
 # By a pilot (docs/digits.md): so many seeds put most differences of the first topics into an interval of +-0.3 points. The
 # others differ by more between seeds, and would take hundreds; what they ask about is larger.
-FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "length": 6}
+FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "warm-up": 6, "length": 6}
 PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "12 minutes on two cores"),
     "full": Profile("digits", "laptop", FULL, {}, "two hours on two cores: all questions"),

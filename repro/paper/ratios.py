@@ -18,6 +18,7 @@ DEPARTURES = {
     "steps": "follows from the epochs",
     "warm-up, in horizons of momentum": "follows from the epochs: its share of the run is kept",
     "last collapse, in horizons of momentum": "follows from the epochs: its share of the run is kept",
+    "largest rate for every 256 images of the batch": "chosen on validation images: each of fewer steps has to do more",
     "last collapse, in horizons of batch norm's averages": "follows from the epochs; over fewer steps, too few images",
     "largest weight decay of a step": "follows from the epochs: its sum over the run is kept",
     "smallest share of the area in the training view": "a twelfth of a digit cannot be read",
@@ -35,6 +36,7 @@ def of(recipe: Recipe) -> dict[str, float]:
     return {
         "batch, share of the training images": recipe.global_batch / recipe.epoch_images,
         "images per worker": recipe.images_per_worker,
+        "largest rate for every 256 images of the batch": max(256 * stage.base_rate / recipe.batch(stage) for stage in path),
         "weight decay, sum over the run": float(np.sum(decays)),
         "largest weight decay of a step": float(np.max(decays)),
         "warm-up, share of the run": path[0].warmup_iterations / len(steps),
@@ -59,7 +61,8 @@ def of_view(seen: Preprocessing, draws: int = 2**17) -> dict[str, float]:
     bits = -(counts * np.log2(counts)).sum() + np.log2(places).mean() + seen.mirror
     return {
         "seen, share of the stored side": seen.size / seen.short_side,
-        "median enlargement by the training view": float(np.median(seen.size / np.sqrt(height * width))),
+        "median enlargement by the training view": (enlargement := float(np.median(seen.size / np.sqrt(height * width)))),
+        "the same, less one": enlargement - 1,
         "entropy of the training view, bits": float(bits),
         "smallest share of the area in the training view": seen.smallest_area,
     }

@@ -33,7 +33,7 @@ LEADING = {
     ("epochs_120_batch_14336 collapse", "epochs_90_batch_14336 collapse"),
 }
 FIRST_TOPIC = "ensemble"  # the paper's main question
-STATES = ["PASS", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
+STATES = ["PASS", "SUPPORTED", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
 
 
 class Heading(NamedTuple):

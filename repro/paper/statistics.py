@@ -1,11 +1,19 @@
-"""From the accuracies of runs to verdicts: intervals, equivalence, power, and one correction for all declared questions.
+"""From the accuracies of runs to verdicts: intervals, equivalence, power, and one correction for each family of questions.
 
-Accuracies are top-1 in per cent, differences are in points. Tests are two-sided at 5%, intervals are at 95%.
+Accuracies are top-1 in per cent, differences are in points. Tests are two-sided at 5%, intervals are at 95%. There are two
+kinds of claims:
+
+better       one side is better than the other: a difference of zero is tested
+not worse    one side is not worse than the other by more than a margin m (non-inferiority): a difference of -m is tested
+
+So, before the correction, either is supported if its interval is above the tested difference, and contradicted if below.
 """
 
 import bisect
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,31 +25,37 @@ MARGIN = 0.3  # points; the declared margin: a smaller difference does not count
 FEWEST = 3  # runs per side; with fewer there is no interval
 LEVEL = 0.05
 POWER = 0.8
+FAILED = 0.5  # a run has failed if its accuracy is less than this share of the best run's on either side
 NONE = float("nan")
 
 
-def paired(better: pd.Series, other: pd.Series, margin: float = MARGIN) -> dict[str, float]:
-    """Compares runs that share a trunk by Student's t on the differences of the seeds that both sides have.
+def paired(better: pd.Series, other: pd.Series, not_worse_by: float = 0.0) -> dict[str, Any]:
+    """Compares two models of each run by Student's t on the differences of the seeds that both sides have.
 
-    `better` is the side that the claim says is better. Both are top-1 in per cent indexed by seed; missing values are left
-    out. Raises ReproError if a seed occurs twice. Returns a row for `judge`:
+    `better` is the side that the claim is for: that it is better, or, with `not_worse_by` above zero, that it is not worse by
+    more than so many points. Both are top-1 in per cent indexed by seed; missing values are left out. Raises ReproError if a
+    seed occurs twice. Returns a row for `judge`:
 
-    n, n_other: runs per side. top1, against: their means. difference, low, high: better - other, with its interval.
-    sd: the standard deviation of the differences over the seeds. r: correlation of the two sides.
-    p: of no difference. margin, p_equivalent: of a difference of the margin or more, the larger p of the two one-sided tests
-    (TOST; Schuirmann 1987). detectable: the smallest true difference that so many runs find with a power of 80%.
+    compared: how: paired t, Welch's t or exact ranks. n, n_other: runs per side; failed, failed_other: how many of them failed,
+    having less than half of the best accuracy on either side. top1, against: their means.
+    difference, low, high: better - other, with its interval. sd: the standard deviation of the differences over the seeds.
+    r: correlation of the two sides. not_worse_by, and p: of a difference of -not_worse_by. margin, p_equivalent: of a
+    difference of `MARGIN` or more, the larger p of the two one-sided tests (TOST; Schuirmann 1987).
+    detectable: the smallest true distance from the tested difference that so many runs find with a power of 80%.
 
-    With fewer than three runs there are no intervals and no p. Without any spread the interval is a point.
+    There are no intervals and no p with fewer than three runs, or without any spread: runs that agree to the last image are
+    more likely to share a fault than to be free of noise.
     """
     better, other = _runs(better), _runs(other)
     seeds = better.index.intersection(other.index)
     better, other = better.loc[seeds], other.loc[seeds]
     n, sd = len(seeds), _sd(better - other)
     r = better.corr(other) if n >= FEWEST and _sd(better) > 0 and _sd(other) > 0 else NONE
-    return _row(better, other, sd, sd / math.sqrt(n) if n else NONE, n - 1, margin) | {"r": r}
+    row = _described("paired t", better, other, better.mean() - other.mean(), not_worse_by) | {"sd": sd, "r": r}
+    return row | _by_t(row, sd / math.sqrt(n) if n else NONE, n - 1)
 
 
-def unpaired(better: pd.Series, other: pd.Series, margin: float = MARGIN) -> dict[str, float]:
+def unpaired(better: pd.Series, other: pd.Series, not_worse_by: float = 0.0) -> dict[str, Any]:
     """Compares independent runs by Welch's t: like `paired`, but seeds need not match and variances may differ.
 
     sd is the root mean square of both sides' standard deviations, as `needed` expects it; r is missing. The power behind
@@ -49,12 +63,55 @@ def unpaired(better: pd.Series, other: pd.Series, margin: float = MARGIN) -> dic
     """
     better, other = _runs(better), _runs(other)
     n, variances = np.array([len(better), len(other)]), np.array([_sd(better), _sd(other)]) ** 2
+    row = _described("Welch's t", better, other, better.mean() - other.mean(), not_worse_by)
     if n.min() < FEWEST:
-        return _row(better, other, NONE, NONE, NONE, margin)
+        return row
     squares = variances / n
     se = math.sqrt(squares.sum())
     df = squares.sum() ** 2 / (squares**2 / (n - 1)).sum() if se > 0 else NONE  # Welch-Satterthwaite
-    return _row(better, other, math.sqrt(variances.mean()), se, df, margin)
+    return row | {"sd": math.sqrt(variances.mean())} | _by_t(row, se, df)
+
+
+def by_ranks(better: pd.Series, other: pd.Series, not_worse_by: float = 0.0) -> dict[str, Any]:
+    """Compares independent runs by the exact rank test of Mann and Whitney: for runs some of which may fail.
+
+    The mean of runs that fail and runs that do not describes neither, and an interval from their variance is as wide as the
+    gap between them. A rank test asks only which of two runs is the better one. A row as of `unpaired`, except that top1 and
+    against are medians; difference is the median of all differences between a run of one side and a run of the other, low and
+    high its exact interval, missing if the runs are too few for one (Hodges and Lehmann 1963); detectable is missing. The
+    tests are exact if no two runs have equal accuracies.
+    """
+    better, other = _runs(better), _runs(other)
+    gaps = np.sort(np.subtract.outer(better.to_numpy(), other.to_numpy()), axis=None)
+    row = _described("exact ranks", better, other, float(np.median(gaps)) if len(gaps) else NONE, not_worse_by)
+    row |= {"top1": better.median(), "against": other.median()}
+    if min(len(better), len(other)) < FEWEST:
+        return row
+    row["sd"] = math.sqrt((_sd(better) ** 2 + _sd(other) ** 2) / 2)
+    if row["sd"] == 0:
+        return row
+
+    def p(at: float, alternative: str) -> float:
+        return float(stats.mannwhitneyu(better - at, other, alternative=alternative, method="exact").pvalue)
+
+    row |= {"p": p(-not_worse_by, "two-sided"), "p_equivalent": max(p(-MARGIN, "greater"), p(MARGIN, "less"))}
+    outside = _outside(len(better), len(other))
+    return row | ({"low": gaps[outside - 1], "high": gaps[-outside]} if outside else {})
+
+
+@cache
+def _outside(n: int, n_other: int) -> int:
+    """The k for which the interval is from the k-th smallest difference to the k-th largest; 0 if there is none.
+
+    It is how many values of the statistic, which counts the pairs that one side wins, are in the lower tail of 2.5%.
+    """
+    runs = np.arange(n)
+    for k in range(n * n_other + 1):
+        wins = (k - n_other * runs).clip(0, n_other)  # of each run of one side: k in all
+        tail = stats.mannwhitneyu(wins - 0.5, np.arange(n_other), alternative="less", method="exact").pvalue
+        if tail > LEVEL / 2:
+            return k
+    return 0
 
 
 def _runs(top1: pd.Series) -> pd.Series:
@@ -67,38 +124,45 @@ def _runs(top1: pd.Series) -> pd.Series:
 
 def _sd(values: pd.Series) -> float:
     # Equal numbers can have a mean that is rounded, and so a spread of 1e-14.
-    return 0.0 if len(values) > 1 and values.nunique() == 1 else values.std()
+    return 0.0 if len(values) > 1 and values.round(9).nunique() == 1 else values.std()
 
 
-def _row(better: pd.Series, other: pd.Series, sd: float, se: float, df: float, margin: float) -> dict[str, float]:
-    difference = better.mean() - other.mean()
-    low = high = p = p_equivalent = detectable = NONE
-    if min(len(better), len(other)) >= FEWEST:
-        if se > 0:
-            low, high = stats.t.interval(1 - LEVEL, df, difference, se)
-            p = 2 * stats.t.sf(abs(difference) / se, df)
-            p_equivalent = stats.t.sf((margin - abs(difference)) / se, df)
-            detectable = se * _found(df)
-        else:
-            low = high = difference
-            p, p_equivalent, detectable = float(difference == 0), float(abs(difference) >= margin), 0.0
+def _described(compared: str, better: pd.Series, other: pd.Series, difference: float, not_worse_by: float) -> dict[str, Any]:
+    """A row with what can be said without a test."""
+    least = FAILED * max(better.max(), other.max()) if len(better) and len(other) else NONE
     return {
+        "compared": compared,
         "n": len(better),
         "n_other": len(other),
+        "failed": int((better < least).sum()),
+        "failed_other": int((other < least).sum()),
         "top1": better.mean(),
         "against": other.mean(),
         "difference": difference,
-        "low": low,
-        "high": high,
-        "sd": sd,
+        "low": NONE,
+        "high": NONE,
+        "sd": NONE,
         "r": NONE,
-        "p": p,
-        "margin": margin,
-        "p_equivalent": p_equivalent,
-        "detectable": detectable,
+        "not_worse_by": not_worse_by,
+        "p": NONE,
+        "margin": MARGIN,
+        "p_equivalent": NONE,
+        "detectable": NONE,
     }
 
 
+def _by_t(row: dict[str, Any], se: float, df: float) -> dict[str, float]:
+    """The columns of a row that follow from a standard error of its difference; none without runs or spread."""
+    if min(row["n"], row["n_other"]) < FEWEST or not se > 0:
+        return {}
+    difference = row["difference"]
+    low, high = stats.t.interval(1 - LEVEL, df, difference, se)
+    p = 2 * stats.t.sf(abs(difference + row["not_worse_by"]) / se, df)
+    p_equivalent = stats.t.sf((MARGIN - abs(difference)) / se, df)
+    return {"low": low, "high": high, "p": p, "p_equivalent": p_equivalent, "detectable": se * _found(df)}
+
+
+@cache
 def _found(df: float) -> float:
     """The true difference, in standard errors, that a two-sided t-test finds with a power of `POWER`."""
     critical = stats.t.ppf(1 - LEVEL / 2, df)
@@ -118,14 +182,15 @@ def holm(ps: Iterable[float]) -> np.ndarray:
 
 
 def judge(rows: pd.DataFrame | Iterable[Mapping]) -> pd.DataFrame:
-    """The rows of `paired` and `unpaired` with adjusted p and a verdict; other columns are kept.
+    """The rows of `paired`, `unpaired` and `by_ranks` with adjusted p and a verdict; other columns are kept.
 
-    The rows are all comparisons that were declared, and so one family. Holm's correction is applied to the tests of a
-    difference (p_holm) and, apart from them, to those of equivalence (p_equivalent_holm). The verdict is
+    The rows are one family: all comparisons that were declared of a topic. Holm's correction is applied to p (p_holm) and,
+    apart from it, to the tests of equivalence (p_equivalent_holm). The verdict is
 
-    - equivalent: the difference is shown to be smaller than the margin (p_equivalent_holm < 0.05);
-    - supported, contradicted: a difference is shown (p_holm < 0.05), by its sign;
-    - not resolved: neither, or fewer than three runs on a side;
+    - equivalent: of a claim that one side is better, the difference is shown to be smaller than `MARGIN`
+      (p_equivalent_holm < 0.05);
+    - supported, contradicted: the tested difference is ruled out (p_holm < 0.05), and ours is above or below it;
+    - not resolved: neither, or fewer than three runs on a side, or runs without any spread;
     - not run: no runs on a side.
 
     Equivalence comes first: a difference that is shown to be below the declared margin does not count as an effect, even if
@@ -134,12 +199,13 @@ def judge(rows: pd.DataFrame | Iterable[Mapping]) -> pd.DataFrame:
     """
     table = pd.DataFrame(rows)
     table = table.assign(p_holm=holm(table.p), p_equivalent_holm=holm(table.p_equivalent))
-    different = (table.p_holm < LEVEL) & ~(table.p_equivalent < LEVEL)
+    better = table.not_worse_by == 0
+    shown = (table.p_holm < LEVEL) & ~(better & (table.p_equivalent < LEVEL))
     verdicts = {
         "not run": (table.n == 0) | (table.n_other == 0),
-        "equivalent": table.p_equivalent_holm < LEVEL,
-        "supported": different & (table.difference > 0),
-        "contradicted": different & (table.difference < 0),
+        "equivalent": better & (table.p_equivalent_holm < LEVEL),
+        "supported": shown & (table.difference > -table.not_worse_by),
+        "contradicted": shown & (table.difference < -table.not_worse_by),
     }
     return table.assign(verdict=np.select(list(verdicts.values()), list(verdicts), "not resolved"))
 

@@ -93,6 +93,15 @@ one_deep_model = replace(
     **OWN,
 )
 
+one_deep_model_third = replace(
+    one_deep_model,
+    name="one_deep_model_third",
+    stages=scaled(one_deep_model.stages, 1 / 3, 1),
+    summary="Control: one_deep_model over a third of the images, which take about the arithmetic of collapsed_ensemble's "
+    "training",
+    **OWN,
+)
+
 
 def _snapshots(in_crop: int) -> tuple[Stage, ...]:
     """Three cosine cycles from the full rate to zero; the last `in_crop` iterations of each are in the collapse's view."""
@@ -225,6 +234,7 @@ CONTROLS = (
     five_members,
     one_model,
     one_deep_model,
+    one_deep_model_third,
     snapshot_ensemble,
     snapshot_ensemble_crop,
     three_models,

@@ -1,0 +1,41 @@
+"""The plan that is written down before the runs: every change of it is listed, with a reason or as without one."""
+
+import json
+
+from repro.paper import ledger, plan, profiles, questions
+from repro.paths import REFERENCE
+
+
+def test_the_committed_plan_is_kept_or_each_deviation_has_a_reason():
+    assert plan.LOCK.exists() and all(plan.deviations().values()), plan.told()
+
+
+def test_each_change_of_the_plan_is_listed_until_it_is_taken_back(tmp_path, monkeypatch):
+    lock = tmp_path / "plan.lock.json"
+    assert plan.deviations(lock) == {} and plan.told(lock) == []
+    plan.write("before the runs", lock)
+    assert plan.deviations(lock) == {}
+    first, *others = questions.QUESTIONS
+    with monkeypatch.context() as changed:
+        changed.setattr(plan, "QUESTIONS", [first._replace(not_worse_by=9.0), *others[1:]])
+        changed.setitem(profiles.FULL, "length", 7)
+        names = {f"question: {first.claim}", f"question: {others[0].claim}", "seeds: length"}
+        assert plan.deviations(lock) == dict.fromkeys(names, "")
+        assert sum("WITHOUT A REASON" in line for line in plan.told(lock)) == 3
+        plan.write("a referee asked", lock)
+        assert plan.deviations(lock) == dict.fromkeys(names, "a referee asked")
+        changed.setitem(profiles.FULL, "length", 8)  # for which no reason was given
+        assert plan.deviations(lock)["seeds: length"] == ""
+    assert plan.deviations(lock) == {} and len(json.loads(lock.read_text())["deviations"]) == 3
+
+
+def test_the_parts_are_what_answers_depend_on(monkeypatch, tmp_path):
+    before = plan.parts()
+    recipe = plan.RECIPES["one_model"]
+    monkeypatch.setitem(plan.RECIPES, "one_model", type(recipe)(**{**vars(recipe), "momentum": 0.8}))
+    assert {name for name, digest in plan.parts().items() if before[name] != digest} == {"recipe: one_model"}
+    assert {"statistics: holm", "statistics: MARGIN", "choice: largest_stable", "seeds: batch"} <= set(before)
+
+
+def test_verify_says_whether_the_plan_was_kept():
+    assert ledger.verify(REFERENCE)[0].splitlines()[1].startswith("plan of ")

@@ -10,7 +10,7 @@ import argparse
 
 import pandas as pd
 
-from repro.paper import questions, statistics, tables
+from repro.paper import ask, questions, tables
 from repro.paths import RESULTS, given, replacing
 from repro.ranks import comm
 from repro.train import train_all
@@ -19,15 +19,12 @@ SEEDS = 100, 101, 102, 103
 
 
 def spreads(answers: pd.DataFrame) -> pd.DataFrame:
-    """One row per question with three seeds or more on each side: topic, claim, paired, n, sd, sd_limit, seeds, seeds_limit."""
+    """One row per question that `ask.needed` knows of: topic, claim, paired, n, sd, sd_limit, seeds, seeds_limit."""
     rows = []
     for row in answers.itertuples():
-        n = min(row.n, row.n_other)
-        if n >= statistics.FEWEST:
-            paired = row.compared == "paired t"
-            limit = statistics.sd_limit(row.sd, n, paired)
-            seeds, most = (statistics.needed(sd, paired=paired) for sd in (row.sd, limit))
-            rows.append((row.topic, row.claim, paired, n, row.sd, limit, seeds, most))
+        limit, seeds, most = ask.needed(row)
+        if seeds > 0:
+            rows.append((row.topic, row.claim, row.compared == "paired t", min(row.n, row.n_other), row.sd, limit, seeds, most))
     return pd.DataFrame(rows, columns=["topic", "claim", "paired", "n", "sd", "sd_limit", "seeds", "seeds_limit"])
 
 
@@ -37,8 +34,9 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="data set (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tasks = questions.tasks(arguments.data, "laptop", list(SEEDS), out=str(arguments.out), split="val", device="cpu")
-    train_all(tasks, questions.averages())
+    parameters = dict(data=arguments.data, shrink="laptop", out=str(arguments.out), split="val", device="cpu")
+    sides = [side for question in questions.QUESTIONS for side in question.sides]
+    train_all(ask.tasks(questions.QUESTIONS, SEEDS, **parameters), ask.ensembles(sides))
     if comm.world().rank == 0:
         models = tables.models(arguments.out).assign(variant="")  # which says that the images are those of validation
         found = spreads(questions.answers(models, arguments.out))

@@ -6,7 +6,10 @@ and `model.py` the data and the models. Importing this package loads neither tor
 
 import difflib
 import importlib
-import os
+import io
+import sys
+
+from repro.limits import cores as cores
 
 __version__ = "0.2.0"
 
@@ -23,6 +26,17 @@ def runs(out=None):
     """Return all runs in the folder `out` (default: results/runs) as two tidy tables (runs, evaluations), see `tidy.runs`."""
     tidy = importlib.import_module("repro.run.tidy")  # imported here because it loads pandas
     return tidy.runs(out) if out else tidy.runs()
+
+
+def models(out=None):
+    """Return all models of the complete runs in `out` (default: results/runs) as a tidy table, see `paper.tables.models`."""
+    tables, paths = (importlib.import_module(f"repro.{name}") for name in ("paper.tables", "paths"))
+    return tables.models(out or paths.RUNS)
+
+
+def ask(questions, seeds, **parameters):
+    """Train what questions of your own need, and return their answers as a tidy table, see `paper.ask.ask`."""
+    return importlib.import_module("repro.paper.ask").ask(questions, seeds, **parameters)
 
 
 def live(folder=None) -> None:
@@ -65,8 +79,8 @@ def whole_number(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int
     return value
 
 
-def cores() -> int:
-    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def print_any_text() -> None:
+    """Lets standard output and error take any text: what their encoding lacks is printed as \\xe9, for example."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may be closed, or a notebook's
+            stream.reconfigure(errors="backslashreplace")

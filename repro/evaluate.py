@@ -17,6 +17,7 @@ from repro.model import Network, builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
 from repro.run.settings import AVERAGES
+from repro.run.shapes import recipe_of
 from repro.schedule import Now, Place
 
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
@@ -124,22 +125,16 @@ def recompute_statistics(world, network: Network, stream: Stream, now: Now, work
 
 
 def open_run(folder: str | Path, stages: list[str] | None = None, data: str = "") -> tuple[dict, list[str], Images]:
-    """Returns a complete run's record, the requested stages (by default the recipe's members) and its test set.
+    """Returns a complete run's record, the requested stages (by default those of `Recipe.result`) and its test set.
 
     `data` is the data set's folder, if it is not under data/. Raises ReproError if the run is incomplete, a stage is
-    unknown, none is requested of a recipe without members, or the test set is not the run's.
+    unknown, or the test set is not the run's.
     """
     run = records.read(folder)
     if run.get("status") != "complete":
         raise ReproError(f"{folder} is not the folder of a complete run: train it first, or continue it")
     names = [stage["name"] for stage in run["recipe"]["stages"]]
-    members = [stage["name"] for stage in run["recipe"]["stages"] if stage["member"]]
-    chosen = [choose(f"stage of {run['recipe']['name']}", stage, names) for stage in stages or members]
-    if not chosen:
-        raise ReproError(
-            f"the recipe {run['recipe']['name']} has no members: name stages, one or more of {', '.join(names)} (ensemble "
-            "--members, export --stages)"
-        )
+    chosen = [choose(f"stage of {run['recipe']['name']}", stage, names) for stage in stages or recipe_of(run).result]
     settings = run["settings"]
     images = Images(
         data or run["data"]["name"], settings["split"], normalization=settings["normalization"], size=settings["size"]
@@ -154,9 +149,10 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
 def build_again(run: dict, images: Images) -> nn.Module:
     """Builds the model of a run's record, for the images of its data set. Raises ReproError if its source has changed."""
     recipe = run["recipe"]
-    if run["model_source"] and own.source_digest(recipe["model"]) != run["model_source"]:
-        raise ReproError(f"{recipe['model']} is no longer what it was when the run was trained: restore the former source")
-    return builder(recipe["model"], len(images.classes), images.channels, images.preprocessing.size, recipe["stride"])()
+    name = own.found(recipe["model"]) if run["model_source"] else recipe["model"]
+    if run["model_source"] and own.source_digest(name) != run["model_source"]:
+        raise ReproError(f"{name} is no longer what it was when the run was trained: restore the former source")
+    return builder(name, len(images.classes), images.channels, images.preprocessing.size, recipe["stride"])()
 
 
 def ensemble(
@@ -169,7 +165,7 @@ def ensemble(
 ) -> dict:
     """Evaluates an ensemble of models at the ends of a complete run's stages and records it in the run's folder. Collective.
 
-    `members` names stages; default: the recipe's members, which are its collapsed end points. `data` as for `open_run`,
+    `members` names stages; default: `Recipe.result`, such as the collapsed end points. `data` as for `open_run`,
     `world` as for `train.train`. Returns {"members", "average", "images", "top1", "top5", "loss"}. Raises records.Locked if
     another process evaluates this run.
     """

@@ -57,7 +57,7 @@ class ExportError(ReproError):
 def export(folder: str | Path, stages: list[str] | None = None, out: str | Path = "", data: str = "") -> list[Path]:
     """Writes the models at the ends of a complete run's stages, each with its card; returns the files of tensors.
 
-    `stages` default to the recipe's members, `out` to the run's folder/models. `data` is the data set's folder, if it
+    `stages` default to `Recipe.result`, `out` to the run's folder/models. `data` is the data set's folder, if it
     is not under data/: the label map is read from it. Not collective. Raises ReproError if the run is incomplete, a
     stage is unknown, a snapshot is damaged, or the data is not the run's.
     """

@@ -22,6 +22,7 @@ log = logging.getLogger("repro")
 
 CHECKPOINT_SECONDS = 30  # at metric rows, no more often than this
 VECTOR = "update:"  # before the name of an update's vector in a checkpoint; the names of parameters have no colon
+CARRIED = "step", "seconds", "evaluating", "losses", "corrects"  # of a journal, with each checkpoint
 LONGEST_SECONDS = 600  # after any step this long after the last checkpoint: the most that a kill can cost
 
 
@@ -34,7 +35,8 @@ class Journal:
         self.network, self.update, self.average = replica.network, replica.update, replica.average
         self.evaluations = due(task.recipe, task.recipe.evaluate_every)  # numbers of steps after which there is one
         self.rows = self.evaluations | due(task.recipe, task.recipe.record_every)
-        self.step, self.seconds, self.losses, self.corrects = 0, 0.0, [], []  # losses and corrects since the last metric row
+        self.step, self.losses, self.corrects = 0, [], []  # losses and corrects since the last metric row
+        self.seconds = self.evaluating = 0.0  # of all attempts; of these, those in evaluations and checkpoints
         with world.together():
             if self.run.checkpoints:
                 self._resume()
@@ -63,7 +65,7 @@ class Journal:
         self.step = now.step + 1
         if not (self.step in self.rows or mean.save or mean.stop):
             return
-        self.world.at = f"the end of {self.world.at}"
+        self.world.at, began = f"the end of {self.world.at}", time.monotonic()
         self._check_replicas()
         row = {
             **{"step": self.step, "epoch": recipe.epochs(self.step), "stage": stage.name, "rate": now.rate},
@@ -85,6 +87,7 @@ class Journal:
                 checkpoint.save(self.run.snapshot(stage.name), model, row)
             if ends_stage or mean.save or mean.stop or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
+        self.evaluating += time.monotonic() - began
         if mean.stop and self.step < recipe.iterations:
             stop.asked.clear()
             raise Stopped(self._outlook())
@@ -96,12 +99,8 @@ class Journal:
         ends = {}
         for stage in self.task.recipe.stages:
             state, ends[stage.name] = checkpoint.load(self.run.snapshot(stage.name))
-        return {
-            "ends": ends,
-            **{key: ends[stage.name][key] for key in ("images", "top1", "top5")},
-            "seconds": self.seconds,
-            "weights_sha256": checkpoint.digest(state),
-        }
+        times = {"seconds": self.seconds, "evaluating": self.evaluating}
+        return {"ends": ends, **times, "weights_sha256": checkpoint.digest(state)}
 
     def _write_row(self, row: dict) -> None:
         self.losses, self.corrects = [], []
@@ -159,8 +158,8 @@ class Journal:
         self.run.flush()  # those rows are not written again
         folder = self.run.folder / "checkpoints"
         state = self.network.state() | {VECTOR + name: vector.cpu() for name, vector in self.update.vectors.items()}
-        progress = {"run": self.run.folder.name, "step": self.step, "seconds": self.seconds}
-        checkpoint.save(folder / str(self.step), state, progress | {"losses": self.losses, "corrects": self.corrects})
+        progress = {"run": self.run.folder.name} | {name: getattr(self, name) for name in CARRIED}
+        checkpoint.save(folder / str(self.step), state, progress)
         checkpoint.prune(folder)
 
     def _resume(self) -> None:
@@ -176,8 +175,8 @@ class Journal:
             self.network.load(state)
         except (KeyError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint in {folder} is not of this network: {error}") from error
-        self.step, self.seconds = progress["step"], progress["seconds"]
-        self.losses, self.corrects = progress["losses"], progress["corrects"]
+        for name in CARRIED:
+            setattr(self, name, progress[name])
         log.info("continuing after step %d, from %s", self.step, self.run.folder)
 
     def _outlook(self) -> str:

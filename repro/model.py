@@ -5,6 +5,7 @@
 then work on whole vectors and know nothing about layers.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -24,6 +25,18 @@ from repro.run.settings import DEVICES, PRECISIONS
 from repro.schedule import MODELS
 
 ALIGNED = 4  # elements: cuBLAS and cuDNN read 16 bytes at once, and fail or fall back where a tensor begins in between
+# With these set, oneDNN, MKL, torch or cuBLAS choose other kernels, some of a lower precision.
+CHOOSING = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
 RANDOM = "draws random numbers from {} generator in its forward pass, so the weights would depend on the number of ranks"
 TRIES, TRYING = 16, 0.3  # passes over the same images, of a user's own model, and seconds after which there is no further one
 
@@ -31,7 +44,7 @@ TRIES, TRYING = 16, 0.3  # passes over the same images, of a user's own model, a
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over one worker's images, which returns their mean and variance as buffers instead of accumulating them.
 
-    `batch_mean` and `batch_var` (unbiased) are filled in training; with several workers they hold the sums over workers. The
+    `batch_mean` and `batch_var` (unbiased) are filled in training; with several workers they hold the means over workers. The
     running statistics change only through `Network.update_statistics`, after the averages over all workers are known.
     """
 
@@ -40,7 +53,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     batch_mean: torch.Tensor
     batch_var: torch.Tensor
     num_batches_tracked: torch.Tensor
-    images_per_worker: int = 0  # 0: all images of a batch are one worker's
+    workers: int = 1  # whose images a batch holds, one worker's after the other's
 
     @classmethod
     def adopt(cls, norm: nn.Module) -> "BatchNorm":
@@ -52,64 +65,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return norm
 
     def forward(self, x):
-        if self.training and 0 < self.images_per_worker < len(x):
-            return _NormPerWorker.apply(
-                x, self.weight, self.bias, self.batch_mean, self.batch_var, len(x) // self.images_per_worker, self.eps
-            )
-        if self.training:  # with momentum 1 the "running" statistics are this batch's alone
-            return F.batch_norm(x, self.batch_mean, self.batch_var, self.weight, self.bias, True, 1.0, self.eps)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if not self.training:
+            return self._normalise(x, self.running_mean, self.running_var, 0.0)
+        # Torch's own kernel once a worker: with momentum 1, 1/2, 1/3 ... its "running" statistics are the mean over workers.
+        parts = x.split(len(x) // self.workers)
+        parts = [self._normalise(part, self.batch_mean, self.batch_var, 1 / n) for n, part in enumerate(parts, 1)]
+        return parts[0] if self.workers == 1 else torch.cat(parts)
 
-
-class _NormPerWorker(torch.autograd.Function):
-    """Batch norm of `workers` workers' images at once, each normalised by its own statistics.
-
-    x (N, C, ...) is seen as (workers, M, C), M values per worker and channel. Sums over M are products with a vector of ones:
-    the processor's matrix product is several times as fast as its reduction over an inner dimension.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, batch_mean, batch_var, workers: int, eps: float):
-        with torch.autocast(x.device.type, enabled=False):  # statistics are float32, also of bfloat16 values
-            values = _by_worker(_channels_last(x.float()), workers)
-            count = values.shape[1]
-            mean = _means(values)
-            centred = values - mean
-            variance = _means(centred * centred)
-            inverse = (variance + eps).rsqrt()
-            batch_mean.copy_(mean.sum((0, 1)))
-            batch_var.copy_(variance.sum((0, 1)) * (count / (count - 1)))
-            out = _channels_last(torch.empty_like(x, dtype=torch.float32))
-            torch.addcmul(bias, centred, inverse * weight, out=_by_worker(out, workers))
-        ctx.save_for_backward(centred, inverse, weight)
-        return out.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        centred, inverse, weight = ctx.saved_tensors
-        workers, count, _ = centred.shape
-        values = _by_worker(_channels_last(gradient.float()), workers)
-        of_bias = _means(values)  # a worker's share of each gradient, divided by M
-        of_weight = _means(values * centred) * inverse
-        scale, result = inverse * weight, _channels_last(torch.empty_like(gradient, dtype=torch.float32))
-        torch.addcmul(-scale * of_bias, values, scale, out=_by_worker(result, workers))
-        _by_worker(result, workers).addcmul_(centred, -scale * inverse * of_weight)
-        return result.to(gradient.dtype), of_weight.sum((0, 1)) * count, of_bias.sum((0, 1)) * count, None, None, None, None
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _by_worker(x: torch.Tensor, workers: int) -> torch.Tensor:
-    """A view (workers, M, C) of images or features (N, C, ...) whose channels are last in memory."""
-    return x.movedim(1, -1).view(workers, -1, x.shape[1])
-
-
-def _means(values: torch.Tensor) -> torch.Tensor:
-    """(workers, M, C) -> (workers, 1, C)."""
-    ones = values.new_full((1, 1, 1), 1 / values.shape[1]).expand(len(values), 1, values.shape[1])
-    return ones @ values
+    def _normalise(self, x, mean, variance, momentum: float):
+        """As F.batch_norm, without its checks, which cost a small network 5% of a step."""
+        cudnn = torch.backends.cudnn.enabled
+        return torch.batch_norm(x, self.weight, self.bias, mean, variance, self.training, momentum, self.eps, cudnn)
 
 
 def builder(
@@ -208,8 +174,12 @@ def find_precision(name: str, device: str, small: bool) -> str:
 
 
 def kernels(device: str) -> str:
-    """What decides the last bits besides packages: the GPU, or which of the processor's instructions torch uses."""
-    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    """What decides the last bits besides packages: the GPU, or which of the processor's instructions torch uses.
+
+    Variables of the environment that change this (`CHOOSING`) follow.
+    """
+    found = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return ", ".join([found, *(f"{name}={os.environ[name]}" for name in CHOOSING if os.environ.get(name))])
 
 
 class Network:
@@ -242,16 +212,14 @@ class Network:
         batch = [buffer for norm in norms for buffer in (norm.batch_mean, norm.batch_var)]
         self.statistics = torch.zeros(sum(map(_room, running)), device=device)
         self.contribution = torch.zeros(size + len(self.statistics) + 2, device=device)
-        self.gradients = self.contribution[:size]
+        self.gradients, self.batch_statistics = self.contribution[:size], self.contribution[size:-2]
         self.loss, self.correct = self.contribution[-2], self.contribution[-1]
         _adopt(parameters, self.weights)
         _adopt(running, self.statistics)
-        _adopt(batch, self.contribution[size:-2])
+        _adopt(batch, self.batch_statistics)
         for parameter, gradient in zip(parameters, _views(parameters, self.gradients)):
             parameter.grad = gradient
         self.norms, self.parameters, self.images_per_worker = norms, parameters, images_per_worker
-        for norm in norms:
-            norm.images_per_worker = images_per_worker
         self.examined = False
         # Only of our own networks is it known that they do the same operations each time.
         self.graphs: dict | None = {} if self.weights.is_cuda and type(model) is ResNet else None
@@ -277,16 +245,26 @@ class Network:
     def observe(self, images: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
         """Forward of the images (N, C, H, W) of one or more workers; returns their batch statistics (S,), sums over workers."""
         self.model.train()
-        with torch.autocast(self.weights.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            self.model(images.to(self.weights.device))
-        return self.contribution[len(self.weights) : -2]
+        self._forward(images.to(self.weights.device), precision)
+        return self.batch_statistics
+
+    def _forward(self, images: torch.Tensor, precision: str) -> torch.Tensor:
+        """Returns logits (N, classes), and fills `batch_statistics`."""
+        workers = len(images) // self.images_per_worker if self.images_per_worker else 1
+        for norm in self.norms:
+            norm.workers = workers
+        # Without a cache of converted weights: each is used once, and a graph must not depend on what is kept from before.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            logits = self.model(images)
+        if workers > 1:
+            with torch.no_grad():
+                self.batch_statistics *= workers
+        return logits
 
     def _compute(self, images: torch.Tensor, labels: torch.Tensor, precision: str) -> None:
         self.gradients.zero_()
         buffers, drawn = ({}, {}) if self.examined else (self._constants(), generators(self.weights.is_cuda))
-        # Without a cache of converted weights: each is used once, and a graph must not depend on what is kept from before.
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            logits = self.model(images)
+        logits = self._forward(images, precision)
         if not self.examined:
             self._examine(buffers, drawn, logits, labels)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum") / (self.images_per_worker or len(labels))

@@ -50,7 +50,7 @@ class Stage:
     weight_decay: float = 5e-5
     augmentation: str = "scale_aspect"  # or "scale" (short side 256 to 480), or "none": random crop and mirror only
     starts_from: str = ""  # an earlier stage's end; "": the stage before; `NEW_WEIGHTS`: another set of random weights
-    member: bool = False  # its end point is a member of the ensemble
+    member: bool = False  # its end is what the recipe is trained for, or a member of the ensemble that is (`Recipe.result`)
     workers: int = 0  # that share a step of this stage: a batch that grows (Smith et al., 2018); 0: the recipe's
     keep_momentum: bool = False  # goes on with the momentum of the stage before, as a cyclical rate does
 
@@ -215,6 +215,11 @@ class Recipe:
                 steps, images = found[origin.name]
                 found[stage.name] = Place(steps + origin.iterations, images + origin.iterations * self.batch(origin))
         return found
+
+    @property
+    def result(self) -> list[str]:
+        """The stages whose ends are the recipe's result: its members, which an ensemble averages, or, without any, the last."""
+        return [stage.name for stage in self.stages if stage.member] or [self.stages[-1].name]
 
     def origin(self, stage: Stage) -> Stage | None:
         """The stage whose end this one starts from; None if it starts from random weights."""

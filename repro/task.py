@@ -122,10 +122,11 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
     """What `train` would do, as plain values: the run's folder, how much of it is done, its recipe and images. Collective."""
     task = prepare(recipe, data, **parameters)
     small = task.recipe
-    done = small.iterations if task.run.complete else task.run.newest_step
+    complete = task.run.complete
+    done = small.iterations if complete else task.run.newest_step
     return {
         "folder": str(task.run.folder),
-        "complete": task.run.complete,
+        "complete": complete,
         "step": done,
         "epoch": small.epochs(done),
         "recipe": small.name,
@@ -134,25 +135,13 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
         "iterations": small.iterations,
         "epochs": small.epochs(),
         "images": small.images(),
+        "kernels": kernels(task.settings.device),
     }
 
 
 def describe_all(tasks: list[dict]) -> list[dict]:
     """`describe` of each of these tasks. Collective."""
     return [describe(**task) for task in tasks]
-
-
-def check_ranks(recipe: Recipe, ranks: int) -> None:
-    """Raises ReproError if this many ranks cannot share a step of the recipe."""
-    if ranks > recipe.passes:
-        raise ReproError(f"{too_many(recipe, ranks)}: start at most {recipe.passes} ranks")
-
-
-def too_many(recipe: Recipe, ranks: int) -> str:
-    """Says that this many ranks cannot share a step of the recipe."""
-    one = recipe.workers_per_pass == 1
-    what = f"{recipe.workers} workers" if one else f"{recipe.passes} passes of {recipe.workers_per_pass} workers"
-    return f"{recipe.name} has {what}, which {ranks} ranks cannot share"
 
 
 def check_shared(world, task: Task) -> None:

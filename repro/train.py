@@ -19,7 +19,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from repro import ReproError, evaluate
+from repro import ReproError, evaluate, recipes
 from repro.allreduce import Mean
 from repro.images.data import Stream, load_ahead, requests
 from repro.images.packed import pack_embedded
@@ -29,7 +29,7 @@ from repro.ranks import comm, stop, watchdog
 from repro.replica import Replica, assemble
 from repro.run import checkpoint, records
 from repro.schedule import NEW_WEIGHTS, Now, Recipe, Stage, at
-from repro.task import Task, check_agreement, check_ranks, check_shared, prepare
+from repro.task import Task, check_agreement, check_shared, prepare
 
 log = logging.getLogger("repro")
 
@@ -121,7 +121,7 @@ def train(recipe: str | Recipe, data: str = "digits", world: comm.World | None =
     world.leaving, world.at = False, "the start"  # engines are used again after a call that failed
     task = prepare(recipe, data, world=world, **parameters)
     with world.together():
-        check_ranks(task.recipe, world.size)
+        recipes.check_ranks(task.recipe, world.size)
     check_agreement(world, task)
     try:
         with world.together():

@@ -98,15 +98,20 @@ class Nodes:
                     found.append(process)
         return found
 
+    def end(self, processes: list[psutil.Process]) -> None:
+        """Kills these processes; waits until those that it can kill are gone."""
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.kill()
+        psutil.wait_procs(processes, timeout=5)
+
     def lose(self, name: str) -> None:
         """Ends all processes of a node at once, as a power failure does."""
         ranks = [process for process in self.processes() if process.environ().get("SLURMD_NODENAME") == name]
         steps = {parent for process in ranks if (parent := process.parent()) and parent.name().startswith("slurmstepd")}
         self.daemons[name].kill()
         self.daemons[name].wait()
-        for process in [*steps, *ranks]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        self.end([*steps, *ranks])
 
     def clear(self) -> None:
         """Cancels all jobs, waits until nothing of them is left, and brings both nodes back."""
@@ -114,9 +119,7 @@ class Nodes:
         deadline = time.monotonic() + UP
         while self.command("squeue", "-h") and time.monotonic() < deadline:
             time.sleep(0.1)
-        for process in self.processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        self.end(self.processes())
         for name in NODES:
             if self.daemons[name].poll() is not None:
                 self.start_node(name)
@@ -186,6 +189,4 @@ def two_nodes(folder: Path):
                 daemon.wait(timeout=5)
             daemon.kill()
             daemon.wait()
-        for process in nodes.processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        nodes.end(nodes.processes())

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from repro.paper import questions, tables
+from repro.paper import ask, questions, tables
 from repro.recipes import RECIPES
 from repro.train import train_all
 
@@ -24,7 +24,8 @@ def answers(monkeypatch, tmp_path, digits):
         for recipe in recipes:
             monkeypatch.setitem(RECIPES, recipe.name, recipe)
         runs = dict(data=digits, shrink="smoke", out=str(tmp_path / "runs"))
-        train_all([dict(recipe=recipe.name, seed=seed, **runs) for seed in SEEDS for recipe in recipes], questions.averages())
+        sides = [side for question in questions.QUESTIONS for side in question.sides]
+        train_all([dict(recipe=recipe.name, seed=seed, **runs) for seed in SEEDS for recipe in recipes], ask.ensembles(sides))
         return questions.answers(tables.models(tmp_path / "runs"), tmp_path / "runs").set_index("claim")
 
     return answer

@@ -3,6 +3,7 @@
 import ast
 import random
 import re
+import resource
 import shutil
 
 import pytest
@@ -18,7 +19,7 @@ TENSORS = {"weights": torch.arange(40.0).reshape(5, 8), "count": torch.tensor(7)
 
 
 def progress(step) -> dict:
-    return {"run": "a-run", "step": step, "seconds": 1.5, "losses": [2.5, 2], "corrects": []}
+    return {"run": "a-run", "step": step, "seconds": 1.5, "evaluating": 0.5, "losses": [2.5, 2], "corrects": []}
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ from repro.run import checkpoint
 out, outcomes = Path(sys.argv[1]), set()
 
 def save(folder, step):
-    progress = {"run": "", "step": step, "seconds": 0, "losses": [], "corrects": []}
+    progress = {"run": "", "step": step, "seconds": 0, "evaluating": 0, "losses": [], "corrects": []}
     checkpoint.save(folder / str(step), {"weights": torch.full((999,), float(step))}, progress)
 
 def killed_at(call, folder):  # a child that SIGKILL ends at the call of a function (Python's or C's) with this number
@@ -228,3 +229,14 @@ def test_nothing_that_is_read_from_a_file_is_run():
                     f"{path.name}:{node.lineno}: {name}" for name in names if name in ("pickle", "marshal", "shelve", "dill")
                 ]
     assert found == []
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(ReproError, match=r"10.safetensors cannot be written .*ulimit -f"):
+            save(tmp_path / "10", TENSORS, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ from repro.jupyter.engines import EnginesError, find_mpiexec, mpiexec_options
 from conftest import ROOT, SMOKE, launch, run
 
 SCRIPTS = [ROOT / "slurm" / name for name in ("train.sbatch", "engines.sbatch")]
+FINDS = ROOT / "slurm" / "launch.sh"  # which both source
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```$", GUIDE, re.M | re.S)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
@@ -108,7 +109,7 @@ esac
 # --- train.sbatch -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, FINDS], ids=lambda path: path.name)
 def test_the_scripts_are_sound_bash(script):
     assert run("bash", "-n", script).returncode == 0
     if shutil.which("shellcheck"):
@@ -135,9 +136,9 @@ def test_a_job_trains_to_the_end_and_is_not_requeued(slurm, digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_warned_stops_with_a_checkpoint_and_is_requeued(slurm, digits, tmp_path):
+def test_a_job_that_is_warned_stops_with_a_checkpoint_and_is_requeued(slurm, all_digits, tmp_path):
     """All of it, through srun's options, on two ranks."""
-    process = slurm("train.sbatch", RECIPE=SMOKE["recipe"], SHRINK="laptop", DATA=digits, ARGS="--device cpu")
+    process = slurm("train.sbatch", RECIPE=SMOKE["recipe"], SHRINK="laptop", DATA=all_digits, ARGS="--device cpu")
     wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process, "the first row of the metrics")
     process.send_signal(signal.SIGUSR1)  # to the batch shell alone, as --signal=B: does
     stdout, stderr = finish(process)
@@ -183,8 +184,8 @@ def test_what_a_job_is_told_reaches_training(slurm, tmp_path):
     *_, stage, train = (tmp_path / "calls").read_text().splitlines()
     assert stage == "22 -m repro copy-data /d --to /local disk"
     assert train == (
-        "22 -m repro train one_model --data /local disk/staged --shrink none --seed 3 "
-        f"--out {tmp_path}/runs --threads 22 --decoders 2 --steps 3 --precision bf16"
+        f"22 -m repro train one_model --shrink none --seed 3 --out {tmp_path}/runs --threads 22 --decoders 2 --steps 3 "
+        "--precision bf16 --data /local disk/staged"
     )
     for command in (stage, train):
         parser().parse_args(command.replace("/local disk", "/local").split()[3:])
@@ -195,6 +196,37 @@ def test_ranks_that_are_alone_do_not_train(slurm, tmp_path):
     stderr = finish(process)[1]
     assert process.returncode == 2 and "do not see each other" in stderr
     assert " train " not in (tmp_path / "calls").read_text()
+
+
+def test_a_launcher_that_hangs_is_named_and_the_next_one_is_tried(slurm, tmp_path):
+    hanging = tmp_path / "mpiexec"  # beside Python
+    hanging.write_text("#!/bin/bash\nexec sleep 1000\n")
+    hanging.chmod(0o755)
+    (tmp_path / "bin" / "srun").write_text('#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nexec "$@"\n')
+    python = pretend(tmp_path, "exit 0")
+    process = slurm("train.sbatch", PYTHON=python, SLURM_NTASKS="1", REPRO_START_SECONDS="1")
+    stdout, stderr = finish(process)
+    assert process.returncode == 0 and requeued(tmp_path) == [], stderr
+    assert f"train.sbatch: `{hanging}` has not started all ranks after 1 s: waiting until 1 s\n" in stderr
+    assert f"not by `{hanging}`: the ranks did not start within 1 s (REPRO_START_SECONDS); see" in stderr
+    assert "train.sbatch: ranks are started by `srun --cpus-per-task=3 " in stdout
+
+
+@pytest.mark.parametrize("attempt, status", [(0, 0), (1, 69)])
+def test_a_job_whose_only_launcher_hangs_is_requeued_once(slurm, tmp_path, attempt, status):
+    (tmp_path / "hanging").write_text("#!/bin/bash\nexec sleep 1000\n")
+    (tmp_path / "hanging").chmod(0o755)
+    hanging = {"LAUNCH": str(tmp_path / "hanging"), "REPRO_START_SECONDS": "1"}
+    process = slurm("train.sbatch", PYTHON=pretend(tmp_path, "exit 0"), SLURM_RESTART_COUNT=str(attempt), **hanging)
+    said = finish(process)[1]
+    assert process.returncode == status and requeued(tmp_path) == (["requeue 17"] if not attempt else []), said
+    assert said.count("the ranks did not start within 1 s") == 2
+
+
+def test_ranks_that_start_in_the_probe_but_not_for_training_requeue_the_job(slurm, tmp_path):
+    process = slurm("train.sbatch", PYTHON=pretend(tmp_path, "exit 69"), LAUNCH="env")
+    said = finish(process)[1]
+    assert process.returncode == 0 and requeued(tmp_path) == ["requeue 17"] and "did not start within 600 s" in said
 
 
 def alone(tmp_path) -> Path:
@@ -222,7 +254,7 @@ def test_a_notebook_joins_the_engines_of_a_job(slurm, tmp_path):
     process = slurm("engines.sbatch", sys.executable, "-c", code, INTERFACE="lo")
     stdout, stderr = finish(process)
     assert process.returncode == 3, stderr
-    told, ranks, modes, security = stdout.splitlines()
+    *_, told, ranks, modes, security = stdout.splitlines()
     assert str(file) in told
     size = len(json.loads(ranks))
     assert json.loads(ranks) == [[rank, size] for rank in range(size)]
@@ -261,15 +293,6 @@ def test_every_command_of_ours_in_the_guide_parses():
     assert parsed >= 6
 
 
-def test_every_option_of_a_data_script_in_the_guide_exists():
-    lines = [line for line in COMMANDS if "data_prep/" in line]
-    assert lines
-    for script in {re.search(r"data_prep/\w+\.py", line)[0] for line in lines}:
-        offered = run(sys.executable, ROOT / script, "--help").stdout
-        used = {option for line in lines for option in re.findall(r" (--[\w-]+)", line.partition(script)[2])}
-        assert used <= set(re.findall(r"--[\w-]+", offered)), script
-
-
 def test_every_file_and_recipe_that_the_guide_names_exists():
     named = re.findall(r"\b(?:slurm|docs|data_prep|repro|notebooks|results/published)/[\w./-]*\w", GUIDE)
     assert len(named) > 5 and [name for name in named if not (ROOT / name).exists()] == []
@@ -281,7 +304,7 @@ def test_variables_in_the_guide_are_those_that_the_scripts_read():
     for script in SCRIPTS:
         for line in (line for line in COMMANDS if script.name in line):
             for name in re.findall(r"(?<!\S)([A-Z_]+)=", line.split("sbatch")[0]):
-                assert re.search(rf"\${{{name}:-", script.read_text()) or name.startswith("SLURM_"), line
+                assert re.search(rf"\${{{name}:-", script.read_text() + FINDS.read_text()) or name.startswith("SLURM_"), line
 
 
 def test_costs_in_the_guide_are_arithmetic_of_the_published_numbers():

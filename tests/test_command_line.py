@@ -57,6 +57,9 @@ OPTIONS = [
         ("plan one_model --decoders 1000000", "decoders is 1000000: "),
         ("plan one_model --nodes -1", "nodes is -1: "),
         ("reproduce --profile labtop", "unknown profile 'labtop'. Did you mean laptop?"),
+        ("ask mine", "'mine' names no questions: name a file and a list of questions"),
+        ("ask mine.py", "mine.py is a file: name also what is in it, as in mine.py:"),
+        ("ask mine.py:questions --seeds x", "argument --seeds: invalid int value: 'x'"),
         ("probe --model resnet11 --images 2,x", "argument --images: '2,x' is not a list of whole numbers such as 2,4,8"),
     ],
 )

@@ -5,6 +5,7 @@ Processes are counted by a mark in the environment, which everything that is sta
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -531,10 +532,13 @@ def test_mpiexec_that_fails_is_quoted(traces, monkeypatch):
     traces.assert_gone(within=0)
 
 
-def test_engines_that_never_come_are_given_up(traces, monkeypatch):
+def test_engines_that_never_come_are_named_and_given_up(traces, monkeypatch, capsys):
     fake_mpiexec(traces.folder, monkeypatch, "import time; time.sleep(60)")
-    with pytest.raises(engines.StartTimeout, match="not ready in time"):
-        engines.start(2, timeout=2, wait=False).run("os:getpid")
+    monkeypatch.setattr(engines, "LATE", 1)
+    monkeypatch.setenv("REPRO_START_SECONDS", "2")
+    with pytest.raises(engines.StartTimeout, match="not ready in time: .* allow them more seconds by REPRO_START_SECONDS=600"):
+        engines.start(2, wait=False).run("os:getpid")
+    assert re.fullmatch(r"the engines have not answered for 1 s \(.*\): waiting until 2 s; see .*\n", capsys.readouterr().out)
     traces.assert_gone(within=0)
 
 

@@ -15,10 +15,11 @@ import pytest
 from repro import ReproError
 from repro.images import packed
 from repro.jupyter import notebooks, progress
-from repro.paper import current, overall, questions, reproduce, tables
+from repro.paper import ask, current, overall, questions, reproduce, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import stop
+from repro.recipes import RECIPES, shrink
 from repro.run import identity, records, state
 
 SMOKE = PROFILES["smoke"]
@@ -53,8 +54,9 @@ def train(of: overall.Overall, run: progress.Planned, steps: int, status: str = 
     """Writes what a run has in its folder after so many steps."""
     folder = Path(f"{run.folder}{changed.get('code', 'ours')[:8]:0<8}")
     folder.mkdir(exist_ok=True)
-    facts = KNOWN | {"status": status, "code": of.code, "data": KNOWN["data"] | {"train": of.data}}
-    (folder / "run.json").write_text(json.dumps(facts | {"top1": 9, "images": 10, "seconds": 40.0} | changed))
+    facts = KNOWN | {"status": status, "code": of.code, "data": KNOWN["data"] | {"train": of.data}, "seconds": 40.0}
+    ends = KNOWN["ends"] | {"collapse": {"top1": 9, "top5": 9, "images": 10}}
+    (folder / "run.json").write_text(json.dumps(facts | {"ends": ends} | changed))
     (folder / "lock").write_text(f"process {os.getpid()} on {platform.node()}")
     row = {"step": steps, "epoch": run.epochs * steps / run.steps, "stage": "main", "rate": 0.1, "seconds": 1.0}
     row |= {"train_loss": 2.0, "train_top1": 0.5}
@@ -66,11 +68,33 @@ def test_what_is_planned_is_what_the_notebooks_train(tmp_path):
     runs = overall.planned(full, 20_000, tmp_path)
     wanted = {(DISTRIBUTED, 0)}
     for topic, seeds in full.seeds.items():
-        wanted |= {(task["recipe"], task["seed"]) for task in questions.tasks("digits", "laptop", range(seeds), [topic])}
+        wanted |= {(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))}
     assert {(run.recipe, run.seed) for run in runs} == wanted and len(runs) == len(wanted)
-    (deep,) = {run.cost for run in runs if run.recipe == "one_deep_model"}
-    (other,) = {run.cost for run in runs if run.recipe == "one_model"}
-    assert deep == overall.DEEP * other
+
+
+def test_a_run_costs_what_it_took_in_the_reference_or_by_its_images(tmp_path, monkeypatch):
+    took = [run["seconds"] for run in records.read_all(REFERENCE / "runs").values() if run["base"] == "one_deep_model"]
+    full = PROFILES["full"]
+    costs = {run.recipe: run.cost * run.steps for run in overall.planned(full, 20_000, tmp_path)}
+    assert costs["one_deep_model"] == pytest.approx(pd.Series(took).median())
+    assert costs[DISTRIBUTED] == pytest.approx(KNOWN["seconds"] * KNOWN["ranks"])
+    monkeypatch.setattr(overall, "core_seconds", lambda shrink: {"one_model": 50.0})
+    runs = {run.recipe: run for run in overall.planned(full, 20_000, tmp_path)}
+    deep, other = (find_and_shrink(name).global_batch for name in ("one_deep_model", "one_model"))
+    assert runs["one_model"].cost * runs["one_model"].steps == pytest.approx(50)
+    assert runs["one_deep_model"].cost / deep == pytest.approx(overall.DEEP * runs["one_model"].cost / other)
+
+
+def find_and_shrink(name):
+    return shrink(RECIPES[name], "laptop", 20_000)
+
+
+@pytest.mark.parametrize(
+    "profile, said", [("laptop", r"all runs took \d+ core-minutes on .*; "), ("smoke", ""), ("cifar10", "")]
+)
+def test_what_it_costs_is_said_of_data_that_are_in_the_reference(reproduction, profile, said):
+    reproduction.profile = PROFILES[profile]
+    assert re.fullmatch(f"{said}the time left (here )?is known after the first( run)?", reproduction.cost)
 
 
 def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace(reproduction, clock, capsys):
@@ -94,6 +118,31 @@ def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace
     clock(10)
     reproduction.show()
     assert capsys.readouterr().out == "", "it is not said twice"
+
+
+def test_the_account_of_where_the_time_went_adds_up(reproduction, clock):
+    distributed, *alone = reproduction.planned
+    reproduction.begin("11-scaling")
+    clock(30)
+    reproduction.end("11-scaling")
+    train(reproduction, distributed, 1, "complete", ranks=2, seconds=20.0, evaluating=4.0)  # both ranks at 20 of the seconds
+    for run in alone:  # on a rank each, two at a time
+        train(reproduction, run, 1, "complete", ranks=1, seconds=10.0, evaluating=1.0)
+    reproduction.begin("01-recipes, 20-tables, 21-figures")
+    clock(10)
+    reproduction.end("20-tables")
+    clock(2)
+    reproduction.end("21-figures")
+    steps, evaluations = 16 + 4.5 * len(alone), 4 + 0.5 * len(alone)
+    shares = [steps, evaluations, 30, 12, 200 - steps - evaluations - 30 - 12]
+    said = reproduction.account(200, ranks=2)
+    assert [float(share) for share in re.findall(r"(\d+)%", said)] == pytest.approx([share / 2 for share in shares], abs=0.51)
+
+
+def test_a_reproduction_that_continued_gives_no_account(reproduction, tmp_path):
+    first = reproduction.planned[0]
+    train(reproduction, first, first.steps, "complete")
+    assert overall.Overall(SMOKE, tmp_path / "runs").account(100, ranks=2) == ""
 
 
 def test_runs_of_other_code_or_data_or_an_earlier_version_do_not_count(reproduction, clock):
@@ -269,3 +318,11 @@ def test_each_is_saved_by_the_notebook_that_it_is_said_to_be(kind):
 def test_a_parameter_that_is_none_is_refused(tmp_path):
     with pytest.raises(ReproError, match="unknown parameter 'dta'. Did you mean data?"):
         reproduce.make("figures", "time_to_train", tmp_path, dta="digits")
+
+
+def test_a_look_lists_the_folder_of_runs_once_for_all_that_are_planned(reproduction, monkeypatch):
+    listed, listdir, scandir = [], os.listdir, os.scandir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    reproduction.show()
+    assert len(reproduction.planned) > 5 and len(listed) == 1

@@ -1,5 +1,6 @@
 """What a user sees of a run from its folder: lines, curves and a bar; and who trains it."""
 
+import json
 import os
 import platform
 import subprocess
@@ -22,6 +23,7 @@ from conftest import python
 
 MYSELF = f"process {os.getpid()} on {platform.node()}"
 SMALL = recipes.shrink(recipes.find("collapsed_ensemble"), "smoke")
+MEMBERS = "top-1 75.00, 75.00, 75.00% (members, not yet averaged)"
 
 
 def row(step: int, seconds: float, loss: float = 1.0, **evaluated) -> dict:
@@ -50,7 +52,7 @@ class Folder:
     def finish(self):
         counts = {"images": 200, "top1": 150, "top5": 190}
         ends = {stage.name: counts for stage in SMALL.stages}
-        self.run.finish(ends=ends, **counts, seconds=12.3, weights_sha256="digest")
+        self.run.finish(ends=ends, seconds=12.3, weights_sha256="digest")
 
 
 @pytest.fixture
@@ -283,19 +285,21 @@ def test_of_many_runs_each_that_becomes_complete_has_a_line_and_one_line_has_the
     many = {live: progress.Many(runs, progress.Line(live, every=15)) for live in (True, False)}
     said = {}
     for step in (11, 22, 33):
-        first.write(row(step, step / 10))
+        first.write(row(step, step / 10) | ({"top1": 16, "top5": 32, "loss": 1.0, "images": 64} if step == 22 else {}))
         clock[0] += 10
         for live, each in many.items():
             each.show()
             said[live, step] = capsys.readouterr().out
     line = "[####................]  21%  0 of 2 runs, about 2 minutes left, collapsed_ensemble seed 0 at epoch 4 of 8"
-    assert said[True, 33].strip("\r ") == line
-    assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith("seed 0 at epoch 2 of 8\n")
+    assert said[True, 33].strip("\r ") == f"{line} (top-1 25.00%)"
+    assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith(
+        "seed 0 at epoch 2 of 8 (top-1 25.00%)\n"
+    )
     first.finish()
     clock[0] += 10
     for each in many.values():
         each.close()
-        assert "run 1 of 2: collapsed_ensemble, seed 0: top-1 75.00% after 12 s; 50%, about" in capsys.readouterr().out
+        assert f"run 1 of 2: collapsed_ensemble, seed 0: {MEMBERS} after 12 s; 50%, about" in capsys.readouterr().out
         assert (each.share, len(each.complete), each.training) == (0.5, 1, [])
 
 
@@ -391,7 +395,7 @@ def test_live_follows_a_run_of_another_process_to_its_end(folder, capsys, monkey
     since = folder.run.record["start"].replace("T", " ").replace("+00:00", " UTC")
     assert told[0] == f"{folder.name}: trained by {MYSELF} since {since}"
     assert [line.split()[2] for line in told[1:-1]] == ["init", "cyc1"]
-    assert told[-1] == f"{folder.name}: complete: top-1 75.00% in 12 s"
+    assert told[-1] == f"{folder.name}: complete: {MEMBERS} in 12 s"
 
 
 def test_live_says_what_has_become_of_a_run(folder, tmp_path, capsys):
@@ -428,3 +432,38 @@ def test_following_needs_no_torch(folder):
         "-c", f"import sys, repro; repro.live({str(folder.path)!r}); print('torch' in sys.modules, 'pandas' in sys.modules)"
     )
     assert said.stdout.splitlines()[-1] == "False False", said.stderr
+
+
+# --- Many rows, many runs -----------------------------------------------------------------------------------------------
+
+
+def test_a_look_at_a_run_parses_only_what_was_added(folder, monkeypatch):
+    """Or following a run of many rows would take a core from it."""
+    parsed, parse = [], records.json.loads
+    rows = [row(step, seconds=step) for step in range(1, 8)]
+    folder.write(*rows[:5])
+    follower = records.Rows(folder.path)
+    assert follower.look() == rows[:5]
+    monkeypatch.setattr(records.json, "loads", lambda text: parsed.append(text) or parse(text))
+    assert follower.look() == rows[:5] and not parsed
+    with open(folder.path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(rows[5]) + "\n" + json.dumps(rows[6])[:20])  # the last one is still being written
+    assert follower.look() == rows[:6] and len(parsed) == 1
+
+
+@pytest.mark.parametrize("kept, added", [(2, 0), (2, 5), (0, 0), (0, 9)])
+def test_rows_that_a_continued_run_has_dropped_are_gone_at_the_next_look(folder, kept, added):
+    before = [row(step, seconds=step) for step in range(1, 6)]
+    folder.write(*before)
+    follower = records.Rows(folder.path)
+    assert follower.look() == before
+    folder.run.rewind(kept, frozenset())
+    again = [row(step, seconds=step + 0.5) for step in range(kept + 1, kept + 1 + added)]
+    folder.write(*again)
+    assert follower.look() == before[:kept] + again == records.metric_rows(folder.path)
+
+
+def test_runs_are_looked_for_only_where_a_process_has_the_lock(folder, monkeypatch):
+    (folder.path / "lock").write_text("")  # as a run that has ended leaves it
+    monkeypatch.setattr(records, "read", lambda _: pytest.fail("its record was read"))
+    assert state.trained_by(folder.path) == ""

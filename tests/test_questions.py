@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repro.paper import questions, ratios, tables
+from repro.paper import ask, questions, ratios, tables
 from repro.paper.questions import QUESTIONS, Question, Side
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
@@ -143,8 +143,7 @@ def test_each_side_is_a_model_that_a_recipe_makes(side):
     members = side.members.split(" + ")
     assert set(members) <= set(stages)
     assert (len(members) > 1) == bool(side.average)
-    if side.average:
-        assert (members, side.average) in questions.averages()[side.recipe]
+    assert ask.spelt_out_sides([side]) == [side._replace(recipe=RECIPES[side.recipe])], "nothing is left out"
 
 
 def test_no_question_is_asked_twice():
@@ -176,13 +175,6 @@ def test_a_collapse_that_keeps_its_rate_is_contradicted():
     collapsed = models.members == COLLAPSED.members
     models.loc[collapsed, "top1"] = models[collapsed].seed.map(kept)
     assert answer(models, REFERENCE / "runs", RELEASED).verdict == "contradicted"
-
-
-def test_tasks_are_the_runs_that_the_topics_need():
-    tasks = questions.tasks("digits", "smoke", [0, 1], ["collapse"])
-    assert [(task["recipe"], task["seed"]) for task in tasks] == [("collapse_parts", 0), ("collapse_parts", 1)]
-    everything = {task["recipe"] for task in questions.tasks("digits", "laptop", [0])}
-    assert everything == {side.recipe for question in QUESTIONS for side in (question.better, question.other)}
 
 
 @pytest.mark.parametrize("profile", ["laptop"])

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from repro.jupyter import engines
-from repro.paper import questions, reproduce
+from repro.paper import ask, questions, reproduce
 from repro.paths import ROOT
 from repro.run import records
 
 pytestmark = pytest.mark.slow  # all notebooks, some twice
-TASKS = questions.tasks("digits", "smoke", [0], ["collapse", "ensemble"])
+TASKS = ask.tasks(questions.of(["collapse", "ensemble"]), [0])
 SCALING = "measured", "model", "papers_nodes", "published", "checks"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 

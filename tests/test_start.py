@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from repro import ReproError
 from repro.ranks import start
 
-from conftest import launch, python, run
+from conftest import launch, mpiexec, python, run
 
 HANG = """
 import os, socket, sys
@@ -34,12 +35,14 @@ def test_a_start_that_hangs_is_named_and_ends_on_request(mpich):
     process = launch(sys.executable, "-c", HANG, 1)
     began = time.monotonic()
     told = process.stderr.readline()
-    assert told.startswith("rank 1 of 8 on ") and "has waited 1 s for MPI to start: " in told and "docs/cluster.md" in told
+    assert told.startswith("rank 1 of 8 on ") and "has waited 1 s for MPI to start, and waits on until 600 s: " in told, told
+    assert "mpiexec is not the one for MPICH Version: " in told and told.endswith("see Troubleshooting in docs/cluster.md\n")
     assert 1 < time.monotonic() - began < 20
     process.send_signal(signal.SIGUSR1)
     stdout, said = process.communicate(timeout=20)
     assert (process.returncode, stdout) == (75, ""), said
-    assert said == "rank 1 was asked to stop by SIGUSR1 while it waited for MPI to start; the same command tries again\n"
+    assert said.startswith("rank 1 of 8 on ") and said.count("\n") == 1
+    assert said.endswith(" was asked to stop by SIGUSR1 while it waited for MPI to start; the same command tries again\n")
 
 
 def test_of_many_ranks_two_say_it_and_each_can_be_stopped(mpich):
@@ -47,14 +50,60 @@ def test_of_many_ranks_two_say_it_and_each_can_be_stopped(mpich):
     time.sleep(4)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 75 and said.startswith("rank 2 was asked to stop by SIGINT"), said
+    assert process.returncode == 75 and said.startswith("rank 2 of 8 on "), said
+    assert said.count("\n") == 1 and " was asked to stop by SIGINT while" in said
+
+
+def test_a_start_that_hangs_ends_at_its_limit_with_a_status_and_a_line(mpich):
+    done = python("-c", HANG, 0, REPRO_START_SECONDS="2", SLURM_STEP_ID="0")
+    named, ended = done.stderr.splitlines()
+    assert done.returncode == start.STATUS_NOT_STARTED == 69 and "has waited 1 s for MPI to start" in named
+    assert ended.startswith("error: rank 0 of 8 on ") and " has waited 2 s for MPI to start, its limit (REPRO_" in ended
+    assert "srun --mpi=pmi2 cuts MPICH's longest lines: set MPIR_CVAR_CH4_NETMOD=ofi, or use MPICH's mpiexec; see" in ended
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "soon", "nan", "inf"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(monkeypatch, said):
+    monkeypatch.setenv(start.LIMIT, said)
+    with pytest.raises(ReproError, match=f"REPRO_START_SECONDS is '{said}': it must be a positive number of seconds"):
+        start.limit()
+
+
+FIRST_SUM = """
+import sys, time
+from repro.ranks import comm, start
+start.PATIENCE = 1
+rank, ranks = comm.launched()
+if rank == 1:
+    comm._start(rank, ranks)
+    time.sleep(60)
+comm.world()
+"""
+
+
+ABSENT = FIRST_SUM.replace("comm._start(rank, ranks)", "pass")
+
+
+def test_a_rank_that_never_begins_on_another_node_does_not_keep_the_others(mpich):
+    """MPICH's mpiexec would wait for it, however the others have ended."""
+    launcher = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    nodes = "-launcher", "fork", "-hosts", "one,two", "-ppn", 1
+    done = run(launcher, *nodes, "-n", 2, sys.executable, "-c", ABSENT, REPRO_START_SECONDS="2", timeout=30)
+    assert done.returncode == 69 and "error: rank 0 of 2 on " in done.stderr, done.stderr
+
+
+def test_a_first_allreduce_that_hangs_is_named_and_ends_at_its_limit():
+    done = mpiexec(2, "-c", FIRST_SUM, REPRO_START_SECONDS="2")
+    named, ended = [line for line in done.stderr.splitlines() if "rank 0 of 2 on " in line]
+    assert done.returncode == 69 and " has waited 1 s for the first allreduce, and waits on until 2 s: nodes may not" in named
+    assert ended.startswith("error: ") and " has waited 2 s for the first allreduce, its limit" in ended
 
 
 SLOW = """
 import signal, sys, time
 from repro.ranks import start, stop
 start.PATIENCE, start.GRACE = float(sys.argv[1]), 20
-with stop.listening(signal.SIGUSR1), start.attended(0, 8):
+with stop.listening(signal.SIGUSR1), start.attended("MPI to start", 0, 8, "no reason"):
     print("ready", flush=True)
     time.sleep(2)
 print(stop.asked.is_set())
@@ -76,7 +125,7 @@ def test_a_slow_start_goes_on_after_it_was_named():
 def test_nothing_is_left_of_a_start(capfd):
     files, before = len(os.listdir("/proc/self/fd")), signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(before)
-    with start.attended(0, 1):
+    with start.attended("MPI to start", 0, 1, "no reason"):
         pass
     assert len(os.listdir("/proc/self/fd")) == files and signal.set_wakeup_fd(before) == before
     assert capfd.readouterr() == ("", "")

@@ -1,6 +1,7 @@
 """Tables of synthetic runs, answers from them, figures of them; published files complete with sources."""
 
 import json
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import repro
 from repro import ReproError, recipes
 from repro.paper import figures, names, questions, tables
-from repro.run import records
+from repro.run import records, state
 from repro.run.identity import code_digest
 
 from conftest import python
@@ -93,9 +94,6 @@ def write_run(out, base, seed=0, shrink=SHRINK, model="resnet11", variant="", wo
         "processor": "a processor",
         "version": "0.1.0",
         "packages": {"python": "3.11", "torch": "2.9"},
-        "images": IMAGES,
-        "top1": top1,
-        "top5": 3900,
         "seconds": step / 100,
         "weights_sha256": "5a",
         "attempts": [],
@@ -133,9 +131,41 @@ def test_runs_have_one_row_per_folder_with_keys_settings_numbers_and_facts(out):
     assert row[list(DEFAULTS)].to_dict() == DEFAULTS
     facts = "shrink", "model", "variant", "data", "ranks", "status", "code", "torch", "weights_sha256", "processor"
     assert tuple(row[list(facts)]) == (SHRINK, "resnet11", "", "digits", 2, "complete", "c0de", "2.9", "5a", "a processor")
-    assert row.top1 == pytest.approx(100 * records.read(out / row.folder)["top1"] / IMAGES)
     assert row.top5 == pytest.approx(97.5)
-    assert not runs.isna().any(axis=None)
+    assert not runs.drop(columns=["top1", "top5", "test_images"]).isna().any(axis=None)
+
+
+def test_a_runs_accuracy_is_that_of_its_recipes_result_and_not_of_its_last_stage(out):
+    runs = repro.runs(out)[0].set_index(["recipe", "seed"])
+    for base, result in (
+        ("resnet50_448nodes", "collapse"),
+        ("resnet50_448nodes_uncollapsed", "main"),
+        ("one_model", "collapse_long"),
+    ):
+        row = runs.loc[base, 3]
+        assert row.result == result and row.test_images == IMAGES
+        assert row.top1 == 100 * (RUNS[base][result] + noise(3, base, result)) / IMAGES
+        assert state.attained(out / row.folder) == f"top-1 {row.top1:.2f}%"
+    row, five = runs.loc["five_members", 3], [f"collapse{n}" for n in range(1, 6)]
+    assert row.result == " + ".join(five) and np.isnan([row.top1, row.top5, row.test_images]).all(), "only three were averaged"
+    assert re.fullmatch(r"top-1 (\d\d\.\d\d, ){4}\d\d\.\d\d% \(members, not yet averaged\)", state.attained(out / row.folder))
+    for average, top1 in (("logit", 2000), ("softmax", 3000)):
+        entry = {"members": five, "average": average, "images": IMAGES, "top1": top1, "top5": 3900}
+        records.add_ensemble(out / row.folder, entry)
+    assert repro.runs(out)[0].set_index(["recipe", "seed"]).top1["five_members", 3] == 75
+    assert state.attained(out / row.folder) == "top-1 75.00% (ensemble of 5)"
+
+
+def test_each_recipe_of_ours_has_one_result():
+    several = {
+        "collapsed_ensemble": 3,
+        "five_members": 5,
+        "snapshot_ensemble": 3,
+        "snapshot_ensemble_crop": 3,
+        "three_models": 3,
+    }
+    assert {name: len(recipe.result) for name, recipe in recipes.RECIPES.items() if len(recipe.result) > 1} == several
+    assert recipes.RECIPES["one_model"].result == [questions.ONE_MODEL.members]
 
 
 def test_evaluations_have_one_row_per_metric_row_and_are_in_per_cent(out):
@@ -149,7 +179,7 @@ def test_evaluations_have_one_row_per_metric_row_and_are_in_per_cent(out):
     correct = np.round(one.top1.iloc[1::2] * 40)  # of 4000
     assert list(zoomed.iloc[1::2]) == pytest.approx(list((correct // 10 - 50) / 4))
     assert list(other.iloc[1::2]) == pytest.approx(list((correct // 20) / 2))
-    assert one.top1.iloc[-1] == runs[(runs.recipe == "one_model") & (runs.seed == 0)].top1.iloc[0]
+    assert one.top1.iloc[3] == runs[(runs.recipe == "one_model") & (runs.seed == 0)].top1.iloc[0], "collapse_long"
     assert one.top5.iloc[-1] == 97.5 and one.test_loss.iloc[-1] == 0.8 and one.test_images.iloc[-1] == IMAGES
 
 
@@ -157,7 +187,7 @@ def test_an_incomplete_run_is_there_with_its_status_and_in_no_table_of_the_paper
     before = tables.accuracy(tables.models(out))
     folder = write_run(out, "one_model", seed=9, status="stopped")
     run = json.loads((folder / "run.json").read_text())
-    for missing in ("images", "top1", "top5", "seconds", "weights_sha256"):
+    for missing in ("seconds", "weights_sha256"):
         del run[missing]
     (folder / "run.json").write_text(json.dumps(run))
     runs, evaluations = repro.runs(out)
@@ -279,8 +309,9 @@ def test_models_name_the_stages_that_they_are_made_of(out):
     stages = [stage.name for stage in recipes.find("five_members").stages]
     assert list(one.members) == [*stages, ENSEMBLE, ENSEMBLE, " + ".join(CYCLES), " + ".join(CYCLES)]
     assert list(one.average) == [""] * 11 + ["softmax", "logit"] * 2
-    last = one[one.members == "collapse5"].iloc[0]
-    assert last.top1 == repro.runs(out)[0].set_index("folder").top1[last.folder]
+    collapse = models[models.recipe == "resnet50_448nodes"].query("members == 'collapse'").set_index("folder").top1
+    assert len(collapse) == 4 and collapse.equals(repro.runs(out)[0].set_index("folder").top1[collapse.index])
+    pd.testing.assert_frame_equal(repro.models(out), models)
     assert set(models.originals) == {ORIGINALS} and set(models.test_images) == {IMAGES}
 
 

@@ -36,3 +36,19 @@ def test_the_algorithm_by_hand_gives_the_trainers_bits(tmp_path):
     parameters = {"out": str(tmp_path / "runs"), "seed": 3, "live": False}
     book = nbformat.read(notebooks.execute("04-by-hand", parameters, tmp_path / "04.ipynb"), as_version=4)
     assert any("bit-identical" in str(cell.get("outputs")) for cell in book.cells), "the last table shows it"
+
+
+@pytest.mark.slow
+def test_a_question_of_ones_own_is_answered_by_a_notebook_and_by_the_questions_notebook(tmp_path):
+    """The second finds the runs of the first."""
+    shared = {"shrink": "smoke", "seeds": [0, 1], "out": str(tmp_path / "runs"), "live": False}
+    book = nbformat.read(notebooks.execute("05-your-question", shared, tmp_path / "05.ipynb"), as_version=4)
+    folders = records.complete_runs(tmp_path / "runs")
+    assert sorted(records.read(folder)["base"] for folder in folders) == ["my_cosine"] * 2 + ["one_model"] * 2
+    assert "A cosine beats the linear decay: not resolved." in str(book.cells) and "image/png" in str(book.cells[-2].outputs)
+    (tmp_path / "mine.py").write_text(
+        "from repro.paper.questions import Question, Side\n"
+        "mine = Question('a collapse helps', Side('one_model'), Side('one_model', 'plain'))\n"
+    )
+    again = notebooks.execute("12-questions", shared | {"ask": f"{tmp_path / 'mine.py'}:mine"}, tmp_path / "12.ipynb")
+    assert "a collapse helps: not resolved." in again.read_text() and records.complete_runs(tmp_path / "runs") == folders

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from repro import ReproError, __version__, choose, cores, recipes, whole_number
+from repro import ReproError, __version__, choose, cores, print_any_text, recipes, whole_number
 from repro.cli.arguments import Parser, at_home
 from repro.images.packed import EMBEDDED, PackedError, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
@@ -29,6 +29,7 @@ from repro.schedule import LR_FORMULAS, MODELS, SWITCHES, learning_rate
 STATUS_BROKEN = 3  # `doctor` found something broken
 STATUS_MISSED = 4  # `verify` found a claim that does not hold
 STATUS_STOPPED = 75  # the run was stopped on request: the same command continues it (EX_TEMPFAIL)
+STATUS_UNREAD = 141  # nobody reads what is printed any more (as for a program that SIGPIPE ends)
 STATUS_INTERRUPTED = 130  # the run was stopped at once, by a second request: it continues from its last checkpoint
 
 
@@ -147,13 +148,13 @@ def explain(error: BaseException) -> None:
 
 def train(**arguments) -> str:
     """`repro.train.train`, after a line that says what is trained and whether something of it is there already. Collective."""
-    from repro.task import check_ranks, prepare
+    from repro.task import prepare
     from repro.train import train
 
     world = comm.world()
     task = prepare(**arguments)
     with world.together():
-        check_ranks(task.recipe, world.size)
+        recipes.check_ranks(task.recipe, world.size)
         recipe, run, done = task.recipe, task.run, task.run.newest_step
         if done and not run.complete:
             say(f"continuing at epoch {recipe.epochs(done):.4g} of {recipe.epochs():.4g}: {run.folder.name}")
@@ -192,6 +193,19 @@ def reproduce(arguments: dict) -> None:
         reproduce(**arguments)
 
 
+def ask(arguments: dict) -> None:
+    name, seeds, results = (arguments.pop(key) for key in ("questions", "seeds", "results"))
+    from repro.paper import figures, tables
+    from repro.paper.ask import ask, load
+
+    asked = load(name)
+    say("starting the ranks, which load torch, takes some seconds")
+    answers = ask(asked, range(seeds), **arguments)
+    tables.save(answers, results, "answers")
+    figures.save(figures.answers(answers), answers, results, "answers")
+    show([results / "tables" / "answers.csv", results / "figures" / "answers.svg"])
+
+
 def make_one(kind: str) -> Callable[[dict], None]:
     def handler(arguments: dict) -> None:
         say(f"making the {kind} {arguments['name']}")
@@ -206,7 +220,7 @@ def make_one(kind: str) -> Callable[[dict], None]:
 
 
 def doctor(arguments: dict) -> None:
-    say("checking MPI, engines, disk, packages and data: some seconds")
+    say("checking this machine: some seconds")
     from repro.cli.doctor import doctor
 
     if not doctor():
@@ -216,6 +230,7 @@ def doctor(arguments: dict) -> None:
 def verify(arguments: dict) -> None:
     if not arguments["results"].is_dir():
         raise ReproError(f"there is no folder {arguments['results']}: --results names one with runs and tables")
+    say(f"reading the runs in {arguments['results']}, and loading torch to count parameters: some seconds")
     from repro.paper.ledger import verify
 
     text, missed = verify(arguments["results"], arguments["json"])
@@ -288,6 +303,13 @@ def parser() -> Parser:
         help="stop after this many steps, with a checkpoint, and say how long the rest would take",
     )
     train_.add_argument(
+        "--check-ranks",
+        type=int,
+        default=0,
+        metavar="RANKS",
+        help="only check the options, and whether so many ranks can share a step: before a job is submitted",
+    )
+    train_.add_argument(
         "--patience",
         type=int,
         default=600,
@@ -342,7 +364,10 @@ def parser() -> Parser:
     )
     ensemble.add_argument("folder", help="the run's folder")
     ensemble.add_argument(
-        "--members", type=_names, metavar="STAGE,STAGE", help="stages whose models are averaged (default: the recipe's members)"
+        "--members",
+        type=_names,
+        metavar="STAGE,STAGE",
+        help="stages whose models are averaged (default: the recipe's members, or its last stage)",
     )
     _add_evaluation(ensemble)
 
@@ -354,7 +379,10 @@ def parser() -> Parser:
     )
     export.add_argument("folder", help="the folder of a complete run")
     export.add_argument(
-        "--stages", type=_names, metavar="STAGE,STAGE", help="stages whose models are written (default: the recipe's members)"
+        "--stages",
+        type=_names,
+        metavar="STAGE,STAGE",
+        help="stages whose models are written (default: the recipe's members, or its last stage)",
     )
     export.add_argument("--out", help="folder (default: models/ in the run's folder)")
     export.add_argument("--data", default="", help="the data set's folder, if it is not under data/")
@@ -423,6 +451,25 @@ def parser() -> Parser:
     whole.add_argument("--results", type=Path, default=RESULTS, help="folder (default: results)")
     whole.add_argument("--verbose", action="store_true", help="also print what the notebooks print")
 
+    asking = command(
+        "ask",
+        ask,
+        "answer questions of your own: train what they need, one run a core, and compare",
+        example=f"{US} ask mine.py:questions --seeds 6",
+    )
+    asking.add_argument("questions", help="a list of repro.paper.questions.Question in your file: mine.py:questions")
+    asking.add_argument("--seeds", type=int, default=3, help="each side is trained with seeds 0, 1, ... (default: %(default)s)")
+    asking.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
+    asking.add_argument(
+        "--shrink",
+        choices=(*recipes.SHRINKS, "none"),
+        help="of all sides; none: unchanged (default: laptop, or none if no side is a recipe of ours)",
+    )
+    asking.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    asking.add_argument(
+        "--results", type=Path, default=RESULTS / "own", help="folder of table and figure (default: results/own)"
+    )
+
     for kind in ("table", "figure"):
         one = command(
             kind,
@@ -454,7 +501,7 @@ def parser() -> Parser:
         "--results", type=Path, default=RESULTS, help="folder (default: results; if its runs are tiny or none, the reference)"
     )
     ledger.add_argument("--json", action="store_true", help="all columns, as JSON")
-    command("doctor", doctor, "check MPI, engines, disk, packages and data; exit status 3 if something is broken")
+    command("doctor", doctor, "check this machine: packages, MPI, limits, folders, clock; exit status 3 if something is broken")
 
     listing = command("recipes", list_recipes, "list the recipes")
     listing.add_argument("--json", action="store_true", help="every number of every recipe")
@@ -501,10 +548,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
         )
 
 
-def check_run(arguments: dict) -> None:
-    """Checks what can be checked of a run in a moment: before torch is loaded and data are packed or opened."""
+def check_run(arguments: dict) -> str:
+    """Checks what can be checked of a run in a moment: before torch and MPI are loaded, and data are packed or opened.
+
+    Returns what to print if nothing but a check was asked for.
+    """
     switches = {name: value for name, value in arguments.items() if name in SWITCHES}
-    recipes.find(arguments["recipe"], **switches)
+    original = recipes.find(arguments["recipe"], **switches)
     data_folder(arguments["data"])
     if arguments["model"] and not own.is_own(arguments["model"]):
         choose("model", arguments["model"], MODELS)
@@ -512,6 +562,13 @@ def check_run(arguments: dict) -> None:
     whole_number("decoders", arguments["decoders"], most=MOST_THREADS)
     for name, least in (("steps", 0), ("patience", 1), ("nodes", 0), ("ranks_per_node", 0)):
         whole_number(name, arguments.get(name, least), least)
+    recipe = recipes.shrink(original, recipes.shrink_for(original, arguments.get("shrink", "")))
+    asked = whole_number("check_ranks", arguments.pop("check_ranks", 0))
+    if not arguments.get("nodes") and not arguments.get("ranks_per_node"):  # of plan, which need not be those of this call
+        recipes.check_ranks(recipe, asked or comm.launched()[1])
+    if not asked:
+        return ""
+    return f"{asked} {'rank' if asked == 1 else 'ranks'} can train {recipe.name}"
 
 
 def _add_settings(command: argparse.ArgumentParser, without: str = "") -> None:
@@ -557,14 +614,16 @@ def _boolean(text: str) -> bool | str:
 
 
 def main() -> int:
+    print_any_text()
     if not sys.argv[1:]:
         parser().print_help(sys.stderr)
         return 2
     try:
         arguments = {name: at_home(value) for name, value in vars(parser().parse_args()).items() if value is not None}
         del arguments["command"]
-        if check := arguments.pop("check", None):
-            check(arguments)
+        if (check := arguments.pop("check", None)) and (all_there_is := check(arguments)):
+            show(all_there_is)
+            return 0
         arguments.pop("handler")(arguments)
     except Stopped as stopped:
         say_last(str(stopped), sys.stdout)
@@ -572,6 +631,9 @@ def main() -> int:
     except KeyboardInterrupt:
         say_last("stopped at once; the same command continues from the last checkpoint", sys.stderr)
         return STATUS_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        return STATUS_UNREAD
     except ReproError as error:
         if comm.launched()[0] == 0:  # all ranks have the same command line
             explain(error)

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -27,10 +28,14 @@ from typing import Any, cast
 
 from repro import ReproError
 from repro.jupyter.guard import CHECK_SECONDS, PR_SET_PDEATHSIG, complete, connection_path, prctl
-from repro.ranks import stop
+from repro.paths import folder_of_sockets
+from repro.ranks import stop, threads
+from repro.ranks.start import LIMIT, limit
+from repro.ranks.start import PATIENCE as LATE
 
 GRACE = 1.0  # seconds that the other ranks have to finish by themselves after one has failed
 PATIENCE = 10.0  # seconds for the guard to end everything; it needs less than one
+START = 60.0  # seconds in which engines must answer; they take 3 to 7
 MPI_HELP = "`make setup` installs MPICH's; on a cluster, load its MPI module."
 START_AGAIN = "Start them again (in a notebook: run it from the top)."
 
@@ -267,6 +272,20 @@ class Cluster:
 
     def _connect(self, ranks: int, timeout: float) -> list[tuple]:
         """Waits until `ranks` engines answer; returns (rank, world size, pid, MPI library) of each, in rank order."""
+        late = threading.Timer(LATE, print, [self._late(timeout)], {"flush": True})
+        late.daemon = True
+        late.start()
+        try:
+            return self._meet(ranks, timeout)
+        finally:
+            late.cancel()
+
+    def _late(self, timeout: float) -> str:
+        """A line for the one who waits; nothing is wrong yet."""
+        reasons = "a busy machine, a slow disk, or an mpiexec of another MPI" if self._guard else "another job, or they hang"
+        return f"the engines have not answered for {LATE:g} s ({reasons}): waiting until {timeout:g} s; see {self.log}"
+
+    def _meet(self, ranks: int, timeout: float) -> list[tuple]:
         import ipyparallel
 
         deadline = time.monotonic() + timeout
@@ -283,7 +302,9 @@ class Cluster:
         views = [self._client[engine] for engine in self._client.ids]  # an engine's id need not be its rank
         job = Job(self, [view.apply_async(_call, "repro.ranks.comm:introduce", (), {}) for view in views])
         if not job.wait(deadline - time.monotonic()):
-            raise StartTimeout(f"the engines do not answer: {timeout:.0f} seconds were not enough, or they are busy")
+            raise StartTimeout(
+                f"the engines do not answer: {timeout:g} s were not enough ({LIMIT} allows more), or they are busy"
+            )
         answers = sorted(zip(job.result(), views), key=lambda pair: pair[0])
         self._views = [view for _, view in answers]
         self.ranks, self.pids = len(answers), [pid for (_, _, pid, _), _ in answers]
@@ -296,25 +317,26 @@ class Cluster:
             self.end()
             raise self._ended_error()
         if time.monotonic() > deadline:
-            raise StartTimeout("the engines were not ready in time; pass `start` a longer timeout on a busy machine")
+            raise StartTimeout(f"the engines were not ready in time: on a busy machine, allow them more seconds by {LIMIT}=600")
 
     def _ended_error(self) -> EnginesEnded:
         return EnginesEnded(f"the engines have ended: {self._ended}\n{START_AGAIN}")
 
 
-def start(ranks: int = 2, timeout: float = 60.0, wait: bool = True) -> Cluster:
+def start(ranks: int = 2, timeout: float = 0.0, wait: bool = True) -> Cluster:
     """Starts `ranks` MPI engines on this machine; they end with this process, or on `close`.
 
     They run in this process's working directory, import what it can import, and compute with one OpenMP thread unless
     OMP_NUM_THREADS says otherwise. Raises EnginesError if there is no mpiexec or it belongs to another MPI than mpi4py's
-    library, StartTimeout after `timeout` seconds, or EnginesEnded with the last lines of the log. With `wait=False` it returns
-    at once, and the first use of the engines waits and raises.
+    library, StartTimeout after `timeout` seconds (0: REPRO_START_SECONDS, or 60), or EnginesEnded with the last lines of the
+    log. Says after 20 seconds that it waits. With `wait=False` it returns at once, and the first use of the engines waits.
     """
     if ranks < 1:
         raise EnginesError(f"{ranks} engines cannot be started: ask for 1 or more")
+    longest = timeout or limit(START)
     mpiexec = find_mpiexec()
     launch = [mpiexec, *mpiexec_options(mpiexec), "-n", str(ranks)]
-    folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user can enter it
+    folder = Path(tempfile.mkdtemp(prefix="repro-engines-", dir=folder_of_sockets()))  # only this user can enter it
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
         [sys.executable, "-m", "repro.jupyter.guard", str(folder), str(os.getpid()), *launch],
         env=_environment(folder),
@@ -325,13 +347,13 @@ def start(ranks: int = 2, timeout: float = 60.0, wait: bool = True) -> Cluster:
         start_new_session=True,
     )
     cluster = Cluster(connection_path(folder, "client"), guard)
-    cluster.ranks, cluster._starting = ranks, (mpiexec, timeout)
+    cluster.ranks, cluster._starting = ranks, (mpiexec, longest)
     if wait:
         cluster.ready()
     return cluster
 
 
-def join(connection_file: str, timeout: float = 60.0) -> Cluster:
+def join(connection_file: str, timeout: float = START) -> Cluster:
     """Uses engines that another process started; its `close` leaves them running.
 
     Raises EnginesEnded if there are none, StartTimeout if they do not answer within `timeout` seconds. Jobs of several
@@ -437,6 +459,7 @@ def _engine(folder: Path) -> None:
     """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
     (folder / f"{os.getpid()}.engine").write_text(rank)
+    threads.unbind()
     stop.listen(signal.SIGUSR1)  # the default action would end the engine; training checks for the request
     sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel works without it; importing it takes half a second
     from ipyparallel.engine.app import IPEngine

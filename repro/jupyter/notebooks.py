@@ -19,7 +19,7 @@ from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
 from repro.jupyter.engines import START_AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
-from repro.paths import DATA, ROOT, writable_folder
+from repro.paths import DATA, ROOT, check_checkout, writable_folder
 from repro.ranks import stop
 from repro.run import own, records
 from repro.run.settings import Settings
@@ -63,6 +63,7 @@ def check_parameters() -> None:
 
     A text that begins with `~` is a path from the user's home, and becomes that.
     """
+    check_checkout(Path.cwd())
     values = get_ipython().user_ns  # type: ignore[name-defined]  # noqa: F821
     cells = [source for source in values["In"][:-1] if source.strip()]
     known = declared(next(filter(_declares, reversed(cells)), ""))
@@ -270,7 +271,12 @@ def train_all(engine: Cluster, tasks: list[dict], ensembles: dict, live: bool = 
             plans = engine.run("repro.task:describe_all", tasks)[0]
         runs = [
             progress.Planned(
-                task["recipe"], task["seed"], Path(plan["folder"]), plan["iterations"], plan["epochs"], plan["global_batch"]
+                getattr(task["recipe"], "name", task["recipe"]),
+                task["seed"],
+                Path(plan["folder"]),
+                plan["iterations"],
+                plan["epochs"],
+                plan["global_batch"],
             )
             for task, plan in zip(tasks, plans)
         ]
@@ -286,6 +292,8 @@ def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, many: progre
     """Returns "" if all is complete, otherwise, after a while, what other processes are training, in words."""
     job = engine.submit("repro.train:train_all", tasks, ensembles)
     many.follow(lambda: job.done() or stop.asked.is_set())
+    if stop.asked.is_set():
+        many.line.end()  # what is said next begins below it
     error = _end(engine, job, "Stopped", "Locked")
     if error and error.kind == "Locked":
         again = time.monotonic() + AGAIN_SECONDS

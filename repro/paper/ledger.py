@@ -22,7 +22,7 @@ import pandas as pd
 from repro.paper import plan, questions, tables
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
-from repro.run import records, tidy, trained
+from repro.run import tidy, trained
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
 STATES = {
@@ -52,9 +52,13 @@ ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 
 def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
     """One row per claim, columns `CLAIM` and `FOUND`, from the runs and from the table of answers in `results`."""
-    claims, counted = tables.published("claims"), tables.that_count(tidy.runs(runs)[0])
-    rows = [claim | _found(claim, Path(runs), counted) for claim in claims.to_dict("records")]
-    return pd.DataFrame(rows + _questions(counted, Path(results))).reindex(columns=[*CLAIM, *FOUND])
+    return _ledger(tables.that_count(tidy.runs(runs)[0]), Path(results))
+
+
+def _ledger(counted: pd.DataFrame, results: Path) -> pd.DataFrame:
+    claims = tables.published("claims")
+    rows = [claim | _found(claim, counted) for claim in claims.to_dict("records")]
+    return pd.DataFrame(rows + _questions(counted, results)).reindex(columns=[*CLAIM, *FOUND])
 
 
 def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
@@ -64,10 +68,10 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     first line says whether this code has trained the runs, the next ones whether the plan was kept.
     """
     results = Path(results) if tables.of_size(Path(results) / "runs") else REFERENCE
-    table = ledger(results / "runs", results)
+    counted = tables.that_count(tidy.runs(results / "runs")[0])
+    table = _ledger(counted, results)
     if as_json:
         return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
-    counted = tables.that_count(tidy.runs(results / "runs")[0])
     lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
     lines += plan.told()
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
@@ -94,9 +98,9 @@ def price(row) -> str:
     return "; ".join(parts)
 
 
-def _found(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
+def _found(claim: dict, counted: pd.DataFrame) -> dict:
     if claim["scale"] == "ImageNet":
-        return _on_imagenet(claim, runs, counted)
+        return _on_imagenet(claim, counted)
     if claim["test"] == "test images":
         return _beyond_test_images(claim)
     if claim["scale"] == "arithmetic":
@@ -195,7 +199,7 @@ def _beyond_test_images(claim: dict) -> dict:
 # --- ImageNet -----------------------------------------------------------------------------------------------------------
 
 
-def _on_imagenet(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
+def _on_imagenet(claim: dict, counted: pd.DataFrame) -> dict:
     cost = {"state": "NOT-RUN", **costs(claim["id"])}
     if claim["test"] == "MODEL":
         return cost | {"ours": _modelled(claim["id"])}
@@ -204,7 +208,7 @@ def _on_imagenet(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
         found = found[(found.recipe == recipe.name) & (found.model == recipe.model)]
     if not recipe or found.empty:
         return cost
-    top1 = pd.Series(map(_last, (records.read(runs / folder) for folder in found.folder)))
+    top1 = found.top1
     agrees = abs(top1.mean() - claim["number"]) <= claim["tolerance"]
     return {
         "ours": f"{top1.mean():.2f}%",
@@ -220,12 +224,6 @@ def _on_imagenet(claim: dict, runs: Path, counted: pd.DataFrame) -> dict:
 def _plain(counted: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
     """The runs of a data set and shrink with default settings."""
     return counted[(counted.data == data) & (counted["shrink"] == shrink) & (counted.variant == "")]
-
-
-def _last(record: dict) -> float:
-    """Top-1 at the end of a run's last stage, in per cent."""
-    end = record["ends"][record["recipe"]["stages"][-1]["name"]]
-    return 100 * end["top1"] / end["images"]
 
 
 def _commits(runs: pd.DataFrame) -> str:
@@ -264,9 +262,15 @@ def one_gpu() -> dict:
     return json.loads((REFERENCE / "bench" / "gpu-plan.json").read_text())
 
 
+@cache
+def _on_the_papers_nodes() -> pd.DataFrame:
+    rows = tables.on_the_papers_nodes()
+    return rows[rows.images == 16].set_index(["nodes", "buckets"])
+
+
 def _modelled(id: str) -> str:
     """What MODEL says of A1 and A2, on nodes like R3's; never a measurement."""
-    rows = tables.on_the_papers_nodes().query("images == 16").set_index(["nodes", "buckets"])
+    rows = _on_the_papers_nodes()
     parts = []
     for buckets, how in ((1, "without"), (rows.index.get_level_values("buckets").max(), "with")):
         if id == "A1":

@@ -4,25 +4,36 @@ A question compares two models or ensembles in top-1 on test images. `docs/digit
 it, when it was declared, and which other explanations were tried. Statistics are in `statistics`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from repro import choose
 from repro.paper import statistics
-from repro.recipes import RECIPES
 from repro.recipes.controls import BATCHES, LENGTHS
 from repro.run import records
 
 
 class Side(NamedTuple):
-    """A model at the end of a recipe's stage, or an ensemble of several ("a + b") by the mean of their softmax or logits."""
+    """A model at the end of a recipe's stage, or an ensemble of several ("a + b") by the mean of their softmax or logits.
 
-    recipe: str
-    members: str
+    A recipe of one's own is a `Recipe`, or mine.py:my_recipe. Without `members` the side is the recipe's result
+    (`Recipe.result`). `model` and `update` name another network or rule than the recipe's, as for `task.prepare`.
+    """
+
+    recipe: Any
+    members: str = ""
     average: str = ""
+    model: str = ""
+    update: str = ""
+
+    @property
+    def training(self) -> tuple:
+        """What is trained, with any seed: recipe, model, update."""
+        return self.recipe, self.model, self.update
 
     @property
     def file(self) -> str:
@@ -49,9 +60,13 @@ class Question(NamedTuple):
     control: bool = False
 
     @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.better, self.other
+
+    @property
     def paired(self) -> bool:
         """Whether both sides come from one run of each seed, and so have their noise partly in common."""
-        return self.better.recipe == self.other.recipe
+        return self.better.training == self.other.training
 
 
 def _mean(recipe: str, members: list[str], average: str = "softmax") -> Side:
@@ -163,32 +178,19 @@ LENGTH = (
 QUESTIONS = (*BATCH, *WARMUP, *COLLAPSE, *ENSEMBLES, *COST, *LENGTH)
 UNTRAINED = dict.fromkeys(("equivalent", "supported", "contradicted"), "not resolved")  # the verdicts of tiny runs
 TOPICS = tuple(dict.fromkeys(question.topic for question in QUESTIONS))
+# Drawn over the budget: the first two members of the ensemble, the first four, all five.
+GROWING = tuple(_mean("five_members", [f"collapse{member}" for member in range(1, last + 1)]) for last in (2, 4, 5))
+
+
+def of(topics: Iterable[str]) -> list[Question]:
+    """The questions of these topics."""
+    chosen = [choose("topic", topic, TOPICS) for topic in topics]
+    return [question for question in QUESTIONS if question.topic in chosen]
 
 
 def read() -> set[tuple[str, str]]:
     """What the answers read of each run's stored predictions: (recipe, name of the file)."""
     return {(side.recipe, side.file) for question in QUESTIONS for side in (question.better, question.other)}
-
-
-def averages() -> dict[str, list[tuple[list[str], str]]]:
-    """The ensembles to evaluate, by recipe: (stages, softmax or logit). Of five_members also the first two, four and five."""
-    wanted: dict[str, list[tuple[list[str], str]]] = {}
-    sides = [side for question in QUESTIONS for side in (question.better, question.other) if side.average]
-    sides += [_mean("five_members", [f"collapse{member}" for member in range(1, last + 1)]) for last in (2, 4, 5)]
-    for side in sides:
-        entry = side.members.split(" + "), side.average
-        if entry not in wanted.setdefault(side.recipe, []):
-            wanted[side.recipe].append(entry)
-    return wanted
-
-
-def tasks(data: str, shrink: str, seeds: list[int], topics: list[str] | None = None, **parameters) -> list[dict]:
-    """The runs that the questions of these topics (default: all) need, as parameters of `train.train`, seed by seed."""
-    asked = [question for question in QUESTIONS if topics is None or question.topic in topics]
-    names = dict.fromkeys(side.recipe for question in asked for side in (question.better, question.other))
-    # The longest first: at the end no rank has to wait long for another. The deeper network takes three times as long.
-    ordered = sorted(names, key=lambda name: -RECIPES[name].epochs() * (3 if RECIPES[name].model == "resnet152" else 1))
-    return [dict(recipe=name, data=data, shrink=shrink, seed=seed, **parameters) for seed in seeds for name in ordered]
 
 
 def answers(models: pd.DataFrame, out: Path | str, asked: Sequence[Question] = QUESTIONS) -> pd.DataFrame:

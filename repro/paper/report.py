@@ -270,7 +270,10 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
         "id": f"finding-{topic}",
         "topic": topic,
         "title": names.TOPICS[topic],
-        "sentences": [_sentence(row) for row in _leading(rows).to_dict("records")],
+        # What answers a lesser question does not stand for a main one that was not run.
+        "sentences": [_sentence(row) for row in _leading(rows).to_dict("records")]
+        if asked[0].claim in set(rows.claim)
+        else [f"Not run: {asked[0].claim}."],
         "counts": _verdicts(rows),
         "table": _table(rows.assign(claim=claim, interval=_intervals(rows, "+.2f")), columns),
         "command": f'.venv/bin/papermill notebooks/12-questions.ipynb out.ipynb -y "{parameters}"',

@@ -62,6 +62,7 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bo
         return page
     overall = Overall(chosen, runs)
     print(f"{changed}; {len(overall.complete)} of {len(overall.planned)} runs are complete", flush=True)
+    print(overall.cost, flush=True)
     shared = dict(data=chosen.data, shrink=chosen.shrink, out=runs, live=False)
     together = min(ranks or notebooks.cores(), shrink(find(DISTRIBUTED), chosen.shrink).passes)
     apart = ranks or notebooks.cores()
@@ -87,7 +88,8 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bo
     report.write(results, chosen.data, chosen.shrink)
     trained.note(results / "runs")
     current.note(profile, results)
-    print(f"done in {(time.monotonic() - began) / 60:.1f} minutes\nreport: {page}")
+    seconds = time.monotonic() - began
+    print("\n".join(filter(None, [overall.account(seconds, apart), f"done in {seconds / 60:.1f} minutes", f"report: {page}"])))
     return page
 
 

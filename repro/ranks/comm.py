@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from repro import ReproError, cores
-from repro.ranks import start
+from repro.ranks import start, threads
 
 MESSAGE = 1 << 18  # elements: an allreduce of 100 MB passes through the cache in pieces, in half the time (MPICH, one node)
 
@@ -162,6 +162,8 @@ def launched() -> tuple[int, int]:
 def world() -> World:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
     rank, ranks = launched()
+    if (told := threads.unbind()) and rank == 0:
+        start.say(told)
     try:
         MPI = _start(rank, ranks)
     except (ImportError, RuntimeError) as error:
@@ -178,9 +180,16 @@ def world() -> World:
             f"to another MPI than mpi4py's library ({_library(MPI)}). Use that library's own mpiexec; "
             f"`make setup` puts one beside {sys.executable}."
         )
-    found = MPIWorld(MPI) if MPI.COMM_WORLD.Get_size() > 1 else World()
+    with _meeting(MPI):
+        found = MPIWorld(MPI) if MPI.COMM_WORLD.Get_size() > 1 else World()
+        found.sum(np.zeros(MESSAGE, np.int64))  # long messages may take another way than short ones
     _unname_shared_memory()
     return found
+
+
+def _meeting(mpi):
+    """Context for the first collectives, which may wait forever where MPI has chosen a network that leads nowhere."""
+    return start.attended("the first allreduce", mpi.COMM_WORLD.Get_rank(), mpi.COMM_WORLD.Get_size(), start.NETWORK)
 
 
 def _start(rank: int, ranks: int):
@@ -204,7 +213,7 @@ def _start(rank: int, ranks: int):
     if ranks > 1 and (scarce := start.scarce()):
         start.say(f"warning: {socket.gethostname()}: {scarce}")
     # By the library's own function, since mpi4py's holds Python's lock, and no thread could attend to a start that hangs.
-    with start.attended(rank, ranks):
+    with start.attended("MPI to start", rank, ranks, start.advice(library)):
         failed = ctypes.CDLL(MPI.__file__).MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
     if failed:
         raise RuntimeError(f"MPI_Init_thread returned {failed}")
@@ -231,9 +240,9 @@ def roll_call() -> list[str]:
 
 def introduce() -> tuple[int, int, int, str]:
     """What an engine reports when it has started: rank, size of its world, process id, MPI library."""
-    from mpi4py import MPI
-
-    MPI.COMM_WORLD.Barrier()
+    MPI = _start(*launched())
+    with _meeting(MPI):
+        MPI.COMM_WORLD.Barrier()
     _unname_shared_memory()
     return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), os.getpid(), _library(MPI)
 

@@ -144,3 +144,20 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
             recipe.stages, time, rate, workers / recipe.workers, divide_decay=rate * time if small.scale_decay else 1
         ),
     )
+
+
+def check_ranks(recipe: Recipe, ranks: int) -> None:
+    """Raises ReproError if this many ranks cannot share a step of the recipe."""
+    if ranks > recipe.passes:
+        raise ReproError(f"{too_many(recipe, ranks)}: start at most {_counted(recipe.passes, 'rank', 'ranks')}")
+
+
+def too_many(recipe: Recipe, ranks: int) -> str:
+    """Says that this many ranks cannot share a step of the recipe."""
+    workers = _counted(recipe.workers, "worker", "workers")
+    passes = f"{_counted(recipe.passes, 'pass', 'passes')} of {recipe.workers_per_pass} workers"
+    return f"{recipe.name} has {workers if recipe.workers_per_pass == 1 else passes}, which {ranks} ranks cannot share"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

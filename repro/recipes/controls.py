@@ -76,7 +76,7 @@ one_model = replace(
         Stage("main", LONG, base_rate=1.6, warmup_iterations=1560, warmup_start_rate=0.1, horizon=BUDGET),
         replace(COLLAPSE, name="collapse_long", iterations=3 * COLLAPSE.iterations, base_rate=1.6 * (1 - LONG / BUDGET)),
         _falling(LONG, SHORT - LONG, name="late", starts_from="main"),
-        replace(COLLAPSE, base_rate=1.6 * (1 - SHORT / BUDGET)),
+        replace(COLLAPSE, base_rate=1.6 * (1 - SHORT / BUDGET), member=False),
         _falling(SHORT, BUDGET - SHORT, name="plain", starts_from="late"),
     ),
     summary="Control: one model of collapsed_ensemble's number of images, with a collapse as long as its three together "
@@ -174,14 +174,15 @@ collapse_parts = replace(
                 augmentation="none" if view == "crop" else "scale_aspect",
                 weight_decay=_COLLAPSE.weight_decay if decay == "x2" else _MAIN.weight_decay,
                 starts_from=_MAIN.name,
+                member=(rate, view, decay) == ("zero", "crop", "x2"),  # the released one
             )
             for rate in ("keep", "zero")
             for view in ("main", "crop")
             for decay in ("x1", "x2")
         ),
-        Stage("plain", 402, base_rate=0.24, starts_from=_MAIN.name, member=True),  # 4.8 (8040 - 7638) / 8040
+        Stage("plain", 402, base_rate=0.24, starts_from=_MAIN.name),  # 4.8 (8040 - 7638) / 8040
         # At rate zero nothing but batch norm's running statistics moves.
-        replace(_COLLAPSE, name="statistics", base_rate=0.0, augmentation="none", starts_from="zero-main-x1"),
+        replace(_COLLAPSE, name="statistics", base_rate=0.0, augmentation="none", starts_from="zero-main-x1", member=False),
     ),
     summary="resnet50_448nodes, whose end is trained nine times from one snapshot: each combination of rate (kept, to zero), "
     "view (main, or the collapse's) and weight decay (once, or doubled), and the plain end of the linear decay; then one of "

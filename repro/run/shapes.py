@@ -25,7 +25,7 @@ RUN = {
     "attempts": [dict],
 }
 COUNTS: dict = dict.fromkeys(("images", "top1", "top5"), int)
-COMPLETE = {**COUNTS, "seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
+COMPLETE = {"seconds": NUMBER, "weights_sha256": str}  # and "ends", the last row of each stage
 ROW = {**{"step": int, "stage": str}, **dict.fromkeys(("epoch", "rate", "train_loss", "train_top1", "seconds"), NUMBER)}
 ENSEMBLES = [{"members": [str], "average": str, **COUNTS}]
 

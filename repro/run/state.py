@@ -49,7 +49,8 @@ def trained_by(folder: Path) -> str:
 
     Whether a process on another machine still lives is not known: see `living` and `Pulse.over`.
     """
-    return _owner(folder) if state(folder) == "running" and (folder / "run.json").exists() else ""
+    owner = _owner(folder)
+    return owner if owner and state(folder) == "running" and (folder / "run.json").exists() else ""
 
 
 def elsewhere(folder: Path) -> bool:
@@ -143,7 +144,7 @@ def outcome(folder: Path) -> tuple[str, str]:
     """The `state` of a run that is no longer trained, and its outcome in words."""
     record, now = records.read(folder), state(folder)
     if now == "complete":
-        return now, f"complete: top-1 {100 * record['top1'] / record['images']:.2f}% in {duration(record['seconds'])}"
+        return now, f"complete: {attained(folder)} in {duration(record['seconds'])}"
     recipe, rows, saved = recipe_of(record), records.metric_rows(folder), saved_step(folder)
     last = max(saved, rows[-1]["step"] if rows else 0)
     at = f"at epoch {recipe.epochs(last):.4g} of {recipe.epochs():.4g}"
@@ -154,6 +155,17 @@ def outcome(folder: Path) -> tuple[str, str]:
     owner = _owner(folder) or "no process has its lock"
     how = {"stopped": "stopped", "killed": f"was killed ({owner} is gone)"}.get(now, f"gives no sign of life ({owner})")
     return now, f"{how} {at}; {again}"
+
+
+def attained(folder: Path) -> str:
+    """The result of a complete run in words, such as "top-1 84.66%"; of an ensemble not yet evaluated, each member's."""
+    run = records.read(folder)
+    result = records.result(folder, run)
+    members = recipe_of(run).result
+    ends = [result] if result else [run["ends"][stage] for stage in members]
+    top1 = ", ".join(f"{100 * end['top1'] / end['images']:.2f}" for end in ends)
+    whose = "" if len(members) == 1 else f" (ensemble of {len(members)})" if result else " (members, not yet averaged)"
+    return f"top-1 {top1}%{whose}"
 
 
 def pace(rows: list[dict], last: int) -> float:

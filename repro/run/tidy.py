@@ -44,7 +44,9 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     recipe as it ran, with global_batch, iterations and epochs; ranks, seconds of training, status, start, end; code (a digest
     of the training code), version, Python's and torch's versions; host, cores, processor; digests of the recipe's numbers and
     of the sources of your own model and rule, of the training and test images and of the weights (recipe_sha256, train_sha256,
-    test_sha256, weights_sha256); test_images, top1 and top5 at the end. What an incomplete run does not have is missing.
+    test_sha256, weights_sha256); result (the stage whose end the recipe is trained for, or several whose softmax are averaged),
+    and its test_images, top1 and top5. What an incomplete run does not have is missing, as is the accuracy of an ensemble until
+    `python -m repro ensemble` evaluates it. The ends of the other stages are in `repro.models`.
 
     evaluations: one row per metric row, so several per run. The folder and the six keys of its run; step, epoch, stage, rate;
     train_loss and train_top1 since the row before; test_loss, top1, top5 and test_images, missing if the row has no evaluation;
@@ -54,8 +56,8 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises ReproError if there are no runs in `out`.
     """
     of_runs, of_evaluations = [], []
-    for folder in records.all_runs(out):
-        row = _run(folder)
+    for folder, run in records.read_all(out).items():
+        row = _run(folder, run)
         of_runs.append(row)
         keys = {"folder": row["folder"]} | {key: row[key] for key in KEYS}
         of_evaluations += [keys | _evaluation(metrics) for metrics in records.metric_rows(folder)]
@@ -66,9 +68,9 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(of_runs), pd.DataFrame(of_evaluations, columns=["folder", *KEYS, *EVALUATION])
 
 
-def _run(folder: Path) -> dict:
-    run = records.read(folder)
-    recipe, images = run["recipe"], run.get("images", NONE)
+def _run(folder: Path, run: dict) -> dict:
+    recipe, result = run["recipe"], records.result(folder, run)
+    images = result.get("images", NONE)
     numbers = {
         name: value
         for name, value in recipe.items()
@@ -97,9 +99,10 @@ def _run(folder: Path) -> dict:
         "train_sha256": run["data"]["train"],
         "test_sha256": run["data"]["test"],
         "weights_sha256": run.get("weights_sha256", ""),
+        "result": " + ".join(planned.result),
         "test_images": images,
-        "top1": 100 * run.get("top1", NONE) / images,
-        "top5": 100 * run.get("top5", NONE) / images,
+        "top1": 100 * result.get("top1", NONE) / images,
+        "top5": 100 * result.get("top5", NONE) / images,
     }
 
 

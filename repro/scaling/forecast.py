@@ -15,10 +15,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import torch
 
-from repro import ReproError, choose, recipes
+from repro import ReproError, choose, limits, recipes
 from repro.evaluate import VIEWS
 from repro.images.data import Images
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
@@ -30,7 +29,7 @@ from repro.scaling import steptime
 from repro.scaling.probe import machine, probe
 from repro.scaling.steptime import INTERCONNECTS, MODEL, Layout
 from repro.schedule import Recipe, due
-from repro.task import Task, prepare, too_many
+from repro.task import Task, prepare
 from repro.task import describe as described
 
 MOST_KEPT = checkpoint.KEPT + 1  # checkpoints on disk at once: the newest, and the one being written
@@ -76,7 +75,7 @@ def forecast(
         layout = Layout(nodes or world.nodes, ranks_per_node or world.size // world.nodes)
         for task in prepared:
             if layout.ranks > task.recipe.passes:
-                raise ReproError(f"{too_many(task.recipe, layout.ranks)}: plan for fewer nodes or ranks per node")
+                raise ReproError(f"{recipes.too_many(task.recipe, layout.ranks)}: plan for fewer nodes or ranks per node")
     subjects = {_subject(task, values): (task, values) for task, values in zip(prepared, tasks)}
     probes = {key: _probe(task, values, seconds / len(subjects)) for key, (task, values) in subjects.items()}
     forecasts = [
@@ -228,7 +227,7 @@ def plan(
     forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)
     feasible = [result for result in forecasts if hours and result["hours"] <= hours]
     largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""
-    memory = psutil.virtual_memory().total
+    memory = limits.memory()
     with world.together():
         if record and world.rank == 0:
             gpu = torch.cuda.get_device_name() if task.settings.device == "cuda" else ""

@@ -178,7 +178,8 @@ def test_a_missed_claim_ends_the_command_with_status_4(tmp_path, cli):
     )
     missed = python("-c", code.format(tmp_path))
     assert missed.returncode == 4 and "S1   MISSED" in missed.stdout and "1 MISSED" in missed.stdout
-    first = missed.stdout.splitlines()[0]
+    first, second, *_ = missed.stdout.splitlines()
+    assert second.startswith("plan of ")
     assert re.match(r"claims by the runs in \S+, trained by (this code|other code \(\S+\): \d+ definitions differ: )", first)
     status, told, _ = cli("verify", "--results", str(tmp_path), "--json")
     assert not status and {row["id"] for row in json.loads(told)} >= {"A1", "R3", "S6", "C5", "D1"}

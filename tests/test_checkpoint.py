@@ -3,6 +3,7 @@
 import ast
 import random
 import re
+import resource
 import shutil
 
 import pytest
@@ -228,3 +229,14 @@ def test_nothing_that_is_read_from_a_file_is_run():
                     f"{path.name}:{node.lineno}: {name}" for name in names if name in ("pickle", "marshal", "shelve", "dill")
                 ]
     assert found == []
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(ReproError, match=r"10.safetensors cannot be written .*ulimit -f"):
+            save(tmp_path / "10", TENSORS, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -74,11 +74,25 @@ def few(digits, tmp_path_factory) -> Path:
     return folder
 
 
-class Run:
-    """A run of the tiny net in processes of its own; `fault` brings it to a place, signals come from here."""
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """The socket of a process that has loaded torch (tests/forks.py)."""
+    place = tmp_path_factory.mktemp("f")
+    process = launch(sys.executable, ROOT / "tests" / "forks.py", place)
+    wait_for(place / "open")
+    yield place / "socket"
+    process.kill()
+    process.communicate()
 
-    def __init__(self, out: Path, data: Path):
-        self.out, self.data = out, data
+
+class Run:
+    """A run of the tiny net in processes of its own; `fault` brings it to a place, signals come from here.
+
+    `forks` is the socket from which they come in a fraction of a second; without it they start as a user's do.
+    """
+
+    def __init__(self, out: Path, data: Path, forks: Path | None = None):
+        self.out, self.data, self.forks = out, data, forks
         out.mkdir(parents=True, exist_ok=True)
         self.file = out / "paused"
 
@@ -86,10 +100,12 @@ class Run:
         if ranks > 1 and not MPIEXEC:
             pytest.skip("no mpiexec: nothing can be tried on several ranks")
         start = [MPIEXEC, *mpiexec_options(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []
+        tests = ROOT / "tests"
+        program = ["-I", "-S", str(tests / "forked.py"), str(self.forks)] if self.forks else [str(tests / "faulty.py")]
         return [
             *start,
             sys.executable,
-            str(ROOT / "tests" / "faulty.py"),
+            *program,
             "train",
             "collapsed_ensemble",
             "--shrink",
@@ -169,7 +185,13 @@ def ended(process, timeout: float) -> tuple[str, str]:
 
 
 @pytest.fixture
-def trial(tmp_path, few) -> Run:
+def trial(tmp_path, few, forks) -> Run:
+    return Run(tmp_path / "trial", few, forks)
+
+
+@pytest.fixture
+def real(tmp_path, few) -> Run:
+    """The same without forks."""
     return Run(tmp_path / "trial", few)
 
 
@@ -221,13 +243,13 @@ def test_five_kills_in_one_run_do_not_matter(trial, undisturbed):
 
 @slow
 @counts_for("five-kills")
-def test_a_run_goes_from_2_ranks_to_1_to_2(trial, undisturbed):
+def test_a_run_goes_from_2_ranks_to_1_to_2(real, undisturbed):
     """It has two passes; tests/test_train.py continues one of seven on four ranks."""
-    trial.kill(2, 1, "step-21")
-    trial.kill(1, 0, "step-47")
-    trial.finish(2)
-    assert trial.result() == undisturbed
-    assert [attempt["ranks"] for attempt in records.read(trial.folder)["attempts"]] == [2, 1]
+    real.kill(2, 1, "step-21")
+    real.kill(1, 0, "step-47")
+    real.finish(2)
+    assert real.result() == undisturbed
+    assert [attempt["ranks"] for attempt in records.read(real.folder)["attempts"]] == [2, 1]
 
 
 @slow
@@ -302,8 +324,8 @@ def test_a_rank_that_raises_ends_the_command_with_its_own_traceback_first(trial,
 
 @counts_for("rank-fails")
 @pytest.mark.parametrize("place", [PLACES[1], *(pytest.param(place, marks=slow) for place in (PLACES[0], *PLACES[2:]))])
-def test_a_rank_that_is_killed_ends_the_command_and_is_named(trial, place, record_property):
-    process, pid = trial.pause(2, failing_rank(place), place)
+def test_a_rank_that_is_killed_ends_the_command_and_is_named(real, place, record_property):
+    process, pid = real.pause(2, failing_rank(place), place)
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     said = "".join(ended(process, SOON))
@@ -577,10 +599,10 @@ def test_a_second_request_stops_at_once(trial, undisturbed, number, ranks):
     "again, status, unbuffered",
     [(False, 75, ""), *(pytest.param(*case, marks=slow) for case in ((False, 75, "1"), (True, 130, ""), (True, 130, "1")))],
 )
-def test_nobody_who_listens_does_not_change_the_status(trial, undisturbed, again, status, unbuffered, monkeypatch):
+def test_nobody_who_listens_does_not_change_the_status(real, undisturbed, again, status, unbuffered, monkeypatch):
     """As in `2>&1 | tee log`, where Ctrl-C ends tee as well."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
-    process, _ = trial.pause(1, 0, "step-14")
+    process, _ = real.pause(1, 0, "step-14")
     process.stdout.close()
     process.stderr.close()
     process.send_signal(signal.SIGINT)
@@ -588,12 +610,12 @@ def test_nobody_who_listens_does_not_change_the_status(trial, undisturbed, again
         time.sleep(1.5)
         process.send_signal(signal.SIGINT)
     else:
-        trial.file.unlink()
+        real.file.unlink()
     assert process.wait(timeout=30) == status
-    assert again or records.read(trial.folder)["status"] == "stopped"
-    trial.file.unlink(missing_ok=True)
-    trial.finish(1)
-    assert trial.result() == undisturbed
+    assert again or records.read(real.folder)["status"] == "stopped"
+    real.file.unlink(missing_ok=True)
+    real.finish(1)
+    assert real.result() == undisturbed
 
 
 # --- The disk ---------------------------------------------------------------------------------------------------------
@@ -634,21 +656,21 @@ def in_a_small_disk(trial, mount: str, *command) -> subprocess.CompletedProcess:
 
 @counts_for("storage")
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=slow)])
-def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(trial, undisturbed, ranks):
-    done = in_a_small_disk(trial, "size=900k", *trial.command(ranks))
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(real, undisturbed, ranks):
+    done = in_a_small_disk(real, "size=900k", *real.command(ranks))
     assert done.returncode == 2 and "No space left on device" in done.stderr
     assert "free some space, then run the same command again" in done.stderr
     assert re.search(r"error: \S+/(checkpoints|snapshots)/\w+\.safetensors cannot be written", done.stderr)
     assert f"rank 0 of {ranks}, at the end of step " in done.stderr and done.stderr.count("error:") == 1
-    shutil.rmtree(trial.out / "runs")
-    (trial.out / "kept").rename(trial.out / "runs")
-    assert "continuing after step" in trial.finish(ranks)
-    assert trial.result() == undisturbed
+    shutil.rmtree(real.out / "runs")
+    (real.out / "kept").rename(real.out / "runs")
+    assert "continuing after step" in real.finish(ranks)
+    assert real.result() == undisturbed
 
 
 @counts_for("storage")
-def test_a_read_only_disk_is_named_before_anything_starts(trial):
-    done = in_a_small_disk(trial, "ro", *trial.command(1))
+def test_a_read_only_disk_is_named_before_anything_starts(real):
+    done = in_a_small_disk(real, "ro", *real.command(1))
     assert done.returncode == 2 and "error: cannot write to the folder " in done.stderr and "Read-only" in done.stderr
 
 
@@ -732,9 +754,9 @@ def test_nothing_outlives_whoever_dies(tmp_path, who, number, record_property):
 
 @counts_for("orphans")
 @pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=slow)])
-def test_a_command_that_is_killed_leaves_nothing_in_shared_memory(trial, ranks):
+def test_a_command_that_is_killed_leaves_nothing_in_shared_memory(real, ranks):
     """SIGKILL to mpiexec and all that it started, at once, so that nobody can clean up."""
-    process, pid = trial.pause(ranks, ranks - 1, "step-3")
+    process, pid = real.pause(ranks, ranks - 1, "step-3")
     mapped = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm/mpich_shm_" in line]
     if not mapped:
         os.killpg(process.pid, signal.SIGKILL)

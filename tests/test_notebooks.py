@@ -244,13 +244,6 @@ def folder(tmp_path, monkeypatch):
     return write
 
 
-def test_a_notebook_that_runs_through_passes(folder, tmp_path):
-    folder("print(seed)")
-    output = notebooks.execute("trial", {"seed": 7}, tmp_path / "out" / "trial.ipynb")
-    assert any("7" in str(cell.outputs) for cell in cells(output))
-    assert not output.with_suffix(".failed.ipynb").exists()
-
-
 def test_parameters_and_outputs_are_as_papermill_leaves_them_and_prints_are_shown_as_they_come(folder, tmp_path, capsys):
     folder("print(seed, end=' '); print('more'); import sys; print('aside', file=sys.stderr); seed")
     ours = notebooks.execute("trial", {"seed": 7}, tmp_path / "out" / "trial.ipynb", log=True)
@@ -318,15 +311,16 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
     assert output.with_suffix(".failed.ipynb").exists()
 
 
-def test_notebooks_at_the_same_time_have_kernels_of_their_own_and_leave_no_sockets(folder, tmp_path):
-    folder("import os, time; time.sleep(1); print('kernel', os.getpid()); print(os.getcwd())")
+def test_notebooks_at_the_same_time_pass_with_kernels_and_parameters_of_their_own_and_leave_no_sockets(folder, tmp_path):
+    folder("import os, time; time.sleep(1); print('kernel', os.getpid(), 'seed', seed); print(os.getcwd())")
     before = os.getcwd()
     with ThreadPoolExecutor(2) as pool:
         outputs = [tmp_path / str(number) / "trial.ipynb" for number in range(2)]
-        for done in [pool.submit(notebooks.execute, "trial", {}, output) for output in outputs]:
-            done.result(timeout=60)
-    kernels = {re.search(r"kernel (\d+)", output.read_text())[1] for output in outputs}
-    assert len(kernels) == 2
+        running = [pool.submit(notebooks.execute, "trial", {"seed": 7 + n}, output) for n, output in enumerate(outputs)]
+        assert [done.result(timeout=60) for done in running] == outputs
+    kernels = [re.search(r"kernel (\d+) seed (\d)", output.read_text()).groups() for output in outputs]
+    assert kernels[0][0] != kernels[1][0] and [seed for _, seed in kernels] == ["7", "8"]
+    assert not list(tmp_path.rglob("*.failed.ipynb"))
     assert all(str(notebooks.FOLDER) in output.read_text() for output in outputs) and os.getcwd() == before
     assert sorted(path.name for path in notebooks.FOLDER.iterdir()) == ["0", "1", "trial.ipynb"]
 

@@ -1,5 +1,6 @@
 """What a user sees of a run from its folder: lines, curves and a bar; and who trains it."""
 
+import json
 import os
 import platform
 import subprocess
@@ -431,3 +432,38 @@ def test_following_needs_no_torch(folder):
         "-c", f"import sys, repro; repro.live({str(folder.path)!r}); print('torch' in sys.modules, 'pandas' in sys.modules)"
     )
     assert said.stdout.splitlines()[-1] == "False False", said.stderr
+
+
+# --- Many rows, many runs -----------------------------------------------------------------------------------------------
+
+
+def test_a_look_at_a_run_parses_only_what_was_added(folder, monkeypatch):
+    """Or following a run of many rows would take a core from it."""
+    parsed, parse = [], records.json.loads
+    rows = [row(step, seconds=step) for step in range(1, 8)]
+    folder.write(*rows[:5])
+    follower = records.Rows(folder.path)
+    assert follower.look() == rows[:5]
+    monkeypatch.setattr(records.json, "loads", lambda text: parsed.append(text) or parse(text))
+    assert follower.look() == rows[:5] and not parsed
+    with open(folder.path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(rows[5]) + "\n" + json.dumps(rows[6])[:20])  # the last one is still being written
+    assert follower.look() == rows[:6] and len(parsed) == 1
+
+
+@pytest.mark.parametrize("kept, added", [(2, 0), (2, 5), (0, 0), (0, 9)])
+def test_rows_that_a_continued_run_has_dropped_are_gone_at_the_next_look(folder, kept, added):
+    before = [row(step, seconds=step) for step in range(1, 6)]
+    folder.write(*before)
+    follower = records.Rows(folder.path)
+    assert follower.look() == before
+    folder.run.rewind(kept, frozenset())
+    again = [row(step, seconds=step + 0.5) for step in range(kept + 1, kept + 1 + added)]
+    folder.write(*again)
+    assert follower.look() == before[:kept] + again == records.metric_rows(folder.path)
+
+
+def test_runs_are_looked_for_only_where_a_process_has_the_lock(folder, monkeypatch):
+    (folder.path / "lock").write_text("")  # as a run that has ended leaves it
+    monkeypatch.setattr(records, "read", lambda _: pytest.fail("its record was read"))
+    assert state.trained_by(folder.path) == ""

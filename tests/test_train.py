@@ -28,7 +28,7 @@ from repro.run.shapes import recipe_of
 from repro.schedule import NEW_WEIGHTS, Now, Place, Recipe, Stage, learning_rate
 from repro.task import check_shared, prepare
 
-from conftest import ROOT, SMOKE, mpiexec, python
+from conftest import COUNTS, ROOT, SMOKE, mpiexec, python
 
 RATE = dict(base_rate=0.2, weight_decay=0.05)
 MAIN = Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE)
@@ -471,7 +471,7 @@ def test_run_json_says_all_about_a_run(whole, digits):
     assert record["host"] and record["start"] <= record["end"]
     last = records.metric_rows(whole)[-1]
     assert records.result(whole) == record["ends"]["collapse"] == last
-    assert last["images"] == 20_000 and 0 < last["top1"] < last["top5"] <= 20_000
+    assert last["images"] == COUNTS["test"] and 0 < last["top1"] < last["top5"] <= COUNTS["test"]
     state, _ = checkpoint.load(whole / "snapshots" / "collapse")
     assert record["weights_sha256"] == checkpoint.digest(state)
     assert not (whole / "checkpoints").exists()
@@ -486,7 +486,7 @@ def test_the_end_of_a_stage_is_evaluated_in_three_views_and_says_which_images(wh
         assert row["views"].keys() == {"zoom", "scale_aspect"}
         correct = records.load_correct(whole, stage)
         for view, result in {"test": row, **row["views"]}.items():
-            assert result["images"] == len(correct[view]) == (20_000 if view == "test" else 5000)
+            assert result["images"] == len(correct[view]) == COUNTS["test"]
             assert result["top1"] == sum(correct[view].tolist()) <= result["top5"]
         assert len({each["top1"] / each["images"] for each in (row, *row["views"].values())}) == 3
 
@@ -758,6 +758,47 @@ def test_a_run_that_cannot_be_written_as_complete_is_finished_by_the_same_comman
     assert tiny() == folder and run_json(folder)["status"] == "complete"
 
 
+def test_what_a_kill_left_half_written_is_removed_by_the_next_attempt(tiny, interrupted, tmp_path):
+    folder = interrupted(4, tmp_path / "broken")
+    left = [folder / ".run.json.0123abcd", folder / "snapshots" / ".main.safetensors.89efcdab"]
+    others = [folder / ".nfs0000000001", folder / "snapshots" / "notes.0123abcd"]
+    for path in (*left, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert tiny(out=folder.parent) == folder
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
+
+
+def test_a_run_whose_folder_was_deleted_does_not_write_into_the_one_that_another_process_has_made(tiny, tmp_path, monkeypatch):
+    original, calls = records.Run.metric, []
+
+    def metric(self, row):
+        calls.append(row)
+        if len(calls) == 2:
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        original(self, row)
+
+    monkeypatch.setattr(records.Run, "metric", metric)
+    with pytest.raises(ReproError, match="metrics.jsonl cannot be written .*its folder has been deleted"):
+        tiny()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [path.name for path in folder.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.counts_for("damage")
+def test_the_damaged_end_of_a_stage_says_what_to_do(tiny, interrupted, tmp_path):
+    """It is needed again at the run's end."""
+    folder = interrupted(TINY.iterations - 1, tmp_path / "broken")
+    end = next((folder / "snapshots").glob("*.safetensors"))
+    end.write_bytes(end.read_bytes()[:-1])
+    with pytest.raises(checkpoint.CheckpointError, match=f"its digest is not .*: delete {folder} to train again"):
+        tiny(out=folder.parent)
+    end.unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=f"is missing: delete {folder} to train again"):
+        tiny(out=folder.parent)
+
+
 def test_a_run_that_is_stopped_while_it_begins_is_of_no_process(tiny, tmp_path, monkeypatch):
     """An engine lives on, and would be said to train it."""
     original = records.Run.begin
@@ -1026,7 +1067,8 @@ def test_the_data_are_packed_by_rank_0_alone_before_they_are_opened(digits, tmp_
         world = comm.World()
         world.rank = rank
         assert (
-            len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test_images) == 20_000
+            len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test_images)
+            == COUNTS["test"]
         )
     assert packed == [0]
 

@@ -109,3 +109,18 @@ def test_ranks_that_were_suspended_together_go_on(tmp_path, pause):
         for rank in ranks:
             rank.kill()
             rank.communicate()
+
+
+def test_ranks_that_cannot_write_their_signs_do_not_take_each_other_for_frozen(tmp_path, monkeypatch, caplog):
+    """Somebody removes their folder, or the disk is full: the run goes on, and says so."""
+    ended, folder = [], tmp_path / "heartbeats"
+    monkeypatch.setattr(watchdog.Watchdog, "_end", lambda self, rank, *_: ended.append(rank))
+    folder.mkdir()
+    ranks = [World(), World()]
+    for number, rank in enumerate(ranks):
+        rank.rank, rank.size, rank.waits = number, 2, True
+    with watchdog.Watchdog(ranks[0], folder, patience=0.5), watchdog.Watchdog(ranks[1], folder, patience=0.5):
+        time.sleep(0.3)
+        folder.rename(tmp_path / "gone")
+        time.sleep(1.5)
+    assert ended == [] and caplog.text.count("cannot write its sign of life") == 2

@@ -48,9 +48,10 @@ class Watchdog:
         rank, number = (self.world.rank + 1) % self.world.size, 0
         before: list[str] = []  # the next rank's last sign of life
         lived = progressed = woken = time.monotonic()
+        told = False
         while not self.over.wait(self.tick):
             number += 1
-            self._write(
+            failed = self._write(
                 str(self.world.rank),
                 f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} {os.getpid()} {self.world.at}",
             )
@@ -60,7 +61,11 @@ class Watchdog:
                 self._write_stacks()
                 return
             now, sign = time.monotonic(), self._read(str(rank)).split(" ", 5)
-            if now - woken > self.patience / 2:  # this rank was suspended itself, and the next one probably with it
+            if failed and not told:
+                log.warning("rank %d cannot write its sign of life (%s): no rank is watched meanwhile", self.world.rank, failed)
+                told = True
+            # This rank was suspended itself, or cannot write, and the next one probably neither: its silence says nothing.
+            if failed or now - woken > self.patience / 2:
                 lived = progressed = now
             woken = now
             if len(sign) < 6:  # not there yet, or just being written
@@ -96,9 +101,13 @@ class Watchdog:
         with suppress(OSError), open(self.folder / f"{self.world.rank}.stack", "w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
 
-    def _write(self, name: str, text: str) -> None:
-        with suppress(OSError):  # a full disk, a deleted folder: the run itself reports it
+    def _write(self, name: str, text: str) -> OSError | None:
+        """Returns why it could not be written: a full disk or a deleted folder, which the run itself may not notice."""
+        try:
             (self.folder / name).write_text(text)
+            return None
+        except OSError as error:
+            return error
 
     def _read(self, name: str) -> str:
         try:

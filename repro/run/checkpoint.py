@@ -44,6 +44,14 @@ def save(path: Path, tensors: dict[str, torch.Tensor], progress: dict) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Returns tensors and progress of a stage's end, RUN/snapshots/STAGE; raises CheckpointError as `_opened` does."""
+    try:
+        return _opened(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}: delete {path.parent.parent} to train again") from error
+
+
+def _opened(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Returns tensors and progress of a snapshot; raises CheckpointError if it is missing, truncated or modified."""
     try:
         sealed = json.loads(Path(f"{path}.json").read_text())
@@ -68,7 +76,7 @@ def newest(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     damage = []
     for path in generations(folder):
         try:
-            tensors, progress = load(path)
+            tensors, progress = _opened(path)
             check_shape(progress, PROGRESS, "progress")
             return tensors, progress
         except CheckpointError as error:

@@ -16,10 +16,12 @@ TORCH_BACKEND = default
 EXTRAS        = test
 SAVED        := $(shell cat .venv/options 2>/dev/null)
 $(foreach option,$(SAVED),$(eval $(option)))
+# By content: a clone, a copy or a look at another branch changes the files' times alone.
+FILES        := $(shell cat requirements.lock pyproject.toml | cksum | tr ' ' -)
 ifneq ($(filter dev lint coverage,$(MAKECMDGOALS)),)
 EXTRAS        = test,dev
 endif
-OPTIONS       = MPI=$(MPI) TORCH_BACKEND=$(TORCH_BACKEND) EXTRAS=$(EXTRAS)
+OPTIONS       = MPI=$(MPI) TORCH_BACKEND=$(TORCH_BACKEND) EXTRAS=$(EXTRAS) FILES=$(FILES)
 
 # An environment that the caller has activated must not leak into .venv.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME
@@ -66,8 +68,11 @@ release-archive: .venv/options  ## put report, notebooks, tables, figures, runs,
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
-test: .venv/options  ## run all tests but the slow ones (about 6 minutes on two cores)
-	.venv/bin/python -m pytest -q -rs $(ARGS)
+# Two processes share the tests file by file (tests/conftest.py).
+APART = -n 2 --dist loadgroup --no-loadscope-reorder
+
+test: .venv/options  ## run all tests but the slow ones, in two processes (minutes: docs/setup.md)
+	.venv/bin/python -m pytest -q -rs $(APART) $(ARGS)
 
 test-all: .venv/options  ## run all tests
 	.venv/bin/python -m pytest -q -rs -m "slow or not slow" $(ARGS)
@@ -191,12 +196,17 @@ distclean: clean  ## also remove .venv and the tables, figures and report made f
 WITH_MPI = $(if $(filter none,$(MPI)),$(EXTRAS),$(EXTRAS),$(MPI))
 BUILD    = $(if $(filter default,$(TORCH_BACKEND)),,--torch-backend $(TORCH_BACKEND) --no-verify-hashes)
 
-# The options are written last, so an interrupted setup is repeated.
-.venv/options: requirements.lock pyproject.toml Makefile $(if $(filter-out $(SAVED),$(OPTIONS)),FORCE) | .venv/bin/uv
-	@rm -f $@
-	@echo "setup: installing the pinned packages ($(OPTIONS): 3 GB to download if torch includes CUDA)"
+# The options are written last, so an interrupted setup is repeated; one that could not begin changes nothing.
+.venv/options: $(if $(filter-out $(SAVED),$(OPTIONS)),FORCE) | HERE .venv/bin/uv
+	@echo "setup: installing the pinned packages ($(wordlist 1,3,$(OPTIONS)): 3 GB to download if torch includes CUDA)"
 	@.venv/bin/uv pip install $$([ -t 2 ] || echo --quiet) --python .venv/bin/python --exact $(BUILD) \
 	  --constraints requirements.lock --build-constraints requirements.lock --editable '.[$(WITH_MPI)]'
 	@echo "$(OPTIONS)" >$@
+
+# Its programs and the link to this package have the path where .venv was made: a copy would use the other checkout.
+HERE:
+	@made=$$(sed -n 's/^command = .* -m venv .*--clear //p' .venv/pyvenv.cfg 2>/dev/null); \
+	[ -z "$$made" ] || [ "$$made" -ef .venv ] || \
+	  { echo "setup: .venv was made as $$made and works only there: rm -r .venv, and make setup here" >&2; exit 1; }
 
 FORCE:

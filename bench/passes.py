@@ -1,5 +1,7 @@
 """How many small images a second: several workers in a pass, views as array operations, against one at a time each.
 
+Also what of a step is convolutions, batch norm or anything else, which bounds how much faster it could be.
+
 Every rank trains by itself, all at the same time, as in `make reproduce`. The four settings take turns for several rounds.
 Writes results/bench/passes.json:
 
@@ -11,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from bench import report
+from bench import report, step
 from repro import train
 from repro.images.data import Images, Stream, load_ahead, requests
 from repro.ranks import comm
@@ -23,6 +25,7 @@ from repro.task import prepare
 
 RECIPES = "collapsed_ensemble", "resnet50_448nodes"  # 2 workers of 32 images a step, and 14 of 16
 ROUNDS, SECONDS = 7, 2.0
+PROFILED = 30  # steps
 
 
 class SingleImages(Images):
@@ -47,10 +50,13 @@ class Setting:
         stream = Stream(task.train_images, 0, self.recipe.images_per_worker)
         self.batches = load_ahead(stream, requests(steps, self.recipe.workers_per_pass, 0, 1), threads=0)
 
+    def step(self) -> float:
+        return float(train.step(self.replica, self.batches, self.now).loss)
+
     def images_per_second(self, seconds: float) -> float:
         start, steps = time.perf_counter(), 0
         while time.perf_counter() < start + seconds:
-            float(train.step(self.replica, self.batches, self.now).loss)
+            self.step()
             steps += 1
         return steps * self.recipe.global_batch / (time.perf_counter() - start)
 
@@ -59,7 +65,7 @@ def main() -> None:
     world = comm.world()
     torch.set_num_threads(1)
     keep_freed()
-    rows = []
+    rows, shares = [], {}
     for recipe in RECIPES:
         before = "one worker in a pass, views image by image"
         settings = {
@@ -72,15 +78,19 @@ def main() -> None:
         for number in range(ROUNDS + 1):
             for name, setting in settings.items():
                 world.gather(None)
-                together = sum(world.gather(setting.images_per_second(SECONDS if number else 0.5)))
-                rates[name] += [together] if number else []  # the first round warms up
+                rate = sum(world.gather(setting.images_per_second(SECONDS if number else 0.5)))
+                rates[name] += [rate] if number else []  # the first round warms up
+        together = settings["passes of several workers, views as arrays"]
+        shares[recipe] = step.shares(step.profiled(together.step, PROFILED))
         goal = report.Goal(">=", 3.0)
         for name, rate in rates.items():
             if name != before:
                 what = f"{recipe}, {name}"
                 rows.append(report.row(what, rate, rates[before], before, "images/s", goal if "alone" not in name else None))
     if world.rank == 0:
-        report.publish("passes", rows, {"command": f"mpiexec -n {world.size} python -m bench.passes"})
+        report.publish("passes", rows, {"command": f"mpiexec -n {world.size} python -m bench.passes", "shares": shares})
+        for recipe, parts in shares.items():
+            print(f"a step of {recipe}: " + ", ".join(f"{name} {part:.0%}" for name, part in parts.items()))
 
 
 if __name__ == "__main__":

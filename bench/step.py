@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
@@ -185,27 +185,45 @@ def _product(everyone, variant: Variant) -> float:
 # --- Profile of a step --------------------------------------------------------------------------------------------------------
 
 
+PRODUCTS = "conv", "addmm", "mm", "bmm"  # how names of operations begin that multiply matrices
+
+
 def profile() -> list[dict]:
-    """Milliseconds and share of each operation in a step of one rank alone, from torch's profiler; largest first."""
+    """`profiled`, of a step of ResNet-50 on one rank alone."""
     torch.set_num_threads(1)
     keep_freed()
-    step = _ours(VARIANTS["ours, 1 rank"], comm.World())
+    return profiled(_ours(VARIANTS["ours, 1 rank"], comm.World()), PROFILED)
+
+
+def profiled(step: Callable[[], object], steps: int) -> list[dict]:
+    """Milliseconds and share of each operation in a step, from torch's profiler; largest first."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     for _ in range(2):  # in the first the profiler allocates its own memory
         step()
         with torch.profiler.profile(activities=kinds) as profiler:
-            for _ in range(PROFILED):
+            for _ in range(steps):
                 step()
     rows = [
         {
             "operation": event.key.removeprefix("aten::"),
-            "ms": event.self_cpu_time_total / 1000 / PROFILED,
-            "calls": event.count / PROFILED,
+            "ms": event.self_cpu_time_total / 1000 / steps,
+            "calls": event.count / steps,
         }
         for event in profiler.key_averages()
     ]
     total = sum(row["ms"] for row in rows)
     return sorted((row | {"share": row["ms"] / total} for row in rows), key=lambda row: -row["ms"])
+
+
+def shares(rows: list[dict]) -> dict[str, float]:
+    """The share of convolutions and matrix products, of batch norm, and of all other operations in a step."""
+    kinds = {"convolutions and products": 0.0, "batch norm": 0.0, "other operations": 0.0}
+    for operation in rows:
+        name = operation["operation"].lower().removeprefix("mkldnn_")
+        norm = "batchnorm" in name.replace("_", "")
+        kind = "batch norm" if norm else "convolutions and products" if name.startswith(PRODUCTS) else "other operations"
+        kinds[kind] += operation["share"]
+    return kinds
 
 
 # --- All variants alternately -----------------------------------------------------------------------------------------------

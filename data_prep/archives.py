@@ -120,7 +120,7 @@ def _entries(folder: Path | str, expected: Callable[[int], bool], kind: str, pat
         mode = _stat(entry).st_mode
         if not expected(mode):
             raise ReproError(f"{entry.path} is {_kind(mode)}, where {kind} is expected: move it elsewhere")
-        if not re.fullmatch(pattern, entry.name):
+        if not re.fullmatch(pattern, entry.name, re.DOTALL):
             raise ReproError(f"{entry.path} is not expected there: its name is not of the form {pattern}; move it elsewhere")
     return entries
 
@@ -165,7 +165,7 @@ def unpacked(file: Path | str, pattern: str) -> dict[str, bytes]:
     if len(content) > LARGEST_UNPACKED:
         raise ReproError(f"{file} unpacks to more than {LARGEST_UNPACKED:,} bytes, far more than it should: {AGAIN}")
     members = _scan(lambda offset, size: content[offset : offset + size], len(content), str(file), ".*")
-    return {name: content[offset : offset + size] for name, offset, size in members if re.fullmatch(pattern, name)}
+    return {name: content[offset : offset + size] for name, offset, size in members if re.fullmatch(pattern, name, re.DOTALL)}
 
 
 class _Headers:
@@ -238,7 +238,7 @@ def _checked(entry: tarfile.TarInfo, place: str, pattern: str) -> str:
         raise ReproError(f"{place}: member {name} is {kind}, not a plain file: {WRONG}")
     if entry.size < 0:
         raise ReproError(f"{place}: member {name} has the size {entry.size}: {AGAIN}")
-    if not re.fullmatch(pattern, name):
+    if not re.fullmatch(pattern, name, re.DOTALL):
         raise ReproError(f"{place}: member {name!r} is not expected there: its name is not of the form {pattern}")
     return name
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from repro import ReproError
 from repro.images import packed
-from repro.paths import DATA, given, named
+from repro.paths import DATA, check_checkout, given, named
 
 import packing
 
@@ -60,6 +60,7 @@ def main() -> int:
     if not 0 <= arguments.val < 5000:
         parser.error(f"--val is {arguments.val}: it must be between 0 and 4999, as there are 5000 images per class")
     try:
+        check_checkout(Path(__file__).parent)
         packing.check_name(arguments.out, "cifar10")
     except ReproError as error:
         parser.error(str(error))

@@ -13,13 +13,14 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from scipy.special import ndtri
 
 from repro import ReproError
 from repro.images import packed
-from repro.paths import DATA, given
+from repro.paths import DATA, check_checkout, given
 
 import packing
 
@@ -55,6 +56,7 @@ def run(
     parser.add_argument("--out", type=given, default=DATA / name, help="folder (default: %(default)s)")
     out = parser.parse_args().out
     try:
+        check_checkout(Path(__file__).parent)
         packing.check_name(out, name)
         for split, originals in splits().items():
             count, items = len(originals[0]), partial(_items, name, split, originals, noise)

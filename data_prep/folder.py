@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import sys
+import unicodedata
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,11 @@ def prepare(
     if test:
         test_classes = [folder.name for folder in archives.folders(test)]
         if unknown := sorted(set(test_classes) - set(classes)):
+            if twin := next((name for name in classes if _composed(name) == _composed(unknown[0])), ""):
+                raise ReproError(
+                    f"{test / unknown[0]} and {train / twin} look the same, but are two names in Unicode, {unknown[0]!a} and "
+                    f"{twin!a} (macOS writes accents so): rename one"
+                )
             raise ReproError(
                 f"{test} has the class {some_of(unknown)}, which {train} does not have "
                 f"({compare_labels(classes, test_classes)})"
@@ -65,6 +71,10 @@ def prepare(
     usual = packed.PHOTOGRAPHS
     seen = replace(usual, size=size, short_side=round(size * usual.short_side / usual.size), mirror=mirror)
     packing.pack(out, classes, splits, preprocessing=seen, **options)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def note_enlarged(images: list[Source], size: int) -> None:
@@ -90,23 +100,30 @@ def nested(train: Path, test: Path) -> str:
 
 
 def check_apart(splits: dict[str, list[Source]]) -> None:
-    """Raises ReproError if a file is both trained and tested on; warns of copies under the same name."""
+    """Raises ReproError if a file is both trained and tested on; warns of copies, under whatever names."""
     others = [source for split in splits if split != "train" for source in splits[split]]
-    files, names = {_file(source): source for source in others}, {source.name: source for source in others}
+    files, sizes = {_file(source): source for source in others}, {source.member.size for source in splits["train"]}
     for source in splits["train"]:
         if other := files.get(_file(source)):
             raise ReproError(
                 f"{source.member.file} is a training image, and the same file as {other.member.file}, which is not to be "
                 f"trained on: remove one of them"
             )
-    pairs = [(source.member, names[source.name].member) for source in splits["train"] if source.name in names]
-    copies = [other.file for one, other in pairs if one.size == other.size and one.read() == other.read()]
+    # Only files of equal size are read.
+    alike = [source.member for source in others if source.member.size in sizes]
+    sizes = {member.size for member in alike}
+    trained = {_content(source.member) for source in splits["train"] if source.member.size in sizes}
+    copies = [member.file for member in alike if _content(member) in trained]
     if copies:
         print(
-            f"warning: {len(copies):,} of {len(others):,} test images are copies of training images, such as {copies[0]}: on "
-            f"these, a network shows what it remembers",
+            f"warning: {len(copies):,} of {len(others):,} test images are copies of training images, such as "
+            f"{packing.shown(copies[0])}: on these, a network shows what it remembers",
             file=sys.stderr,
         )
+
+
+def _content(member: archives.Member) -> bytes:
+    return hashlib.sha256(member.read()).digest()
 
 
 def _file(source: Source) -> tuple[int, int]:

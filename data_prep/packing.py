@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import os
+import re
 import resource
 import shutil
 import sys
@@ -25,10 +26,10 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
-from repro import ReproError, cores
+from repro import ReproError, cores, print_any_text
 from repro.images import packed
 from repro.images.ahead import ordered
-from repro.paths import ROOT, given, writable_folder
+from repro.paths import ROOT, check_checkout, given, writable_folder
 
 from archives import Member
 
@@ -235,9 +236,18 @@ def pack(
     """
     dataset = given(out).name
     rule = Rule(short_side, quality)
-    if empty := sorted(set(range(len(classes))) - {source.label for source in splits["train"]}):
-        missing = some_of([classes[label] for label in empty])
-        raise ReproError(f"there are no training images of class {missing}: complete or remove them")
+    lacking = {split: set(range(len(classes))) - {source.label for source in splits[split]} for split in splits}
+    if lacking["train"]:
+        missing = some_of([classes[label] for label in sorted(lacking["train"])])
+        if set.intersection(*lacking.values()):
+            raise ReproError(f"there are no training images of class {missing}: complete or remove them")
+        raise ReproError(
+            f"all images of class {missing} are set apart, and none is left to train on: add some, or set fewer apart"
+        )
+    for split, empty in lacking.items():
+        if empty:
+            missing = some_of([classes[label] for label in sorted(empty)])
+            print(f"warning: {split} has no images of class {shown(missing)}: its results say nothing of them", file=sys.stderr)
     if "val" not in splits and (out / "val.lmdb").exists():
         raise ReproError(f"{out / 'val.lmdb'} is of an earlier packing, and its images may now be trained on: delete it")
     jobs = [
@@ -355,6 +365,11 @@ def some_of(names: list[str], most: int = 1) -> str:
     return ", ".join(names[:most]) + (f" and {others:,} other{'s' * (others > 1)}" if others > 0 else "")
 
 
+def shown(text: str) -> str:
+    """The text on one line: names of files may have line breaks and other control characters, which are printed as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], text)
+
+
 def _on_disk(image: int) -> int:
     record = image + 24  # key and headers
     return PAGE // (PAGE // record) if record <= PAGE // 2 else -(-record // PAGE) * PAGE
@@ -407,7 +422,7 @@ def _report(path: Path, manifest: dict) -> None:
     for what, key in (("odd", "converted"), ("left out", "left_out")):
         listed = manifest[key]
         for name, note in listed[:SHOWN]:
-            print(f"  {what}: {name}: {note}")
+            print(f"  {what}: {shown(name)}: {note}")
         if len(listed) > SHOWN:
             print(f"  {what}: and {len(listed) - SHOWN:,} more, which the file's manifest lists")
 
@@ -450,14 +465,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(prepare: Callable[..., None], parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
     """Calls `prepare` with the command line's options; returns the exit status, and prints errors as one line."""
+    print_any_text()
     chosen = vars(parser.parse_args(arguments))
     try:
+        check_checkout(Path(__file__).parent)
         for name, least, most in RANGES:
             if not least <= chosen[name] <= most:
                 raise ReproError(f"--{name.replace('_', '-')} is {chosen[name]}: it must be between {least} and {most}")
         prepare(**chosen)
     except ReproError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command continues where this one stopped", file=sys.stderr)

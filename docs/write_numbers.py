@@ -486,7 +486,12 @@ def speed() -> str:
 
 
 def passes() -> str:
-    return measured_rows(f"{REFERENCE}/bench/passes.json")
+    path = f"{REFERENCE}/bench/passes.json"
+    said = [
+        f"A step of {recipe} is " + ", ".join(f"{100 * share:.0f}% {name}" for name, share in shares.items()) + "."
+        for recipe, shares in read(path).get("shares", {}).items()  # files of earlier versions have none
+    ]
+    return "\n\n".join([measured_rows(path), *said])
 
 
 def gpu() -> str:
@@ -510,6 +515,17 @@ def profile() -> str:
         + "\n\n"
         + made(path, "make bench", found["when"], {found["version"]}, machine, more)
     )
+
+
+def scale() -> str:
+    path = f"{REFERENCE}/bench/scale.json"
+    found, lines = read(path), []
+    for row in found["rows"]:
+        seconds = f"{number(median(row['seconds']))} ({number(min(row['seconds']))} to {number(max(row['seconds']))})"
+        lines.append([row["what"], row["size"], seconds, f"{row['megabytes']:.0f}"])
+    machine, times = f"{found['cores']} cores ({found['machine']})", f"n = {len(found['rows'][0]['seconds'])} times"
+    source = made(path, found["command"], found["when"], {found["version"]}, machine, times)
+    return table("what | of | s, median (range) | memory, MB", lines) + "\n\n" + source
 
 
 def scaling_measured() -> str:
@@ -587,6 +603,21 @@ def scaling_checks() -> str:
     return table(f"predicted | {head}", lines) + "\n\n" + "\n\n".join(sources)
 
 
+def times() -> str:
+    path = f"{REFERENCE}/bench/times.json"
+    rows = sorted(read(path), key=lambda row: (row["target"], row["machine"], row["cores"]))
+    lines = [
+        [
+            f"`make {row['target']}`",
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['cores']} cores ({row['machine']})",
+            commit(row["version"]),
+        ]
+        for row in rows
+    ]
+    return table("target | minutes | machine | code", lines) + f"\n\nFrom [times.json]({path}): `python -m bench.times TARGET`."
+
+
 def faults() -> str:
     path = f"{REFERENCE}/faults.json"
     found, lines = read(path), []
@@ -652,6 +683,8 @@ PLACES = {
     "speed": speed,
     "profile": profile,
     "passes": passes,
+    "scale": scale,
+    "times": times,
     "gpu": gpu,
     "loader": loader,
     "scaling-measured": scaling_measured,

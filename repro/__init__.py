@@ -6,7 +6,10 @@ and `model.py` the data and the models. Importing this package loads neither tor
 
 import difflib
 import importlib
-import os
+import io
+import sys
+
+from repro.limits import cores as cores
 
 __version__ = "0.2.0"
 
@@ -76,8 +79,8 @@ def whole_number(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int
     return value
 
 
-def cores() -> int:
-    """The number of cores that this process may use; where a system binds no process to some of them, all there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def print_any_text() -> None:
+    """Lets standard output and error take any text: what their encoding lacks is printed as \\xe9, for example."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may be closed, or a notebook's
+            stream.reconfigure(errors="backslashreplace")

@@ -149,9 +149,10 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
 def build_again(run: dict, images: Images) -> nn.Module:
     """Builds the model of a run's record, for the images of its data set. Raises ReproError if its source has changed."""
     recipe = run["recipe"]
-    if run["model_source"] and own.source_digest(recipe["model"]) != run["model_source"]:
-        raise ReproError(f"{recipe['model']} is no longer what it was when the run was trained: restore the former source")
-    return builder(recipe["model"], len(images.classes), images.channels, images.preprocessing.size, recipe["stride"])()
+    name = own.found(recipe["model"]) if run["model_source"] else recipe["model"]
+    if run["model_source"] and own.source_digest(name) != run["model_source"]:
+        raise ReproError(f"{name} is no longer what it was when the run was trained: restore the former source")
+    return builder(name, len(images.classes), images.channels, images.preprocessing.size, recipe["stride"])()
 
 
 def ensemble(

@@ -5,6 +5,7 @@
 then work on whole vectors and know nothing about layers.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -24,6 +25,18 @@ from repro.run.settings import DEVICES, PRECISIONS
 from repro.schedule import MODELS
 
 ALIGNED = 4  # elements: cuBLAS and cuDNN read 16 bytes at once, and fail or fall back where a tensor begins in between
+# With these set, oneDNN, MKL, torch or cuBLAS choose other kernels, some of a lower precision.
+CHOOSING = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
 RANDOM = "draws random numbers from {} generator in its forward pass, so the weights would depend on the number of ranks"
 TRIES, TRYING = 16, 0.3  # passes over the same images, of a user's own model, and seconds after which there is no further one
 
@@ -161,8 +174,12 @@ def find_precision(name: str, device: str, small: bool) -> str:
 
 
 def kernels(device: str) -> str:
-    """What decides the last bits besides packages: the GPU, or which of the processor's instructions torch uses."""
-    return torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    """What decides the last bits besides packages: the GPU, or which of the processor's instructions torch uses.
+
+    Variables of the environment that change this (`CHOOSING`) follow.
+    """
+    found = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return ", ".join([found, *(f"{name}={os.environ[name]}" for name in CHOOSING if os.environ.get(name))])
 
 
 class Network:

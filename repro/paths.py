@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,15 @@ RESULTS = ROOT / "results"
 RUNS = RESULTS / "runs"
 PUBLISHED = RESULTS / "published"
 REFERENCE = RESULTS / "reference"
+LONGEST_TEMPORARY = 60  # bytes: of the 108 that the path of a Unix socket may have, MPI's and Jupyter's names take up to 45
 
 FIXES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "your quota is used up: free some space",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "the disk is read-only: choose another one with --out, or mount it for writing",
+    errno.EFBIG: "it exceeds this shell's limit on the size of files (ulimit -f): raise it",
+    errno.ENAMETOOLONG: "choose a shorter path",
     errno.ENOENT: "its folder has been deleted: find out what deletes it",
 }
 
@@ -83,6 +87,22 @@ def writable_folder(path: Path | str) -> Path:
     return path
 
 
+def folder_of_sockets() -> str:
+    """Where folders for sockets are made: the folder of temporary files, or /tmp if its path is too long for that."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= LONGEST_TEMPORARY else "/tmp"
+
+
+def check_checkout(folder: Path) -> None:
+    """Raises ReproError if the program that runs is in this folder of another checkout, as in a copy made with its .venv."""
+    other = folder.resolve().parent
+    if other != ROOT and (other / "repro" / "paths.py").is_file():
+        raise ReproError(
+            f"this is in {other}, but its Python, {sys.executable}, uses {ROOT}: a .venv works only where it was made, so "
+            f"remove the copy (rm -r .venv) and call make setup in {other}"
+        )
+
+
 def is_name(text: str) -> bool:
     """Whether a text can name a file or folder and leads nowhere else."""
     return text == Path(text).name and text not in ("", "..")
@@ -121,10 +141,10 @@ def check_shape(value, shape, name: str = "it") -> None:
             check_shape(item, shape[0], f"{name}[{number}]")
 
 
-def checked(value, shape, place: Path | str, otherwise: str):
+def checked(value, shape, place: Path | str, otherwise: str, name: str = "it"):
     """Returns `value` if it has this shape (`check_shape`); otherwise raises ReproError, which names where it comes from."""
     try:
-        check_shape(value, shape)
+        check_shape(value, shape, name)
     except ValueError as error:
         raise ReproError(f"{place} is damaged ({error}): {otherwise}") from error
     return value

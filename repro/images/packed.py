@@ -240,7 +240,7 @@ class Packed:
 
     def __init__(self, path: Path | str, dataset: str, split: str):
         self.path = Path(path)
-        if not self.path.is_file():
+        if not os.path.isfile(path):
             if split == "val" and self.path.with_name("train.lmdb").is_file():
                 raise PackedError(
                     f"{dataset} has no validation split ({path} is missing): name a data set that has one, such as digits, or "
@@ -258,7 +258,9 @@ class Packed:
                 entries = transaction.stat()["entries"]
         except lmdb.MemoryError as error:
             raise PackedError(f"{path} ({file.st_size / 1e9:.1f} GB) cannot be opened: {too_large()}") from error
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
+            if not os.access(path, os.R_OK):
+                raise PackedError(f"{path} must not be read by you: ask its owner for permission (chmod a+r)") from error
             raise PackedError(f"{path} is not a packed data set, or it was cut short ({error}): pack it again") from error
         self.manifest = _unseal_manifest(self.path, manifest)
         if not self.manifest["sha256"]:

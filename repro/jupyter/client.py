@@ -1,5 +1,6 @@
 """Runs a notebook's cells in a kernel of their own, by nbclient. `notebooks.execute` checks what goes in and what came out."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from repro.paths import replacing
+from repro.paths import folder_of_sockets, replacing
 
 INJECTED = "injected-parameters"  # the tag that papermill, too, gives the cell
 
@@ -26,14 +27,18 @@ def run(book: NotebookNode, output: Path, folder: Path, printed: bool = False, t
 
     If `printed`, what the cells print is also printed here. A cell may take `timeout` seconds. Raises nbclient's errors.
     """
-    # Sockets in a private folder: others could listen to TCP, and the default names are the same for every kernel.
-    with tempfile.TemporaryDirectory(prefix="repro-") as sockets:
-        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+    # Sockets in a private folder: others could listen to TCP, and the default names are the same for every kernel. So are
+    # the kernel's other files: HOME may be read-only, and what the user has IPython do at its start must not change results.
+    with tempfile.TemporaryDirectory(prefix="repro-", dir=folder_of_sockets()) as sockets:
+        private = {"transport": "ipc", "ip": f"{sockets}/kernel", "connection_file": f"{sockets}/kernel.json"}
+        config = Config(KernelManager=private)
         where = {"metadata": {"path": str(folder)}}  # of the kernel: this process, threads and all, stays where it is
         client = _Client(book, timeout=timeout, kernel_name="python3", resources=where, config=config)
         client.printed = printed
         client.reset_execution_trackers()
-        with client.setup_kernel():  # `client.execute` would also handle this process's signals
+        with client.setup_kernel(
+            env=os.environ | {"IPYTHONDIR": sockets}
+        ):  # `client.execute` would also handle this process's signals
             for number, cell in enumerate(book.cells):
                 try:
                     client.execute_cell(cell, number)

@@ -28,7 +28,8 @@ from typing import Any, cast
 
 from repro import ReproError
 from repro.jupyter.guard import CHECK_SECONDS, PR_SET_PDEATHSIG, complete, connection_path, prctl
-from repro.ranks import stop
+from repro.paths import folder_of_sockets
+from repro.ranks import stop, threads
 from repro.ranks.start import LIMIT, limit
 from repro.ranks.start import PATIENCE as LATE
 
@@ -335,7 +336,7 @@ def start(ranks: int = 2, timeout: float = 0.0, wait: bool = True) -> Cluster:
     longest = timeout or limit(START)
     mpiexec = find_mpiexec()
     launch = [mpiexec, *mpiexec_options(mpiexec), "-n", str(ranks)]
-    folder = Path(tempfile.mkdtemp(prefix="repro-engines-"))  # only this user can enter it
+    folder = Path(tempfile.mkdtemp(prefix="repro-engines-", dir=folder_of_sockets()))  # only this user can enter it
     guard = subprocess.Popen(  # in a session of its own: Ctrl-C on the terminal is the owner's to handle
         [sys.executable, "-m", "repro.jupyter.guard", str(folder), str(os.getpid()), *launch],
         env=_environment(folder),
@@ -458,6 +459,7 @@ def _engine(folder: Path) -> None:
     """Runs one engine, as `python -m ipyparallel.engine` would, after telling the guard its process id."""
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "of unknown number"
     (folder / f"{os.getpid()}.engine").write_text(rank)
+    threads.unbind()
     stop.listen(signal.SIGUSR1)  # the default action would end the engine; training checks for the request
     sys.modules["debugpy"] = None  # type: ignore[assignment]  # ipykernel works without it; importing it takes half a second
     from ipyparallel.engine.app import IPEngine

@@ -19,7 +19,7 @@ from repro import ReproError, choose, cores, recipes, whole_number
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.jupyter import progress
 from repro.jupyter.engines import START_AGAIN, Cluster, EnginesEnded, Job, RankError, start_or_join
-from repro.paths import DATA, ROOT, writable_folder
+from repro.paths import DATA, ROOT, check_checkout, writable_folder
 from repro.ranks import stop
 from repro.run import own, records
 from repro.run.settings import Settings
@@ -63,6 +63,7 @@ def check_parameters() -> None:
 
     A text that begins with `~` is a path from the user's home, and becomes that.
     """
+    check_checkout(Path.cwd())
     values = get_ipython().user_ns  # type: ignore[name-defined]  # noqa: F821
     cells = [source for source in values["In"][:-1] if source.strip()]
     known = declared(next(filter(_declares, reversed(cells)), ""))
@@ -299,7 +300,7 @@ def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, many: progre
         many.follow(lambda: time.monotonic() > again or stop.asked.is_set())
     many.close()
     if stop.asked.is_set() or error and error.kind == "Stopped":
-        raise records.Stopped(f"stopped: {many.share:.0%} of the images are done; run this cell again to continue")
+        raise records.Stopped(f"stopped: {many.share:.0%} of the images are done; run this again to continue")
     return str(error or "")
 
 

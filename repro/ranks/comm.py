@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from repro import ReproError, cores
-from repro.ranks import start
+from repro.ranks import start, threads
 
 MESSAGE = 1 << 18  # elements: an allreduce of 100 MB passes through the cache in pieces, in half the time (MPICH, one node)
 
@@ -162,6 +162,8 @@ def launched() -> tuple[int, int]:
 def world() -> World:
     """The ranks that this process belongs to (cached); raises ReproError if its MPI is not the one that launched it."""
     rank, ranks = launched()
+    if (told := threads.unbind()) and rank == 0:
+        start.say(told)
     try:
         MPI = _start(rank, ranks)
     except (ImportError, RuntimeError) as error:

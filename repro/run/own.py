@@ -1,15 +1,22 @@
 """Users' own recipes and models, named as `mine.py:my_net` or `package.module:my_net`."""
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TypeGuard
 
 from repro import ReproError, choose
-from repro.paths import given
+from repro.paths import ROOT, given
 from repro.run.identity import meaning
+
+# What is in these folders is no user's: it is part of the training code, or in the record by its version.
+INSTALLED = ROOT / "repro", *(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib"))
 
 
 def is_own(name) -> TypeGuard[str]:
@@ -47,14 +54,61 @@ def load(name: str):
 
 
 def source_digest(name: str) -> str:
-    """SHA-256 over the meaning of the file that `name` is loaded from; files that it imports are not included."""
+    """SHA-256 over the meaning of the file that `name` is loaded from, and of the user's own files that it imports.
+
+    Raises ReproError if one of these has changed since this process has imported it: it would compute by the former source.
+    """
     location = name.rpartition(":")[0]
     if location.endswith(".py"):
-        return meaning(_file(location))
-    file = getattr(sys.modules.get(location) or importlib.import_module(location), "__file__", None)
-    if not file or not file.endswith(".py"):
+        module, file, known = _from_file(_file(location)), _file(location), []
+    else:
+        module = sys.modules.get(location) or importlib.import_module(location)
+        file = Path(getattr(module, "__file__", None) or "")
+        known = [file]
+    if file.suffix != ".py":
         raise ReproError(f"{name} is not in a Python file: put it into one, such as mine.py")
-    return meaning(Path(file))
+    others = _imported(module, file)
+    for path in (*known, *others):
+        if _meant.setdefault(path, meaning(path)) != meaning(path):
+            raise ReproError(
+                f"{path} has changed since this process imported it: start the notebook's kernel and engines again"
+            )
+    first, *rest = map(meaning, (file, *others))
+    return hashlib.sha256("\n".join([first, *rest]).encode()).hexdigest() if rest else first
+
+
+def found(name: str) -> str:
+    """The name itself, or, if its file is gone, that of a file of the same name in the working directory, if there is one."""
+    place, _, wanted = name.rpartition(":")
+    here = Path(place).name
+    return f"{here}:{wanted}" if place.endswith(".py") and not given(place).is_file() and Path(here).is_file() else name
+
+
+_meant: dict[Path, str] = {}  # the meaning of files that this process has imported
+
+
+def _imported(module: ModuleType, file: Path) -> list[Path]:
+    """The files of the user's own modules that a module imports, directly or not, sorted."""
+    found, waiting = {file.resolve()}, [(module, file)]
+    while waiting:
+        importer, path = waiting.pop()
+        for name in _names(path, importer.__package__ or ""):
+            other = sys.modules.get(name)
+            place = Path(getattr(other, "__file__", None) or "/").resolve()
+            if other and place.suffix == ".py" and place not in found and not any(map(place.is_relative_to, INSTALLED)):
+                found.add(place)
+                waiting.append((other, place))
+    return sorted(found - {file.resolve()})
+
+
+def _names(path: Path, package: str) -> Iterator[str]:
+    """The full names of all modules that a file may import: of `from a import b`, a and a.b."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            yield from (part for part in (parent, *(f"{parent}.{alias.name}" for alias in node.names)) if part)
 
 
 def _file(location: str) -> Path:

@@ -15,10 +15,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import torch
 
-from repro import ReproError, choose, recipes
+from repro import ReproError, choose, limits, recipes
 from repro.evaluate import VIEWS
 from repro.images.data import Images
 from repro.journal import CHECKPOINT_SECONDS, LONGEST_SECONDS
@@ -228,7 +227,7 @@ def plan(
     forecasts = forecast(tasks, seconds, nodes, ranks_per_node, network)
     feasible = [result for result in forecasts if hours and result["hours"] <= hours]
     largest = max(feasible, key=lambda result: result["images"])["shrink"] if feasible else ""
-    memory = psutil.virtual_memory().total
+    memory = limits.memory()
     with world.together():
         if record and world.rank == 0:
             gpu = torch.cuda.get_device_name() if task.settings.device == "cuda" else ""

@@ -68,8 +68,11 @@ release-archive: .venv/options  ## put report, notebooks, tables, figures, runs,
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
-test: .venv/options  ## run all tests but the slow ones (about 6 minutes on two cores)
-	.venv/bin/python -m pytest -q -rs $(ARGS)
+# Two processes share the tests file by file (tests/conftest.py).
+APART = -n 2 --dist loadgroup --no-loadscope-reorder
+
+test: .venv/options  ## run all tests but the slow ones, in two processes (minutes: docs/setup.md)
+	.venv/bin/python -m pytest -q -rs $(APART) $(ARGS)
 
 test-all: .venv/options  ## run all tests
 	.venv/bin/python -m pytest -q -rs -m "slow or not slow" $(ARGS)

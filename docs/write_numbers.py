@@ -517,6 +517,17 @@ def profile() -> str:
     )
 
 
+def scale() -> str:
+    path = f"{REFERENCE}/bench/scale.json"
+    found, lines = read(path), []
+    for row in found["rows"]:
+        seconds = f"{number(median(row['seconds']))} ({number(min(row['seconds']))} to {number(max(row['seconds']))})"
+        lines.append([row["what"], row["size"], seconds, f"{row['megabytes']:.0f}"])
+    machine, times = f"{found['cores']} cores ({found['machine']})", f"n = {len(found['rows'][0]['seconds'])} times"
+    source = made(path, found["command"], found["when"], {found["version"]}, machine, times)
+    return table("what | of | s, median (range) | memory, MB", lines) + "\n\n" + source
+
+
 def scaling_measured() -> str:
     rows = rows_of(f"{REFERENCE}/tables/scaling_measured.csv")
     lines = [
@@ -592,6 +603,21 @@ def scaling_checks() -> str:
     return table(f"predicted | {head}", lines) + "\n\n" + "\n\n".join(sources)
 
 
+def times() -> str:
+    path = f"{REFERENCE}/bench/times.json"
+    rows = sorted(read(path), key=lambda row: (row["target"], row["machine"], row["cores"]))
+    lines = [
+        [
+            f"`make {row['target']}`",
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['cores']} cores ({row['machine']})",
+            commit(row["version"]),
+        ]
+        for row in rows
+    ]
+    return table("target | minutes | machine | code", lines) + f"\n\nFrom [times.json]({path}): `python -m bench.times TARGET`."
+
+
 def faults() -> str:
     path = f"{REFERENCE}/faults.json"
     found, lines = read(path), []
@@ -617,6 +643,8 @@ ENDS = {  # of tests/soak.py
 
 def soak() -> str:
     path = f"{REFERENCE}/soak.json"
+    if not (ROOT / path).exists():
+        return "No counts are recorded yet: `make soak` writes them."
     soaks = read(path)
 
     def total(part: str) -> Counter:
@@ -655,6 +683,8 @@ PLACES = {
     "speed": speed,
     "profile": profile,
     "passes": passes,
+    "scale": scale,
+    "times": times,
     "gpu": gpu,
     "loader": loader,
     "scaling-measured": scaling_measured,

@@ -141,10 +141,10 @@ def check_shape(value, shape, name: str = "it") -> None:
             check_shape(item, shape[0], f"{name}[{number}]")
 
 
-def checked(value, shape, place: Path | str, otherwise: str):
+def checked(value, shape, place: Path | str, otherwise: str, name: str = "it"):
     """Returns `value` if it has this shape (`check_shape`); otherwise raises ReproError, which names where it comes from."""
     try:
-        check_shape(value, shape)
+        check_shape(value, shape, name)
     except ValueError as error:
         raise ReproError(f"{place} is damaged ({error}): {otherwise}") from error
     return value

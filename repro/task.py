@@ -122,10 +122,11 @@ def describe(recipe: str | Recipe, data: str = "digits", **parameters) -> dict:
     """What `train` would do, as plain values: the run's folder, how much of it is done, its recipe and images. Collective."""
     task = prepare(recipe, data, **parameters)
     small = task.recipe
-    done = small.iterations if task.run.complete else task.run.newest_step
+    complete = task.run.complete
+    done = small.iterations if complete else task.run.newest_step
     return {
         "folder": str(task.run.folder),
-        "complete": task.run.complete,
+        "complete": complete,
         "step": done,
         "epoch": small.epochs(done),
         "recipe": small.name,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import drawing
 import faults_table
-from faults_table import pytest_addoption, pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  hooks
+from faults_table import pytest_addoption, pytest_sessionfinish  # noqa: F401  hooks
 
 # The tensors here are small: threads would only wait for each other. Before torch is loaded, for all processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +25,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+# The files whose tests take longest, which `make test` begins with, so that its two processes end at about the same time.
+LONGEST = ["test_notebooks.py", "test_reproduce.py", "test_train.py", "test_faults.py", "test_engines.py"]
+COUNTS = {"train": 2000, "val": 500, "test": 1000}  # images of the fixture `digits`
+PACK_DIGITS = ROOT / "data_prep" / "digits.py"
 SMOKE = {"recipe": "resnet50_448nodes", "shrink": "smoke", "seed": 5, "device": "cpu"}  # 14 workers, 24 steps
+
+
+def pytest_collection_modifyitems(items):
+    faults_table.check(items)
+    for item in items:  # a file's tests share fixtures, and some files the launches of `on_ranks`
+        group = "on_ranks" if "on_ranks" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -72,9 +87,20 @@ def mpiexec(ranks: int, *arguments, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> str:
-    """The folder of the packed digits, made as the README says."""
+    """A folder of packed digits: the first ones of each split, since most tests only need some."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    packing = python(ROOT / "data_prep" / "digits.py", "--out", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "COUNTS", COUNTS)
+        patch.setattr(sys, "argv", ["digits.py", "--out", str(folder)])
+        runpy.run_path(str(PACK_DIGITS), run_name="__main__")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def all_digits(tmp_path_factory) -> str:
+    """All of them, made as the README says, in as much address space as a batch system may allow."""
+    folder = tmp_path_factory.mktemp("all") / "digits"
+    packing = run("bash", "-c", f"ulimit -v 16000000; exec {sys.executable} {PACK_DIGITS} --out {folder}")
     assert packing.returncode == 0, packing.stderr
     return str(folder)
 

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, figures, precise_statistics, regime, report, step
+from bench import apparent_size, figures, precise_statistics, regime, report, scale, step
 from bench.report import Goal
 from repro.images.data import Images
+from repro.images.packed import Packed
 from repro.paper import tables
 from repro.paths import REFERENCE
 from repro.ranks.comm import World
@@ -144,3 +145,26 @@ def test_answers_with_recomputed_statistics_follow_from_the_runs_accuracies():
 @pytest.mark.parametrize("how, sizes", [("drawn", [0.9, 1.2, 1.3]), ("scaled", [16 / 18, 22 / 18, 23 / 18])])
 def test_the_true_size_is_that_of_whole_pixels(how, sizes):
     assert [apparent_size.true_size(how, size, 18) for size in (0.9, 1.2, 1.3)] == pytest.approx(sizes)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory, digits):
+    """The files of `bench.scale`, small."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RUNS": 3, "RECORDS": 20, "ROWS": 2000, "DATA": digits}.items():
+            patch.setattr(scale, name, value)
+        folder = tmp_path_factory.mktemp("grown")
+        scale.make_files(folder)
+        yield folder
+
+
+def test_what_grows_is_made_in_the_size_that_is_asked_for(grown):
+    assert len(records.complete_runs(grown / "runs")) == 3
+    (long,) = (grown / "long").iterdir()
+    assert 2000 <= (long / "metrics.jsonl").stat().st_size < 2500 and len(records.metric_rows(long)) > 5
+    assert len(Packed(grown / "images" / "train.lmdb", "images", "train")) == 20
+
+
+@pytest.mark.parametrize("part", scale.PARTS, ids=lambda part: part.__name__)
+def test_what_is_timed_of_it_runs(grown, part):
+    part(grown)()

@@ -136,9 +136,9 @@ def test_a_job_trains_to_the_end_and_is_not_requeued(slurm, digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_warned_stops_with_a_checkpoint_and_is_requeued(slurm, digits, tmp_path):
+def test_a_job_that_is_warned_stops_with_a_checkpoint_and_is_requeued(slurm, all_digits, tmp_path):
     """All of it, through srun's options, on two ranks."""
-    process = slurm("train.sbatch", RECIPE=SMOKE["recipe"], SHRINK="laptop", DATA=digits, ARGS="--device cpu")
+    process = slurm("train.sbatch", RECIPE=SMOKE["recipe"], SHRINK="laptop", DATA=all_digits, ARGS="--device cpu")
     wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process, "the first row of the metrics")
     process.send_signal(signal.SIGUSR1)  # to the batch shell alone, as --signal=B: does
     stdout, stderr = finish(process)
@@ -291,15 +291,6 @@ def test_every_command_of_ours_in_the_guide_parses():
                 assert arguments.shrink == "none", line
             parsed += 1
     assert parsed >= 6
-
-
-def test_every_option_of_a_data_script_in_the_guide_exists():
-    lines = [line for line in COMMANDS if "data_prep/" in line]
-    assert lines
-    for script in {re.search(r"data_prep/\w+\.py", line)[0] for line in lines}:
-        offered = run(sys.executable, ROOT / script, "--help").stdout
-        used = {option for line in lines for option in re.findall(r" (--[\w-]+)", line.partition(script)[2])}
-        assert used <= set(re.findall(r"--[\w-]+", offered)), script
 
 
 def test_every_file_and_recipe_that_the_guide_names_exists():

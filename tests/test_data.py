@@ -17,6 +17,8 @@ from repro.images.packed import Preprocessing
 from repro.images.views import ATTEMPTS, DRAWS
 from repro.schedule import Recipe, Stage, at
 
+from conftest import COUNTS
+
 DIGITS = digits_set.PREPROCESSING
 SMALL = Preprocessing(size=28, short_side=32, mean=(114, 123, 125), scale=(1 / 64,) * 3)
 
@@ -373,7 +375,7 @@ def test_the_first_images_are_a_set_of_their_own(digits):
     whole = Images(digits, "train")
     before, labels, pixels = whole.first(7), *whole.arrays
     for first in (before, whole.first(7)):  # and after all images were decoded
-        assert (len(first), len(whole), len(whole.first(10**6))) == (7, 20_000, 20_000)
+        assert (len(first), len(whole), len(whole.first(10**6))) == (7, COUNTS["train"], COUNTS["train"])
         assert np.array_equal(first.arrays[0], labels[:7]) and np.array_equal(first.arrays[1], pixels[:7])
 
 

@@ -1,7 +1,6 @@
 """The data sets that the project packs."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from repro.images.packed import SPLITS, Packed, PackedError, pack_embedded
 from repro.paths import ROOT
 
 import drawing
-from conftest import python, run
+from conftest import PACK_DIGITS, python, run
 
 # Of the packed digits. A change of the drawings changes the result of every run on them, and must be meant.
 DIGESTS = {
@@ -40,14 +39,13 @@ def letters(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture(params=["digits", "letters"])
+@pytest.fixture(params=["all_digits", "letters"])
 def drawn(request) -> SimpleNamespace:
     """A data set's name, its script, and the images of each of its splits."""
     folder = request.getfixturevalue(request.param)
-    script = {"digits": digits_set, "letters": letters_set}[request.param]
-    return SimpleNamespace(
-        name=request.param, script=script, folder=folder, **{split: Images(folder, split) for split in SPLITS}
-    )
+    name = Path(folder).name
+    script = {"digits": digits_set, "letters": letters_set}[name]
+    return SimpleNamespace(name=name, script=script, folder=folder, **{split: Images(folder, split) for split in SPLITS})
 
 
 def seen(images) -> np.ndarray:
@@ -58,8 +56,8 @@ def seen(images) -> np.ndarray:
 # --- Digits and letters --------------------------------------------------------------------------------------------------
 
 
-def test_digits_are_the_same_bytes_on_every_machine(digits):
-    assert {split: Images(digits, split).digest for split in SPLITS} == DIGESTS
+def test_digits_are_the_same_bytes_on_every_machine(all_digits):
+    assert {split: Images(all_digits, split).digest for split in SPLITS} == DIGESTS
 
 
 @pytest.mark.slow  # the packed digests are compared with recorded ones in every run
@@ -70,7 +68,7 @@ def test_a_second_packing_gives_the_same_bytes(drawn, tmp_path):
         assert Images(str(tmp_path / drawn.name), split).digest == getattr(drawn, split).digest
 
 
-def test_drawings_are_named_after_their_folder_and_are_the_same_drawings(digits, tmp_path, monkeypatch, capsys):
+def test_drawings_are_named_after_their_folder_and_are_the_same_drawings(all_digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(drawing, "COUNTS", dict.fromkeys(drawing.COUNTS, 40))
 
     def draw(out: Path):
@@ -78,22 +76,18 @@ def test_drawings_are_named_after_their_folder_and_are_the_same_drawings(digits,
         drawing.run("", "digits", digits_set.CLASSES, digits_set.originals, digits_set.NOISE, digits_set.PREPROCESSING)
 
     draw(tmp_path / "mine")
-    mine, whole = Images(str(tmp_path / "mine"), "val"), Images(digits, "val")
+    mine, whole = Images(str(tmp_path / "mine"), "val"), Images(all_digits, "val")
     assert mine.name == "mine" and [mine.packed[place] for place in range(40)] == [whole.packed[place] for place in range(40)]
     with pytest.raises(SystemExit):
         draw(tmp_path / "letters")
     assert "this, which is not letters, must not be packed under the name letters" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("limit, status", [("ulimit -v 16000000", 0), ("ulimit -f 1000; trap '' XFSZ", 2)])
-def test_digits_are_packed_under_a_limit_or_say_in_one_line_why_not(tmp_path, limit, status):
-    packing = f"{limit}; exec {sys.executable} {ROOT / 'data_prep' / 'digits.py'} --out {tmp_path / 'digits'}"
-    done = run("bash", "-c", packing)
-    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
-    if status:
-        assert f"error: {tmp_path / 'digits' / 'train.lmdb'} could not be written: " in done.stderr.splitlines()[-1]
-    else:
-        assert {split: Images(str(tmp_path / "digits"), split).digest for split in SPLITS} == DIGESTS
+def test_digits_that_cannot_be_written_are_told_in_one_line(tmp_path):
+    packing = f"exec {sys.executable} {PACK_DIGITS} --out {tmp_path / 'digits'}"
+    done = run("bash", "-c", f"ulimit -f 1000; trap '' XFSZ; {packing}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert f"error: {tmp_path / 'digits' / 'train.lmdb'} could not be written: " in done.stderr.splitlines()[-1]
 
 
 def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):
@@ -114,8 +108,8 @@ def test_image_i_is_a_drawing_of_original_i_modulo_originals(drawn):
         assert (likeness(plain) > likeness(np.roll(plain, 1, axis=0))).mean() > 0.85
 
 
-def test_the_first_images_have_no_more_originals(digits):
-    assert [Images(digits, "train").first(number).originals for number in (10, 700, 701, 20_000)] == [10, 700, 700, 700]
+def test_the_first_images_have_no_more_originals(all_digits):
+    assert [Images(all_digits, "train").first(number).originals for number in (10, 700, 701, 20_000)] == [10, 700, 700, 700]
 
 
 def test_sizes_and_classes(drawn):
@@ -222,7 +216,7 @@ def test_the_png_is_one(tmp_path):
 
 
 @pytest.fixture
-def elsewhere(monkeypatch, tmp_path, digits) -> list:
+def elsewhere(monkeypatch, tmp_path, all_digits) -> list:
     """data/ in another place, and a list of the scripts that were run for it; they copy what is packed already."""
     runs = []
     monkeypatch.setattr(packed, "DATA", tmp_path)
@@ -232,7 +226,7 @@ def elsewhere(monkeypatch, tmp_path, digits) -> list:
         (tmp_path / "digits").mkdir(exist_ok=True)
         for split in SPLITS:
             (tmp_path / "digits" / f"{split}.lmdb").unlink(missing_ok=True)
-            shutil.copy(Path(digits, f"{split}.lmdb"), tmp_path / "digits")
+            shutil.copy(Path(all_digits, f"{split}.lmdb"), tmp_path / "digits")
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(packed.subprocess, "run", run)
@@ -309,13 +303,9 @@ def test_without_a_validation_split_it_is_said(tmp_path):
         Images(str(tmp_path / "nothing"), "val")
 
 
-def test_without_a_network_cifar10_says_what_to_do(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "data_prep/cifar10.py", "--source", str(tmp_path), "--out", str(tmp_path / "o")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={"PATH": "", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""},
-    )
-    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: CIFAR-10 could not")
+def test_without_a_network_cifar10_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr(sys, "argv", ["cifar10.py", "--source", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert cifar10.main() == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: CIFAR-10 could not be downloaded (")

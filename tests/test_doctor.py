@@ -12,8 +12,6 @@ from repro.cli import doctor
 from repro.jupyter import engines
 from repro.ranks import start
 
-from conftest import python
-
 pytestmark = pytest.mark.counts_for("doctor")
 
 
@@ -31,29 +29,25 @@ def only(monkeypatch):
     return lambda name: monkeypatch.setattr(doctor, "CHECKS", {name: doctor.CHECKS[name]})
 
 
-def test_a_sound_machine_is_told_so_and_the_status_is_0():
-    said = python("-m", "repro", "doctor", timeout=120)
-    assert said.returncode == 0, said.stdout
-    assert [line[8:17].strip() for line in said.stdout.splitlines()] == list(doctor.CHECKS)
+def test_a_sound_machine_is_told_so_and_the_status_is_0(cli):
+    status, printed, _ = cli("doctor")
+    assert status == 0, printed
+    assert [line[8:17].strip() for line in printed.splitlines()] == list(doctor.CHECKS)
     if (Path(sys.executable).parent / "mpiexec").exists():
-        assert "2 ranks see each other, threads " in said.stdout
+        assert "2 ranks see each other, threads " in printed
 
 
-def test_what_is_broken_ends_the_command_with_status_3(tmp_path):
+def test_what_is_broken_ends_the_command_with_status_3(cli, tmp_path, monkeypatch):
     """No mpiexec anywhere: MPI and the engines are broken, all else is looked at all the same."""
     bare = tmp_path / "bin"
     bare.mkdir()
     os.symlink(sys.executable, bare / "python")
-    said = python(
-        "-c",
-        "import sys; sys.executable = sys.argv.pop(1); from repro.__main__ import main\n"
-        "sys.argv[1:] = ['doctor']; sys.exit(main())",
-        bare / "python",
-        PATH=str(bare),
-        timeout=120,
-    )
-    broken = {line[8:17].strip(): line for line in said.stdout.splitlines() if line.startswith("BROKEN")}
-    assert said.returncode == 3 and {"MPI", "engines"} <= set(broken), said.stdout + said.stderr
+    monkeypatch.setattr(sys, "executable", str(bare / "python"))
+    monkeypatch.setenv("PATH", str(bare))
+    status, printed, _ = cli("doctor")
+    assert [line[8:17].strip() for line in printed.splitlines()] == list(doctor.CHECKS)
+    broken = {line[8:17].strip(): line for line in printed.splitlines() if line.startswith("BROKEN")}
+    assert status == 3 and {"MPI", "engines"} <= set(broken), printed
     assert "no mpiexec in " in broken["MPI"] and "make setup" in broken["MPI"]
 
 
@@ -83,7 +77,7 @@ def test_what_is_broken_ends_the_command_with_status_3(tmp_path):
         ),
         ("engines", lambda patch: patch.setattr(engines, "start", lambda _: 1 / 0), "ZeroDivisionError"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "broken",  # a function has another text in each process
 )
 def test_each_check_names_what_is_broken_and_the_fix(only, capsys, monkeypatch, name, change, words):
     only(name)
@@ -97,7 +91,7 @@ def test_damaged_data_is_broken_and_missing_data_is_not(only, capsys, monkeypatc
     monkeypatch.setattr(doctor, "DATA", tmp_path)
     assert "make data" in lines(capsys)["data"]
     shutil.copytree(digits, tmp_path / "digits")
-    assert "digits test (20000), digits train (20000), digits val (5000)" in lines(capsys)["data"]
+    assert "digits test (1000), digits train (2000), digits val (500)" in lines(capsys)["data"]
     os.truncate(tmp_path / "digits" / "train.lmdb", 5000)
     assert lines(capsys)["data"].startswith("BROKEN")
 

@@ -20,6 +20,8 @@ from repro.resnet import build
 from repro.run import checkpoint, records
 from repro.schedule import Recipe, Stage, at
 
+from conftest import COUNTS
+
 COUNT = 601  # three chunks, the last of them short
 ALONE = World()
 
@@ -225,11 +227,13 @@ def run(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / whole.name))
 
 
-def test_an_ensemble_of_a_run_averages_its_snapshots_and_is_recorded(run, digits):
+def test_an_ensemble_of_a_run_averages_its_snapshots_and_is_recorded(run, digits, monkeypatch):
+    for view in records.OTHER_VIEWS:
+        monkeypatch.setitem(evaluate.VIEWS, view, 300)  # fewer images than there are
     states = [checkpoint.load(run / "snapshots" / stage)[0] for stage in ("main", "collapse")]
     views = {}
-    for view, images in (("test", 20_000), ("zoom", 5000), ("scale_aspect", 5000)):
-        views[view] = counts(digits, states, limit=20_000, view=view)["ensemble"] | {"images": images}
+    for view, images in (("test", COUNTS["test"]), ("zoom", 300), ("scale_aspect", 300)):
+        views[view] = counts(digits, states, limit=COUNTS["test"], view=view)["ensemble"] | {"images": images}
     correct = {view: expected.pop("correct").tolist() for view, expected in views.items()}
     for average in ("softmax", "logit", "softmax"):
         entry = evaluate.ensemble(str(run), members=["main", "collapse"], average=average, data=digits)

@@ -17,7 +17,7 @@ from repro.ranks.comm import World
 from repro.run import records
 from repro.task import prepare
 
-from conftest import SMOKE, mpiexec
+from conftest import COUNTS, SMOKE, mpiexec
 
 ENSEMBLES = {"three_models": [(["collapse1", "collapse2"], "softmax")]}
 
@@ -40,7 +40,7 @@ def test_ranks_share_runs_and_each_has_the_weights_of_a_run_alone(digits, whole,
     assert all(len(records.read(folder)["attempts"]) == 0 for folder in folders)
     assert weights(tmp_path / whole.name) == weights(whole)
     (ensemble,) = next(records.ensembles(folder) for folder in folders if "three_models" in folder.name)
-    assert ensemble["members"] == ["collapse1", "collapse2"] and ensemble["images"] == 20_000
+    assert ensemble["members"] == ["collapse1", "collapse2"] and ensemble["images"] == COUNTS["test"]
 
 
 def test_a_run_that_another_process_trains_is_left_to_it_and_named(digits, tmp_path):
@@ -93,7 +93,7 @@ def test_ranks_that_are_asked_to_stop_from_outside_stop_the_call_and_the_next_on
     with engines.start(2) as cluster:
         thread = threading.Thread(target=ask, args=[cluster.pids])
         thread.start()
-        with pytest.raises(records.Stopped, match=r"^stopped: \d+% of the images are done; run this cell again to continue$"):
+        with pytest.raises(records.Stopped, match=r"^stopped: \d+% of the images are done; run this again to continue$"):
             notebooks.train_all(cluster, tasks, {}, live=False)
         thread.join()
         assert "stopped" in [records.read(folder)["status"] for folder in records.all_runs(tmp_path)]

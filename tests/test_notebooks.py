@@ -214,10 +214,10 @@ def test_packing_shows_a_bar_in_a_notebook_and_one_line_elsewhere(monkeypatch, t
     assert capsys.readouterr().out == "packing digits, once ...\n"
 
 
-def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(digits, monkeypatch):
-    monkeypatch.setattr(notebooks, "DATA", Path(digits).parent)
+def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(all_digits, monkeypatch):
+    monkeypatch.setattr(notebooks, "DATA", Path(all_digits).parent)
     assert notebooks._packed("digits") == 1.0
-    assert sum(path.stat().st_size for path in Path(digits).iterdir()) == notebooks.EMBEDDED_BYTES
+    assert sum(path.stat().st_size for path in Path(all_digits).iterdir()) == notebooks.EMBEDDED_BYTES
 
 
 # --- Nothing is falsely green -----------------------------------------------------------------------------------------
@@ -242,13 +242,6 @@ def folder(tmp_path, monkeypatch):
         nbformat.write(book, tmp_path / "trial.ipynb")
 
     return write
-
-
-def test_a_notebook_that_runs_through_passes(folder, tmp_path):
-    folder("print(seed)")
-    output = notebooks.execute("trial", {"seed": 7}, tmp_path / "out" / "trial.ipynb")
-    assert any("7" in str(cell.outputs) for cell in cells(output))
-    assert not output.with_suffix(".failed.ipynb").exists()
 
 
 def test_parameters_and_outputs_are_as_papermill_leaves_them_and_prints_are_shown_as_they_come(folder, tmp_path, capsys):
@@ -318,15 +311,16 @@ def test_a_notebook_that_does_not_reach_its_end_fails_and_keeps_the_last_good_co
     assert output.with_suffix(".failed.ipynb").exists()
 
 
-def test_notebooks_at_the_same_time_have_kernels_of_their_own_and_leave_no_sockets(folder, tmp_path):
-    folder("import os, time; time.sleep(1); print('kernel', os.getpid()); print(os.getcwd())")
+def test_notebooks_at_the_same_time_pass_with_kernels_and_parameters_of_their_own_and_leave_no_sockets(folder, tmp_path):
+    folder("import os, time; time.sleep(1); print('kernel', os.getpid(), 'seed', seed); print(os.getcwd())")
     before = os.getcwd()
     with ThreadPoolExecutor(2) as pool:
         outputs = [tmp_path / str(number) / "trial.ipynb" for number in range(2)]
-        for done in [pool.submit(notebooks.execute, "trial", {}, output) for output in outputs]:
-            done.result(timeout=60)
-    kernels = {re.search(r"kernel (\d+)", output.read_text())[1] for output in outputs}
-    assert len(kernels) == 2
+        running = [pool.submit(notebooks.execute, "trial", {"seed": 7 + n}, output) for n, output in enumerate(outputs)]
+        assert [done.result(timeout=60) for done in running] == outputs
+    kernels = [re.search(r"kernel (\d+) seed (\d)", output.read_text()).groups() for output in outputs]
+    assert kernels[0][0] != kernels[1][0] and [seed for _, seed in kernels] == ["7", "8"]
+    assert not list(tmp_path.rglob("*.failed.ipynb"))
     assert all(str(notebooks.FOLDER) in output.read_text() for output in outputs) and os.getcwd() == before
     assert sorted(path.name for path in notebooks.FOLDER.iterdir()) == ["0", "1", "trial.ipynb"]
 
@@ -700,7 +694,7 @@ TASKS = [{"recipe": "trial", "seed": seed} for seed in (0, 1)]
 def test_ranks_that_were_asked_to_stop_from_outside_do_not_end_a_green_cell():
     """By Slurm, before its time limit: nobody interrupted this process, and runs are incomplete."""
     stopped = engines.RankError("stopped on request after step 3", 1, "Stopped")
-    with pytest.raises(records.Stopped, match="^stopped: 0% .* run this cell again to continue$"):
+    with pytest.raises(records.Stopped, match="^stopped: 0% .* run this again to continue$"):
         notebooks.train_all(Ranks(stopped), TASKS, {}, live=False)
 
 
@@ -716,7 +710,7 @@ def test_an_interrupt_ends_the_waiting_for_another_process():
     locked = engines.RankError("1 of 2 runs could not be done here: it is being trained by process 7 on node3", 0, "Locked")
     began = time.monotonic()
     threading.Timer(0.5, interrupt).start()
-    with pytest.raises(records.Stopped, match="run this cell again to continue"):
+    with pytest.raises(records.Stopped, match="run this again to continue"):
         notebooks.train_all(Ranks(locked), TASKS, {}, live=False)
     assert time.monotonic() - began < 3
 

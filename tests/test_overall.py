@@ -19,6 +19,7 @@ from repro.paper import ask, current, overall, questions, reproduce, tables
 from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import stop
+from repro.recipes import RECIPES, shrink
 from repro.run import identity, records, state
 
 SMOKE = PROFILES["smoke"]
@@ -69,9 +70,31 @@ def test_what_is_planned_is_what_the_notebooks_train(tmp_path):
     for topic, seeds in full.seeds.items():
         wanted |= {(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))}
     assert {(run.recipe, run.seed) for run in runs} == wanted and len(runs) == len(wanted)
-    (deep,) = {run.cost for run in runs if run.recipe == "one_deep_model"}
-    (other,) = {run.cost for run in runs if run.recipe == "one_model"}
-    assert deep == overall.DEEP * other
+
+
+def test_a_run_costs_what_it_took_in_the_reference_or_by_its_images(tmp_path, monkeypatch):
+    took = [run["seconds"] for run in records.read_all(REFERENCE / "runs").values() if run["base"] == "one_deep_model"]
+    full = PROFILES["full"]
+    costs = {run.recipe: run.cost * run.steps for run in overall.planned(full, 20_000, tmp_path)}
+    assert costs["one_deep_model"] == pytest.approx(pd.Series(took).median())
+    assert costs[DISTRIBUTED] == pytest.approx(KNOWN["seconds"] * KNOWN["ranks"])
+    monkeypatch.setattr(overall, "core_seconds", lambda shrink: {"one_model": 50.0})
+    runs = {run.recipe: run for run in overall.planned(full, 20_000, tmp_path)}
+    deep, other = (find_and_shrink(name).global_batch for name in ("one_deep_model", "one_model"))
+    assert runs["one_model"].cost * runs["one_model"].steps == pytest.approx(50)
+    assert runs["one_deep_model"].cost / deep == pytest.approx(overall.DEEP * runs["one_model"].cost / other)
+
+
+def find_and_shrink(name):
+    return shrink(RECIPES[name], "laptop", 20_000)
+
+
+@pytest.mark.parametrize(
+    "profile, said", [("laptop", r"all runs took \d+ core-minutes on .*; "), ("smoke", ""), ("cifar10", "")]
+)
+def test_what_it_costs_is_said_of_data_that_are_in_the_reference(reproduction, profile, said):
+    reproduction.profile = PROFILES[profile]
+    assert re.fullmatch(f"{said}the time left (here )?is known after the first( run)?", reproduction.cost)
 
 
 def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace(reproduction, clock, capsys):
@@ -295,3 +318,11 @@ def test_each_is_saved_by_the_notebook_that_it_is_said_to_be(kind):
 def test_a_parameter_that_is_none_is_refused(tmp_path):
     with pytest.raises(ReproError, match="unknown parameter 'dta'. Did you mean data?"):
         reproduce.make("figures", "time_to_train", tmp_path, dta="digits")
+
+
+def test_a_look_lists_the_folder_of_runs_once_for_all_that_are_planned(reproduction, monkeypatch):
+    listed, listdir, scandir = [], os.listdir, os.scandir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    reproduction.show()
+    assert len(reproduction.planned) > 5 and len(listed) == 1

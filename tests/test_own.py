@@ -17,7 +17,7 @@ from repro.run import checkpoint, own, records
 from repro.schedule import Recipe, Stage, at
 from repro.task import prepare
 
-from conftest import kill_after_first_checkpoint, mpiexec
+from conftest import COUNTS, kill_after_first_checkpoint, mpiexec
 
 MINE = '''
 """A recipe and models as a user writes them."""
@@ -224,7 +224,7 @@ def test_a_recipe_is_an_object_or_its_place_and_gives_the_same_run(mine, digits,
     assert tasks[0].run.folder == tasks[1].run.folder
     record = tasks[0].run.record
     assert [record[key] for key in ("base", "shrink", "model", "variant")] == ["cosine_cycles", "none", "resnet11", ""]
-    assert tasks[0].recipe.epoch_images == 20_000, "an epoch has no more images than the data set"
+    assert tasks[0].recipe.epoch_images == COUNTS["train"], "an epoch has no more images than the data set"
 
 
 def test_a_small_version_of_ones_own_recipe_is_made_as_of_ours(mine, digits, tmp_path):

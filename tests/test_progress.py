@@ -1,5 +1,6 @@
 """What a user sees of a run from its folder: lines, curves and a bar; and who trains it."""
 
+import json
 import os
 import platform
 import subprocess
@@ -150,6 +151,19 @@ def test_a_recipe_of_many_stages_and_one_without_collapse_can_be_drawn():
         assert (curves.NOTE in [text.get_text() for text in figure.loss.texts]) == (name == "collapse_parts")
     pair = curves.schedule(recipes.find("resnet50_448nodes"), recipes.find("collapsed_ensemble"))
     assert pair.data.startswith(b"\x89PNG") and pair.width == 810
+
+
+def test_a_row_of_one_step_is_no_jump_of_the_live_loss():
+    """The row after an evaluation one step before the end of an epoch is the loss of a single step."""
+    recipe = recipes.find("resnet50_448nodes")
+    rows = [
+        {"step": step, "epoch": step / 100, "stage": "main", "train_loss": loss}
+        for step, loss in ((100, 2.0), (199, 1.5), (200, 9.0), (300, 1.0))
+    ]
+    figure = Curves(recipe)
+    figure.image(rows, 300)
+    line = figure.losses[curves.TRUNK]
+    assert list(line.get_ydata()) == pytest.approx([2.0, (99 * 1.5 + 9.0) / 100, 1.0]) and list(line.get_xdata()) == [1, 2, 3]
 
 
 def test_curves_look_the_same_whatever_settings_the_user_has():
@@ -431,3 +445,38 @@ def test_following_needs_no_torch(folder):
         "-c", f"import sys, repro; repro.live({str(folder.path)!r}); print('torch' in sys.modules, 'pandas' in sys.modules)"
     )
     assert said.stdout.splitlines()[-1] == "False False", said.stderr
+
+
+# --- Many rows, many runs -----------------------------------------------------------------------------------------------
+
+
+def test_a_look_at_a_run_parses_only_what_was_added(folder, monkeypatch):
+    """Or following a run of many rows would take a core from it."""
+    parsed, parse = [], records.json.loads
+    rows = [row(step, seconds=step) for step in range(1, 8)]
+    folder.write(*rows[:5])
+    follower = records.Rows(folder.path)
+    assert follower.look() == rows[:5]
+    monkeypatch.setattr(records.json, "loads", lambda text: parsed.append(text) or parse(text))
+    assert follower.look() == rows[:5] and not parsed
+    with open(folder.path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(rows[5]) + "\n" + json.dumps(rows[6])[:20])  # the last one is still being written
+    assert follower.look() == rows[:6] and len(parsed) == 1
+
+
+@pytest.mark.parametrize("kept, added", [(2, 0), (2, 5), (0, 0), (0, 9)])
+def test_rows_that_a_continued_run_has_dropped_are_gone_at_the_next_look(folder, kept, added):
+    before = [row(step, seconds=step) for step in range(1, 6)]
+    folder.write(*before)
+    follower = records.Rows(folder.path)
+    assert follower.look() == before
+    folder.run.rewind(kept, frozenset())
+    again = [row(step, seconds=step + 0.5) for step in range(kept + 1, kept + 1 + added)]
+    folder.write(*again)
+    assert follower.look() == before[:kept] + again == records.metric_rows(folder.path)
+
+
+def test_runs_are_looked_for_only_where_a_process_has_the_lock(folder, monkeypatch):
+    (folder.path / "lock").write_text("")  # as a run that has ended leaves it
+    monkeypatch.setattr(records, "read", lambda _: pytest.fail("its record was read"))
+    assert state.trained_by(folder.path) == ""

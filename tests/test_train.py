@@ -28,7 +28,7 @@ from repro.run.shapes import recipe_of
 from repro.schedule import NEW_WEIGHTS, Now, Place, Recipe, Stage, learning_rate
 from repro.task import check_shared, prepare
 
-from conftest import ROOT, SMOKE, mpiexec, python
+from conftest import COUNTS, ROOT, SMOKE, mpiexec, python
 
 RATE = dict(base_rate=0.2, weight_decay=0.05)
 MAIN = Stage("main", 5, warmup_iterations=3, warmup_start_rate=0.05, **RATE)
@@ -471,7 +471,7 @@ def test_run_json_says_all_about_a_run(whole, digits):
     assert record["host"] and record["start"] <= record["end"]
     last = records.metric_rows(whole)[-1]
     assert records.result(whole) == record["ends"]["collapse"] == last
-    assert last["images"] == 20_000 and 0 < last["top1"] < last["top5"] <= 20_000
+    assert last["images"] == COUNTS["test"] and 0 < last["top1"] < last["top5"] <= COUNTS["test"]
     state, _ = checkpoint.load(whole / "snapshots" / "collapse")
     assert record["weights_sha256"] == checkpoint.digest(state)
     assert not (whole / "checkpoints").exists()
@@ -486,7 +486,7 @@ def test_the_end_of_a_stage_is_evaluated_in_three_views_and_says_which_images(wh
         assert row["views"].keys() == {"zoom", "scale_aspect"}
         correct = records.load_correct(whole, stage)
         for view, result in {"test": row, **row["views"]}.items():
-            assert result["images"] == len(correct[view]) == (20_000 if view == "test" else 5000)
+            assert result["images"] == len(correct[view]) == COUNTS["test"]
             assert result["top1"] == sum(correct[view].tolist()) <= result["top5"]
         assert len({each["top1"] / each["images"] for each in (row, *row["views"].values())}) == 3
 
@@ -1067,7 +1067,8 @@ def test_the_data_are_packed_by_rank_0_alone_before_they_are_opened(digits, tmp_
         world = comm.World()
         world.rank = rank
         assert (
-            len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test_images) == 20_000
+            len(prepare(**SMOKE, data=str(tmp_path / "digits"), out=str(tmp_path / "runs"), world=world).test_images)
+            == COUNTS["test"]
         )
     assert packed == [0]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -284,3 +285,13 @@ def test_without_the_package_it_is_said_how_to_install_it(folder, cli, monkeypat
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     status, _, said = cli("watch", str(folder), "--tensorboard", "board")
     assert status == 2 and "`.venv/bin/uv pip install --python .venv/bin/python tensorboard`" in said
+
+
+def test_event_files_of_many_rows_take_time_in_proportion(folder, monkeypatch):
+    given = []
+    monkeypatch.setattr(watch, "pace", lambda rows, last: given.append(len(rows)) or state.pace(rows, last))
+    written = types.SimpleNamespace(add_scalar=lambda *_, **__: None, flush=lambda: None)
+    module = types.SimpleNamespace(SummaryWriter=lambda *_, **__: written)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    watch.Board("board", folder, records.read(folder)).write([row(step) for step in range(1, 50)])
+    assert len(given) == 49 and max(given) == 2

@@ -230,6 +230,7 @@ def doctor(arguments: dict) -> None:
 def verify(arguments: dict) -> None:
     if not arguments["results"].is_dir():
         raise ReproError(f"there is no folder {arguments['results']}: --results names one with runs and tables")
+    say(f"reading the runs in {arguments['results']}, and loading torch to count parameters: some seconds")
     from repro.paper.ledger import verify
 
     text, missed = verify(arguments["results"], arguments["json"])

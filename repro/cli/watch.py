@@ -58,7 +58,7 @@ class Board:
         """Adds those of the run's rows that are new."""
         for number, row in enumerate(rows[self.written :], start=self.written):
             values = {"train/loss": row["train_loss"], "train/top-1 %": 100 * row["train_top1"], "train/rate": row["rate"]}
-            if steps := pace(rows[: number + 1], last=1):
+            if steps := pace(rows[max(0, number - 1) : number + 1], last=1):
                 values["images per second"] = steps * self.batch
             if "top1" in row:
                 values |= {f"test/top-{k} %": 100 * row[f"top{k}"] / row["images"] for k in (1, 5)}

@@ -103,7 +103,8 @@ class Progress:
         self.display: Display | Lines | None = None
         self.pulse, self.wrong = Pulse(self.folder), ""
         self.opened: tuple[float, int] | None = None  # when there was something to show first, and the steps done by then
-        rows = records.metric_rows(folder)
+        self.rows = records.Rows(folder)
+        rows = self.rows.look()
         # What an earlier attempt wrote after its last checkpoint is dropped when the run continues.
         self.before = set(map(_identity, rows[: max(0, len(rows) - earlier)]))
 
@@ -122,7 +123,7 @@ class Progress:
             self.display = Display(self.recipe, self.step) if self.live else Lines(self.recipe)
         if not self.recipe or not self.display:
             return []
-        rows = records.metric_rows(self.folder)
+        rows = self.rows.look()
         new = [row for row in rows if row["step"] > self.step and _identity(row) not in self.before]
         done = max([self.step, *(row["step"] for row in new)])
         if state(self.folder) == "running":  # otherwise its signs of life are those of an attempt that is over
@@ -233,9 +234,9 @@ class Many:
         self.measure()
 
     def measure(self) -> None:
-        """Measures the pace from now on."""
+        """Measures the pace from now on: from the first progress, since what trains has to start first."""
         self._look()
-        self.began = time.monotonic(), self.work
+        self.before, self.began = self.work, 0.0
 
     @property
     def share(self) -> float:
@@ -250,9 +251,10 @@ class Many:
     def show(self) -> None:
         """Prints what is new since the last look, and the line that moves."""
         self._look()
-        since, before = self.began
-        if self.work > before:
-            self.pace = (self.work - before) / max(time.monotonic() - since, 0.001)
+        if self.work > self.before and not self.began:
+            self.before, self.began = self.work, time.monotonic()
+        elif self.work > self.before:
+            self.pace = (self.work - self.before) / max(time.monotonic() - self.began, 0.001)
         rest = left(self.total - self.work, self.pace, sum(self.besides.values()))
         for number, (run, folder) in enumerate(self.new, start=len(self.complete) - len(self.new) + 1):
             which = f"run {number} of {len(self.planned)}: {run.recipe}, seed {run.seed}"

@@ -52,9 +52,13 @@ ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 
 def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
     """One row per claim, columns `CLAIM` and `FOUND`, from the runs and from the table of answers in `results`."""
-    claims, counted = tables.published("claims"), tables.that_count(tidy.runs(runs)[0])
+    return _ledger(tables.that_count(tidy.runs(runs)[0]), Path(results))
+
+
+def _ledger(counted: pd.DataFrame, results: Path) -> pd.DataFrame:
+    claims = tables.published("claims")
     rows = [claim | _found(claim, counted) for claim in claims.to_dict("records")]
-    return pd.DataFrame(rows + _questions(counted, Path(results))).reindex(columns=[*CLAIM, *FOUND])
+    return pd.DataFrame(rows + _questions(counted, results)).reindex(columns=[*CLAIM, *FOUND])
 
 
 def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
@@ -64,10 +68,10 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     first line says whether this code has trained the runs, the next ones whether the plan was kept.
     """
     results = Path(results) if tables.of_size(Path(results) / "runs") else REFERENCE
-    table = ledger(results / "runs", results)
+    counted = tables.that_count(tidy.runs(results / "runs")[0])
+    table = _ledger(counted, results)
     if as_json:
         return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
-    counted = tables.that_count(tidy.runs(results / "runs")[0])
     lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
     lines += plan.told()
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
@@ -258,9 +262,15 @@ def one_gpu() -> dict:
     return json.loads((REFERENCE / "bench" / "gpu-plan.json").read_text())
 
 
+@cache
+def _on_the_papers_nodes() -> pd.DataFrame:
+    rows = tables.on_the_papers_nodes()
+    return rows[rows.images == 16].set_index(["nodes", "buckets"])
+
+
 def _modelled(id: str) -> str:
     """What MODEL says of A1 and A2, on nodes like R3's; never a measurement."""
-    rows = tables.on_the_papers_nodes().query("images == 16").set_index(["nodes", "buckets"])
+    rows = _on_the_papers_nodes()
     parts = []
     for buckets, how in ((1, "without"), (rows.index.get_level_values("buckets").max(), "with")):
         if id == "A1":

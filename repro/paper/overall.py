@@ -3,12 +3,14 @@
 import time
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 from repro import ReproError
 from repro.images.packed import Packed, data_folder
 from repro.jupyter.progress import Line, Many, Planned
 from repro.paper import ask, questions
 from repro.paper.profiles import DISTRIBUTED, Profile
+from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
 from repro.run import identity, records
 
@@ -17,16 +19,32 @@ NOT_TRAINING = {"11-scaling": 60.0, "20-tables": 40.0}  # seconds that notebooks
 
 
 def planned(profile: Profile, images: int, runs: Path) -> list[Planned]:
-    """The runs that a profile needs on a data set of `images` training images, in the folder `runs`."""
+    """The runs that a profile needs on a data set of `images` training images, in the folder `runs`.
+
+    A run costs what the same recipe took in the reference, in core-seconds: the machines differ, but by about the same
+    factor for all recipes. Where the reference has none, it costs its images, as if each took what one takes there.
+    """
     wanted = [(DISTRIBUTED, 0)]
     for topic, seeds in profile.seeds.items():
         wanted += [(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))]
-    found = []
+    known, found = core_seconds(profile.shrink), []
+    smalls = {name: shrink(RECIPES[name], profile.shrink, images) for name, _ in wanted}
+    work = {name: small.images() * (DEEP if RECIPES[name].model == "resnet152" else 1) for name, small in smalls.items()}
+    an_image = median([known[name] / work[name] for name in work if name in known] or [1.0])
     for name, seed in dict.fromkeys(wanted):
-        small, deep = shrink(RECIPES[name], profile.shrink, images), RECIPES[name].model == "resnet152"
-        folder, cost = runs / f"{small.name}-{profile.data}-seed{seed}-", small.global_batch * (DEEP if deep else 1)
-        found.append(Planned(name, seed, folder, small.iterations, small.epochs(), cost))
+        small, cost = smalls[name], known.get(name, an_image * work[name])
+        folder = runs / f"{small.name}-{profile.data}-seed{seed}-"
+        found.append(Planned(name, seed, folder, small.iterations, small.epochs(), cost / small.iterations))
     return found
+
+
+def core_seconds(shrink: str) -> dict[str, float]:
+    """What a run of each recipe took in the reference: median seconds, times ranks."""
+    found: dict[str, list[float]] = {}
+    for run in records.read_all(REFERENCE / "runs").values():
+        if run["status"] == "complete" and run["shrink"] == shrink and not run["variant"]:
+            found.setdefault(run["base"], []).append(run["seconds"] * run["ranks"])
+    return {name: median(seconds) for name, seconds in found.items()}
 
 
 class Overall(Many):
@@ -35,11 +53,24 @@ class Overall(Many):
     def __init__(self, profile: Profile, runs: Path | str):
         train = Packed(data_folder(profile.data) / "train.lmdb", profile.data, "train")
         self.code, self.data = identity.code_digest(), train.manifest["sha256"]  # runs of other code or data do not count
+        self.profile = profile
         super().__init__(planned(profile, len(train), Path(runs)), Line())
         self.fresh = not any(map(self.find, self.planned))
         self.at: tuple[str, float] = ("", 0.0)  # what began last, and when
         self.spent: dict[str, float] = {}  # seconds of what has ended
         self.besides = NOT_TRAINING | {"11-scaling": NOT_TRAINING["11-scaling"] + profile.scaling.get("seconds", 60)}
+
+    @property
+    def cost(self) -> str:
+        """What the runs took in the reference, in words. How long they take here is known after the first one."""
+        runs = [run for run in records.read_all(REFERENCE / "runs").values() if run["shrink"] == self.profile.shrink]
+        machines = sorted({run["processor"] for run in runs if run["data"]["name"] == self.profile.data})
+        if not machines:
+            return "the time left is known after the first run"
+        minutes = sum(run.steps * run.cost for run in self.planned) / 60
+        return (
+            f"all runs took {minutes:.0f} core-minutes on {' and '.join(machines)}; the time left here is known after the first"
+        )
 
     def begin(self, name: str) -> None:
         """A notebook begins. How fast it trains is measured again, since notebooks use the ranks differently."""
@@ -53,6 +84,11 @@ class Overall(Many):
         begun, when = self.at
         self.spent[begun] = time.monotonic() - when
         self.close()
+
+    def _look(self) -> None:
+        runs = self.planned[0].folder.parent  # listed once for all of them: it may have hundreds of folders
+        self.folders = sorted(runs.iterdir()) if runs.is_dir() else []
+        super()._look()
 
     def account(self, seconds: float, ranks: int) -> str:
         """Where the `seconds` of a reproduction went, in words; `ranks` trained at once. Empty if it continued one."""
@@ -73,7 +109,7 @@ class Overall(Many):
         return "where the time went: " + ", ".join(f"{name} {part / seconds:.0%}" for name, part in parts.items())
 
     def find(self, run: Planned) -> Path | None:
-        for folder in sorted(run.folder.parent.glob(f"{run.folder.name}*")):
+        for folder in (folder for folder in self.folders if folder.name.startswith(run.folder.name)):
             with suppress(ReproError):  # an earlier version's run, or a damaged one: training says what to do
                 record = records.read(folder)
                 if record and (record["code"], record["data"]["train"]) == (self.code, self.data):

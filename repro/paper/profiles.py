@@ -1,4 +1,4 @@
-"""The profiles of `make reproduce`: what each trains, and what it costs. Loads nothing, for the command line's help."""
+"""The profiles of `make reproduce`: what each trains. Loads nothing, for the command line's help."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class Profile:
     shrink: str
     seeds: dict[str, int]  # topic of `questions`: number of seeds
     scaling: dict  # parameters of 11-scaling
-    about: str  # what it costs, for people
+    about: str  # for people
 
 
 FEW = {"collapse": 3, "ensemble": 3}
@@ -19,12 +19,16 @@ FEW = {"collapse": 3, "ensemble": 3}
 # others differ by more between seeds, and would take hundreds; what they ask about is larger.
 FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "warm-up": 6, "length": 6}
 PROFILES = {
-    "laptop": Profile("digits", "laptop", FEW, {}, "12 minutes on two cores"),
-    "full": Profile("digits", "laptop", FULL, {}, "two hours on two cores: all questions"),
-    "letters": Profile("letters", "laptop", FULL, {}, "as long, on the second data set"),
+    "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
+    "full": Profile("digits", "laptop", FULL, {}, "all questions"),
+    "letters": Profile("letters", "laptop", FULL, {}, "all questions, on the second data set"),
     "cifar10": Profile("cifar10", "laptop", FEW, {}, "not run by us; see `make plan`"),
     "smoke": Profile(
-        "digits", "smoke", dict.fromkeys(FEW, 1), {"model": "resnet18", "size": 32, "seconds": 4.0}, "a minute; no accuracy"
+        "digits",
+        "smoke",
+        dict.fromkeys(FEW, 1),
+        {"model": "resnet18", "size": 32, "seconds": 4.0},
+        "everything once, small: no accuracy",
     ),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

@@ -5,6 +5,8 @@ import json
 import logging
 from collections.abc import Iterable
 from functools import cache, partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +70,7 @@ def runs_or_reference(runs: Path | str = "", results: Path | str = RESULTS) -> P
 
 def of_size(runs: Path | str) -> bool:
     """Whether a folder has complete runs other than tiny ones, such as the tour's, which answer nothing."""
-    return any(records.read(run)["shrink"] != "smoke" for run in records.complete_runs(runs))
+    return any(run["status"] == "complete" and run["shrink"] != "smoke" for run in records.read_all(runs).values())
 
 
 def recipes() -> pd.DataFrame:
@@ -122,36 +124,23 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
     top1_zoom and top1_scale_aspect (in other views), originals (of the test images), default_model (not another one by
     --model). `that_count` says which runs count; `folders` are the names of the run folders to choose from, by default all.
     """
-    ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1)
-    ends = ends.assign(members=ends.stage, average="")
-    parts = []
-    for folder, stages in ends.groupby("folder"):
-        record = records.read(Path(out) / folder)
-        recipe = recipe_of(record)
-        keys = stages[["folder", *KEYS]].iloc[0].to_dict()
-        ensembles = pd.DataFrame(
-            keys
-            | {
-                "members": " + ".join(entry["members"]),
-                "average": entry["average"],
-                "top1": 100 * entry["top1"] / entry["images"],
-                "top5": 100 * entry["top5"] / entry["images"],
-                "test_images": entry["images"],
-                **tidy.in_views(entry),
-            }
-            for entry in records.ensembles(Path(out) / folder)
-        )
-        part = pd.concat([stages, ensembles]) if len(ensembles) else stages
-        lineages = [recipe.lineage(members.split(" + ")) for members in part.members]
-        part = part.assign(
-            epochs=[sum(stage.iterations * recipe.batch(stage) for stage in path) / recipe.epoch_images for path in lineages],
-            originals=record["data"]["originals"],
-            default_model=record["model"] == _default_model(record),
-        )
-        parts.append(part)
-    table = pd.concat(parts).sort_values("folder", kind="stable", ignore_index=True)
+    ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1).sort_values("folder", kind="stable")
     columns = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS]
-    return table[["folder", *KEYS, *columns, "originals", "default_model"]]
+    known, rows = records.read_all(out), []
+    for folder, stages in groupby(ends.to_dict("records"), key=itemgetter("folder")):
+        record = known[Path(out) / folder]
+        recipe = recipe_of(record)
+        of_run = {"originals": record["data"]["originals"], "default_model": record["model"] == _default_model(record)}
+        found = [stage | {"members": stage["stage"], "average": ""} for stage in stages]
+        for entry in records.ensembles(Path(out) / folder):
+            accuracy = {name: 100 * entry[name] / entry["images"] for name in ("top1", "top5")}
+            members = {"members": " + ".join(entry["members"]), "average": entry["average"], "test_images": entry["images"]}
+            found.append({key: found[0][key] for key in ("folder", *KEYS)} | members | accuracy | tidy.in_views(entry))
+        for row in found:
+            path = recipe.lineage(row["members"].split(" + "))
+            epochs = sum(stage.iterations * recipe.batch(stage) for stage in path) / recipe.epoch_images
+            rows.append(row | {"epochs": epochs} | of_run)
+    return pd.DataFrame(rows)[["folder", *KEYS, *columns, "originals", "default_model"]]
 
 
 def _default_model(record: dict) -> str:

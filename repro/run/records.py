@@ -301,19 +301,42 @@ def read(folder: Path | str) -> dict:
     return checked_run(run, place, again)
 
 
+class Rows:
+    """The metric rows of a run that goes on: each look parses only what was added since the last one."""
+
+    def __init__(self, folder: Path | str):
+        self.folder, self.path = Path(folder), Path(folder) / METRICS
+        self.rows, self.last, self.end = [], b"", 0  # the last row as it was read, and where it ends in the file
+
+    def look(self) -> list[dict]:
+        """Returns the rows so far, without a last line that was cut short by a kill or is still being written."""
+        if found := kept.find(self.folder):
+            return checked(kept.copied(found.rows), [ROW], found.place, kept.KEEP_AGAIN, "row")
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.end - len(self.last))
+                text = file.read()
+                if not text.startswith(self.last):  # a run that was continued has dropped rows (`Run.rewind`)
+                    self.rows, self.last, self.end = [], b"", 0
+                    file.seek(0)
+                    text = file.read()
+            lines = text[len(self.last) :].splitlines(keepends=True)
+            new = lines if text.endswith(b"\n") else lines[:-1]
+            rows = [json.loads(line) for line in new]
+            for number, row in enumerate(rows, start=len(self.rows)):
+                check_shape(row, ROW, f"row[{number}]")
+        except FileNotFoundError:
+            return []
+        except (ValueError, OSError, RecursionError) as error:
+            raise ReproError(f"{self.path} is damaged ({error}): {TRAIN_AGAIN}") from error
+        if rows:
+            self.rows, self.last, self.end = self.rows + rows, new[-1], self.end + sum(map(len, new))
+        return self.rows
+
+
 def metric_rows(folder: Path | str) -> list[dict]:
-    """Returns a run's rows so far, without a last line that was cut short by a kill or is still being written."""
-    path = Path(folder) / METRICS
-    found = kept.find(folder)
-    try:
-        rows = kept.copied(found.rows) if found else [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        check_shape(rows, [ROW], "row")
-        return rows
-    except FileNotFoundError:
-        return []
-    except (ValueError, OSError, RecursionError) as error:
-        place, again = (found.place, kept.KEEP_AGAIN) if found else (path, TRAIN_AGAIN)
-        raise ReproError(f"{place} is damaged ({error}): {again}") from error
+    """Returns a run's rows so far (`Rows`)."""
+    return Rows(folder).look()
 
 
 def loss_rows(rows: list[dict]) -> list[dict]:
@@ -366,13 +389,13 @@ def ensembles(folder: Path | str) -> list[dict]:
     return read_json(path, ENSEMBLES, "delete it; `python -m repro ensemble` makes it again") or []
 
 
-def result(folder: Path | str) -> dict:
+def result(folder: Path | str, run: dict | None = None) -> dict:
     """What a run has attained: {"images", "top1", "top5", ...} of its recipe's result (`Recipe.result`).
 
     They are of a stage's end, or of the mean of several softmax. Empty if the run is not complete, or `evaluate.ensemble` has
-    not evaluated those stages together.
+    not evaluated those stages together. `run` is its run.json, if that was read already.
     """
-    run = read(folder)
+    run = run or read(folder)
     if run.get("status") != "complete":
         return {}
     members = recipe_of(run).result
@@ -427,16 +450,15 @@ def load_correct(folder: Path | str, model: str) -> dict[str, np.ndarray]:
         raise ReproError(f"{path} cannot be read ({error}): delete the folder to train again") from error
 
 
-def all_runs(out: Path | str) -> list[Path]:
-    """The folders of all runs, sorted by name, complete or not; those of an earlier version are skipped, with a warning.
+def read_all(out: Path | str) -> dict[Path, dict]:
+    """Every run's run.json, by its folder, sorted by name; runs of an earlier version are skipped, with a warning.
 
     A run that is kept in files (`kept`) has the path that its folder would have.
     """
-    found, old = [], []
+    found, old = {}, []
     for name in sorted({path.parent.name for path in Path(out).glob("*/run.json")} | kept.names(out)):
         try:
-            read(Path(out) / name)
-            found.append(Path(out) / name)
+            found[Path(out) / name] = read(Path(out) / name)
         except OldRun:
             old.append(name)
     if old:
@@ -444,6 +466,11 @@ def all_runs(out: Path | str) -> list[Path]:
     return found
 
 
+def all_runs(out: Path | str) -> list[Path]:
+    """The folders of all runs (`read_all`), sorted by name, complete or not."""
+    return list(read_all(out))
+
+
 def complete_runs(out: Path | str) -> list[Path]:
     """The folders of all complete runs, sorted by name."""
-    return [folder for folder in all_runs(out) if read(folder).get("status") == "complete"]
+    return [folder for folder, run in read_all(out).items() if run.get("status") == "complete"]

@@ -49,7 +49,8 @@ def trained_by(folder: Path) -> str:
 
     Whether a process on another machine still lives is not known: see `living` and `Pulse.over`.
     """
-    return _owner(folder) if state(folder) == "running" and (folder / "run.json").exists() else ""
+    owner = _owner(folder)
+    return owner if owner and state(folder) == "running" and (folder / "run.json").exists() else ""
 
 
 def elsewhere(folder: Path) -> bool:
@@ -158,7 +159,8 @@ def outcome(folder: Path) -> tuple[str, str]:
 
 def attained(folder: Path) -> str:
     """The result of a complete run in words, such as "top-1 84.66%"; of an ensemble not yet evaluated, each member's."""
-    run, result = records.read(folder), records.result(folder)
+    run = records.read(folder)
+    result = records.result(folder, run)
     members = recipe_of(run).result
     ends = [result] if result else [run["ends"][stage] for stage in members]
     top1 = ", ".join(f"{100 * end['top1'] / end['images']:.2f}" for end in ends)

@@ -56,8 +56,8 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises ReproError if there are no runs in `out`.
     """
     of_runs, of_evaluations = [], []
-    for folder in records.all_runs(out):
-        row = _run(folder)
+    for folder, run in records.read_all(out).items():
+        row = _run(folder, run)
         of_runs.append(row)
         keys = {"folder": row["folder"]} | {key: row[key] for key in KEYS}
         of_evaluations += [keys | _evaluation(metrics) for metrics in records.metric_rows(folder)]
@@ -68,9 +68,9 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(of_runs), pd.DataFrame(of_evaluations, columns=["folder", *KEYS, *EVALUATION])
 
 
-def _run(folder: Path) -> dict:
-    run, result = records.read(folder), records.result(folder)
-    recipe, images = run["recipe"], result.get("images", NONE)
+def _run(folder: Path, run: dict) -> dict:
+    recipe, result = run["recipe"], records.result(folder, run)
+    images = result.get("images", NONE)
     numbers = {
         name: value
         for name, value in recipe.items()

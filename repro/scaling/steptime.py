@@ -546,11 +546,11 @@ def on_known_nodes(known: Published, nodes: Iterable[int], images: int, draws: i
     and images_per_s and efficiency with their 5 to 95% bands over the ranges of `Assumed` (tests take fewer draws).
     """
     rows, assumed = [], Assumed()
+    machines = {buckets: list(_machines(known, replace(assumed, buckets=(buckets,)), draws)) for buckets in assumed.buckets}
     for count in nodes:
         for buckets in assumed.buckets:
             layout = Layout(count, known.per_node, buckets=buckets)
-            machines = _machines(known, replace(assumed, buckets=(buckets,)), draws)
-            steps = [step(machine, layout, images, 1, link) for machine, link, _ in machines]
+            steps = [step(machine, layout, images, 1, link) for machine, link, _ in machines[buckets]]
             row = {"label": MODEL, "known": known.name, "nodes": count, "images": images, "buckets": buckets}
             row |= {part: band(each[part] for each in steps)["middle"] for part in ("compute", "waiting", "allreduce")}
             for name, values in (

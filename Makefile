@@ -24,7 +24,7 @@ endif
 OPTIONS       = MPI=$(MPI) TORCH_BACKEND=$(TORCH_BACKEND) EXTRAS=$(EXTRAS) FILES=$(FILES)
 
 # An environment that the caller has activated must not leak into .venv.
-unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME
+unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
 ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)

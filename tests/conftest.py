@@ -34,9 +34,6 @@ SMOKE = {"recipe": "resnet50_448nodes", "shrink": "smoke", "seed": 5, "device": 
 
 def pytest_collection_modifyitems(items):
     faults_table.check(items)
-    for item in items:  # a file's tests share fixtures, and some files the launches of `on_ranks`
-        group = "on_ranks" if "on_ranks" in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 

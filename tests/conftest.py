@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import drawing
 import faults_table
 from faults_table import pytest_addoption, pytest_sessionfinish  # noqa: F401  hooks
 
@@ -34,9 +33,6 @@ SMOKE = {"recipe": "resnet50_448nodes", "shrink": "smoke", "seed": 5, "device": 
 
 def pytest_collection_modifyitems(items):
     faults_table.check(items)
-    for item in items:  # a file's tests share fixtures, and some files the launches of `on_ranks`
-        group = "on_ranks" if "on_ranks" in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
@@ -88,6 +84,8 @@ def mpiexec(ranks: int, *arguments, **options) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> str:
     """A folder of packed digits: the first ones of each split, since most tests only need some."""
+    import drawing  # of data_prep, which processes that import this file need not have on their path
+
     folder = tmp_path_factory.mktemp("data") / "digits"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "COUNTS", COUNTS)

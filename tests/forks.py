@@ -40,6 +40,8 @@ def command(arguments: list[str], folder: str, environment: dict) -> NoReturn:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.environ.update(environment)
     os.chdir(folder)
+    for name, number in (("stdout", 1), ("stderr", 2)):  # the parent's may have been files, and these are pipes
+        setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
     sys.argv = ["repro", *arguments]
     status = 1
     try:

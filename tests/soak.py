@@ -570,7 +570,6 @@ def result(folder: Path) -> dict:
     return {
         "weights": record["weights_sha256"],
         "ends": timeless,
-        "counts": [record[key] for key in ("images", "top1", "top5")],
         "snapshots": {name: checkpoint.digest(checkpoint.load(path)[0]) for name, path in snapshots.items()},
         "correct": {
             name: {view: found.tolist() for view, found in records.load_correct(folder, name).items()}

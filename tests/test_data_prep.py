@@ -249,7 +249,7 @@ def test_embedded_data_are_packed_when_missing_incomplete_or_drawn_otherwise(els
 
 def test_a_failed_packing_is_told_in_one_line(elsewhere, monkeypatch):
     monkeypatch.setattr(packed.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="...\nOSError: full\n"))
-    with pytest.raises(PackedError, match="the letters could not be packed: OSError: full"):
+    with pytest.raises(PackedError, match="the letters could not be packed: OSError: full .*letters.py --out FOLDER/letters"):
         pack_embedded("letters")
 
 

@@ -309,5 +309,5 @@ def test_the_result_of_a_recipe_without_members_is_its_last_stage(run, digits):
         stage["member"] = False
     (run / "run.json").write_text(json.dumps(record))
     assert evaluate.ensemble(str(run), data=digits)["members"] == ["collapse"]
-    assert [path.stem for path in map(Path, export(str(run), data=digits))] == ["collapse"]
+    assert [path.stem for path in map(Path, export(str(run), data=digits))] == [f"{run.name}-collapse"]
     assert records.result(run) == record["ends"]["collapse"]

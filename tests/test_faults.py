@@ -172,7 +172,8 @@ class Run:
             for path in sorted((self.folder / "snapshots").glob("*.json"))
         }
         rows = [{key: value for key, value in row.items() if key != "seconds"} for row in records.metric_rows(self.folder)]
-        return record["weights_sha256"], ends, rows, {key: record[key] for key in ("images", "top1", "top5")}
+        counts = {stage: [end[key] for key in ("images", "top1", "top5")] for stage, end in record["ends"].items()}
+        return record["weights_sha256"], ends, rows, counts
 
 
 def ended(process, timeout: float) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def test_ranks_that_are_asked_to_stop_from_outside_stop_the_call_and_the_next_on
     with engines.start(2) as cluster:
         thread = threading.Thread(target=ask, args=[cluster.pids])
         thread.start()
-        with pytest.raises(records.Stopped, match=r"^stopped: \d+% of the images are done; run this cell again to continue$"):
+        with pytest.raises(records.Stopped, match=r"^stopped: \d+% of the images are done; run this again to continue$"):
             notebooks.train_all(cluster, tasks, {}, live=False)
         thread.join()
         assert "stopped" in [records.read(folder)["status"] for folder in records.all_runs(tmp_path)]

@@ -214,10 +214,10 @@ def test_packing_shows_a_bar_in_a_notebook_and_one_line_elsewhere(monkeypatch, t
     assert capsys.readouterr().out == "packing digits, once ...\n"
 
 
-def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(digits, monkeypatch):
-    monkeypatch.setattr(notebooks, "DATA", Path(digits).parent)
+def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(all_digits, monkeypatch):
+    monkeypatch.setattr(notebooks, "DATA", Path(all_digits).parent)
     assert notebooks._packed("digits") == 1.0
-    assert sum(path.stat().st_size for path in Path(digits).iterdir()) == notebooks.EMBEDDED_BYTES
+    assert sum(path.stat().st_size for path in Path(all_digits).iterdir()) == notebooks.EMBEDDED_BYTES
 
 
 # --- Nothing is falsely green -----------------------------------------------------------------------------------------
@@ -694,7 +694,7 @@ TASKS = [{"recipe": "trial", "seed": seed} for seed in (0, 1)]
 def test_ranks_that_were_asked_to_stop_from_outside_do_not_end_a_green_cell():
     """By Slurm, before its time limit: nobody interrupted this process, and runs are incomplete."""
     stopped = engines.RankError("stopped on request after step 3", 1, "Stopped")
-    with pytest.raises(records.Stopped, match="^stopped: 0% .* run this cell again to continue$"):
+    with pytest.raises(records.Stopped, match="^stopped: 0% .* run this again to continue$"):
         notebooks.train_all(Ranks(stopped), TASKS, {}, live=False)
 
 
@@ -710,7 +710,7 @@ def test_an_interrupt_ends_the_waiting_for_another_process():
     locked = engines.RankError("1 of 2 runs could not be done here: it is being trained by process 7 on node3", 0, "Locked")
     began = time.monotonic()
     threading.Timer(0.5, interrupt).start()
-    with pytest.raises(records.Stopped, match="run this cell again to continue"):
+    with pytest.raises(records.Stopped, match="run this again to continue"):
         notebooks.train_all(Ranks(locked), TASKS, {}, live=False)
     assert time.monotonic() - began < 3
 

@@ -153,6 +153,19 @@ def test_a_recipe_of_many_stages_and_one_without_collapse_can_be_drawn():
     assert pair.data.startswith(b"\x89PNG") and pair.width == 810
 
 
+def test_a_row_of_one_step_is_no_jump_of_the_live_loss():
+    """The row after an evaluation one step before the end of an epoch is the loss of a single step."""
+    recipe = recipes.find("resnet50_448nodes")
+    rows = [
+        {"step": step, "epoch": step / 100, "stage": "main", "train_loss": loss}
+        for step, loss in ((100, 2.0), (199, 1.5), (200, 9.0), (300, 1.0))
+    ]
+    figure = Curves(recipe)
+    figure.image(rows, 300)
+    line = figure.losses[curves.TRUNK]
+    assert list(line.get_ydata()) == pytest.approx([2.0, (99 * 1.5 + 9.0) / 100, 1.0]) and list(line.get_xdata()) == [1, 2, 3]
+
+
 def test_curves_look_the_same_whatever_settings_the_user_has():
     import matplotlib
 

@@ -41,6 +41,7 @@ def test_files_that_are_read_later_are_written_by_one_function():
     """Opening for writing, and what writes by a path: each only inside `replacing`, to a temporary name, or as listed."""
     allowed = {
         ("paths", "open"),  # replacing itself
+        ("scale", "write_text"),  # folders for a measurement, which go with it
         ("loader", "write_bytes"),  # images for a measurement, in a folder that goes with it
         ("packed", "open"),  # a conversion that is continued, under a name of its own until it is whole
         ("records", "open"),  # appended to: a last line cut short is left out; and the lock

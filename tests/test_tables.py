@@ -461,6 +461,15 @@ def test_every_published_number_has_its_source(name):
     assert len(table) and table.source.notna().all()
 
 
+def test_a_table_in_a_notebook_has_headings_with_units_and_nothing_for_what_is_missing():
+    table = pd.DataFrame(
+        {"recipe": ["mine"], "top1": [85.47], "sd": [float("nan")], "base_rate": [0.00005], "images_per_s": [1234.5]}
+    )
+    page = tables.shown(table, ["recipe", "top1", "sd", "base_rate"]).to_html()
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", page)
+    assert cells == ["recipe", "top\u20111, %", "standard deviation", "base rate", "mine", "85.47", "", "5e-05"]
+
+
 def test_rates_show_both_sides_of_each_joint():
     recipe = recipes.find("resnet50_448nodes")
     rates = tables.rates([recipe], points=10)

@@ -26,7 +26,7 @@ from repro.ranks import comm, start, threads
 LEAST_DISK = 1e9  # bytes: runs and the packed digits need less
 LEAST_TEMPORARY = 100e6  # bytes: MPI's and Jupyter's files
 LEAST_OPEN = 128  # files of one process: a controller of engines, with its sockets, has some 60 open
-LEAST_SPACE = 12e9  # bytes of addresses, not of memory: torch, the heap of `ranks.memory`, stacks of threads
+LEAST_SPACE = 6e9  # bytes of addresses, not of memory, with which digits were trained: torch, the heap, stacks of threads
 SKEW = 5.0  # seconds between two clocks
 BEGAN = time.time() - time.monotonic()  # changes only if somebody sets the clock
 ASK_MPI = (

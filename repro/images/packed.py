@@ -351,10 +351,13 @@ def pack_embedded(data: str) -> None:
         [sys.executable, str(ROOT / "data_prep" / f"{data}.py")],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": found},
+        env=os.environ | {"PYTHONPATH": found, "PYTHONSAFEPATH": ""},  # scripts import one another from their own folder
     )
     if done.returncode:
-        raise PackedError(f"the {data} could not be packed: {done.stderr.strip().splitlines()[-1]}")
+        raise PackedError(
+            f"the {data} could not be packed: {done.stderr.strip().splitlines()[-1]} (`.venv/bin/python data_prep/{data}.py "
+            f"--out FOLDER/{data}` packs them elsewhere, and --data FOLDER/{data} names that place)"
+        )
 
 
 def compare_labels(expected: list[str], found: list[str]) -> str:

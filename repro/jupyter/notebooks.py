@@ -300,7 +300,7 @@ def _train_all(engine: Cluster, tasks: list[dict], ensembles: dict, many: progre
         many.follow(lambda: time.monotonic() > again or stop.asked.is_set())
     many.close()
     if stop.asked.is_set() or error and error.kind == "Stopped":
-        raise records.Stopped(f"stopped: {many.share:.0%} of the images are done; run this cell again to continue")
+        raise records.Stopped(f"stopped: {many.share:.0%} of the images are done; run this again to continue")
     return str(error or "")
 
 

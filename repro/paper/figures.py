@@ -170,7 +170,7 @@ def learning_rates(rates: pd.DataFrame) -> plt.Figure:
     alike = [recipe for recipe, rate in curves.items() if np.allclose(rate.as_released, rate.as_designed)]
     apart = [recipe for recipe in curves if recipe not in alike]
     shown = [[recipe] for recipe in [*apart[:1], *apart]] + ([alike] if alike else [])
-    figure, axes = panels(len(shown), 1.25)
+    figure, axes = panels(len(shown), 1.15)
     for number, (axis, together) in enumerate(zip(axes, shown)):
         for recipe in together:
             for formula in ("as_released", "as_designed"):
@@ -286,7 +286,7 @@ def batches(runs: pd.DataFrame) -> plt.Figure:
 
 
 TEXT = 52  # letters in a line of one column, about
-LANE, SPACE = 0.3, 0.12  # inches, of an interval with its two lines of text beside it, and between questions
+LANE, SPACE = 0.28, 0.1  # inches, of an interval with its two lines of text beside it, and between questions
 VIEWS = {"zoom": ("enlarged view", "^"), "scale_aspect": ("training view", "v")}
 
 

@@ -156,11 +156,13 @@ def written(value: Any, name: str) -> str:
         return ""
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
-    form = COLUMNS[name].form if name in COLUMNS else "any"
-    if not form or isinstance(value, str):
+    form = COLUMNS[name].form if name in COLUMNS else ""
+    if isinstance(value, str) or not form and not isinstance(value, float):
         return str(value)
-    if form == "any":
-        form = ",.0f" if abs(value) >= 1000 else ".4g"
+    if form in ("", "any"):
+        form = ".4g"
+    if form.endswith("g") and abs(value) >= 1000:
+        form = ",.0f"
     return format(value, form)
 
 

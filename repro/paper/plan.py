@@ -11,16 +11,18 @@ with its reason.
 import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from repro.paper.profiles import FULL
-from repro.paper.questions import QUESTIONS
+from repro.paper.questions import QUESTIONS, Question, Side
 from repro.paths import RESULTS, ROOT, replacing
 from repro.recipes import RECIPES
 from repro.run import identity
+from repro.schedule import Recipe, Stage
 
 LOCK = RESULTS / "plan.lock.json"
+KINDS = Question, Side, Recipe, Stage
 GONE = "nothing"  # what a part is that is not there
 
 
@@ -28,17 +30,34 @@ def parts() -> dict[str, str]:
     """The plan that the code has: the digest, or the number, of each part by its name."""
     found = {f"question: {each.claim}": _digest(each) for each in QUESTIONS}
     recipes = sorted({side.recipe for each in QUESTIONS for side in (each.better, each.other)})
-    numbers = {
-        name: {key: value for key, value in asdict(RECIPES[name]).items() if key not in identity.TEXTS} for name in recipes
-    }
-    found |= {f"recipe: {name}": _digest(numbers[name]) for name in recipes}
+    found |= {f"recipe: {name}": _digest(RECIPES[name]) for name in recipes}
     for what, file in (("statistics", "repro/paper/statistics.py"), ("choice", "bench/regime.py")):
         found |= {f"{what}: {name}": digest[:12] for name, digest in identity.definitions(ROOT / file).items()}
+    for kind in KINDS:
+        found |= {f"default: {kind.__name__}.{name}": str(value) for name, value in _defaults(kind).items()}
     return found | {f"seeds: {topic}": str(n) for topic, n in FULL.items()}
 
 
 def _digest(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_chosen(value), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _chosen(value):
+    """A question or a recipe as plain values, without texts and defaults, which are parts of their own."""
+    if isinstance(value, KINDS):
+        values = value._asdict() if isinstance(value, tuple) else vars(value)
+        default = _defaults(type(value))
+        chosen = {name: each for name, each in values.items() if name not in default or each != default[name]}
+        return {name: _chosen(each) for name, each in chosen.items() if name not in identity.TEXTS}
+    return [_chosen(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _defaults(kind: type) -> dict:
+    """The defaults of a kind's fields, without those of texts."""
+    found = getattr(kind, "_field_defaults", None)  # of a named tuple
+    if found is None:
+        found = {each.name: each.default for each in fields(kind) if each.default is not MISSING}
+    return {name: value for name, value in found.items() if name not in identity.TEXTS}
 
 
 def deviations(lock: Path = LOCK) -> dict[str, str]:

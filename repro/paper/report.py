@@ -263,19 +263,9 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
     seeds = sorted(int(seed) for seed in used.seed.unique())
     parameters = f"{{topics: [{topic}], data: {data}, shrink: {shrink}, seeds: {seeds}}}"
     claim = [row.claim + (" (control)" if row.control else "") for row in rows.itertuples()]
-    columns = [
-        "claim",
-        "top1",
-        "against",
-        "difference",
-        "interval",
-        "n",
-        "failed",
-        "failed_other",
-        "detectable",
-        "verdict",
-        "views",
-    ]
+    columns = ["claim", "top1", "against", "difference", "interval", "n", "detectable", "verdict", "views"]
+    if "failed" in rows and (rows.failed + rows.failed_other).any():
+        columns[6:6] = ["failed", "failed_other"]
     return {
         "id": f"finding-{topic}",
         "topic": topic,
@@ -285,10 +275,7 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
         if asked[0].claim in set(rows.claim)
         else [f"Not run: {asked[0].claim}."],
         "counts": _verdicts(rows),
-        "table": _table(
-            rows.assign(claim=claim, interval=_intervals(rows, "+.2f")),
-            [name for name in columns if name in {*rows, "interval"}],
-        ),
+        "table": _table(rows.assign(claim=claim, interval=_intervals(rows, "+.2f")), columns),
         "command": f'.venv/bin/papermill notebooks/12-questions.ipynb out.ipynb -y "{parameters}"',
         "runs": sorted(used.folder),
     }

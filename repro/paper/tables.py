@@ -55,7 +55,7 @@ def shown(table: pd.DataFrame, columns: Iterable[str] = ()) -> Styler:
     headings = [names.COLUMNS[name].heading if name in names.COLUMNS else name.replace("_", " ") for name in table]
     texts = {name: partial(names.written, name=name) for name in table}
     cells = {"text-align": "left", "vertical-align": "top", "padding": "0.2em 0.6em", "white-space": "normal"}
-    look = [{"selector": "th, td", "props": list((cells | {"max-width": "15em"}).items())}]
+    look = [{"selector": "th, td", "props": list((cells | {"max-width": "18em"}).items())}]
     styled = table.style.format(texts).hide(axis="index").set_table_styles(look)  # type: ignore[arg-type]
     return styled.relabel_index(headings, axis="columns")
 

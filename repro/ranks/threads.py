@@ -13,6 +13,8 @@ BINDING = "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"
 def bound() -> list[str]:
     """The variables of the environment that ask OpenMP to bind threads, such as OMP_PROC_BIND=close."""
     off = "", "false", "disabled", "none"
+    if os.environ.get("OMP_PROC_BIND", "").lower() == "false":  # which outdoes the others
+        return []
     return [f"{name}={os.environ[name]}" for name in BINDING if os.environ.get(name, "").lower() not in off]
 
 

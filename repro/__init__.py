@@ -58,8 +58,8 @@ def choose(kind: str, value, choices):
     names = [str(choice) for choice in choices]
     closest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     letters, number = _split(str(value))
-    if letters and (same := [name for name in names if _split(name)[0] == letters != name]):
-        closest = [min(same, key=lambda name: abs(_split(name)[1] - number))]  # resnet49: not resnet34, which shares more signs
+    if closest and letters == _split(closest[0])[0] != closest[0]:  # resnet49: not resnet34, which shares more signs
+        closest = [min((name for name in names if _split(name)[0] == letters), key=lambda name: abs(_split(name)[1] - number))]
     suggestion = f" Did you mean {closest[0]}?" if closest else ""
     raise ReproError(f"unknown {kind} {value!r}.{suggestion} Choose one of: {', '.join(map(str, choices))}.")
 

@@ -36,3 +36,8 @@ def test_the_parts_are_what_answers_depend_on(monkeypatch, tmp_path):
     assert {name for name, digest in plan.parts().items() if before[name] != digest} == {"recipe: one_model"}
     assert before["default: Recipe.momentum"] == "0.9" and before["default: Question.not_worse_by"] == "0.0"
     assert {"statistics: holm", "statistics: MARGIN", "choice: largest_stable", "seeds: batch"} <= set(before)
+
+
+def test_what_a_recipe_has_computed_is_no_change_of_the_plan():
+    before = plan.parts()
+    assert all(recipe.starts for recipe in plan.RECIPES.values()) and plan.parts() == before

@@ -882,7 +882,7 @@ def test_whatever_determines_the_result_names_another_folder(digits, tmp_path, m
 # These change no bits, or only through values (a recipe's, the settings') and sources that are in a run's identity themselves.
 WITHOUT_EFFECT = {f"repro/{name}" for name in ("paths", "recipes/released", "recipes/controls", "run/identity")}
 WITHOUT_EFFECT |= {f"repro/run/{name}" for name in ("records", "kept", "shapes", "own", "settings")}
-WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "start", "stop", "watchdog")}
+WITHOUT_EFFECT |= {f"repro/ranks/{name}" for name in ("memory", "start", "stop", "threads", "watchdog")}
 
 
 def test_a_comment_makes_no_other_run_but_another_number_does(tmp_path):

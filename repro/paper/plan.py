@@ -45,7 +45,8 @@ def _digest(value) -> str:
 def _chosen(value):
     """A question or a recipe as plain values, without texts and defaults, which are parts of their own."""
     if isinstance(value, KINDS):
-        values = value._asdict() if isinstance(value, tuple) else vars(value)
+        named = isinstance(value, tuple)
+        values = value._asdict() if named else {each.name: getattr(value, each.name) for each in fields(value)}
         default = _defaults(type(value))
         chosen = {name: each for name, each in values.items() if name not in default or each != default[name]}
         return {name: _chosen(each) for name, each in chosen.items() if name not in identity.TEXTS}

@@ -520,7 +520,8 @@ class Trial:
 
 
 def error_lines(said: str) -> list[str]:
-    return [line for line in said.splitlines() if line.startswith("error:")]
+    lines = said.replace("\0", "").splitlines()  # Open MPI ends some of what it says with a NUL
+    return [line for line in lines if line.startswith("error:")]
 
 
 def marked(name: str) -> list[psutil.Process]:

@@ -342,7 +342,7 @@ def test_a_start_that_hangs_again_is_not_requeued_for_ever(submit, tmp_path):
     assert "the ranks did not start within 8 s (REPRO_START_SECONDS); the job is requeued" in job.log and not job.rows()
     assert job.wait_for_end() == "FAILED 69:0", job.log
     ended = re.findall(r"error: rank . of 2 on .* has waited 8 s for MPI to start, its limit", job.log)
-    assert ended, job.log  # of either start: mpiexec may end before it has passed on what a rank says as it aborts
+    assert len(ended) >= 2, job.log  # one a start, of the rank that came first; or of both
     assert "within 8 s (REPRO_START_SECONDS), and nothing was trained, again; the job is not requeued" in job.log
 
 

@@ -127,5 +127,6 @@ def _end_all() -> None:
     if not MPICHS & set(os.environ):
         return
     with suppress(KeyError, ValueError, OSError):
+        time.sleep(1)  # so that mpiexec has passed on what was said: what it has not when it is asked to abort is lost
         os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={STATUS_NOT_STARTED}\n".encode())
         time.sleep(1)  # so that the request arrives before this end of the line is closed

@@ -10,7 +10,7 @@ import argparse
 
 import pandas as pd
 
-from repro.paper import ask, questions, tables
+from repro.paper import answering, ask, questions, tables
 from repro.paths import RESULTS, given, replacing
 from repro.ranks import comm
 from repro.train import train_all
@@ -39,7 +39,7 @@ def main() -> None:
     train_all(ask.tasks(questions.QUESTIONS, SEEDS, **parameters), ask.ensembles(sides))
     if comm.world().rank == 0:
         models = tables.models(arguments.out).assign(variant="")  # which says that the images are those of validation
-        found = spreads(questions.answers(models, arguments.out))
+        found = spreads(answering.answers(questions.QUESTIONS, models, arguments.out))
         print(found.round(2).to_string(index=False))
         with replacing(arguments.out.with_suffix(".csv")) as temporary:
             found.round(3).to_csv(temporary, index=False)

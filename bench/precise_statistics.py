@@ -23,7 +23,7 @@ from repro import cores, evaluate
 from repro.images.data import Images, Stream
 from repro.images.packed import pack_embedded
 from repro.model import Network
-from repro.paper import questions, tables
+from repro.paper import answering, questions, tables
 from repro.paths import RESULTS, given, replacing, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
@@ -64,9 +64,9 @@ def answered(models: pd.DataFrame) -> pd.DataFrame:
     """The answers of `tables.models` of one data set and shrink by their column `precise`, of the questions that have runs."""
     rows = []
     for question in questions.QUESTIONS:
-        sides = (questions.rows_of(models, side).precise for side in (question.better, question.other))
-        rows.append(questions.compare(question, *sides))
-    table = questions.verdicts(pd.DataFrame(rows))
+        sides = (answering.rows_of(models, side).precise for side in (question.better, question.other))
+        rows.append(answering.compare(question, *sides))
+    table = answering.verdicts(pd.DataFrame(rows))
     table = table[(table.n > 0) & (table.n_other > 0)]
     return table[["topic", "claim", "n", "n_other", "difference", "low", "high", "p_holm", "verdict"]]
 

@@ -18,7 +18,7 @@ from statistics import mean, median
 
 import pandas as pd
 
-from repro.paper import questions, statistics, tables
+from repro.paper import answering, questions, statistics, tables
 from repro.paper.names import COLUMNS
 from repro.recipes import RECIPES
 from repro.run import records
@@ -310,12 +310,12 @@ def digits_loss() -> str:
 
 
 @cache
-def accuracies() -> dict[questions.Side, pd.Series]:
+def accuracies() -> dict[answering.Side, pd.Series]:
     """Top-1 of each side of a question and of each branch of collapse_parts, by seed."""
     models = tables.models(ROOT / REFERENCE / "runs")
     sides = [side for question in questions.QUESTIONS for side in (question.better, question.other)]
-    sides += [questions.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
-    return {side: questions.rows_of(models, side).top1 for side in sides}
+    sides += [answering.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
+    return {side: answering.rows_of(models, side).top1 for side in sides}
 
 
 def judged(without: list[int]) -> pd.DataFrame:
@@ -323,13 +323,13 @@ def judged(without: list[int]) -> pd.DataFrame:
     rows = []
     for question in questions.QUESTIONS:
         sides = (accuracies()[side].drop(without, errors="ignore") for side in (question.better, question.other))
-        rows.append(questions.compare(question, *sides))
-    return questions.verdicts(pd.DataFrame(rows)).set_index("claim")
+        rows.append(answering.compare(question, *sides))
+    return answering.verdicts(pd.DataFrame(rows)).set_index("claim")
 
 
 def parts(stage: str) -> pd.Series:
     """Top-1 of a branch of collapse_parts by seed."""
-    return accuracies()[questions.Side("collapse_parts", stage)]
+    return accuracies()[answering.Side("collapse_parts", stage)]
 
 
 def effects() -> dict[str, dict]:

@@ -39,6 +39,13 @@ def ask(questions, seeds, **parameters):
     return importlib.import_module("repro.paper.ask").ask(questions, seeds, **parameters)
 
 
+def __getattr__(name):
+    """`repro.Question` and `repro.Side`, of which the questions for `ask` are made: loaded when asked for, with pandas."""
+    if name in ("Question", "Side"):
+        return getattr(importlib.import_module("repro.paper.answering"), name)
+    raise AttributeError(f"module 'repro' has no attribute {name!r}")
+
+
 def live(folder=None) -> None:
     """In a notebook, follow a run that any process trains until it ends (default: in results/runs), see `progress.live`."""
     progress = importlib.import_module("repro.jupyter.progress")

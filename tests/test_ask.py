@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from repro import ReproError
+from repro import Question, ReproError, Side
 from repro.cli import commands
 from repro.jupyter.notebooks import FOLDER
 from repro.paper import ask, figures, questions
-from repro.paper.questions import Question, Side
 from repro.recipes import RECIPES
 from repro.run.identity import code_digest
 from repro.schedule import learning_rate
@@ -53,7 +52,7 @@ def test_a_side_without_stages_is_the_recipes_result():
         ),
         ([Question("q", LINEAR, Side("one_model"))], range(3), r"both sides of 'q' are one_model \(collapse_long\): name two"),
         ([Question("q", LINEAR, Side(MINE, average="max"))], range(3), "unknown average 'max'"),
-        ([Question("q", LINEAR, "one_model")], range(3), "a side is 'one_model': it must be a repro.paper.questions.Side"),
+        ([Question("q", LINEAR, "one_model")], range(3), "a side is 'one_model': it must be a repro.Side"),
         (
             [Question("q", Side(MINE), Side(replace(MINE, workers=8)))],
             range(3),
@@ -81,7 +80,7 @@ def test_what_cannot_be_asked_is_one_line_before_anything_starts(monkeypatch, as
 def test_questions_are_loaded_from_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from repro.paper.questions import Question, Side\n"
+        "from repro import Question, Side\n"
         "one = Question('q', Side('one_model'), Side('three_models'))\nmany = [one]\nside = one.better\n"
     )
     assert ask.load(f"{file}:one") == ask.load(f"{file}:many") == ask.spelt_out([Question("q", LINEAR, Side("three_models"))])

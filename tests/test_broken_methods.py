@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from repro.paper import ask, questions, tables
+from repro.paper import answering, ask, questions, tables
 from repro.recipes import RECIPES
 from repro.train import train_all
 
@@ -26,7 +26,7 @@ def answers(monkeypatch, tmp_path, digits):
         runs = dict(data=digits, shrink="smoke", out=str(tmp_path / "runs"))
         sides = [side for question in questions.QUESTIONS for side in question.sides]
         train_all([dict(recipe=recipe.name, seed=seed, **runs) for seed in SEEDS for recipe in recipes], ask.ensembles(sides))
-        return questions.answers(tables.models(tmp_path / "runs"), tmp_path / "runs").set_index("claim")
+        return answering.answers(questions.QUESTIONS, tables.models(tmp_path / "runs"), tmp_path / "runs").set_index("claim")
 
     return answer
 

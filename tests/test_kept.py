@@ -9,7 +9,7 @@ import pytest
 
 import repro
 from repro import ReproError
-from repro.paper import ledger, questions, reproduce, tables
+from repro.paper import answering, ledger, questions, reproduce, tables
 from repro.paths import REFERENCE
 from repro.run import kept, records, trained
 from repro.run.identity import code_digest
@@ -69,7 +69,7 @@ def test_kept_runs_are_read_as_their_folders_were(folders, files):
 def test_tables_answers_and_the_ledger_of_kept_runs_are_those_of_their_folders(folders, files):
     def found(out):
         models = tables.models(out)
-        answers = questions.answers(models, out)
+        answers = answering.answers(questions.QUESTIONS, models, out)
         return *repro.runs(out), models, tables.curves(out), tables.accuracy(models), answers, ledger.ledger(out, REFERENCE)
 
     for before, after in zip(found(folders), found(files)):

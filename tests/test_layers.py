@@ -14,6 +14,7 @@ ROOMS = {  # the rooms that a room may import, besides itself and the ground
     "repro.run": set(),
     "repro.images": {"repro.ranks"},
     "repro.recipes": {"repro.run"},
+    "repro.baselines": {"repro"},
     "repro": METHOD,
     "repro.jupyter": METHOD,
     "repro.scaling": METHOD,
@@ -103,6 +104,11 @@ def test_every_folder_of_the_package_is_a_room():
 def test_a_module_imports_only_from_the_rooms_that_its_own_may_see(name):
     others = set(of_the_project(name)) - GROUND
     assert {room_of(other) for other in others} - ROOMS[room_of(name)] <= {room_of(name)}
+
+
+def test_nothing_imports_the_baselines():
+    """They are loaded by name, so each can be removed with its recipes and questions."""
+    assert not [name for name in MODULES for other in of_the_project(name) if room_of(other) == "repro.baselines"]
 
 
 def test_only_the_program_imports_the_command_line():

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repro.paper import ask, questions, ratios, tables
-from repro.paper.questions import QUESTIONS, Question, Side
+from repro.paper import answering, ask, questions, ratios, tables
+from repro.paper.answering import Question, Side
+from repro.paper.questions import QUESTIONS
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
 from repro.run import records
@@ -43,7 +44,7 @@ def runs(out, top1, variant="", default_model=True, seeds=SEEDS):
 
 
 def answer(table, out, claim):
-    found = questions.answers(table, out).set_index("claim")
+    found = answering.answers(QUESTIONS, table, out).set_index("claim")
     return found.loc[claim]
 
 
@@ -66,7 +67,7 @@ def test_a_known_difference_has_its_verdict(tmp_path, shift, verdict):
 
 
 def test_questions_without_runs_are_not_run_and_count_in_the_correction(tmp_path):
-    found = questions.answers(runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0}), tmp_path)
+    found = answering.answers(QUESTIONS, runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0}), tmp_path)
     assert len(found) == len(QUESTIONS)
     (asked,) = found[found.verdict != "not run"].to_dict("records")
     declared = sum(question.topic == "collapse" and not question.control for question in QUESTIONS)
@@ -76,7 +77,7 @@ def test_questions_without_runs_are_not_run_and_count_in_the_correction(tmp_path
 def test_a_question_of_another_topic_changes_no_answer(tmp_path):
     table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0})
     more = [Question(f"number {number}", PLAIN, COLLAPSED) for number in range(50)]
-    before, after = questions.answers(table, tmp_path), questions.answers(table, tmp_path, [*QUESTIONS, *more])
+    before, after = (answering.answers(asked, table, tmp_path) for asked in (QUESTIONS, [*QUESTIONS, *more]))
     pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
     assert set(after.verdict[len(before) :]) == {"contradicted"}
 
@@ -84,7 +85,7 @@ def test_a_question_of_another_topic_changes_no_answer(tmp_path):
 def test_a_claim_of_not_being_worse_allows_its_margin(tmp_path):
     table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 74.0})
     asked = [Question(f"{m}", COLLAPSED, PLAIN, not_worse_by=m) for m in (0, 0.1, 3)]
-    found = questions.answers(table, tmp_path, asked)
+    found = answering.answers(asked, table, tmp_path)
     assert list(found.verdict) == ["contradicted", "contradicted", "supported"]
     assert found.difference.nunique() == found.low.nunique() == 1
 
@@ -98,9 +99,9 @@ def test_tiny_runs_resolve_nothing(tmp_path, shrink, resolved):
 def test_only_a_data_set_with_a_run_of_a_recipe_asked_about_has_answers(tmp_path):
     table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 77.0})
     others = table.assign(data="shapes", recipe="short_decay")
-    found = questions.answers(pd.concat([table, others]), tmp_path)
+    found = answering.answers(QUESTIONS, pd.concat([table, others]), tmp_path)
     assert set(found.data) == {"digits"} and len(found) == len(QUESTIONS)
-    none = questions.answers(others, tmp_path)
+    none = answering.answers(QUESTIONS, others, tmp_path)
     assert none.empty and list(none.columns) == list(found.columns)
 
 
@@ -108,11 +109,11 @@ def test_runs_that_fail_are_counted_and_compared_by_ranks(tmp_path):
     question = next(q for q in questions.WARMUP if not q.control)
     warm, cold = runs(tmp_path, {question.better: 80.0}), runs(tmp_path, {question.other: 70.0})
     cold.loc[cold.index[:2], "top1"] = 10.0, 11.0
-    (row,) = questions.answers(pd.concat([warm, cold]), tmp_path, [question]).itertuples()
+    (row,) = answering.answers([question], pd.concat([warm, cold]), tmp_path).itertuples()
     assert (row.compared, row.failed, row.failed_other, row.verdict) == ("exact ranks", 0, 2, "supported")
     assert np.isnan(row.low_originals) and row.low < row.difference < row.high
     by_welch = Question(question.claim, question.better, question.other)
-    assert questions.answers(pd.concat([warm, cold]), tmp_path, [by_welch]).verdict[0] == "not resolved"
+    assert answering.answers([by_welch], pd.concat([warm, cold]), tmp_path).verdict[0] == "not resolved"
 
 
 def test_a_sign_that_depends_on_the_view_is_said(tmp_path):
@@ -128,7 +129,7 @@ def test_runs_of_a_variant_or_of_another_model_move_no_row(tmp_path):
         runs(tmp_path, {COLLAPSED: 60.0}, default_model=False).assign(model="resnet38"),
     ]
     pd.testing.assert_frame_equal(
-        questions.answers(pd.concat([default, *others]), tmp_path), questions.answers(default, tmp_path)
+        answering.answers(QUESTIONS, pd.concat([default, *others]), tmp_path), answering.answers(QUESTIONS, default, tmp_path)
     )
 
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from repro.paper import names, questions, report, reproduce, svg
+from repro.paper import names, profiles, questions, report, reproduce, svg
 
 from conftest import ROOT
 
@@ -245,6 +245,7 @@ def test_the_page_names_the_networks(results):
 
 def test_every_column_of_the_page_and_every_topic_has_a_name():
     assert set(names.TOPICS) == set(questions.TOPICS)
+    assert sorted(topic for asked in profiles.NOTEBOOKS.values() for topic in asked) == sorted(questions.TOPICS)
     assert set(names.LOOKS) >= {"supported", "contradicted", "equivalent", "not resolved"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import repro
 from repro import ReproError, recipes
-from repro.paper import figures, names, questions, tables
+from repro.paper import answering, figures, names, questions, tables
 from repro.run import records, state
 from repro.run.identity import code_digest
 
@@ -375,7 +375,7 @@ def test_models_say_whether_the_model_is_the_recipes_own(out):
 
 
 def answered(out):
-    return questions.answers(tables.models(out), out)
+    return answering.answers(questions.QUESTIONS, tables.models(out), out)
 
 
 def answer(table, better, other, **keys):
@@ -400,9 +400,9 @@ def test_answers_are_differences_of_the_runs_at_hand(out):
     assert row.difference == pytest.approx(better.mean() - other.mean())
     assert row.views == "same sign in all views" and row.low < row.difference < row.high
     assert row.low_originals < row.low and row.high < row.high_originals, "new originals differ, too"
-    last = answer(table, questions.ENSEMBLE, questions.Side("five_members", "collapse3"))
+    last = answer(table, questions.ENSEMBLE, answering.Side("five_members", "collapse3"))
     assert last.compared == "paired t" and last.difference == pytest.approx(
-        (better - top1(out, questions.Side("five_members", "collapse3"))).mean()
+        (better - top1(out, answering.Side("five_members", "collapse3"))).mean()
     )
     at_hand = {*RUNS}
     for question, found in zip(questions.QUESTIONS, table.itertuples()):
@@ -427,7 +427,7 @@ def test_half_of_a_comparison_is_not_run(tmp_path):
     table = answered(tmp_path)
     row = answer(table, questions.ENSEMBLE, questions.ONE_MODEL)
     assert (row.n, row.n_other, row.verdict, row.views) == (3, 0, "not run", "")
-    last = answer(table, questions.ENSEMBLE, questions.Side("five_members", "collapse3"))
+    last = answer(table, questions.ENSEMBLE, answering.Side("five_members", "collapse3"))
     assert (last.n, last.n_other) == (3, 3) and last.verdict != "not run"
 
 

@@ -47,8 +47,7 @@ def test_a_question_of_ones_own_is_answered_by_a_notebook_and_by_the_questions_n
     assert sorted(records.read(folder)["base"] for folder in folders) == ["my_cosine"] * 2 + ["one_model"] * 2
     assert "A cosine beats the linear decay: not resolved." in str(book.cells) and "image/png" in str(book.cells[-2].outputs)
     (tmp_path / "mine.py").write_text(
-        "from repro.paper.questions import Question, Side\n"
-        "mine = Question('a collapse helps', Side('one_model'), Side('one_model', 'plain'))\n"
+        "from repro import Question, Side\nmine = Question('a collapse helps', Side('one_model'), Side('one_model', 'plain'))\n"
     )
     again = notebooks.execute("12-questions", shared | {"ask": f"{tmp_path / 'mine.py'}:mine"}, tmp_path / "12.ipynb")
     assert "a collapse helps: not resolved." in again.read_text() and records.complete_runs(tmp_path / "runs") == folders

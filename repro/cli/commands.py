@@ -457,7 +457,7 @@ def parser() -> Parser:
         "answer questions of your own: train what they need, one run a core, and compare",
         example=f"{US} ask mine.py:questions --seeds 6",
     )
-    asking.add_argument("questions", help="a list of repro.paper.questions.Question in your file: mine.py:questions")
+    asking.add_argument("questions", help="a list of repro.Question in your file: mine.py:questions")
     asking.add_argument("--seeds", type=int, default=3, help="each side is trained with seeds 0, 1, ... (default: %(default)s)")
     asking.add_argument("--data", default="digits", help="data set, or the folder it is packed in (default: digits)")
     asking.add_argument(

@@ -11,15 +11,15 @@ import pandas as pd
 
 from repro import ReproError, choose, cores, recipes
 from repro.jupyter import engines, notebooks, progress
-from repro.paper import questions, statistics, tables
-from repro.paper.questions import Question, Side
+from repro.paper import answering, questions, statistics, tables
+from repro.paper.answering import Question, Side
 from repro.paths import REFERENCE, RUNS
 from repro.run import own, records
 from repro.run.identity import code_digest
 from repro.run.settings import AVERAGES
 from repro.schedule import MODELS
 
-LIST = "a list of questions, each a repro.paper.questions.Question"
+LIST = "a list of questions, each a repro.Question"
 
 
 def ask(
@@ -44,7 +44,7 @@ def ask(
     Runs in the folder `reference` stand on a side, with all their seeds, if this code would train the same weights: they
     have its name, which is that of code, images, numbers and settings, and the same processor kernels.
 
-    Returns the table of `questions.answers` with the columns better and other (the sides, in words), needed and
+    Returns the table of `answering.answers` with the columns better and other (the sides, in words), needed and
     needed_at_most (`needed`). Raises ReproError, before anything runs, for questions or seeds that cannot be answered.
     """
     asked, seeds = spelt_out(asked), list(seeds)
@@ -64,7 +64,7 @@ def ask(
         question._replace(better=_by_label(question.better, labels), other=_by_label(question.other, labels))
         for question in asked
     ]
-    answers = questions.answers(_models(used, labels), "", plain)
+    answers = answering.answers(plain, _models(used, labels), "")
     answers["better"], answers["other"] = zip(*(map(_words, question.sides) for question in plain))
     answers["needed"], answers["needed_at_most"] = zip(*(needed(row)[1:] for row in answers.itertuples()))
     print("\n".join(told(answers)))
@@ -99,7 +99,7 @@ def spelt_out_sides(sides: Iterable[Side]) -> list[Side]:
     found = []
     for side in sides:
         if not isinstance(side, Side):
-            raise ReproError(f"a side is {side!r:.60}: it must be a repro.paper.questions.Side, such as Side('one_model')")
+            raise ReproError(f"a side is {side!r:.60}: it must be a repro.Side, such as Side('one_model')")
         recipe = recipes.find(side.recipe)
         members = [member.strip() for member in side.members.split("+")] if side.members else recipe.result
         for member in members:
@@ -215,7 +215,7 @@ def _models(used: dict[tuple, list[Path]], labels: dict[tuple, str]) -> pd.DataF
 
 
 def needed(row) -> tuple[float, float, float]:
-    """Of a row of `questions.answers`: the upper limit of its sd; the seeds per side that put its difference into an interval
+    """Of a row of `answering.answers`: the upper limit of its sd; the seeds per side that put its difference into an interval
     of +-`statistics.MARGIN` points, by its sd; the same by the limit. Missing without a spread, and for rank tests.
     """
     n = min(row.n, row.n_other)

@@ -14,8 +14,9 @@ import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from repro.paper.answering import Question, Side
 from repro.paper.profiles import FULL
-from repro.paper.questions import QUESTIONS, Question, Side
+from repro.paper.questions import QUESTIONS
 from repro.paths import RESULTS, ROOT, replacing
 from repro.recipes import RECIPES
 from repro.run import identity

@@ -31,4 +31,6 @@ PROFILES = {
         "everything once, small: no accuracy",
     ),
 }
+# The notebooks that ask the questions, each with its topics, in the order in which `make reproduce` runs them.
+NOTEBOOKS = {"12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length")}
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from repro.paper import names, questions, svg, tables
+from repro.paper.answering import Side
 from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
 from repro.paths import replacing
@@ -281,7 +282,7 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
     }
 
 
-def _side(side: questions.Side) -> str:
+def _side(side: Side) -> str:
     return side.recipe if side.average else f"{side.recipe} {side.members}"
 
 

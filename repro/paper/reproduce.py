@@ -13,7 +13,7 @@ from repro.images.packed import pack_embedded
 from repro.jupyter import engines, notebooks
 from repro.paper import current, questions, report, tables
 from repro.paper.overall import Overall
-from repro.paper.profiles import DISTRIBUTED, PROFILES
+from repro.paper.profiles import DISTRIBUTED, NOTEBOOKS, PROFILES
 from repro.paths import REFERENCE, RESULTS
 from repro.ranks import stop
 from repro.recipes import find, shrink
@@ -73,12 +73,13 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bo
         scaling = {"results": str(results), **chosen.scaling, **joined}
         _run({"11-scaling": scaling}, kept, overall, cluster, verbose)
     with engines.start(apart) as cluster:
-        numbers = sorted(set(chosen.seeds.values()), reverse=True)
-        for number in numbers:
-            topics = [topic for topic, seeds in chosen.seeds.items() if seeds == number]
-            parameters = {"topics": topics, "seeds": list(range(number)), **shared, "cluster": cluster.connection_file}
-            folder = kept / "-".join(topics) if len(numbers) > 1 else kept
-            _run({"12-questions": parameters}, folder, overall, cluster, verbose)
+        for notebook, asks in NOTEBOOKS.items():
+            numbers = sorted({chosen.seeds[topic] for topic in asks if topic in chosen.seeds}, reverse=True)
+            for number in numbers:
+                topics = [topic for topic in asks if chosen.seeds.get(topic) == number]
+                parameters = {"topics": topics, "seeds": list(range(number)), **shared, "cluster": cluster.connection_file}
+                folder = kept / "-".join(topics) if len(numbers) > 1 else kept
+                _run({notebook: parameters}, folder, overall, cluster, verbose)
     for name, table in zip(("runs", "evaluations"), tidy.runs(runs)):
         tables.save(table, results, name)
     tables.save(tables.predictions(runs), results, "predictions")

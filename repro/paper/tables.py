@@ -15,8 +15,8 @@ from pandas.io.formats.style import Styler
 
 from repro import ReproError
 from repro.images.views import DRAWS, crop_view, scale_aspect_view, test_view
-from repro.paper import names, questions
-from repro.paper.questions import Side
+from repro.paper import answering, names, questions
+from repro.paper.answering import Side
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
 from repro.recipes.controls import BATCHES, LENGTHS
@@ -230,7 +230,7 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
         drawn.append((names.recipe(recipe), False, 3, side))
     rows = []
     for label, line, number, side in drawn:
-        rows.append(questions.rows_of(models, side).reset_index().assign(label=label, line=line, members=number))
+        rows.append(answering.rows_of(models, side).reset_index().assign(label=label, line=line, members=number))
     return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
 
 
@@ -245,7 +245,7 @@ def batches(models: pd.DataFrame) -> pd.DataFrame:
         for batch in BATCHES
         for warmup in (True, False)
     ]
-    rows = [questions.rows_of(models, side).reset_index().assign(batch=batch, warmup=warmup) for batch, warmup, side in sides]
+    rows = [answering.rows_of(models, side).reset_index().assign(batch=batch, warmup=warmup) for batch, warmup, side in sides]
     return pd.concat(rows)[["batch", "warmup", "seed", "top1"]]
 
 

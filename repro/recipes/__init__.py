@@ -3,12 +3,13 @@
 from dataclasses import dataclass, replace
 
 from repro import ReproError, choose
+from repro.recipes.baselines import BASELINES
 from repro.recipes.controls import CONTROLS
 from repro.recipes.released import RELEASED
 from repro.run import own
 from repro.schedule import IMAGENET_IMAGES, SWITCHES, Recipe, scaled
 
-RECIPES = {recipe.name: recipe for recipe in (*RELEASED, *CONTROLS)}
+RECIPES = {recipe.name: recipe for recipe in (*RELEASED, *CONTROLS, *BASELINES)}
 
 
 def find(recipe: str | Recipe, **switches) -> Recipe:

@@ -1,0 +1,150 @@
+"""What a question is, and how runs answer it. The declared ones are in `questions`; `ask` asks one's own.
+
+A question compares two models or ensembles in top-1 on test images. Statistics are in `statistics`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from repro.paper import statistics
+from repro.run import records
+
+# Points that a claim of the kind "not worse" allows. The abstract's ensemble gains as much (77.5% against 77%), and two models
+# on ImageNet differ by about as much through their 50,000 test images alone.
+HALF_A_POINT = 0.5
+UNTRAINED = dict.fromkeys(("equivalent", "supported", "contradicted"), "not resolved")  # the verdicts of tiny runs
+
+
+class Side(NamedTuple):
+    """A model at the end of a recipe's stage, or an ensemble of several ("a + b") by the mean of their softmax or logits.
+
+    A recipe of one's own is a `Recipe`, or mine.py:my_recipe. Without `members` the side is the recipe's result
+    (`Recipe.result`). `model` and `update` name another network or rule than the recipe's, as for `task.prepare`.
+    """
+
+    recipe: Any
+    members: str = ""
+    average: str = ""
+    model: str = ""
+    update: str = ""
+
+    @property
+    def training(self) -> tuple:
+        """What is trained, with any seed: recipe, model, update."""
+        return self.recipe, self.model, self.update
+
+    @property
+    def file(self) -> str:
+        """The name under which `records.save_correct` has its predictions in the run's folder."""
+        return records.ensemble_name(self.members.split(" + "), self.average) if self.average else self.members
+
+
+class Question(NamedTuple):
+    """A claim: `better` is right for more test images than `other`, or, with `not_worse_by`, for hardly fewer.
+
+    not_worse_by: with a number of points m above zero, the claim is that `better` is not worse than `other` by more than m
+    (non-inferiority). "Loses nothing" and "is as good as" are such claims: nobody can show that a difference is exactly zero.
+    by_ranks: the sides are compared by an exact rank test, because some of their runs may fail.
+    control: the comparison should show nothing, or nothing new. It tests the test bed and not the paper.
+    topic: questions of one topic are one family of tests, so that a question of another topic changes no verdict of theirs.
+    """
+
+    claim: str
+    better: Side
+    other: Side
+    topic: str = "own"
+    not_worse_by: float = 0.0
+    by_ranks: bool = False
+    control: bool = False
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.better, self.other
+
+    @property
+    def paired(self) -> bool:
+        """Whether both sides come from one run of each seed, and so have their noise partly in common."""
+        return self.better.training == self.other.training
+
+
+def answers(asked: Sequence[Question], models: pd.DataFrame, out: Path | str) -> pd.DataFrame:
+    """The answers of the runs in `out`: one row per question for each data set and shrink with a run of a recipe asked about.
+
+    `models` are `tables.models` of them; runs of a variant, or of a model that is not the recipe's, are left out. The
+    columns are those of `statistics.judge`, and low_originals and high_originals, an interval that holds for new originals
+    too (`statistics.over_originals`; none of rank tests); difference_zoom and difference_scale_aspect, in other views of the
+    first test images; and `views`, which says whether the sign is the same in all views. The questions of a topic are one
+    family of tests, its controls another. Tiny runs (smoke) have learnt nothing, so they resolve nothing.
+    """
+    recipes = {side.recipe for question in asked for side in (question.better, question.other)}
+    models = models[(models.variant == "") & models.default_model]
+    groups = [(keys, group) for keys, group in models.groupby(["data", "shrink"], sort=False) if {*group.recipe} & recipes]
+    empty = _judged(asked, models.iloc[:0], Path(out), "", "").iloc[:0]  # which has all columns
+    found = [_judged(asked, group, Path(out), data, shrink) for (data, shrink), group in groups]
+    return pd.concat(found or [empty], ignore_index=True)
+
+
+def _judged(asked: Sequence[Question], models: pd.DataFrame, out: Path, data: str, shrink: str) -> pd.DataFrame:
+    rows = pd.DataFrame({"data": data, "shrink": shrink} | _answer(question, models, out) for question in asked)
+    table = verdicts(rows)
+    return table.assign(verdict=table.verdict.replace(UNTRAINED)) if shrink == "smoke" else table
+
+
+def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """`statistics.judge` of each family: the rows of a topic that are no controls, and those that are."""
+    return pd.concat(statistics.judge(family) for _, family in rows.groupby(["topic", "control"], sort=False)).sort_index()
+
+
+def compare(question: Question, better: pd.Series, other: pd.Series) -> dict:
+    """A row for `verdicts`: the top-1 of the question's two sides, by their seeds, compared by `statistics` as it asks."""
+    by = statistics.by_ranks if question.by_ranks else statistics.paired if question.paired else statistics.unpaired
+    asked = {"topic": question.topic, "claim": question.claim, "control": question.control}
+    return asked | by(better, other, question.not_worse_by)
+
+
+def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
+    better, other = (rows_of(models, side) for side in (question.better, question.other))
+    row = compare(question, better.top1, other.top1)
+    for view in records.OTHER_VIEWS:
+        row[f"difference_{view}"] = compare(question, better[f"top1_{view}"], other[f"top1_{view}"])["difference"]
+    signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in records.OTHER_VIEWS))}
+    row["views"] = (
+        ""
+        if 0 in (row["n"], row["n_other"])
+        else "same sign in all views"
+        if len(signs) == 1
+        else "the sign depends on the view"
+    )
+    row["low_originals"], row["high_originals"] = _over_originals(question, better, other, out)
+    return row
+
+
+def rows_of(models: pd.DataFrame, side: Side) -> pd.DataFrame:
+    """The rows of `tables.models` that are this side's, by their seed."""
+    chosen = (models.recipe == side.recipe) & (models.members == side.members) & (models.average == side.average)
+    return models[chosen].set_index("seed")
+
+
+def _over_originals(question: Question, better: pd.DataFrame, other: pd.DataFrame, out: Path) -> tuple[float, float]:
+    if question.by_ranks:
+        return statistics.NONE, statistics.NONE
+    if question.paired:
+        both = better.index.intersection(other.index)
+        better, other = better.loc[both], other.loc[both]
+    if min(len(better), len(other)) < statistics.FEWEST:
+        return statistics.NONE, statistics.NONE
+    drawings = np.zeros(0, dtype=int)
+    counts = []
+    for side, rows in ((question.better, better), (question.other, other)):
+        found = []
+        for row in rows.itertuples():
+            correct = records.load_correct(out / str(row.folder), side.file)["test"]
+            originals = np.arange(len(correct)) % row.originals
+            drawings = np.bincount(originals)
+            found.append(np.bincount(originals, weights=correct))
+        counts.append(np.stack(found))
+    return statistics.over_originals(counts[0], counts[1], drawings, paired=question.paired)

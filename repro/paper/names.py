@@ -32,6 +32,11 @@ MEMBER, ENSEMBLE = "a member of the ensemble", "Collapsed Ensemble, first to fif
 ONE_MODEL, ONE_AT_4096 = "one model, equal images and exposure", "one model at batch 4096"
 SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in the collapse's view"
 THREE_MODELS = "three models, a third of the images each"
+ONE_DEEP = "one deeper model, equal images and exposure"
+# Pairs of models that are compared
+MEMBERS_OF_ONE, SAME_OF_TWO = "members of one ensemble", "third members of two ensembles"
+PAIRS = "members 1 and 2", "members 2 and 3", "members 1 and 3", "two of three models"
+BEFORE, AFTER = "before a collapse", "after it"
 
 
 class Look(NamedTuple):
@@ -50,6 +55,12 @@ LOOKS = {
     SNAPSHOTS: Look(PURPLE, "^"),
     SNAPSHOTS_IN_CROP: Look(PURPLE, "P"),
     THREE_MODELS: Look(ORANGE, "X"),
+    ONE_DEEP: Look(SKY, "p"),
+    MEMBERS_OF_ONE: Look(BLUE, "D"),
+    SAME_OF_TWO: Look(GREY, "s"),
+    **dict(zip(PAIRS, (Look(BLUE, "o"), Look(GREEN, "s", "--"), Look(VERMILION, "^", "-."), Look(GREY, "X", ":")))),
+    BEFORE: Look(INK, "s", "--"),
+    AFTER: Look(VERMILION, "o"),
     # Whose number it is
     "published": Look(INK, "D"),
     "this paper": Look(VERMILION, "D"),
@@ -87,6 +98,15 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    "ablation_as_designed": "448 nodes, rate as designed",
+    "ablation_corrected": "448 nodes, momentum corrected",
+    "ablation_norms_not_decayed": "448 nodes, no decay on batch norm",
+    "ablation_no_zero_gamma": "448 nodes, every gamma at one",
+    "ablation_bn_momentum": "448 nodes, Intel's averages of batch norm",
+    "ablation_stride_v1": "448 nodes, stride in the 1x1",
+    "ablation_kept_momentum": "448 nodes, collapse with momentum kept",
+    "ablation_cycles_as_designed": "64 nodes, rate as designed",
+    "ablation_cycles_kept_momentum": "64 nodes, momentum kept",
 }
 _PATTERNS = {
     r"default_resnet50_(\d+)nodes": r"Intel, \1 nodes",
@@ -136,6 +156,7 @@ TOPICS = {
     "batch": "Large batches",
     "warm-up": "Warm-up",
     "length": "Longer training",
+    "ablation": "The release's switches, one at a time",
 }
 
 
@@ -245,6 +266,36 @@ COLUMNS = {
     "node_hours_gpu": Column("node-hours on GPUs", ",.0f", "the same on nodes with GPUs, likewise"),
     "one_gpu_hours": Column("hours on one GPU", ",.0f", "the same on one GPU by this code, without evaluations"),
     "cost": Column("what a run costs", meaning="what a recipe's source says of the cost of a run"),
+    # The ensemble's members, and switches
+    "seed": Column("seed", ".0f", "the run's seed; of two runs that of the first"),
+    "kind": Column("pairs of", meaning="what is compared in pairs"),
+    "models": Column("models", ".0f", "how many models are evaluated for an image"),
+    "disagreement": Column("different classes, %", ".2f", "images for which two models predict different classes, per cent"),
+    "loss": Column(
+        "loss", ".4f", "mean cross-entropy: of test images, or in `ensemble_sharpness` and `_rescaled` of training images"
+    ),
+    "calibration_error": Column(
+        "calibration error, points", ".2f", "expected calibration error of 15 bins of equal width, points"
+    ),
+    "confidence": Column(
+        "confidence, %", ".1f", "mean of the largest probability of a bin's images, per cent; ends of the bin"
+    ),
+    "test_images": Column("test images", ",.0f", "test images, of a bin or of all"),
+    "share": Column("share of the second", ".1f", "place on the straight path between two models: 0 the first, 1 the second"),
+    "view": Column("view", meaning="in which view images are, of the loss and of batch norm's statistics"),
+    "draw": Column("direction", ".0f", "number of the random direction"),
+    "radius": Column("length of the step", ".2f", "by how much weights move, as a share of each filter's length"),
+    "rise": Column(
+        "rise of the loss",
+        ".4f",
+        "by how much the loss rises, mean of forth and back; in `ensemble_rescaled` along a direction of a fixed length",
+    ),
+    "rise_filter_wise": Column("rise, filter-wise", ".4f", "the same along a direction as long as each filter"),
+    "scaled_by": Column("weights times", "g", "what the weights of all convolutions were multiplied by"),
+    "switch": Column("switch", meaning="a switch of the release, or another field of a recipe"),
+    "value": Column("value", meaning="its value"),
+    "weights_differ": Column("other weights", meaning="whether the weights of the first steps have other bits"),
+    "statistics_differ": Column("other statistics", meaning="whether batch norm's running statistics have other bits"),
     # Recipes and published runs
     "workers": Column("workers", ".0f", "processes of the recipe"),
     "images per worker": Column("images per worker", ".0f", "images of one worker at a step"),
@@ -304,7 +355,6 @@ COLUMNS = {
     # Composed by the report
     "range": Column("smallest to largest"),
     "folder": Column("run"),
-    "seed": Column("seed", ".0f"),
     "status": Column("status"),
     "weights_sha256": Column("SHA-256 of the weights"),
     "n_steps": Column("n, steps", ".0f"),

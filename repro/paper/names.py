@@ -32,6 +32,7 @@ MEMBER, ENSEMBLE = "a member of the ensemble", "Collapsed Ensemble, first to fif
 ONE_MODEL, ONE_AT_4096 = "one model, equal images and exposure", "one model at batch 4096"
 SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in the collapse's view"
 THREE_MODELS = "three models, a third of the images each"
+CONSTANT_TRUNK, PLANNED = "a collapse at each tenth of a constant rate", "one model, planned for that length"
 
 
 class Look(NamedTuple):
@@ -50,6 +51,8 @@ LOOKS = {
     SNAPSHOTS: Look(PURPLE, "^"),
     SNAPSHOTS_IN_CROP: Look(PURPLE, "P"),
     THREE_MODELS: Look(ORANGE, "X"),
+    CONSTANT_TRUNK: Look(BLUE, "."),
+    PLANNED: Look(GREEN, "P", ":"),
     # Whose number it is
     "published": Look(INK, "D"),
     "this paper": Look(VERMILION, "D"),
@@ -87,12 +90,25 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    "tuned_ensemble": "Collapsed Ensemble, tuned rates",
+    "tuned_one_model": "one model, tuned rates",
+    "swa": "SWA",
+    "ema": "exponential average",
+    "constant_trunk": CONSTANT_TRUNK,
+    "constant_ensemble": "collapses from a constant rate",
+    "falling_ensemble": "collapses from one linear decay",
+    "triangular_ensemble": "collapses from triangles",
+    "warm_restarts": "warm restarts",
+    "warm_restarts_crop": "warm restarts, end in the collapse's view",
+    "snapshot_ensemble_restarts": "snapshot ensemble, tuned restarts",
+    "one_cycle": "one cycle",
 }
 _PATTERNS = {
     r"default_resnet50_(\d+)nodes": r"Intel, \1 nodes",
     r"batch_(\d+)": r"batch \1",
     r"batch_(\d+)_no_warmup": r"batch \1, no warm-up",
     r"epochs_(\d+)_batch_(\d+)": r"\1 epochs, batch \2",
+    r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
 }
 
 
@@ -136,6 +152,9 @@ TOPICS = {
     "batch": "Large batches",
     "warm-up": "Warm-up",
     "length": "Longer training",
+    "averages": "Averages of weights",
+    "cooldown": "Collapses from other trunks",
+    "restarts": "Restarts, triangles and one cycle",
 }
 
 
@@ -175,7 +194,7 @@ COLUMNS = {
     "variant": Column("variant", meaning="the settings that are not the defaults"),
     "data": Column("data", meaning="the data set"),
     "members": Column("model or members", meaning="the stage whose end is tested, or those whose predictions are averaged"),
-    "average": Column("mean of", meaning="what of several members is averaged: softmax or logit"),
+    "average": Column("mean of", meaning="what of several members is averaged: softmax, logit or weights"),
     "epochs": Column("epochs", ".2f", "passes over the training images, of all training that led to a model"),
     "n": Column("n, seeds", ".0f", "runs, or timed steps"),
     # Accuracy

@@ -3,6 +3,7 @@
 Units are ImageNet's, as in `released` and `controls`. A rule other than SGD is named, and its class is in `repro.baselines`.
 """
 
+from repro.recipes.cycles import CYCLES
 from repro.schedule import Recipe
 
-BASELINES: tuple[Recipe, ...] = ()
+BASELINES: tuple[Recipe, ...] = (*CYCLES,)

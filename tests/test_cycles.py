@@ -11,7 +11,7 @@ from torch.optim import SGD, lr_scheduler, swa_utils
 from repro.baselines.averages import EMA, SWA
 from repro.model import Network
 from repro.recipes import RECIPES, cycles, shrink
-from repro.recipes.cycles import CYCLES
+from repro.recipes.baselines import OF_CYCLES
 from repro.schedule import Recipe, Stage, at, learning_rate
 
 OF_ENSEMBLES = "tuned_ensemble", "constant_ensemble", "falling_ensemble", "triangular_ensemble", "snapshot_ensemble_restarts"
@@ -204,7 +204,7 @@ def test_a_factor_of_one_changes_nothing_but_the_name():
 
 
 @pytest.mark.parametrize("size", ["laptop", "smoke"])
-@pytest.mark.parametrize("recipe", CYCLES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [*(each.recipe for each in OF_CYCLES), *cycles.AS_TUNED], ids=lambda recipe: recipe.name)
 def test_a_small_version_keeps_the_shares_of_the_stages(recipe, size):
     small = shrink(recipe, size, 20000)
     for one, other in zip(recipe.stages, small.stages, strict=True):

@@ -1,105 +1,110 @@
-"""What is asked about the methods of the paper's references (`recipes.baselines`), declared before the runs."""
+"""What is asked about the methods of the paper's references (`recipes.baselines`), declared before the runs.
 
+`docs/baselines.md` says for each where it comes from, what would count against it, and what this scale cannot say.
+"""
+
+from repro.paper import cycles
 from repro.paper.answering import HALF_A_POINT, Question, Side
+from repro.recipes.baselines import NORMS_AT
+from repro.recipes.controls import BATCHES
 
-# --- Averages of weights, collapses from other trunks, restarts -------------------------------------------------------
+# --- SGD and LARS over the batch --------------------------------------------------------------------------------------
 
-MEMBERS = "collapse1 + collapse2 + collapse3"
-ENSEMBLE = Side("tuned_ensemble", MEMBERS, "softmax")
-LAST = Side("tuned_ensemble", "collapse3")
-SOUP = Side("tuned_ensemble", MEMBERS, "weights")
-ONE_MODEL = Side("tuned_one_model", "collapse_long")
-PLAIN = Side("tuned_one_model", "plain")
+SMALLEST, *LARGER = BATCHES
+LARGE = 16384, 32768  # at which the linear rule's rate loses
 
 
-AVERAGES = (
-    Question("The Collapsed Ensemble beats the mean of its members' weights", ENSEMBLE, SOUP, "averages"),
-    Question(
-        "The mean of the members' weights loses at most half a point against the last member",
-        SOUP,
-        LAST,
-        "averages",
-        not_worse_by=HALF_A_POINT,
-    ),
+def _end(recipe: str) -> Side:
+    return Side(recipe, "main")
+
+
+TUNED = (
     *(
-        Question(f"The Collapsed Ensemble beats one model by {what}", ENSEMBLE, Side(recipe, "average"), "averages")
-        for recipe, what in (("swa", "SWA"), ("ema", "an exponential average of weights"))
+        Question(
+            f"At its own best rate, batch {batch} loses at most half a point against {SMALLEST} at its own",
+            _end(f"sgd_{batch}"),
+            _end(f"sgd_{SMALLEST}"),
+            "tuned",
+            not_worse_by=HALF_A_POINT,
+        )
+        for batch in LARGER
     ),
     *(
         Question(
-            f"In {view} view, SWA at a constant rate loses at most half a point against a falling rate",
-            Side("swa", end),
-            other,
-            "averages",
-            not_worse_by=HALF_A_POINT,
+            f"At batch {batch}, its own best rate is better than the linear rule's",
+            _end(f"sgd_{batch}"),
+            _end(f"batch_{batch}"),
+            "tuned",
         )
-        for view, end, other in (("the collapse's", "average", ONE_MODEL), ("the main", "average_main", PLAIN))
+        for batch in LARGE
     ),
 )
 
-COOLDOWN = (
+LARS = (
     *(
         Question(
-            f"Three collapses from the released cycles beat three from {what}",
-            ENSEMBLE,
-            Side(recipe, MEMBERS, "softmax"),
-            "cooldown",
-        )
-        for recipe, what in (("constant_ensemble", "a constant rate"), ("falling_ensemble", "one linear decay"))
-    ),
-    Question(
-        "The last collapse from a constant rate loses at most half a point against the last from the cycles",
-        Side("constant_ensemble", "collapse3"),
-        LAST,
-        "cooldown",
-        not_worse_by=HALF_A_POINT,
-    ),
-    Question(
-        "One long collapse from a constant rate loses at most half a point against one from the linear decay",
-        Side("constant_ensemble", "collapse_long"),
-        ONE_MODEL,
-        "cooldown",
-        not_worse_by=HALF_A_POINT,
-    ),
-    *(
-        Question(
-            f"A collapse at {tenths} tenths of a constant rate loses at most half a point against a run planned to end there",
-            Side("constant_trunk", f"collapse{tenths}"),
-            planned,
-            "cooldown",
+            f"At batch {batch}, LARS loses at most half a point against SGD, each at its own best rate",
+            _end(f"lars_{batch}"),
+            _end(f"sgd_{batch}"),
+            "lars",
             not_worse_by=HALF_A_POINT,
         )
-        for tenths, planned in (
-            (3, Side("planned_3_tenths", "collapse")),
-            (7, Side("planned_7_tenths", "collapse")),
-            (10, Side("tuned_one_model", "collapse")),
-        )
+        for batch in BATCHES
+        if batch not in LARGE
     ),
-)
-
-RESTARTS = (
     *(
-        Question(f"In {view} view, {what} beat{s} one linear decay", Side(recipe, end), other, "restarts")
-        for what, s, sides in (
-            ("warm restarts", "", (("warm_restarts", "cyc3"), ("warm_restarts_crop", "end"))),
-            ("one cycle", "s", (("one_cycle", "plain"), ("one_cycle", "end"))),
+        Question(
+            f"At batch {batch}, LARS is better than SGD, each at its own best rate",
+            _end(f"lars_{batch}"),
+            _end(f"sgd_{batch}"),
+            "lars",
         )
-        for view, (recipe, end), other in zip(("the main", "the collapse's"), sides, (PLAIN, ONE_MODEL))
+        for batch in LARGE
     ),
-    Question(
-        "The Collapsed Ensemble beats a snapshot ensemble of equal exposure with a restart rate of its own",
-        ENSEMBLE,
-        Side("snapshot_ensemble_restarts", "end1 + end2 + end3", "softmax"),
-        "restarts",
+    *(
+        Question(
+            f"LARS at batch {batch} loses at most half a point against SGD at {SMALLEST}, each at its own best rate",
+            _end(f"lars_{batch}"),
+            _end(f"sgd_{SMALLEST}"),
+            "lars",
+            not_worse_by=HALF_A_POINT,
+        )
+        for batch in LARGE
     ),
-    Question(
-        "Three collapses from the released cycles beat three from triangles",
-        ENSEMBLE,
-        Side("triangular_ensemble", MEMBERS, "softmax"),
-        "restarts",
+    *(
+        Question(
+            f"At batch {batch}, LARS is better if it leaves batch norm and biases alone",
+            _end(f"lars_{batch}_without_norms"),
+            _end(f"lars_{batch}"),
+            "lars",
+        )
+        for batch in NORMS_AT
+    ),
+    *(
+        Question(
+            f"At batch {batch}, SGD is better without weight decay on batch norm",
+            _end(f"sgd_{batch}_norms_not_decayed"),
+            _end(f"sgd_{batch}"),
+            "lars",
+        )
+        for batch in NORMS_AT
+    ),
+    *(
+        Question(
+            f"At batch 32768, LARS as released loses at most half a point against LARS {what}",
+            _end("lars_32768"),
+            _end(f"lars_32768_{name}"),
+            "lars",
+            not_worse_by=HALF_A_POINT,
+        )
+        for name, what in (
+            ("rate_outside", "with the rate outside the momentum buffer"),
+            ("both_outside", "with rate and trust ratio outside it"),
+            ("unfused", "by the norm of the decayed gradient"),
+        )
     ),
 )
 
 # --- All --------------------------------------------------------------------------------------------------------------
 
-QUESTIONS: tuple[Question, ...] = (*AVERAGES, *COOLDOWN, *RESTARTS)
+QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS)

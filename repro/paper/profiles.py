@@ -24,6 +24,8 @@ FULL = {
     "batch": 6,
     "warm-up": 6,
     "length": 6,
+    "tuned": 6,
+    "lars": 6,
     "averages": 6,
     "cooldown": 6,
     "restarts": 6,
@@ -44,6 +46,7 @@ PROFILES = {
 # The notebooks that ask the questions, each with its topics, in the order in which `make reproduce` runs them.
 NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
+    "13-large-batches": ("tuned", "lars"),
     "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

@@ -3,8 +3,8 @@
 Each has the images of `collapsed_ensemble`, 25,730 iterations of 4,096, or up to five iterations less. Where its end is in the
 collapse's view, as many images are: those of the ensemble's three collapses, or, of members, of one collapse for each.
 
-A recipe with a free number is a function of it. The chosen numbers are in capitals: until they are tuned, those that the
-comments beside them give a reason for.
+A recipe with a free number is a function of it, which `baselines.TUNED` lists. The chosen numbers are in capitals: until
+`bench.tuning` has run, those that the comments beside them give a reason for.
 """
 
 import math
@@ -205,19 +205,11 @@ def one_cycle(top: float) -> Recipe:
     )
 
 
-CYCLES = (
-    tuned_ensemble(ENSEMBLE_FACTOR),
-    tuned_one_model(ONE_MODEL_FACTOR),
-    swa(SWA_RATE),
-    ema(EMA_HALF_LIFE),
+# With the number of one that is tuned: constant_ensemble, tuned_one_model, warm_restarts_crop.
+AS_TUNED = (
     constant_trunk(CONSTANT_RATE),
-    constant_ensemble(CONSTANT_RATE),
     falling_ensemble(ONE_MODEL_FACTOR),
-    triangular_ensemble(TRIANGLES_TOP),
     planned(3, ONE_MODEL_FACTOR),
     planned(7, ONE_MODEL_FACTOR),
     warm_restarts(WARM_RESTARTS_TOP),
-    warm_restarts_crop(WARM_RESTARTS_TOP),
-    snapshot_ensemble_restarts(RESTART_RATE),
-    one_cycle(ONE_CYCLE_TOP),
 )

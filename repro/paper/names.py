@@ -73,6 +73,8 @@ LOOKS = {
 }
 RANKS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-."), Look(PURPLE, "v", ":")  # 1, 2, ... ranks
 
+BEDS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-.")  # the data sets of one figure, in their order
+
 _RECIPES = {
     "resnet50_448nodes": "448 nodes",
     "resnet50_448nodes_uncollapsed": "448 nodes, no collapse",

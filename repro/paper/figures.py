@@ -358,10 +358,9 @@ def beds(table: pd.DataFrame) -> plt.Figure:
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(xlim=(low, high), ylim=(y, 0), yticks=[], xlabel="difference in top-1, points, with 95% interval")
     axes.spines["left"].set_visible(False)
-    handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line, label=each) for each, look in zip(data, BEDS)
-    ]
-    figure.legend(handles=handles, loc="upper left", ncols=len(data), bbox_to_anchor=(0.01, 1), borderaxespad=0)
+    for each, look in zip(data, BEDS):
+        axes.plot([], [], look.line, color=look.colour, marker=look.marker, label=each)
+    figure.legend(loc="upper left", ncols=len(data), bbox_to_anchor=(0.01, 1), borderaxespad=0)
     return figure
 
 

@@ -80,7 +80,7 @@ def main() -> None:
     lengths = trials("epochs", ONE_MODEL, LENGTHS, arguments.data, arguments.out, rate=largest_stable(rates))
     print(f"epochs: {levelled_off(lengths):.4g}")
     with replacing(arguments.out.with_suffix(".csv")) as temporary:
-        pd.concat([rates, lengths]).round(3).to_csv(temporary, index=False)
+        pd.concat([rates, lengths]).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     One row per recipe, shrink, model, variant, data, members and average.
     """
     grouped = models.groupby([*GROUP, "members", "average"], sort=False)
-    table = grouped.agg(
+    return grouped.agg(
         epochs=("epochs", "first"),
         n=("top1", "count"),
         top1=("top1", "mean"),
@@ -210,7 +210,6 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
         largest=("top1", "max"),
         top5=("top5", "mean"),
     ).reset_index()
-    return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
 def budget(models: pd.DataFrame) -> pd.DataFrame:

@@ -736,6 +736,13 @@ def test_a_small_recipe_has_a_small_model(profile, small, deep):
     assert shrink(dataclasses.replace(RECIPES["one_model"], model="resnet18"), profile).model == "resnet18"
 
 
+def test_a_small_model_may_be_wider():
+    wide = dataclasses.replace(SHRINKS["laptop"], widen=2)
+    names = {"one_model": "resnet11x2", "one_deep_model": "resnet38x2"}
+    assert {name: shrink(RECIPES[name], wide).model for name in names} == names
+    assert shrink(dataclasses.replace(RECIPES["one_model"], model="resnet18"), wide).model == "resnet18"
+
+
 @pytest.mark.parametrize("formula", ["as_released", "as_designed"])
 @pytest.mark.parametrize(
     "name", ["resnet50_448nodes", "resnet50_custom_lr", "collapsed_ensemble", "one_model", "snapshot_ensemble_crop"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -121,7 +122,7 @@ def spelt_out_sides(sides: Iterable[Side], beside: Path | None = None) -> list[S
     return found
 
 
-def _placed(folder: Path | None, of: Side | Recipe, *parts: str) -> dict[str, str]:
+def _placed(folder: Path | None, of: Side | Recipe, *parts: str) -> dict[str, Any]:
     """Those of these parts that name a file which is in the folder, as its path there."""
     named = {part: name for part in parts if own.is_own(name := getattr(of, part))} if folder else {}
     return {part: str(folder / name) for part, name in named.items() if folder and (folder / name.rpartition(":")[0]).is_file()}

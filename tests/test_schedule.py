@@ -12,6 +12,7 @@ from repro import ReproError
 from repro.images.packed import Preprocessing
 from repro.paper import ratios
 from repro.recipes import RECIPES, SHRINKS, find, shrink
+from repro.recipes.baselines import BASELINES
 from repro.recipes.controls import at_batch
 from repro.schedule import NEW_WEIGHTS, SWITCHES, Recipe, Stage, at, due, joints, learning_rate
 
@@ -101,7 +102,7 @@ def caffe_rate(solver, iteration, designed=False):
 
 
 def test_every_released_recipe_is_held_to_its_solver():
-    assert set(SOLVERS) == set(WORKERS) and set(RECIPES) == {*SOLVERS, *OWN, *CONTROLS}
+    assert set(SOLVERS) == set(WORKERS) and set(RECIPES) == {*SOLVERS, *OWN, *CONTROLS, *(each.name for each in BASELINES)}
     assert all((name in SOLVERS) == recipe.source.startswith("sara-nl/caffe") for name, recipe in RECIPES.items())
     assert [name for name, recipe in RECIPES.items() if recipe.reported] == [
         "resnet50_448nodes",

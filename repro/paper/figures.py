@@ -269,11 +269,11 @@ def _origin(recipe: str, stage: str, before: list[str]) -> str:
 
 
 def batches(runs: pd.DataFrame) -> plt.Figure:
-    """Top-1 of every run over the batch, with and without warm-up; lines join the medians. Expects `tables.batches`."""
+    """Top-1 of every run over the batch, a line for each of a few labels, which joins the medians. Expects `tables.batches`."""
     figure, axes = plt.subplots(layout="constrained", figsize=(ONE_COLUMN, 2.4))
-    sizes = sorted(runs.batch.unique())
-    for label, shift in (("with warm-up", -0.1), ("without warm-up", 0.1)):
-        part, look = runs[runs.warmup == (label == "with warm-up")], LOOKS[label]
+    sizes, labels = sorted(runs.batch.unique()), list(runs.line.unique())
+    for label, shift in zip(labels, np.linspace(-0.1, 0.1, len(labels))):
+        part, look = runs[runs.line == label], LOOKS[label]
         at = part.batch.map(sizes.index) + shift
         axes.plot(at, part.top1, look.marker, color=look.colour, fillstyle="none", markersize=4, label=label)
         middle = part.groupby("batch").top1.median()

@@ -234,19 +234,16 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
 
 
-def batches(models: pd.DataFrame) -> pd.DataFrame:
-    """Top-1 of each run that the questions about batches compare: batch, warmup (whether it had one), seed, top1.
+def batches(models: pd.DataFrame, lines: dict[str, str] = names.WARMUP) -> pd.DataFrame:
+    """Top-1 of each run of some recipes over the batch: line (its label), batch, seed, top1.
 
+    `lines` has the recipes' names by their label, with {} for the batch: by default those of the questions about warm-up.
     Expects `models` of one data set and shrink.
     """
     models = models[(models.variant == "") & models.default_model]
-    sides = [
-        (batch, warmup, Side(f"batch_{batch}" + ("" if warmup else "_no_warmup"), "main"))
-        for batch in BATCHES
-        for warmup in (True, False)
-    ]
-    rows = [answering.rows_of(models, side).reset_index().assign(batch=batch, warmup=warmup) for batch, warmup, side in sides]
-    return pd.concat(rows)[["batch", "warmup", "seed", "top1"]]
+    sides = [(label, batch, Side(recipe.format(batch), "main")) for label, recipe in lines.items() for batch in BATCHES]
+    rows = [answering.rows_of(models, side).reset_index().assign(line=label, batch=batch) for label, batch, side in sides]
+    return pd.concat(rows)[["line", "batch", "seed", "top1"]]
 
 
 def views(data: str, original: int = 2, seed: int = 0) -> pd.DataFrame:

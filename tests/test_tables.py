@@ -464,10 +464,26 @@ def test_what_is_not_there_is_named(out):
         tables.only(tables.models(out), shrink="smoke", variant="")
 
 
-@pytest.mark.parametrize("name", ["claims", "released_runs", "peers", "epochs_by_batch"])
+@pytest.mark.parametrize("name", ["claims", "released_runs", "peers", "baselines", "epochs_by_batch"])
 def test_every_published_number_has_its_source(name):
     table = tables.published(name)
     assert len(table) and table.source.notna().all()
+
+
+def test_published_numbers_of_the_references_are_numbers_and_say_who_read_them():
+    table = tables.published("baselines")
+    numbers = table[["batch", "epochs", "value", "sd", "n"]]
+    assert (
+        all(map(pd.api.types.is_numeric_dtype, numbers.dtypes))
+        and (numbers.fillna(1) > 0).all(axis=None)
+        and table.value.notna().all()
+    )
+    assert set(table.primary) == {"yes", "second hand"} and set(table.unit) == {"%", "minutes", "images"}
+    assert (table.value[table.unit == "%"] < 100).all() and not table.duplicated().any()
+    peers = tables.published("peers").set_index("work")
+    for work in ("Cho et al. (PowerAI DDL)", "Akiba et al."):  # which both tables have
+        (row,) = table[(table.work == work) & (table.net == "ResNet-50")].itertuples()
+        assert row.value == peers.minutes[work] and peers.source[work].startswith(row.source)
 
 
 def test_a_table_in_a_notebook_has_headings_with_units_and_nothing_for_what_is_missing():

@@ -231,5 +231,27 @@ def test_every_recipe_has_a_name_of_its_own_and_yours_keeps_its():
     assert names.recipe("my_recipe") == "my_recipe"
 
 
+def test_a_figure_over_the_batch_has_a_line_of_medians_for_each_method():
+    keys = dict(variant="", default_model=True, members="main", average="")
+    top1 = {
+        "batch_2048": [70.0, 74.0, 72.0],
+        "batch_4096": [60.0, 61.0, 65.0],
+        "lars_4096": [66.0],
+        "batch_2048_no_warmup": [1.0],
+    }
+    rows = [(recipe, seed, value) for recipe, values in top1.items() for seed, value in enumerate(values)]
+    models = pd.DataFrame(rows, columns=["recipe", "seed", "top1"]).assign(**keys)
+    found = tables.batches(models, names.OVER_BATCH)
+    assert sorted(map(tuple, found[["line", "batch", "top1"]].values)) == sorted(
+        (names.LARS if "lars" in recipe else names.LINEAR, int(recipe.split("_")[1]), value)
+        for recipe, _, value in rows
+        if "no_warmup" not in recipe
+    )
+    (axis,) = figures.batches(found).axes
+    medians = [list(line.get_ydata()) for line in axis.lines if line.get_linestyle() != "None"]
+    assert medians == [[72.0, 61.0], [66.0]]
+    assert set(tables.batches(models).line) == {"with warm-up", "without warm-up"}
+
+
 def test_the_style_is_set_by_the_module():
     assert matplotlib.rcParams["svg.fonttype"] == "none" and matplotlib.rcParams["pdf.fonttype"] == 42

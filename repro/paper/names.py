@@ -32,6 +32,8 @@ MEMBER, ENSEMBLE = "a member of the ensemble", "Collapsed Ensemble, first to fif
 ONE_MODEL, ONE_AT_4096 = "one model, equal images and exposure", "one model at batch 4096"
 SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in the collapse's view"
 THREE_MODELS = "three models, a third of the images each"
+# What is compared over the batch
+LINEAR, OWN_RATE, LARS = "SGD, the linear rule's rate", "SGD, its own best rate", "LARS, its own best rate"
 
 
 class Look(NamedTuple):
@@ -61,6 +63,10 @@ LOOKS = {
     # Warm-up
     "with warm-up": Look(BLUE, "o"),
     "without warm-up": Look(VERMILION, "X", "--"),
+    # Methods over the batch
+    LINEAR: Look(GREY, "v", "-."),
+    OWN_RATE: Look(BLUE, "o"),
+    LARS: Look(VERMILION, "s", "--"),
     # Formulas of the learning rate
     "as_released": Look(INK, ".", "-"),
     "as_designed": Look(ORANGE, ".", "--"),
@@ -71,7 +77,11 @@ LOOKS = {
     "waiting": Look(ORANGE, "///"),
     "allreduce": Look(BLUE, "xxx"),
 }
+WARMUP = {"with warm-up": "batch_{}", "without warm-up": "batch_{}_no_warmup"}  # recipes over the batch, by their label
+OVER_BATCH = {LINEAR: "batch_{}", OWN_RATE: "sgd_{}", LARS: "lars_{}"}
 RANKS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-."), Look(PURPLE, "v", ":")  # 1, 2, ... ranks
+
+BEDS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-.")  # the data sets of one figure, in their order
 
 _RECIPES = {
     "resnet50_448nodes": "448 nodes",
@@ -93,6 +103,14 @@ _PATTERNS = {
     r"batch_(\d+)": r"batch \1",
     r"batch_(\d+)_no_warmup": r"batch \1, no warm-up",
     r"epochs_(\d+)_batch_(\d+)": r"\1 epochs, batch \2",
+    # SGD and LARS over the batch
+    r"sgd_(\d+)": r"SGD at its own rate, batch \1",
+    r"sgd_(\d+)_norms_not_decayed": r"SGD, batch norm not decayed, batch \1",
+    r"lars_(\d+)": r"LARS, batch \1",
+    r"lars_(\d+)_without_norms": r"LARS, not on batch norm and biases, batch \1",
+    r"lars_(\d+)_rate_outside": r"LARS, rate outside the buffer, batch \1",
+    r"lars_(\d+)_both_outside": r"LARS, rate and ratio outside, batch \1",
+    r"lars_(\d+)_unfused": r"LARS, norm of the decayed gradient, batch \1",
 }
 
 
@@ -110,6 +128,8 @@ TOGETHER = {
     "batch, without warm-up": {f"batch_{n}_no_warmup": f"{n}" for n in BATCHES},
     "epochs at batch 4096": {f"epochs_{n}_batch_4096": f"{n}" for n in LENGTHS},
     "epochs at batch 14336": {f"epochs_{n}_batch_14336": f"{n}" for n in LENGTHS},
+    "batch, SGD at its own rate": {f"sgd_{n}": f"{n}" for n in BATCHES},
+    "batch, LARS": {f"lars_{n}": f"{n}" for n in BATCHES},
 }
 
 
@@ -136,6 +156,8 @@ TOPICS = {
     "batch": "Large batches",
     "warm-up": "Warm-up",
     "length": "Longer training",
+    "tuned": "Large batches, each at its own best rate",
+    "lars": "LARS",
 }
 
 

@@ -33,6 +33,7 @@ ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by n
         "21-figures": (
             "answers",
             "batches",
+            "beds",
             "budget",
             "headline",
             "learning_rates",

@@ -37,7 +37,7 @@ log = logging.getLogger("repro")
 
 
 def published(name: str) -> pd.DataFrame:
-    """A table of published numbers with their sources: claims, released_runs, peers or epochs_by_batch."""
+    """A table of published numbers with their sources: claims, released_runs, peers, baselines or epochs_by_batch."""
     return pd.read_csv(PUBLISHED / f"{name}.csv")
 
 
@@ -201,7 +201,7 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     One row per recipe, shrink, model, variant, data, members and average.
     """
     grouped = models.groupby([*GROUP, "members", "average"], sort=False)
-    table = grouped.agg(
+    return grouped.agg(
         epochs=("epochs", "first"),
         n=("top1", "count"),
         top1=("top1", "mean"),
@@ -210,7 +210,6 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
         largest=("top1", "max"),
         top5=("top5", "mean"),
     ).reset_index()
-    return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
 def budget(models: pd.DataFrame) -> pd.DataFrame:
@@ -234,19 +233,16 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows)[["label", "line", "members", "epochs", "top1", "seed", "data"]]
 
 
-def batches(models: pd.DataFrame) -> pd.DataFrame:
-    """Top-1 of each run that the questions about batches compare: batch, warmup (whether it had one), seed, top1.
+def batches(models: pd.DataFrame, lines: dict[str, str] = names.WARMUP) -> pd.DataFrame:
+    """Top-1 of each run of some recipes over the batch: line (its label), batch, seed, top1.
 
+    `lines` has the recipes' names by their label, with {} for the batch: by default those of the questions about warm-up.
     Expects `models` of one data set and shrink.
     """
     models = models[(models.variant == "") & models.default_model]
-    sides = [
-        (batch, warmup, Side(f"batch_{batch}" + ("" if warmup else "_no_warmup"), "main"))
-        for batch in BATCHES
-        for warmup in (True, False)
-    ]
-    rows = [answering.rows_of(models, side).reset_index().assign(batch=batch, warmup=warmup) for batch, warmup, side in sides]
-    return pd.concat(rows)[["batch", "warmup", "seed", "top1"]]
+    sides = [(label, batch, Side(recipe.format(batch), "main")) for label, recipe in lines.items() for batch in BATCHES]
+    rows = [answering.rows_of(models, side).reset_index().assign(line=label, batch=batch) for label, batch, side in sides]
+    return pd.concat(rows)[["line", "batch", "seed", "top1"]]
 
 
 def views(data: str, original: int = 2, seed: int = 0) -> pd.DataFrame:
@@ -370,8 +366,8 @@ def time_to_train() -> pd.DataFrame:
     """Published runs on ImageNet-1K by their minutes: this paper, its releases and its peers; no number is ours.
 
     Columns: run, year, hardware, nodes, global_batch, epochs, minutes, images_per_s, per_node (images/s of a node), computed
-    (True where images/s are epochs over minutes, not published), top1, source. The paper's references 21 and 23 are not in it:
-    no number of theirs is known to this project.
+    (True where images/s are epochs over minutes, not published), top1, source. The paper's reference 21 is not in it: no number
+    of it is known to this project.
     """
     released, peers = published("released_runs"), published("peers")
     hardware = released.nodes.astype(str) + " nodes of 2 Xeon Platinum 8160"

@@ -86,7 +86,7 @@ def main() -> None:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
     table = answered(models)
-    print(table.round(2).to_string(index=False))
+    print(table.to_string(index=False, float_format="{:.2f}".format))
     of_runs = models[["recipe", "seed", "members", "average", "top1", "precise"]]
     for name, written in (("precise_statistics", table), ("precise_runs", of_runs)):
         with replacing(writable_folder(results / "bench") / f"{name}.csv") as temporary:

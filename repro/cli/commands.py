@@ -201,9 +201,10 @@ def ask(arguments: dict) -> None:
     asked = load(name)
     say("starting the ranks, which load torch, takes some seconds")
     answers = ask(asked, range(seeds), **arguments)
-    tables.save(answers, results, "answers")
-    figures.save(figures.answers(answers), answers, results, "answers")
-    show([results / "tables" / "answers.csv", results / "figures" / "answers.svg"])
+    saved = own.short(name).replace(".py:", "-").replace(":", "-")  # mine.py:questions as mine-questions
+    tables.save(answers, results, saved)
+    figures.save(figures.answers(answers), answers, results, saved)
+    show([results / "tables" / f"{saved}.csv", results / "figures" / f"{saved}.svg"])
 
 
 def make_one(kind: str) -> Callable[[dict], None]:
@@ -212,7 +213,9 @@ def make_one(kind: str) -> Callable[[dict], None]:
         from repro.paper.reproduce import make
         from repro.paper.tables import runs_or_reference
 
-        arguments["runs"] = runs_or_reference(arguments.get("runs", ""), arguments["results"])
+        # A notebook runs in its own folder, where a relative path would be another one.
+        arguments["results"] = arguments["results"].absolute()
+        arguments["runs"] = runs_or_reference(arguments.get("runs", ""), arguments["results"]).absolute()
         say(f"from the runs in {arguments['runs']}")
         show(make(f"{kind}s", **arguments))
 

@@ -84,6 +84,8 @@ WARMUP = {"with warm-up": "batch_{}", "without warm-up": "batch_{}_no_warmup"}  
 OVER_BATCH = {LINEAR: "batch_{}", OWN_RATE: "sgd_{}", LARS: "lars_{}"}
 RANKS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-."), Look(PURPLE, "v", ":")  # 1, 2, ... ranks
 
+BEDS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-.")  # the data sets of one figure, in their order
+
 _RECIPES = {
     "resnet50_448nodes": "448 nodes",
     "resnet50_448nodes_uncollapsed": "448 nodes, no collapse",

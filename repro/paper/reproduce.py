@@ -34,6 +34,7 @@ ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by n
             "answers",
             "anytime",
             "batches",
+            "beds",
             "budget",
             "headline",
             "learning_rates",

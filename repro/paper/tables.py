@@ -37,7 +37,7 @@ log = logging.getLogger("repro")
 
 
 def published(name: str) -> pd.DataFrame:
-    """A table of published numbers with their sources: claims, released_runs, peers or epochs_by_batch."""
+    """A table of published numbers with their sources: claims, released_runs, peers, baselines or epochs_by_batch."""
     return pd.read_csv(PUBLISHED / f"{name}.csv")
 
 
@@ -202,7 +202,7 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     One row per recipe, shrink, model, variant, data, members and average.
     """
     grouped = models.groupby([*GROUP, "members", "average"], sort=False)
-    table = grouped.agg(
+    return grouped.agg(
         epochs=("epochs", "first"),
         n=("top1", "count"),
         top1=("top1", "mean"),
@@ -211,7 +211,6 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
         largest=("top1", "max"),
         top5=("top5", "mean"),
     ).reset_index()
-    return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
 def budget(models: pd.DataFrame) -> pd.DataFrame:
@@ -385,8 +384,8 @@ def time_to_train() -> pd.DataFrame:
     """Published runs on ImageNet-1K by their minutes: this paper, its releases and its peers; no number is ours.
 
     Columns: run, year, hardware, nodes, global_batch, epochs, minutes, images_per_s, per_node (images/s of a node), computed
-    (True where images/s are epochs over minutes, not published), top1, source. The paper's references 21 and 23 are not in it:
-    no number of theirs is known to this project.
+    (True where images/s are epochs over minutes, not published), top1, source. The paper's reference 21 is not in it: no number
+    of it is known to this project.
     """
     released, peers = published("released_runs"), published("peers")
     hardware = released.nodes.astype(str) + " nodes of 2 Xeon Platinum 8160"

@@ -5,6 +5,7 @@
 PYTHON  = python3
 PROFILE = laptop
 RECIPE  = resnet50_448nodes
+DATA    = digits
 RANKS   = $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 MINUTES = 30
 SEED    =
@@ -118,8 +119,8 @@ coverage: .venv/options  ## run the tests and print the lines that their process
 	.venv/bin/coverage run -m pytest -q -rs $(ARGS)
 	.venv/bin/coverage report
 
-data: .venv/options  ## pack the embedded digits
-	.venv/bin/python data_prep/digits.py $(ARGS)
+data: .venv/options  ## pack a data set: DATA=digits, letters or fashion_mnist; data_prep/README.md has the others
+	.venv/bin/python data_prep/$(DATA).py $(ARGS)
 
 bench-data: .venv/options  ## measure the loader against torchvision's, packing and memory (run nothing else meanwhile)
 	.venv/bin/python -m bench.loader

@@ -5,10 +5,12 @@ none of them compares two sides of a claim:
 
 rate     the largest factor at which a small batch (2048 of ImageNet's images) is stable: within one point of the best factor
 length   the shortest of the lengths at which twice the epochs gain one model less than one point, or the longest tried
+width    of the factors on the channels, the largest for which the declared runs fit into the hours that there are. It is chosen
+         by cost alone: `seconds` are those of one run on one core. Only where widths are asked for (photographs)
 noise    the standard deviation, in units of the digits' contrast, at which one model is right for about 76% of the images, as
          on ImageNet. It is part of the data (data_prep/digits.py), so it is not varied here: this script only reports it
 
-    python -m bench.regime [--out results/bench/regime]
+    python -m bench.regime [--data fashion_mnist --widths 1 2 4] [--out results/bench/regime]
 """
 
 import argparse
@@ -40,7 +42,8 @@ def trials(number: str, recipe: str, values, data: str, out: Path, **chosen) -> 
         small = recipes.shrink(recipes.find(recipe), profile, images)
         for seed in SEEDS:
             folder = train(small, data=data, shrink="none", seed=seed, split="val", out=str(out), device="cpu")
-            end = records.read(folder)["ends"]["main"]
+            run = records.read(folder)
+            end = run["ends"]["main"]
             rows.append(
                 {
                     "number": number,
@@ -49,6 +52,7 @@ def trials(number: str, recipe: str, values, data: str, out: Path, **chosen) -> 
                     "seed": seed,
                     "validation_top1": 100 * end["top1"] / end["images"],
                     "train_top1": 100 * end["train_top1"],
+                    "seconds": run["seconds"] * run["ranks"],
                 }
             )
             print(rows[-1], flush=True)
@@ -72,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=given, default=RESULTS / "bench" / "regime", help="folder (default: %(default)s)")
     parser.add_argument("--data", default="digits", help="data set (default: %(default)s)")
+    parser.add_argument("--widths", type=int, nargs="*", default=[], help="factors on the channels of the small network")
     arguments = parser.parse_args()
     pack_embedded(arguments.data)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -79,8 +84,10 @@ def main() -> None:
     print(f"rate: {largest_stable(rates):g}")
     lengths = trials("epochs", ONE_MODEL, LENGTHS, arguments.data, arguments.out, rate=largest_stable(rates))
     print(f"epochs: {levelled_off(lengths):.4g}")
+    chosen = dict(rate=largest_stable(rates), epochs=levelled_off(lengths))
+    widths = trials("widen", ONE_MODEL, arguments.widths, arguments.data, arguments.out, **chosen)
     with replacing(arguments.out.with_suffix(".csv")) as temporary:
-        pd.concat([rates, lengths]).round(3).to_csv(temporary, index=False)
+        pd.concat([rates, lengths, widths]).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def run(
         packing.check_name(out, name)
         for split, originals in splits().items():
             count, items = len(originals[0]), partial(_items, name, split, originals, noise)
-            stored, path = packed.drawn_by(name), out / f"{split}.lmdb"
+            stored, path = packed.written_by(name), out / f"{split}.lmdb"
             manifest = packed.write(path, out.name, split, classes, items, stored, preprocessing=preprocessing, originals=count)
             print(f"{path}: {manifest['count']:,} images of {count} originals, sha256 {manifest['sha256'][:12]}")
     except ReproError as error:

@@ -10,6 +10,7 @@ from repro.cli.arguments import Parser
 from repro.cli.commands import US, parser
 from repro.paper.names import COLUMNS
 from repro.recipes import SHRINKS
+from repro.recipes.baselines import BASELINES
 from repro.recipes.controls import CONTROLS
 from repro.recipes.released import RELEASED
 from repro.schedule import Recipe
@@ -69,6 +70,10 @@ def controls() -> str:
     return table(HEAD, [row(recipe) for recipe in CONTROLS])
 
 
+def baselines() -> str:
+    return table(HEAD, [row(recipe) for recipe in BASELINES])
+
+
 HEAD = "recipe | batch | epochs | stages"
 
 
@@ -90,4 +95,11 @@ def columns() -> str:
     return table("column | meaning", [[f"`{name}`", meaning] for name, meaning in described.items()])
 
 
-PLACES = {"commands": commands, "released": released, "controls": controls, "shrinks": shrinks, "columns": columns}
+PLACES = {
+    "commands": commands,
+    "released": released,
+    "controls": controls,
+    "baselines": baselines,
+    "shrinks": shrinks,
+    "columns": columns,
+}

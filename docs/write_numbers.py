@@ -19,8 +19,10 @@ from statistics import mean, median
 import pandas as pd
 
 from repro.paper import answering, questions, statistics, tables
+from repro.paper.choice import chosen, means
 from repro.paper.names import COLUMNS
 from repro.recipes import RECIPES
+from repro.recipes.baselines import TUNED
 from repro.run import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,6 +273,19 @@ def digits_regime() -> str:
         for (number_, recipe, value), rows in found.items()
     ]
     return table("chosen | recipe | value | n | validation top-1, % | training top-1, %", lines)
+
+
+def tuning() -> str:
+    """What was tried for each tuned method, in order, with the mean accuracy of each value; the chosen one is bold."""
+    file = ROOT / REFERENCE / "bench/tuning.csv"
+    rows = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["recipe", "value", "validation_top1"])
+    lines = []
+    for method in TUNED:
+        tried = means(rows, method.recipe.name)
+        best = chosen(tried) if tried else None
+        values = [f"**{value:g}**: {top1:.1f}" if value == best else f"{value:g}: {top1:.1f}" for value, top1 in tried.items()]
+        lines.append([f"`{method.recipe.name}`", method.number, f"{method.first:g}", ", ".join(values) or "*not tuned yet*"])
+    return table("recipe | number | first | value: validation top-1, %", lines)
 
 
 def digits_accuracy() -> str:
@@ -779,6 +794,7 @@ PLACES = {
     "digits-size": digits_size,
     "digits-precise": digits_precise,
     "digits-regime": digits_regime,
+    "tuning": tuning,
     "digits-accuracy": digits_accuracy,
     "digits-loss": digits_loss,
     "speed": speed,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro import choose
-from repro.schedule import MODELS, STRIDES
+from repro.schedule import DEPTHS, MODELS, STRIDES
 
 
 class BasicBlock(nn.Module):
@@ -64,7 +64,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 BLOCKS: tuple[tuple[type[BasicBlock | Bottleneck], tuple[int, ...]], ...]
-BLOCKS = (  # of `MODELS`: the block, and the number of blocks in each group (the paper's table 1, and two for small images)
+BLOCKS = (  # of `DEPTHS`: the block, and the number of blocks in each group (the paper's table 1, and two for small images)
     (BasicBlock, (2, 2, 2, 2)),
     (BasicBlock, (3, 4, 6, 3)),
     (Bottleneck, (3, 4, 6, 3)),
@@ -80,14 +80,16 @@ class ResNet(nn.Module):
 
     `stride` is where a bottleneck that halves its input does so: in the first 1x1 convolution ("v1", the paper) or in the
     3x3 ("v1.5"). `released_stem` selects the stem of the authors' Caffe release, otherwise torchvision's. ResNet-11 and -38
-    have a 3x3 convolution of stride 2 without pooling instead, three groups, and an eighth of the others' channels.
+    have a 3x3 convolution of stride 2 without pooling instead, three groups, and an eighth of the others' channels; with
+    x2 or x4 in the name, twice or four times as many.
     """
 
     def __init__(self, name: str, classes: int, channels: int = 3, stride: str = "v1.5", released_stem: bool = True):
         super().__init__()
-        block, numbers = dict(zip(MODELS, BLOCKS, strict=True))[name]
+        depth, _, times = name.partition("x")
+        block, numbers = dict(zip(DEPTHS, BLOCKS, strict=True))[depth]
         if len(numbers) == 3:
-            width = 8
+            width = 8 * int(times or 1)
             self.conv1 = nn.Conv2d(channels, width, 3, 2, padding=1, bias=False)
             self.maxpool: nn.Module = nn.Identity()
         else:

@@ -25,7 +25,9 @@ SWITCHES = {  # where the authors' text and code disagree, or Intel's defaults d
     "bn_momentum": (0.05, 0.1),
 }
 STRIDES = ("v1.5", "v1")
-MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet11", "resnet38")  # `resnet` builds them
+DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet11", "resnet38")
+# `resnet` builds them: the small ones also with more channels, named as in Big Transfer (arXiv 1912.11370).
+MODELS = (*DEPTHS, *(f"{small}x{times}" for times in (2, 4) for small in DEPTHS[-2:]))
 DECAYS = ("polynomial", "cosine")
 AUGMENTATIONS = ("scale_aspect", "scale", "none")
 NEW_WEIGHTS = "new weights"  # a stage that starts from these begins another model

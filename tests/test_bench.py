@@ -119,9 +119,11 @@ def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tm
         return str(tmp_path)
 
     monkeypatch.setattr(regime, "train", train)
-    monkeypatch.setattr(regime.records, "read", lambda _: {"ends": {"main": {"top1": 3, "images": 4, "train_top1": 0.5}}})
+    run = {"ends": {"main": {"top1": 3, "images": 4, "train_top1": 0.5}}, "seconds": 5.0, "ranks": 2}
+    monkeypatch.setattr(regime.records, "read", lambda _: run)
     rows = regime.trials("rate", "batch_2048", (3.0, 48.0), digits, tmp_path, epochs=1 / 30)
     assert known == SHRINKS and list(rows.validation_top1) == [75.0] * 4 and list(rows.seed) == [*regime.SEEDS] * 2
+    assert list(rows.seconds) == [10.0] * 4
     for (recipe, given), value in zip(asked, (3.0, 3.0, 48.0, 48.0)):
         assert recipe.name == f"batch_2048-rate-{value:g}" and given["split"] == "val"
         expected = value / 128 * RECIPES["batch_2048"].stages[0].base_rate * 128 / 64  # a 64th of the batch

@@ -1,5 +1,7 @@
 """The data sets that the project packs."""
 
+import gzip
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 from torchvision.datasets import FakeData
 
-from data_prep import cifar10
+from data_prep import cifar10, fashion_mnist
 from repro.images import packed
 from repro.images.data import Images
 from repro.images.packed import SPLITS, Packed, PackedError, pack_embedded
@@ -309,3 +311,74 @@ def test_without_a_network_cifar10_says_what_to_do(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["cifar10.py", "--source", str(tmp_path), "--out", str(tmp_path / "o")])
     assert cifar10.main() == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: CIFAR-10 could not be downloaded (")
+
+
+# --- Fashion-MNIST -------------------------------------------------------------------------------------------------------
+
+
+def write_idx(path, array, compressed):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+    content = header + array.tobytes()
+    path = path.with_name(f"{path.name}.gz") if compressed else path
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "compressed"])
+def clothes(tmp_path, monkeypatch, request):
+    """A folder of four small IDX files that count as the published ones, and what is in them."""
+    random, arrays, digests = np.random.default_rng(0), {}, {}
+    for part, number in (("train", 40), ("test", 20)):
+        arrays[part] = random.integers(256, size=(number, 28, 28), dtype=np.uint8), np.arange(number, dtype=np.uint8) % 10
+        for name, array in zip(fashion_mnist.FILES[part], arrays[part]):
+            digests[name] = write_idx(tmp_path / name, array, request.param)
+    monkeypatch.setattr(fashion_mnist, "SHA256", digests)
+    monkeypatch.setattr(fashion_mnist, "HELD_OUT", 1)
+    return tmp_path, arrays
+
+
+def pack_clothes(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["fashion_mnist.py", *map(str, options)])
+    return fashion_mnist.main()
+
+
+def test_clothes_are_packed_pixel_by_pixel(clothes, monkeypatch):
+    folder, arrays = clothes
+    assert pack_clothes(monkeypatch, "--source", folder, "--out", folder / "fashion_mnist") == 0
+    places = {"train": range(30), "val": range(30, 40), "test": range(20)}  # the last of each class is held out
+    for split, expected in places.items():
+        images, (pixels, labels) = Images(str(folder / "fashion_mnist"), split), arrays["test" if split == "test" else "train"]
+        assert len(images) == len(expected) and images.classes == fashion_mnist.CLASSES and images.channels == 1
+        for index, place in enumerate(expected):
+            label, image = images.load(index)
+            assert label == labels[place] and np.array_equal(image, pixels[place])
+
+
+def test_clothes_that_are_not_the_published_ones_are_refused(clothes, monkeypatch, capsys):
+    folder, _ = clothes
+    name = fashion_mnist.FILES["test"][1]
+    (file,) = folder.glob(f"{name}*")
+    file.write_bytes(gzip.compress(b"other") if file.suffix == ".gz" else b"other")
+    assert pack_clothes(monkeypatch, "--source", folder, "--out", folder / "o") == 2
+    assert f"{file} is not the file that was published" in capsys.readouterr().err
+    file.unlink()
+    assert pack_clothes(monkeypatch, "--source", folder, "--out", folder / "o") == 2
+    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err and not (folder / "o").exists()
+
+
+def test_without_package_and_network_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(fashion_mnist, "DOWNLOADED", tmp_path / "FashionMNIST" / "raw")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert pack_clothes(monkeypatch, "--out", tmp_path / "o") == 2
+    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason=f"Debian's package is not installed: no {fashion_mnist.DEBIAN}")
+def test_the_real_clothes_have_the_mean_and_deviation_that_are_subtracted():
+    parts = fashion_mnist.read(fashion_mnist.DEBIAN)
+    assert {split: len(labels) for split, (_, labels) in parts.items()} == {"train": 55_000, "val": 5_000, "test": 10_000}
+    assert all(len(set(np.bincount(labels))) == 1 for _, labels in parts.values())
+    pixels, seen = parts["train"][0], fashion_mnist.PREPROCESSING
+    assert seen.mean == (round(pixels.mean()),) and seen.scale == (1 / round(pixels.std()),)

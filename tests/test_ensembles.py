@@ -145,9 +145,19 @@ def test_costs_come_from_records_alone(digits):
         models[models.recipe.isin(["five_members", "one_deep_model", "three_models"])], Images(digits, "test")
     )
     per_image = table.groupby(["label", "models"]).operations.first()
-    assert list(per_image[names.ENSEMBLE]) == [317_184 * number for number in range(1, 6)]
-    assert per_image[names.ONE_DEEP].item() == 943_872 and per_image[names.THREE_MODELS].item() == 3 * 317_184
+    assert list(per_image[names.ENSEMBLE]) == pytest.approx([0.317184 * number for number in range(1, 6)])
+    assert per_image[names.ONE_DEEP].item() == pytest.approx(0.943872)
+    assert per_image[names.THREE_MODELS].item() == pytest.approx(3 * 0.317184)
     assert table.groupby("label").seed.nunique().min() >= 3
+    assert ensembles.costs(models[models["shrink"] == "smoke"], Images(digits, "test")).empty
+
+
+def test_a_table_that_cannot_be_made_here_is_the_references(tmp_path, capsys):
+    one = tables.pd.DataFrame({"seed": [7]})
+    found = ensembles.kept({"ensemble_pairs": tables.pd.DataFrame(), "ensemble_costs": one}, tmp_path)
+    assert len(found["ensemble_pairs"]) > 1 and "ensemble_pairs" in capsys.readouterr().out
+    assert found["ensemble_costs"] is one and [path.name for path in tmp_path.glob("tables/*")] == ["ensemble_costs.csv"]
+    assert ensembles.source(tmp_path, "digits", "laptop") == REFERENCE / "runs"
 
 
 # --- The landscape ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from conftest import ROOT, python
 
 REFERENCE = ROOT / "results" / "reference"
 NAN = float("nan")
+ENSEMBLE_TABLES = "calibration", "pairs", "paths", "sharpness", "costs"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -65,6 +66,13 @@ def drawings():
         yield f"answers-{topic}", figures.answers(part)
     yield "own", figures.answers(own_answers())
     yield "time", figures.time_to_train(tables.time_to_train())
+    kept = {name: pd.read_csv(REFERENCE / "tables" / f"ensemble_{name}.csv") for name in ENSEMBLE_TABLES}
+    models = {("five_members", "collapse3"): "a member", ("one_model", "collapse_long"): "one model"}
+    yield "reliability", figures.reliability(kept["calibration"], models)
+    yield "disagreement", figures.disagreement(kept["pairs"])
+    yield "paths", figures.paths(kept["paths"])
+    yield "sharpness", figures.sharpness(kept["sharpness"])
+    yield "costs", figures.budget(kept["costs"], "operations")
     yield "step", figures.step_parts(pd.read_csv(REFERENCE / "tables" / "scaling_papers_nodes.csv"))
 
 
@@ -150,6 +158,9 @@ def test_what_has_not_its_own_grey_has_its_own_marker_or_line():
         ["supported", "contradicted", "equivalent", "not resolved"],
         ["as_released", "as_designed"],
         ["with warm-up", "without warm-up"],
+        [names.MEMBERS_OF_ONE, names.SAME_OF_TWO, names.THREE_MODELS],
+        [*names.PAIRS],
+        [names.BEFORE, names.AFTER],
         ["weak", "strong"],
         ["compute", "waiting", "allreduce"],
     ]
@@ -229,6 +240,28 @@ def test_every_recipe_has_a_name_of_its_own_and_yours_keeps_its():
     assert len(set(shown)) == len(shown)
     assert not [name for name in shown if "_" in name], "add what people call it to _RECIPES in repro/paper/names.py"
     assert names.recipe("my_recipe") == "my_recipe"
+
+
+def test_a_figure_over_the_batch_has_a_line_of_medians_for_each_method():
+    keys = dict(variant="", default_model=True, members="main", average="")
+    top1 = {
+        "batch_2048": [70.0, 74.0, 72.0],
+        "batch_4096": [60.0, 61.0, 65.0],
+        "lars_4096": [66.0],
+        "batch_2048_no_warmup": [1.0],
+    }
+    rows = [(recipe, seed, value) for recipe, values in top1.items() for seed, value in enumerate(values)]
+    models = pd.DataFrame(rows, columns=["recipe", "seed", "top1"]).assign(**keys)
+    found = tables.batches(models, names.OVER_BATCH)
+    assert sorted(map(tuple, found[["line", "batch", "top1"]].values)) == sorted(
+        (names.LARS if "lars" in recipe else names.LINEAR, int(recipe.split("_")[1]), value)
+        for recipe, _, value in rows
+        if "no_warmup" not in recipe
+    )
+    (axis,) = figures.batches(found).axes
+    medians = [list(line.get_ydata()) for line in axis.lines if line.get_linestyle() != "None"]
+    assert medians == [[72.0, 61.0], [66.0]]
+    assert set(tables.batches(models).line) == {"with warm-up", "without warm-up"}
 
 
 def test_the_style_is_set_by_the_module():

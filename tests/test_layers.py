@@ -50,6 +50,7 @@ WITHOUT_TORCH = [
     "jupyter.progress",
     "jupyter.curves",
     "scaling.steptime",
+    "paper.choice",
     "paper.plan",
     "paper.profiles",
     "paper.statistics",

@@ -140,6 +140,17 @@ def test_v1_strides_in_the_1x1_and_v15_in_the_3x3(name, stride):
         assert stage[0].conv1.kernel_size == (1, 1) and stage[0].conv2.kernel_size == (3, 3)
 
 
+@pytest.mark.parametrize("name", ["resnet11", "resnet38"])
+def test_a_wide_network_has_more_channels_everywhere_and_nothing_else(name):
+    with torch.device("meta"):
+        narrow, wide = (build(each, 10, 1).state_dict() for each in (name, f"{name}x4"))
+    assert list(narrow) == list(wide)
+    for key, one in narrow.items():
+        fixed = {"conv1.weight": [1], "fc.weight": [0], "fc.bias": [0]}.get(key, [])  # images' channels, and classes
+        grown = [side if axis in fixed or side in (1, 3) else 4 * side for axis, side in enumerate(one.shape)]
+        assert list(wide[key].shape) == grown, key
+
+
 def test_v1_and_v15_are_one_network_of_basic_blocks_and_two_of_bottlenecks():
     images = torch.randn(2, 3, 64, 64)
     for name in ("resnet18", "resnet50"):

@@ -51,6 +51,8 @@ def test_all_are_there():
         "10-train",
         "11-scaling",
         "12-questions",
+        "13-large-batches",
+        "14-averages-and-cycles",
         "15-ablation",
         "20-tables",
         "21-figures",

@@ -102,8 +102,7 @@ def caffe_rate(solver, iteration, designed=False):
 
 
 def test_every_released_recipe_is_held_to_its_solver():
-    rivals = {recipe.name for recipe in BASELINES}
-    assert set(SOLVERS) == set(WORKERS) and set(RECIPES) - rivals == {*SOLVERS, *OWN, *CONTROLS}
+    assert set(SOLVERS) == set(WORKERS) and set(RECIPES) == {*SOLVERS, *OWN, *CONTROLS, *(each.name for each in BASELINES)}
     assert all((name in SOLVERS) == recipe.source.startswith("sara-nl/caffe") for name, recipe in RECIPES.items())
     assert [name for name, recipe in RECIPES.items() if recipe.reported] == [
         "resnet50_448nodes",
@@ -736,6 +735,13 @@ def test_a_small_recipe_has_a_small_model(profile, small, deep):
     assert shrink(RECIPES["one_model"], profile).model == small
     assert shrink(RECIPES["one_deep_model"], profile).model == deep
     assert shrink(dataclasses.replace(RECIPES["one_model"], model="resnet18"), profile).model == "resnet18"
+
+
+def test_a_small_model_may_be_wider():
+    wide = dataclasses.replace(SHRINKS["laptop"], widen=2)
+    names = {"one_model": "resnet11x2", "one_deep_model": "resnet38x2"}
+    assert {name: shrink(RECIPES[name], wide).model for name in names} == names
+    assert shrink(dataclasses.replace(RECIPES["one_model"], model="resnet18"), wide).model == "resnet18"
 
 
 @pytest.mark.parametrize("formula", ["as_released", "as_designed"])

@@ -35,7 +35,7 @@ def test_every_module_is_on_the_page():
 
 
 def test_every_recipe_is_on_the_page_once():
-    page = generated.released() + generated.controls()
+    page = generated.released() + generated.controls() + generated.baselines()
     for name, recipe in recipes.RECIPES.items():
         assert page.count(f"|`{name}`<br>") == 1
         assert f"|{recipe.global_batch} = {recipe.workers} x {recipe.images_per_worker}|{recipe.epochs():.2f}|" in page

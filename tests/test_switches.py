@@ -8,7 +8,7 @@ import torch
 from repro.paper import switches
 from repro.paper.questions import of
 from repro.recipes import RECIPES
-from repro.recipes.baselines import ABLATION
+from repro.recipes.baselines import ABLATION, SWITCHED_TO_LARS
 from repro.recipes.released import resnet50_448nodes
 from repro.resnet import build
 from repro.run.identity import TEXTS
@@ -35,10 +35,18 @@ def base(name: str) -> Recipe:
     return RECIPES["resnet50_custom_lr" if name.startswith("cycles") else "resnet50_448nodes"]
 
 
-@pytest.mark.parametrize("recipe", ABLATION, ids=[recipe.name for recipe in ABLATION])
+RECIPES_OF = *ABLATION, SWITCHED_TO_LARS.recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES_OF, ids=[recipe.name for recipe in RECIPES_OF])
 def test_an_ablation_changes_one_thing(recipe):
     name = recipe.name.removeprefix("ablation_")
     changed = differences(recipe, base(name))
+    if "lars" in name:
+        factors = [stage.base_rate / plain.base_rate for stage, plain in zip(recipe.stages, base(name).stages)]
+        assert set(changed) == {"stages", "update", "update_numbers"} and factors == pytest.approx(factors[:1] * 2)
+        assert recipe.stages[0].base_rate == pytest.approx(32 * (14336 / 32768) ** 0.5 * SWITCHED_TO_LARS.value)
+        return
     if name not in KEPT:
         assert changed == CHANGED[name]
         return
@@ -69,7 +77,7 @@ def acting(digits):
 def test_what_can_act_is_asked_and_what_cannot_is_not(acting):
     asked = [differences(RECIPES[question.other.recipe], resnet50_448nodes) for question in of(["ablation"])]
     for (name, value), row in acting.iterrows():
-        found = any(str(changed.get(name)) == value for changed in asked) or name == "keep_momentum"
+        found = any(str(changed.get(name)) == value for changed in asked) or name in ("keep_momentum", "lars")
         assert found == (row.weights_differ or row.statistics_differ), name
 
 
@@ -83,6 +91,12 @@ def test_the_switches_that_change_no_weights(acting):
             torch.manual_seed(0)
             weights.append(torch.cat([value.flatten() for value in build(name, 10, 1, zero_gamma=zero_gamma).parameters()]))
         assert torch.equal(*weights) == same
+
+
+def test_the_two_norms_of_lars_give_other_weights(digits):
+    plain, decayed = (recipe for (name, _), recipe in switches.variants().items() if name == "lars")
+    one, other = (switches._first_steps(recipe, digits, "laptop")[0] for recipe in (plain, decayed))
+    assert not torch.equal(one, other) and differences(plain, decayed) == {"update": "repro.baselines.lars:LARS"}
 
 
 def test_a_switch_that_does_nothing_is_found(digits, monkeypatch):

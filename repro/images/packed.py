@@ -34,7 +34,8 @@ from repro.paths import DATA, ROOT, replacing, writable_folder
 FORMAT = "scaleout-repro packed images, version 3"
 HEADER = struct.Struct("<II")
 MANIFEST = b"\0"  # sorts before every record's key, so that records can be appended in any case
-EMBEDDED = ("digits", "letters")  # made from what scikit-learn and matplotlib bring
+# Packed when a run first needs them, from what scikit-learn, matplotlib and Debian's package of Fashion-MNIST bring.
+EMBEDDED = ("digits", "letters", "fashion_mnist")
 SPLITS = ("train", "val", "test")  # a data set may lack "val"
 DATA_SETS = (*EMBEDDED, "cifar10", "imagenet", "places365")  # for which data_prep has a script of the same name
 CHUNK = 500  # inputs per transaction: the most that a kill can cost
@@ -331,10 +332,10 @@ def data_folder(data: str) -> Path:
     return DATA / data
 
 
-def drawn_by(data: str) -> str:
-    """What `stored` says of an embedded data set: another text after any change of the scripts that draw it."""
+def written_by(data: str) -> str:
+    """What `stored` says of an embedded data set: another text after any change of its scripts."""
     digest = hashlib.sha256(b"".join((ROOT / "data_prep" / f"{name}.py").read_bytes() for name in (data, "drawing")))
-    return f"PNG, drawn by data_prep/{data}.py and drawing.py (sha256 {digest.hexdigest()[:12]})"
+    return f"PNG, written by data_prep/{data}.py and drawing.py (sha256 {digest.hexdigest()[:12]})"
 
 
 def pack_embedded(data: str) -> None:
@@ -342,7 +343,7 @@ def pack_embedded(data: str) -> None:
     if data not in EMBEDDED:
         return
     try:
-        if all(Packed(DATA / data / f"{split}.lmdb", data, split).manifest["stored"] == drawn_by(data) for split in SPLITS):
+        if all(Packed(DATA / data / f"{split}.lmdb", data, split).manifest["stored"] == written_by(data) for split in SPLITS):
             return
     except PackedError:  # missing, damaged, or in an earlier version's format
         pass

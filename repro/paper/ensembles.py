@@ -118,12 +118,12 @@ def source(out: Path | str, data: str, shrink: str) -> Path:
 
 
 def kept(found: dict[str, pd.DataFrame], results: Path | str) -> dict[str, pd.DataFrame]:
-    """Saves tables (`tables.save`), and returns them; of one without rows, since no run has snapshots, the reference's."""
+    """Saves tables (`tables.save`), and returns them; of one without rows, since no run has what it needs, the reference's."""
     for name, table in found.items():
         if len(table):
             tables.save(table, results, name)
     if gone := [name for name, table in found.items() if table.empty]:
-        print(f"no run here has its models: {', '.join(gone)} are as the reference has them")
+        print(f"no run here has what is needed: {', '.join(gone)} as the reference has it")
     return {name: table if len(table) else pd.read_csv(REFERENCE / "tables" / f"{name}.csv") for name, table in found.items()}
 
 
@@ -203,8 +203,8 @@ def _pair(kind: str, recipe: str, members: str, seed: int, one: np.ndarray, othe
 def costs(models: pd.DataFrame, images: Images) -> pd.DataFrame:
     """Top-1 over what a prediction costs: label, line (part of a line), models, operations, top1, seed.
 
-    `models` is how many are evaluated for an image, `operations` their multiply-adds. Expects `tables.models` of one data set
-    and shrink, and images of that data set. The records of runs are enough: no weights are read.
+    `models` is how many are evaluated for an image, `operations` their multiply-adds, in millions. Expects `tables.models` of
+    one data set and shrink, and images of that data set. The records of runs are enough: no weights are read.
     """
     models = models[(models.variant == "") & models.default_model]
     drawn = [(names.ENSEMBLE, True, Side("five_members", *_mean(MEMBERS[:number]))) for number in range(1, 6)]
@@ -214,7 +214,7 @@ def costs(models: pd.DataFrame, images: Images) -> pd.DataFrame:
     table = pd.concat(rows).assign(models=lambda rows: rows.members.str.count(r"\+") + 1)
     seen = len(images.classes), images.channels, images.preprocessing.size
     one = {network: operations(builder(network, *seen)(), *seen[1:]) for network in table.model.unique()}
-    table["operations"] = table.model.map(one) * table.models
+    table["operations"] = table.model.map(one) * table.models / 1e6
     return table[["label", "line", "models", "operations", "top1", "seed"]].reset_index(drop=True)
 
 

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from repro.paper import names
-from repro.paper.names import ENSEMBLE, GREY, INK, LOOKS, MEMBER, ONE_MODEL, PALE
+from repro.paper.names import BEDS, ENSEMBLE, GREY, INK, LOOKS, MEMBER, ONE_MODEL, PALE
 from repro.paths import replacing
 from repro.recipes import RECIPES
 from repro.run import records
@@ -270,11 +270,11 @@ def _origin(recipe: str, stage: str, before: list[str]) -> str:
 
 
 def batches(runs: pd.DataFrame) -> plt.Figure:
-    """Top-1 of every run over the batch, with and without warm-up; lines join the medians. Expects `tables.batches`."""
+    """Top-1 of every run over the batch, a line for each of a few labels, which joins the medians. Expects `tables.batches`."""
     figure, axes = plt.subplots(layout="constrained", figsize=(ONE_COLUMN, 2.4))
-    sizes = sorted(runs.batch.unique())
-    for label, shift in (("with warm-up", -0.1), ("without warm-up", 0.1)):
-        part, look = runs[runs.warmup == (label == "with warm-up")], LOOKS[label]
+    sizes, labels = sorted(runs.batch.unique()), list(runs.line.unique())
+    for label, shift in zip(labels, np.linspace(-0.1, 0.1, len(labels))):
+        part, look = runs[runs.line == label], LOOKS[label]
         at = part.batch.map(sizes.index) + shift
         axes.plot(at, part.top1, look.marker, color=look.colour, fillstyle="none", markersize=4, label=label)
         middle = part.groupby("batch").top1.median()
@@ -331,6 +331,37 @@ def answers(table: pd.DataFrame) -> plt.Figure:
     for line, handles in enumerate(key):
         place = 0.03 / width, (1.3 - 1.2 * line) * LINE / height
         figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=2, borderaxespad=0, borderpad=0)
+    return figure
+
+
+def beds(table: pd.DataFrame) -> plt.Figure:
+    """Each claim with its difference and 95% interval on every data set, and whether these agree. Expects `beds.table`."""
+    data = list(dict.fromkeys(table.data))
+    height, lane = 0.45, 0.15  # inches, of the axis below; of an interval
+    blocks = [
+        (wrap(f"{claim}: {rows.agreement.iloc[0]}", 2 * TEXT), rows) for claim, rows in table.groupby("claim", sort=False)
+    ]
+    total = sum(LINE * len(text) + lane * len(rows) + SPACE for text, rows in blocks)
+    figure = plt.figure(figsize=(TWO_COLUMNS, total + height + 2 * LINE))
+    axes = figure.add_axes((0.02, height / figure.get_figheight(), 0.82, total / figure.get_figheight()))
+    low, high = _limits(table, [])
+    y = 0.0
+    for text, rows in blocks:
+        axes.text(0, y, "\n".join(text), va="top", transform=axes.get_yaxis_transform(), linespacing=1.25)
+        y += LINE * len(text)
+        for row in rows.itertuples():
+            look, place = BEDS[data.index(row.data)], y + lane / 2
+            axes.plot([max(row.low, low), min(row.high, high)], [place, place], look.line, color=look.colour)
+            axes.plot(row.difference, place, look.marker, color=look.colour)
+            axes.text(1.02, place, row.verdict, va="center", transform=axes.get_yaxis_transform())
+            y += lane
+        y += SPACE
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlim=(low, high), ylim=(y, 0), yticks=[], xlabel="difference in top-1, points, with 95% interval")
+    axes.spines["left"].set_visible(False)
+    for each, look in zip(data, BEDS):
+        axes.plot([], [], look.line, color=look.colour, marker=look.marker, label=each)
+    figure.legend(loc="upper left", ncols=len(data), bbox_to_anchor=(0.01, 1), borderaxespad=0)
     return figure
 
 
@@ -400,7 +431,7 @@ def interval(groups) -> tuple[pd.Series, pd.Series]:
 
 
 def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget`.
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`.
 
     Or over its cost of inference: then expects `ensembles.costs`, with its column "operations".
     """
@@ -412,7 +443,7 @@ def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
         axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line if line else "", color=look.colour)
         entry = (mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 24)) if line else label, look.colour)
         (lines if line else single).append(entry)
-    what = {"epochs": "epochs of all training that led to it", "operations": "multiply-adds for an image"}
+    what = {"epochs": "epochs of all training that led to it", "operations": "multiply-adds for an image, millions"}
     axes.set(xlabel=what[over], ylabel="test top-1, %")
     beside(axes, lines, 0.11)
     for place in sorted({entry[0] for entry in single}):  # beside their points: what has the same budget stands in a column
@@ -424,7 +455,7 @@ def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
 def disagreement(pairs: pd.DataFrame) -> plt.Figure:
     """How often two models predict different classes, a point per pair and seed. Expects `ensembles.analysed`'s pairs."""
     kinds = [kind for kind in (names.MEMBERS_OF_ONE, names.SAME_OF_TWO, names.THREE_MODELS) if kind in set(pairs.kind)]
-    figure, axes = plt.subplots(layout="constrained", figsize=(ONE_COLUMN, 0.55 * len(kinds) + 0.5))
+    figure, axes = plt.subplots(layout="constrained", figsize=(ONE_COLUMN, 0.8 * len(kinds) + 0.5))
     for position, kind in enumerate(kinds):
         look, part = LOOKS[kind], pairs[pairs.kind == kind]
         axes.plot(part.disagreement, [position] * len(part), look.marker, color=look.colour, alpha=0.6, markeredgewidth=0)
@@ -434,7 +465,7 @@ def disagreement(pairs: pd.DataFrame) -> plt.Figure:
         axes.annotate(
             f"{kind}:\n{said}", (0, position), (0, 13), textcoords="offset points", xycoords=("axes fraction", "data")
         )
-    axes.set(xlabel="images with different classes, %", ylim=(len(kinds) - 0.5, -0.8), yticks=[])
+    axes.set(xlabel="images with different classes, %", ylim=(len(kinds) - 0.6, -0.8), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
     return figure
@@ -469,18 +500,25 @@ def reliability(diagrams: pd.DataFrame, titles: dict[tuple[str, str], str]) -> p
 
 
 def paths(table: pd.DataFrame) -> plt.Figure:
-    """Loss and top-1 on straight paths between models: mean over seeds, and the band of all. Expects `landscape.paths`."""
-    figure, panels = plt.subplots(2, 1, layout="constrained", figsize=(ONE_COLUMN, 3.6), sharex=True)
+    """Loss and top-1 on straight paths between models: mean over seeds, and the band of all. Expects `landscape.paths`.
+
+    Members of one run are on the left, models of separate beginnings on the right: each with its own axis.
+    """
+    figure, panels = plt.subplots(2, 2, layout="constrained", figsize=(TWO_COLUMNS, 3.6), sharex=True)
     lines = dict(zip([("five_members", pair) for pair in ("1 2", "2 3", "1 3")] + [("three_models", "1 2")], names.PAIRS))
-    for column, axes in zip(("loss", "top1"), panels):
-        for (recipe, members), part in table.groupby(["recipe", "members"], sort=False):
-            label = lines[recipe, " ".join(re.findall(r"\d", members))]
-            look, over = LOOKS[label], part.groupby("share")[column]
-            axes.plot(over.mean(), look.marker, linestyle=look.line, color=look.colour, markersize=3, linewidth=1, label=label)
-            axes.fill_between(over.mean().index, over.min(), over.max(), color=look.colour, alpha=0.15, linewidth=0)
-    panels[0].set(ylabel="test loss", title=f"n = {table.seed.nunique()}")
-    panels[1].set(ylabel="test top-1, %", xlabel="share of the second model's weights")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    for place, recipe in enumerate(("five_members", "three_models")):
+        for axes, column in zip(panels[:, place], ("loss", "top1")):
+            for members, part in table[table.recipe == recipe].groupby("members", sort=False):
+                label = lines[recipe, " ".join(re.findall(r"\d", str(members)))]
+                look, over = LOOKS[label], part.groupby("share")[column]
+                axes.plot(
+                    over.mean(), look.marker, linestyle=look.line, color=look.colour, markersize=3, linewidth=1, label=label
+                )
+                axes.fill_between(over.mean().index, over.min(), over.max(), color=look.colour, alpha=0.15, linewidth=0)
+        panels[0, place].legend()
+        panels[1, place].set_xlabel("share of the second model's weights")
+    panels[0, 0].set(ylabel="test loss", title=f"n = {table.seed.nunique()}")
+    panels[1, 0].set_ylabel("test top-1, %")
     return figure
 
 

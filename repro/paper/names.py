@@ -32,6 +32,9 @@ MEMBER, ENSEMBLE = "a member of the ensemble", "Collapsed Ensemble, first to fif
 ONE_MODEL, ONE_AT_4096 = "one model, equal images and exposure", "one model at batch 4096"
 SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in the collapse's view"
 THREE_MODELS = "three models, a third of the images each"
+# What is compared over the batch
+LINEAR, OWN_RATE, LARS = "SGD, the linear rule's rate", "SGD, its own best rate", "LARS, its own best rate"
+CONSTANT_TRUNK, PLANNED = "a collapse at each tenth of a constant rate", "one model, planned for that length"
 ONE_DEEP = "one deeper model, equal images and exposure"
 # Pairs of models that are compared
 MEMBERS_OF_ONE, SAME_OF_TWO = "members of one ensemble", "third members of two ensembles"
@@ -55,6 +58,8 @@ LOOKS = {
     SNAPSHOTS: Look(PURPLE, "^"),
     SNAPSHOTS_IN_CROP: Look(PURPLE, "P"),
     THREE_MODELS: Look(ORANGE, "X"),
+    CONSTANT_TRUNK: Look(BLUE, "."),
+    PLANNED: Look(GREEN, "P", ":"),
     ONE_DEEP: Look(SKY, "p"),
     MEMBERS_OF_ONE: Look(BLUE, "D"),
     SAME_OF_TWO: Look(GREY, "s"),
@@ -72,6 +77,10 @@ LOOKS = {
     # Warm-up
     "with warm-up": Look(BLUE, "o"),
     "without warm-up": Look(VERMILION, "X", "--"),
+    # Methods over the batch
+    LINEAR: Look(GREY, "v", "-."),
+    OWN_RATE: Look(BLUE, "o"),
+    LARS: Look(VERMILION, "s", "--"),
     # Formulas of the learning rate
     "as_released": Look(INK, ".", "-"),
     "as_designed": Look(ORANGE, ".", "--"),
@@ -82,7 +91,11 @@ LOOKS = {
     "waiting": Look(ORANGE, "///"),
     "allreduce": Look(BLUE, "xxx"),
 }
+WARMUP = {"with warm-up": "batch_{}", "without warm-up": "batch_{}_no_warmup"}  # recipes over the batch, by their label
+OVER_BATCH = {LINEAR: "batch_{}", OWN_RATE: "sgd_{}", LARS: "lars_{}"}
 RANKS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-."), Look(PURPLE, "v", ":")  # 1, 2, ... ranks
+
+BEDS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-.")  # the data sets of one figure, in their order
 
 _RECIPES = {
     "resnet50_448nodes": "448 nodes",
@@ -98,6 +111,18 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    "tuned_ensemble": "Collapsed Ensemble, tuned rates",
+    "tuned_one_model": "one model, tuned rates",
+    "swa": "SWA",
+    "ema": "exponential average",
+    "constant_trunk": CONSTANT_TRUNK,
+    "constant_ensemble": "collapses from a constant rate",
+    "falling_ensemble": "collapses from one linear decay",
+    "triangular_ensemble": "collapses from triangles",
+    "warm_restarts": "warm restarts",
+    "warm_restarts_crop": "warm restarts, end in the collapse's view",
+    "snapshot_ensemble_restarts": "snapshot ensemble, tuned restarts",
+    "one_cycle": "one cycle",
     "ablation_as_designed": "448 nodes, rate as designed",
     "ablation_corrected": "448 nodes, momentum corrected",
     "ablation_norms_not_decayed": "448 nodes, no decay on batch norm",
@@ -105,6 +130,8 @@ _RECIPES = {
     "ablation_bn_momentum": "448 nodes, Intel's averages of batch norm",
     "ablation_stride_v1": "448 nodes, stride in the 1x1",
     "ablation_kept_momentum": "448 nodes, collapse with momentum kept",
+    "ablation_lars": "448 nodes, LARS",
+    "ablation_lars_unfused": "448 nodes, LARS, decayed gradient",
     "ablation_cycles_as_designed": "64 nodes, rate as designed",
     "ablation_cycles_kept_momentum": "64 nodes, momentum kept",
 }
@@ -113,6 +140,15 @@ _PATTERNS = {
     r"batch_(\d+)": r"batch \1",
     r"batch_(\d+)_no_warmup": r"batch \1, no warm-up",
     r"epochs_(\d+)_batch_(\d+)": r"\1 epochs, batch \2",
+    # SGD and LARS over the batch
+    r"sgd_(\d+)": r"SGD at its own rate, batch \1",
+    r"sgd_(\d+)_norms_not_decayed": r"SGD, batch norm not decayed, batch \1",
+    r"lars_(\d+)": r"LARS, batch \1",
+    r"lars_(\d+)_without_norms": r"LARS, not on batch norm and biases, batch \1",
+    r"lars_(\d+)_rate_outside": r"LARS, rate outside the buffer, batch \1",
+    r"lars_(\d+)_both_outside": r"LARS, rate and ratio outside, batch \1",
+    r"lars_(\d+)_unfused": r"LARS, norm of the decayed gradient, batch \1",
+    r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
 }
 
 
@@ -130,6 +166,8 @@ TOGETHER = {
     "batch, without warm-up": {f"batch_{n}_no_warmup": f"{n}" for n in BATCHES},
     "epochs at batch 4096": {f"epochs_{n}_batch_4096": f"{n}" for n in LENGTHS},
     "epochs at batch 14336": {f"epochs_{n}_batch_14336": f"{n}" for n in LENGTHS},
+    "batch, SGD at its own rate": {f"sgd_{n}": f"{n}" for n in BATCHES},
+    "batch, LARS": {f"lars_{n}": f"{n}" for n in BATCHES},
 }
 
 
@@ -156,6 +194,11 @@ TOPICS = {
     "batch": "Large batches",
     "warm-up": "Warm-up",
     "length": "Longer training",
+    "tuned": "Large batches, each at its own best rate",
+    "lars": "LARS",
+    "averages": "Averages of weights",
+    "cooldown": "Collapses from other trunks",
+    "restarts": "Restarts, triangles and one cycle",
     "ablation": "The release's switches, one at a time",
 }
 
@@ -196,7 +239,7 @@ COLUMNS = {
     "variant": Column("variant", meaning="the settings that are not the defaults"),
     "data": Column("data", meaning="the data set"),
     "members": Column("model or members", meaning="the stage whose end is tested, or those whose predictions are averaged"),
-    "average": Column("mean of", meaning="what of several members is averaged: softmax or logit"),
+    "average": Column("mean of", meaning="what of several members is averaged: softmax, logit or weights"),
     "epochs": Column("epochs", ".2f", "passes over the training images, of all training that led to a model"),
     "n": Column("n, seeds", ".0f", "runs, or timed steps"),
     # Accuracy
@@ -269,6 +312,10 @@ COLUMNS = {
     # The ensemble's members, and switches
     "seed": Column("seed", ".0f", "the run's seed; of two runs that of the first"),
     "kind": Column("pairs of", meaning="what is compared in pairs"),
+    "line": Column("of a line", meaning="whether the figure joins it with others of its label"),
+    "operations": Column(
+        "multiply-adds, millions", ".3f", "multiply-adds for an image, of all models that are evaluated, in millions"
+    ),
     "models": Column("models", ".0f", "how many models are evaluated for an image"),
     "disagreement": Column("different classes, %", ".2f", "images for which two models predict different classes, per cent"),
     "loss": Column(
@@ -326,7 +373,7 @@ COLUMNS = {
     ),
     "measured": Column("measured, minutes", ".1f", "what was measured, in the same unit"),
     "error": Column("error, %", "+.0f", "error of the prediction, per cent of what was measured"),
-    "label": Column("label", meaning="*measured* or MODEL"),
+    "label": Column("label", meaning="*measured* or MODEL; in `ensemble_costs` what is drawn"),
     "known": Column("fitted to", meaning="the published run that MODEL is fitted to"),
     "scaling": Column("scaling", meaning="what stays while ranks are added: weak, the images of a rank; strong, the batch"),
     "size": Column("pixels", ".0f", "pixels a side"),

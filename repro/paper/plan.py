@@ -32,7 +32,8 @@ def parts() -> dict[str, str]:
     found = {f"question: {each.claim}": _digest(each) for each in QUESTIONS}
     recipes = sorted({side.recipe for each in QUESTIONS for side in (each.better, each.other)})
     found |= {f"recipe: {name}": _digest(RECIPES[name]) for name in recipes}
-    for what, file in (("statistics", "repro/paper/statistics.py"), ("choice", "bench/regime.py")):
+    files = {"statistics": "repro/paper/statistics.py", "choice": "bench/regime.py", "tuning": "repro/paper/choice.py"}
+    for what, file in files.items():
         found |= {f"{what}: {name}": digest[:12] for name, digest in identity.definitions(ROOT / file).items()}
     for kind in KINDS:
         found |= {f"default: {kind.__name__}.{name}": str(value) for name, value in _defaults(kind).items()}

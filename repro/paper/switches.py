@@ -19,12 +19,15 @@ OF = resnet50_448nodes
 
 
 def variants() -> dict[tuple[str, str], Recipe]:
-    """The 448-node run with one switch on, by the switch's name and value."""
+    """The 448-node run with one switch on, by its name and value: of LARS, of which gradient the norm is."""
     values = SWITCHES | {"stride": STRIDES}
     found = {(name, str(value)): replace(OF, **{name: value}) for name, all_ in values.items() for value in all_[1:]}  # type: ignore[arg-type]
     main, collapse = OF.stages
     kept = replace(OF, stages=(main, replace(collapse, keep_momentum=True)))
-    return found | {("keep_momentum", "True"): kept}
+    lars = {
+        ("lars", norm): recipes.RECIPES[f"ablation_{name}"] for norm, name in (("plain", "lars"), ("decayed", "lars_unfused"))
+    }
+    return found | {("keep_momentum", "True"): kept} | lars
 
 
 def acting(data: str = "digits", shrink: str = "laptop") -> pd.DataFrame:

@@ -56,6 +56,7 @@ class Shrink:
     bn_momentum: float = 1  # factor: stages of tens of steps, not hundreds, need averages that adapt faster
     evaluations: int = 1  # approximate number during a whole run; each stage's end has one too
     small_model: bool = True  # `SMALL_MODELS` instead of the recipe's own
+    widen: int = 1  # what the channels of the small model are multiplied by
     summary: str = ""
 
 
@@ -137,7 +138,7 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
         images_per_worker=per_worker,
         workers_per_pass=-(-workers // passes),
         epoch_images=images,
-        model=SMALL_MODELS.get(recipe.model, recipe.model) if small.small_model else recipe.model,
+        model=_small_model(recipe.model, small.widen) if small.small_model else recipe.model,
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
         record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,
@@ -145,6 +146,11 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
             recipe.stages, time, rate, workers / recipe.workers, divide_decay=rate * time if small.scale_decay else 1
         ),
     )
+
+
+def _small_model(model: str, widen: int) -> str:
+    name = SMALL_MODELS.get(model, model)
+    return f"{name}x{widen}" if widen > 1 and name in SMALL_MODELS.values() else name
 
 
 def check_ranks(recipe: Recipe, ranks: int) -> None:

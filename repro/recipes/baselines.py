@@ -3,31 +3,142 @@
 Units are ImageNet's, as in `released` and `controls`. A rule other than SGD is named, and its class is in `repro.baselines`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from math import sqrt
+from typing import Any, NamedTuple
 
-from repro.recipes.released import resnet50_448nodes, resnet50_custom_lr
-from repro.schedule import Recipe
+import repro.recipes.cycles as cycles
+from repro.recipes.controls import BATCHES, at_batch
+from repro.recipes.released import resnet50_448nodes, resnet50_448nodes_uncollapsed, resnet50_custom_lr
+from repro.schedule import Recipe, scaled
+
+
+class Tuned(NamedTuple):
+    """A recipe with one free number. `paper.choice` chooses it, of as many tried values for each, on validation images.
+
+    The number must be one that can be doubled and halved: a factor on the rates, a ratio, a horizon. It is the choice in
+    results/reference/bench/tuning.csv as soon as that has the recipe, which a test checks; until then it is the first.
+    """
+
+    make: Callable[[float], Recipe]  # the recipe with this number
+    value: float  # what was chosen, or the first
+    first: float = 1.0  # what is tried first, from the method's source
+    number: str = "factor on the rates"  # what the number is, in words
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.make(self.value)
+
+
+def _recipe(of: Recipe, name: str, summary: str, **fields: Any) -> Recipe:
+    return replace(of, name=name, summary=summary, source=OWN, hardware="", cost="", reported="", **fields)
+
+
+OWN = "this project; not a released configuration"
+
+# --- SGD and LARS over the batch --------------------------------------------------------------------------------------
+
+RATIO = (("ratio", 0.001),)  # of the release's two recipes with LARS, AlexNet and VGG-16
+NORMS_AT = 4096, 32768  # batches at which batch norm is left out, too
+
+
+def _sgd(batch: int, factor: float, decay_norms: bool = True) -> Recipe:
+    of = at_batch(resnet50_448nodes_uncollapsed, batch)
+    return _recipe(
+        of,
+        f"sgd_{batch}" + ("" if decay_norms else "_norms_not_decayed"),
+        f"batch_{batch} with its own factor on the linear rule's rates"
+        + ("" if decay_norms else ", without weight decay on batch norm"),
+        stages=scaled(of.stages, 1, factor),
+        decay_bn=decay_norms,
+    )
+
+
+def _lars(batch: int, factor: float, rule: str = "LARS", name: str = "", what: str = "") -> Recipe:
+    """`name` and `what` say in which the rule differs from the released one.
+
+    A factor of 1 is a base rate of 32 at batch 32768, and as the square root of the batch below (the README of
+    NUS-HPC-AI-Lab/LARS-ImageNet-PyTorch at a8222c6), with the images, the shape of the schedule and the warm-up of SGD.
+    """
+    of = at_batch(resnet50_448nodes_uncollapsed, batch)
+    rate = 32 * sqrt(batch / 32768) / of.stages[0].base_rate
+    return _recipe(
+        of,
+        f"lars_{batch}{name}",
+        f"batch_{batch} by LARS as the release's solver has it{what}",
+        stages=scaled(of.stages, 1, rate * factor),
+        update=f"repro.baselines.lars:{rule}",
+        update_numbers=RATIO,
+    )
+
+
+SGD_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 1.0}
+LARS_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 1.0}
+NOT_DECAYED_FACTORS = {4096: 1.0, 32768: 1.0}
+WITHOUT_NORMS_FACTORS = {4096: 1.0, 32768: 1.0}
+_LEFT: dict[str, Any] = dict(
+    rule="WithoutNorms", name="_without_norms", what=", but not on batch norm and biases, which are not decayed"
+)
+_II: dict[str, Any] = dict(rule="RateOutside", name="_rate_outside", what=", but with the rate outside the momentum buffer")
+_III: dict[str, Any] = dict(
+    rule="BothOutside", name="_both_outside", what=", but with rate and trust ratio outside the momentum buffer"
+)
+_UNFUSED: dict[str, Any] = dict(rule="Unfused", name="_unfused", what="'s other path, by the norm of the decayed gradient")
+
+BY_BATCH = (
+    *(Tuned(partial(_sgd, batch), SGD_FACTORS[batch]) for batch in BATCHES),
+    *(Tuned(partial(_lars, batch), LARS_FACTORS[batch]) for batch in BATCHES),
+    *(Tuned(partial(_sgd, batch, decay_norms=False), NOT_DECAYED_FACTORS[batch]) for batch in NORMS_AT),
+    *(Tuned(partial(_lars, batch, **_LEFT), WITHOUT_NORMS_FACTORS[batch]) for batch in NORMS_AT),
+    Tuned(partial(_lars, 32768, **_II), 1.0),
+    Tuned(partial(_lars, 32768, **_III), 1.0),
+)
+# One switch of the release, and nothing else: so with the factor of the other path.
+LARS_UNFUSED = _lars(32768, LARS_FACTORS[32768], **_UNFUSED)
+
+# --- Averages of weights, collapses from other trunks, restarts (`recipes.cycles`) --------------------------------------
+
+OF_CYCLES = (
+    Tuned(cycles.tuned_ensemble, cycles.ENSEMBLE_FACTOR),
+    Tuned(cycles.tuned_one_model, cycles.ONE_MODEL_FACTOR),
+    Tuned(cycles.swa, cycles.SWA_RATE, 0.291, "rate while weights are averaged"),
+    Tuned(cycles.ema, cycles.EMA_HALF_LIFE, 0.2, "half life, as a share of the averaged stage"),
+    Tuned(cycles.constant_ensemble, cycles.CONSTANT_RATE, 0.66, "constant rate"),
+    Tuned(cycles.triangular_ensemble, cycles.TRIANGLES_TOP, 0.99, "top rate"),
+    Tuned(cycles.warm_restarts_crop, cycles.WARM_RESTARTS_TOP, 1.6, "rate after a restart"),
+    Tuned(cycles.snapshot_ensemble_restarts, cycles.RESTART_RATE, 0.764, "rate after a restart"),
+    Tuned(cycles.one_cycle, cycles.ONE_CYCLE_TOP, 1.6, "top rate"),
+)
 
 # --- Ablation: the release's switches, one at a time ------------------------------------------------------------------
 
 
-def _ablation(of: Recipe, name: str, summary: str, **changes: Any) -> Recipe:
-    texts: dict[str, Any] = dict(source="this project; not a released configuration", hardware="", cost="", reported="")
-    return replace(of, name=f"ablation_{name}", summary=f"{of.name}, but {summary}", **texts, **changes)
+def _switched(of: Recipe, name: str, summary: str, **changes: Any) -> Recipe:
+    return _recipe(of, f"ablation_{name}", f"{of.name}, but {summary}", **changes)
+
+
+def _with_lars(factor: float, rule: str = "LARS", name: str = "lars", what: str = "") -> Recipe:
+    """A factor of 1 as in `_lars`."""
+    of = resnet50_448nodes
+    rate = 32 * sqrt(of.global_batch / 32768) / of.stages[0].base_rate
+    changes: dict[str, Any] = dict(update=f"repro.baselines.lars:{rule}", update_numbers=RATIO)
+    return _switched(of, name, f"by LARS{what}", stages=scaled(of.stages, 1, rate * factor), **changes)
 
 
 _MAIN, _COLLAPSE = resnet50_448nodes.stages
 _FIRST, *_OTHERS = resnet50_custom_lr.stages
+SWITCHED_TO_LARS = Tuned(_with_lars, 1.0)
 
 ABLATION = (
-    _ablation(resnet50_448nodes, "as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
-    _ablation(resnet50_448nodes, "corrected", "with momentum corrected in warm-up", momentum_correction="warmup"),
-    _ablation(resnet50_448nodes, "norms_not_decayed", "without weight decay on batch norm", decay_bn=False),
-    _ablation(resnet50_448nodes, "no_zero_gamma", "with every gamma at one in the beginning", zero_gamma="none"),
-    _ablation(resnet50_448nodes, "bn_momentum", "with Intel's faster averages of batch norm", bn_momentum=0.1),
-    _ablation(resnet50_448nodes, "stride_v1", "with the stride in the 1x1 convolution, as in Intel's nets", stride="v1"),
-    _ablation(
+    _switched(resnet50_448nodes, "as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
+    _switched(resnet50_448nodes, "corrected", "with momentum corrected in warm-up", momentum_correction="warmup"),
+    _switched(resnet50_448nodes, "norms_not_decayed", "without weight decay on batch norm", decay_bn=False),
+    _switched(resnet50_448nodes, "no_zero_gamma", "with every gamma at one in the beginning", zero_gamma="none"),
+    _switched(resnet50_448nodes, "bn_momentum", "with Intel's faster averages of batch norm", bn_momentum=0.1),
+    _switched(resnet50_448nodes, "stride_v1", "with the stride in the 1x1 convolution, as in Intel's nets", stride="v1"),
+    _switched(
         resnet50_448nodes,
         "kept_momentum",
         "collapsed twice: with the momentum kept, and with zero momentum as released",
@@ -37,15 +148,17 @@ ABLATION = (
             replace(_COLLAPSE, starts_from=_MAIN.name),
         ),
     ),
-    _ablation(resnet50_custom_lr, "cycles_as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
-    _ablation(
+    _switched(resnet50_custom_lr, "cycles_as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
+    _switched(
         resnet50_custom_lr,
         "cycles_kept_momentum",
         "with the momentum kept from stage to stage",
         stages=(_FIRST, *(replace(stage, keep_momentum=True) for stage in _OTHERS)),
     ),
+    _with_lars(SWITCHED_TO_LARS.value, "Unfused", "lars_unfused", ", by the norm of the decayed gradient"),
 )
 
 # --- All --------------------------------------------------------------------------------------------------------------
 
-BASELINES: tuple[Recipe, ...] = (*ABLATION,)
+TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS)
+BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION)

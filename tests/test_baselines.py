@@ -1,0 +1,192 @@
+"""Each rule of the paper's references against an obvious loop in float64, and what is promised of all their recipes.
+
+A rule has a row in TABLE, by a section for each method, and its loop is transcribed from the source that the loop names.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from repro.baselines import lars
+from repro.model import Network
+from repro.optim import SGD
+from repro.schedule import Now, Place, Recipe, Stage, at
+
+SCHEDULE = (
+    Stage("warm", 40, 0.4, warmup_iterations=25, warmup_start_rate=0.1, weight_decay=0.05),
+    Stage("again", 40, 0.3, weight_decay=0.01),
+    Stage("on", 20, 0.2, weight_decay=0.0, keep_momentum=True),
+)
+
+
+# --- LARS -------------------------------------------------------------------------------------------------------------
+
+
+def lars_by_hand(form, decayed_norm=False, skip=False):
+    """The forms of sara-nl/caffe's sgd_solver.cpp (1), timm's lars.py (2) and NUS-HPC-AI-Lab's lars.py (3), a tensor at a time.
+
+    skip: mlcommons/training's lars_optimizer.py, which leaves batch norm and biases at a ratio of 1, without decay.
+    """
+
+    def by_hand(weights, gradients, steps, recipe, ratio=0.001):
+        h = {}
+        for gradient, now in zip(gradients, steps):
+            if now.iteration == 0 and not now.stage.keep_momentum:
+                h = {name: torch.zeros_like(w) for name, w in weights.items()}
+            m, d = recipe.momentum, now.stage.weight_decay
+            if form == 1 and now.previous_rate:
+                m *= now.rate / now.previous_rate
+            for name, w in weights.items():
+                norm_or_bias = name.startswith("norm") or name.endswith("bias")
+                decays = not norm_or_bias if skip else recipe.decay_bn or not name.startswith("norm")
+                g = gradient[name] + (d * w if decays else 0)
+                seen = float((g if decayed_norm else gradient[name]).pow(2).sum().sqrt())
+                size = float(w.pow(2).sum().sqrt())
+                trust = ratio * size / (seen + d * size) if size and seen and not (skip and norm_or_bias) else 1.0
+                if form == 1:
+                    h[name] = m * h[name] + now.rate * trust * g
+                    weights[name] = w - h[name]
+                elif form == 2:
+                    h[name] = m * h[name] + trust * g
+                    weights[name] = w - now.rate * h[name]
+                else:
+                    h[name] = m * h[name] + g
+                    weights[name] = w - now.rate * trust * h[name]
+        return weights, weights
+
+    return by_hand
+
+
+LARS = {
+    "LARS, as released": (lars.LARS, {}, {}, lars_by_hand(1), 1e-12),
+    "LARS, another ratio": (lars.LARS, {"ratio": 0.02}, {}, lars_by_hand(1), 1e-12),
+    "LARS, momentum corrected": (lars.LARS, {"ratio": 0.02}, {"momentum_correction": "warmup"}, lars_by_hand(1), 1e-12),
+    "LARS, batch norm not decayed": (lars.LARS, {"ratio": 0.02}, {"decay_bn": False}, lars_by_hand(1), 1e-12),
+    "LARS, norm of the decayed gradient": (lars.Unfused, {"ratio": 0.02}, {}, lars_by_hand(1, decayed_norm=True), 1e-12),
+    "LARS, without norms and biases": (lars.WithoutNorms, {"ratio": 0.02}, {}, lars_by_hand(1, skip=True), 1e-12),
+    "LARS, rate outside the buffer": (lars.RateOutside, {"ratio": 0.02}, {}, lars_by_hand(2), 1e-12),
+    "LARS, rate and ratio outside": (lars.BothOutside, {"ratio": 0.02}, {}, lars_by_hand(3), 1e-12),
+}
+
+
+# --- Each rule beside its loop ----------------------------------------------------------------------------------------
+
+# A rule: its class, its own numbers, fields of the recipe, the obvious loop, and the largest error, relative to the largest
+# weight. Rules are tried in float64; a row whose rule cannot says why its tolerance is that of float32.
+TABLE = {**LARS}
+
+
+class Net(nn.Module):
+    """Tensors of each kind and of several sizes, two of them zero in their first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)
+
+
+def named(network, vector):
+    """The tensors in a flat vector, by their names."""
+    names = {id(parameter): name for name, parameter in network.model.named_parameters()}
+    starts = [0, *network.ends]
+    return {names[id(each)]: vector[start : start + each.numel()] for start, each in zip(starts, network.parameters)}
+
+
+def flat(network, tensors):
+    """The vector that holds these tensors."""
+    vector = torch.zeros_like(network.weights)
+    for name, place in named(network, vector).items():
+        place.copy_(tensors[name])
+    return vector
+
+
+def double():
+    """A network whose weights are in float64, and random."""
+    torch.manual_seed(0)
+    network = Network(Net())
+    network.weights = network.weights.double()
+    drawn = {name: torch.randn_like(place) for name, place in named(network, network.weights).items()}
+    network.weights.copy_(flat(network, drawn | {"norm.bias": torch.zeros(5, dtype=torch.float64)}))
+    return network
+
+
+def taken(update, network, steps, gradients):
+    """The weights in training and those that are finished, after these steps."""
+    for now, gradient in zip(steps, gradients):
+        if now.iteration == 0:
+            update.begin(now.stage)
+        update.step(gradient.clone(), now)
+    return network.weights, update.finished()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_rule_equals_its_loop(name):
+    rule, numbers, fields, by_hand, tolerance = TABLE[name]
+    network, recipe = double(), Recipe("r", SCHEDULE, 4, 1, momentum=0.8, **fields)
+    steps = [at(recipe, step) for step in range(recipe.iterations)]
+    gradients = [
+        flat(network, {name: torch.randn(len(w)) for name, w in named(network, network.weights).items()}) for _ in steps
+    ]
+    gradients[0][: network.ends[0]] = 0
+    before = {name: w.clone() for name, w in named(network, network.weights).items()}
+    expected = by_hand(before, [named(network, gradient) for gradient in gradients], steps, recipe, **numbers)
+    for found, wanted in zip(taken(rule(network, recipe, **numbers), network, steps, gradients), expected):
+        wanted = flat(network, wanted)
+        assert float((found - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
+
+
+# --- What is known of LARS without a loop -----------------------------------------------------------------------------
+
+RULES = [lars.LARS, lars.Unfused, lars.WithoutNorms, lars.RateOutside, lars.BothOutside]
+
+
+def now(rate, decay=0.0):
+    return Now(0, Stage("s", 9, 0.1, weight_decay=decay), 0, rate, 0.0, 1, Place(0, 0))
+
+
+def one_step(rule, gradient_scale=1.0, decay=0.0):
+    """The weights' tensors before a step at rate 0.5, their gradients, and their changes, by name."""
+    network = double()
+    gradient = flat(network, {name: torch.randn(len(w)) for name, w in named(network, network.weights).items()})
+    before = network.weights.clone()
+    rule(network, Recipe("r", SCHEDULE, 1, 1, momentum=0.0), 0.01).step(gradient_scale * gradient, now(0.5, decay))
+    return [named(network, vector) for vector in (before, gradient, before - network.weights)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_without_decay_and_momentum_each_tensors_step_is_rate_times_ratio_of_it_whatever_the_gradients_scale(rule, scale):
+    weights, _, changes = one_step(rule, scale)
+    left = [name for name in weights if "norm" in name or "bias" in name] if rule is lars.WithoutNorms else ["norm.bias"]
+    for name in set(weights) - set(left):
+        assert float(changes[name].norm() / weights[name].norm()) == pytest.approx(0.5 * 0.01, rel=1e-12), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_tensor_that_is_zero_takes_the_plain_step(rule):
+    weights, gradients, changes = one_step(rule, decay=0.1)
+    assert not weights["norm.bias"].any() and torch.equal(changes["norm.bias"], 0.5 * gradients["norm.bias"])
+
+
+def test_a_trust_ratio_of_one_is_sgd_to_the_bit(monkeypatch):
+    """In float32, on a vector that is longer than a piece of SGD's, with decay and a rate that changes."""
+    monkeypatch.setattr(lars.LARS, "trust", lambda self, norm, now: torch.ones_like(self.weights))
+    recipe, ends = Recipe("r", SCHEDULE, 1, 1, momentum=0.8), []
+    steps = [at(recipe, step) for step in range(recipe.iterations)]
+    for rule in (SGD, lars.LARS):
+        torch.manual_seed(0)
+        network = Network(nn.Sequential(nn.Linear(399, 401), nn.BatchNorm1d(401)))
+        gradients = torch.randn(10, len(network.weights)).repeat(10, 1)
+        ends.append(taken(rule(network, recipe), network, steps, gradients)[0].clone())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("decay_of_the_rate, same", [(False, True), (True, False)])
+def test_the_rates_place_makes_no_difference_if_and_only_if_it_is_constant(decay_of_the_rate, same):
+    stage = Stage("s", 50, 0.4, weight_decay=0.05, power=float(decay_of_the_rate))
+    recipe, ends = Recipe("r", (stage,), 1, 1, momentum=0.8), []
+    for rule in (lars.LARS, lars.RateOutside):
+        network = double()
+        gradients = torch.randn(50, len(network.weights), dtype=torch.float64)
+        steps = [at(recipe, step) for step in range(50)]
+        ends.append(taken(rule(network, recipe, ratio=0.02), network, steps, gradients)[0])
+    assert torch.allclose(*ends, rtol=1e-12) == same and not torch.equal(*ends)

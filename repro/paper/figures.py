@@ -430,7 +430,7 @@ def interval(groups) -> tuple[pd.Series, pd.Series]:
 
 
 def budget(points: pd.DataFrame) -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget`."""
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`."""
     figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):

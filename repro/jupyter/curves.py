@@ -109,14 +109,14 @@ def lineages(*recipes: Recipe):
     figure = Figure(figsize=(9, 2.9), dpi=144, layout="constrained")
     axis = figure.subplots()
     for number, recipe in enumerate(recipes):
-        line = dict(color=(TRUNK, HERE, COLLAPSE)[number % 3], linestyle=("-", "--", ":")[number % 3])
+        colour, line = ((TRUNK, "-"), (HERE, "--"), (COLLAPSE, ":"))[number % 3]
         label = f"{recipe.name}: {' + '.join(recipe.result)}"
         for stage in recipe.lineage(recipe.result):
             steps, before = _drawn(recipe, stage), recipe.places[stage.name].images
             first = recipe.starts[recipe.stages.index(stage)]
             epochs = [(before + (step - first) * recipe.batch(stage)) / recipe.epoch_images for step in steps]
             width = 3 if stage.name in other_views(recipe) else 1.5
-            axis.plot(epochs, [learning_rate(recipe, step) for step in steps], linewidth=width, label=label, **line)
+            axis.plot(epochs, [learning_rate(recipe, step) for step in steps], line, color=colour, linewidth=width, label=label)
             label = ""  # of its first stage only
     axis.set(xlabel="epochs that lead to the result (thick: in another view)", ylabel="learning rate")
     axis.set_xlim(0, None)

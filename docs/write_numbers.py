@@ -117,12 +117,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def difference(row: dict) -> str:
-    """A row's difference with its interval, and how many runs failed; "" with fewer than three seeds."""
-    if not row["low"] or pd.isna(row["low"]):
+def difference(row: dict, view: str = "") -> str:
+    """A row's difference with its interval, and how many runs failed; "" with fewer than three seeds; in a view, as _zoom."""
+    if not row[f"low{view}"] or pd.isna(row[f"low{view}"]):
         return ""
-    low, middle, high = (f"{float(row[key]):+.2f}" for key in ("low", "difference", "high"))
-    failed = f"; {row['failed_other']} of the other {row['n_other']} failed" if int(row.get("failed_other") or 0) else ""
+    low, middle, high = (f"{float(row[key + view]):+.2f}" for key in ("low", "difference", "high"))
+    several = int(row.get("failed_other") or 0) and not view
+    failed = f"; {row['failed_other']} of the other {row['n_other']} failed" if several else ""
     return f"{middle} ({low} to {high}){failed}"
 
 
@@ -159,13 +160,12 @@ def results() -> str:
     )
     lines.append(
         line(
-            "Scaling efficiency; time to train",
+            "Efficiency on many nodes; time to train",
             "11-scaling",
             "repro/scaling/steptime.py",
             "tables/scaling_measured.csv",
             "{A1}; {A2}",
-            f"{measured['ranks']} ranks, {measured['images']} images each: {float(measured['efficiency']):.0f}%; "
-            "*clusters: not run*",
+            f"*not run*; {measured['ranks']} ranks, one machine: {float(measured['efficiency']):.0f}%",
         )
     )
     return table("claim | notebook | code | file | published (ImageNet-1K) | ours (digits)", lines) + "\n\n" + origin()
@@ -193,7 +193,7 @@ def digits_answers() -> str:
             *(f"{float(row[key]):.2f}" if row[key] else "" for key in ("sd", "detectable")),
             f"{float(row['p_holm']):.2g}" if row["p_holm"] else "",
             row["verdict"],
-            *(f"{float(row[key]):+.2f}" for key in ("difference_zoom", "difference_scale_aspect")),
+            *(difference(row, view) for view in ("_zoom", "_scale_aspect")),
         ]
         for row in answers()
     ]
@@ -422,7 +422,8 @@ def in_sentences() -> dict[str, str]:
 
     def of(start: str, column: str = "difference", form: str = "+.2f") -> str:
         (row,) = [row for claim, row in found.items() if claim.startswith(start)]
-        return difference(row) if column == "interval" else format(float(row[column]), form)
+        in_view = column.removeprefix("interval")
+        return format(float(row[column]), form) if in_view == column else difference(row, in_view)
 
     view, collapse = "At a falling rate, the collapse's view", "The released collapse"
     exposure = "The Collapsed Ensemble beats one model of equal images and equal exposure"
@@ -435,20 +436,21 @@ def in_sentences() -> dict[str, str]:
         "view-gain": of(view, form=".1f"),
         "collapse-gain": of(collapse, form=".1f"),
         "collapse": of(collapse, "interval"),
-        "collapse-zoom": of(collapse, "difference_zoom"),
-        "collapse-training": of(collapse, "difference_scale_aspect"),
+        "collapse-zoom": of(collapse, "interval_zoom"),
+        "collapse-training": of(collapse, "interval_scale_aspect"),
         "rest": difference(effect[6]),
         "rate-main": difference(effect[0]),
         "rate-crop": difference(effect[1]),
-        "rate-precise": precise("In the main view, the rate's fall"),
+        "rate-precise": difference(precise("In the main view, the rate's fall")),
         "best-size": difference(best),
         "best-sizes": " and ".join(best["sizes"]),
         "exposure": of(exposure, "interval"),
-        "exposure-training": of(exposure, "difference_scale_aspect"),
+        "exposure-training": of(exposure, "interval_scale_aspect"),
         "short": of(short, "interval"),
         "deep": of("The Collapsed Ensemble loses at most half a point against a deeper model of equal images", "interval"),
         "gap-30": smallest[0],
         "gap-120": smallest[1],
+        "gap-30-precise": f"{-float(precise('Over 30 epochs')['difference']):.1f}",
         "enlarged": f"{float(ratio['', 'median enlargement by the training view']['small']):.2f}",
         "rate-factor": f"{float(ratio['resnet50_448nodes', RATE]['factor']):.0f}",
         "train-top1": f"{100 * mean(row['train_top1'] for row in mains):.1f}%",
@@ -461,9 +463,9 @@ def in_sentences() -> dict[str, str]:
 RATE = "largest rate for every 256 images of the batch"
 
 
-def precise(start: str) -> str:
+def precise(start: str) -> dict:
     (row,) = [row for row in rows_of(f"{REFERENCE}/bench/precise_statistics.csv") if row["claim"].startswith(start)]
-    return difference(row)
+    return row
 
 
 def measured_rows(path: str) -> str:

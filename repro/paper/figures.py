@@ -17,6 +17,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from scipy import stats
 
 from repro.paper import names
@@ -287,7 +288,8 @@ def batches(runs: pd.DataFrame) -> plt.Figure:
 
 
 TEXT = 52  # letters in a line of one column, about
-LANE, SPACE = 0.28, 0.1  # inches, of an interval with its two lines of text beside it, and between questions
+SPACE = 0.1  # inches between questions
+LANE, OTHER = 0.28, 0.11  # inches, of an interval with its two lines of text beside it, and between those of two views
 VIEWS = {"zoom": ("enlarged view", "^"), "scale_aspect": ("training view", "v")}
 
 
@@ -295,19 +297,23 @@ def answers(table: pd.DataFrame) -> plt.Figure:
     """Each question with its difference, 95% interval and verdict, as wide as one column; several topics take two.
 
     Expects a table of answers of one data set. Needed are its columns claim, n, n_other, difference, low, high, margin and
-    verdict; where they are there, topic, control, not_worse_by, failed, failed_other and difference_VIEW are shown, too.
+    verdict; where they are there, topic, control, not_worse_by, failed, failed_other and difference_VIEW, low_VIEW and
+    high_VIEW are shown, too.
     """
     table = table[(table.n > 0) & (table.n_other > 0)]
     topics = [part for _, part in table.groupby("topic", sort=False)] if "topic" in table else [table]
     several = len(topics) > 1
     blocks = [[_said(row) for row in part.to_dict("records")] for part in topics]
-    heights = [sum(LINE * len(text) + LANE + SPACE for text in block) for block in blocks]  # of the axes
+    views = [view for view in VIEWS if f"low_{view}" in table]
+    lane = max(LANE, OTHER * (len(views) + 1.6))
+    heights = [sum(LINE * len(text) + lane + SPACE for text in block) for block in blocks]  # of the axes
     columns: list[list[int]] = [[], []]
     for number in sorted(range(len(topics)), key=lambda number: -heights[number]):  # the longest first, to the shorter column
         columns[int(_sum(heights, columns[0]) > _sum(heights, columns[1]))].append(number)
     columns = [sorted(column) for column in columns]
-    above, below = 0.3 * several, 0.45  # inches, of a topic's title and its axis
-    height = max(_sum(heights, column) + (above + below) * len(column) for column in columns) + 2.5 * LINE
+    key = _key(table, views)
+    above, below = 0.3 * several, 0.55  # inches, of a topic's title and its axis
+    height = max(_sum(heights, column) + (above + below) * len(column) for column in columns) + (len(key) + 0.5) * LINE
     width = TWO_COLUMNS if several else ONE_COLUMN
     figure = plt.figure(figsize=(width, height))
     for column, left in zip(columns, (0.1, TWO_COLUMNS - ONE_COLUMN + 0.1)):
@@ -315,23 +321,31 @@ def answers(table: pd.DataFrame) -> plt.Figure:
         for number in column:
             top -= above + heights[number]
             axes = figure.add_axes((left / width, top / height, 2.1 / width, heights[number] / height))
-            _lanes(axes, topics[number], blocks[number])
+            _lanes(axes, topics[number], blocks[number], views, lane)
             if several:
                 topic = topics[number].topic.iloc[0]
                 axes.set_title("\n".join(wrap(names.TOPICS.get(topic, topic), TEXT - 4)))
             top -= below
         if column:
-            axes.set_xlabel("difference in top-1, points")
-    n = sorted({*table.n, *table.n_other})
-    seeds = " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
-    key = [[Line2D([], [], color=GREY, marker="o", label=f"test view with 95% interval, n = {seeds}")], []]
-    for view, (label, marker) in VIEWS.items():
-        if f"difference_{view}" in table:
-            key[1].append(Line2D([], [], color=INK, marker=marker, fillstyle="none", linestyle="", markersize=4, label=label))
+            axes.set_xlabel("difference in top-1, points\n(right of 0: the claim's side is better)", loc="left")
     for line, handles in enumerate(key):
-        place = 0.03 / width, (1.3 - 1.2 * line) * LINE / height
+        place = 0.03 / width, (len(key) - 1 - line + 0.1) * LINE / height
         figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=2, borderaxespad=0, borderpad=0)
     return figure
+
+
+def _key(table: pd.DataFrame, views: list[str]) -> list[list]:
+    """What is drawn, in lines of a legend. Verdicts stand beside their points, so they have no entry."""
+    n = sorted({*table.n, *table.n_other})
+    seeds = " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
+    key: list[list] = [[Line2D([], [], color=GREY, linewidth=1.6, label=f"test view, 95% interval; n = {seeds} seeds")]]
+    if views:
+        look: dict[str, Any] = dict(color=INK, fillstyle="none", linewidth=0.8, markersize=4, markeredgewidth=0.8)
+        key.append([Line2D([], [], marker=VIEWS[view][1], label=VIEWS[view][0], **look) for view in views])
+    kinds = set(table.not_worse_by > 0) if "not_worse_by" in table else {False}
+    said = {False: "too small to count", True: "allowed by the claim"}
+    key.append([Patch(color=PALE, alpha=0.6, linewidth=0, label=", or ".join(said[kind] for kind in sorted(kinds)))])
+    return key
 
 
 def beds(table: pd.DataFrame) -> plt.Figure:
@@ -377,51 +391,47 @@ def _said(row: dict) -> list[str]:
     return lines
 
 
-def _lanes(axes: Axes, table: pd.DataFrame, texts: list[list[str]]) -> None:
-    """The questions of one axis, whose height is in inches: of each its text, and below it the interval with the verdict."""
-    views = [view for view in VIEWS if f"difference_{view}" in table]
-    low, high = _limits(table, [table[f"difference_{view}"] for view in views])
+def _lanes(axes: Axes, table: pd.DataFrame, texts: list[list[str]], views: list[str], lane: float) -> None:
+    """The questions of one axis, whose height is in inches: of each its text, and below it the intervals with the verdict."""
+    low, high = _limits(table, views)
     y = 0.0
     for row, text in zip(table.to_dict("records"), texts):
         look = LOOKS[row["verdict"]]
         axes.text(0, y, "\n".join(text), va="top", transform=axes.get_yaxis_transform(), linespacing=1.25)
-        y += LINE * len(text) + LANE / 2
-        at, allowed = y - 0.02, row.get("not_worse_by", 0)
+        y += LINE * len(text)
+        bottom, allowed = y + lane, row.get("not_worse_by", 0)
         edges = (-allowed, 0) if allowed else (-row["margin"], row["margin"])
-        axes.fill_between(edges, y - LANE / 2, y + LANE / 2, color=PALE, alpha=0.6, linewidth=0)
-        axes.vlines(0, y - LANE / 2, y + LANE / 2, color=GREY, linewidth=0.8)
-        for end, beyond in ((row["low"], row["low"] < low), (row["high"], row["high"] > high)):
-            arrow = dict(arrowstyle="->" if beyond else "-", color=look.colour, linewidth=1.6, shrinkA=0, shrinkB=0)
-            if not pd.isna(end):
-                axes.annotate("", (min(max(end, low), high), at), (row["difference"], at), arrowprops=arrow)
-        axes.plot(row["difference"], at, look.marker, color=look.colour)
-        for view in views:
-            axes.plot(
-                row[f"difference_{view}"],
-                y + 0.1,
-                VIEWS[view][1],
-                color=INK,
-                fillstyle="none",
-                markersize=3.5,
-                markeredgewidth=0.8,
-            )
+        axes.fill_between(edges, y, bottom, color=PALE, alpha=0.6, linewidth=0)
+        axes.vlines(0, y, bottom, color=GREY, linewidth=0.8)
+        first = y + (0.8 * OTHER if views else lane / 2)
+        drawn = [("", first, look.colour, look.marker, 1.6)]
+        drawn += [(f"_{view}", first + OTHER * n, INK, VIEWS[view][1], 0.8) for n, view in enumerate(views, start=1)]
+        for view, at, colour, marker, width in drawn:
+            middle, beyond = row[f"difference{view}"], dict(color=colour, linewidth=width, shrinkA=0, shrinkB=0)
+            for end in (row[f"low{view}"], row[f"high{view}"]):
+                arrow = beyond | {"arrowstyle": "-" if low <= end <= high else "->"}
+                if not pd.isna(end):
+                    axes.annotate("", (min(max(end, low), high), at), (middle, at), arrowprops=arrow)
+            hollow: dict[str, Any] = dict(fillstyle="none", markersize=3.5, markeredgewidth=0.8) if view else {}
+            axes.plot(middle, at, marker, color=colour, **hollow)
         number = f"{row['difference']:+.2f}".replace("-", "\u2212")
-        axes.annotate(f"{number}\n{row['verdict']}", (1.03, y), xycoords=("axes fraction", "data"), va="center")
-        y += LANE / 2 + SPACE
+        axes.annotate(f"{number}\n{row['verdict']}", (1.03, y + LANE / 2), xycoords=("axes fraction", "data"), va="center")
+        y = bottom + SPACE
     axes.set(xlim=(low, high), ylim=(y, 0), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)
 
 
-def _limits(table: pd.DataFrame, others: list[pd.Series]) -> tuple[float, float]:
+def _limits(table: pd.DataFrame, views: list[str]) -> tuple[float, float]:
     """An axis for all differences, and for those intervals that are not many times as wide as the others."""
-    half = (table.high - table.low) / 2
-    usual = half <= 5 * half.median()
-    ends = pd.concat(
-        [pd.Series([0.0]), table.difference, table.low[usual], table.high[usual], *others, -table.margin, table.margin]
-    )
-    room = 0.05 * (ends.max() - ends.min())
-    return ends.min() - room, ends.max() + room
+    ends = [pd.Series([0.0]), -table.margin, table.margin]
+    for view in ("", *(f"_{each}" for each in views)):
+        half = (table[f"high{view}"] - table[f"low{view}"]) / 2
+        usual = half <= 5 * half.median()
+        ends += [table[f"difference{view}"], table[f"low{view}"][usual], table[f"high{view}"][usual]]
+    everything = pd.concat(ends)
+    room = 0.05 * (everything.max() - everything.min())
+    return everything.min() - room, everything.max() + room
 
 
 def interval(groups) -> tuple[pd.Series, pd.Series]:

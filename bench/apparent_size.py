@@ -87,9 +87,10 @@ def main() -> None:
                 row["true_size"] = true_size(how, size, images.preprocessing.short_side)
                 rows.append(row | {"images": NUMBER, "top1": 100 * float(right.double().mean())})
     table = pd.DataFrame(rows)
-    print(table.pivot_table(index=["how", "size"], columns="stage", values="top1")[list(STAGES)].round(2))
+    means = table.pivot_table(index=["how", "size"], columns="stage", values="top1")[list(STAGES)]
+    print(means.to_string(float_format="{:.2f}".format))
     with replacing(writable_folder(results / "bench") / "apparent_size.csv") as temporary:
-        table.round(3).to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False)
     median = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
     save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
 

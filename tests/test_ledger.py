@@ -89,7 +89,7 @@ def test_a_claim_that_was_changed_by_hand_is_missed(monkeypatch, found, id, valu
 
 
 def test_claims_on_imagenet_are_not_run_and_say_what_they_would_cost(found):
-    claims = found[found.scale == "ImageNet"]
+    claims = found[(found.scale == "ImageNet") & ~found.index.str.startswith("B")]
     assert list(claims.index) == ["A1", "A2", "A3", "A4", "R1", "R2", "R3"] and set(claims.state) == {"NOT-RUN"}
     assert claims.node_hours["R1"] == 448 and claims.node_hours["R3"] == 256  # nodes times hours
     assert claims.node_hours["A2"] == pytest.approx(1536 * 28 / 60)
@@ -155,13 +155,44 @@ def test_runs_on_imagenet_by_two_codes_do_not_count_together(tmp_path):
 
 def test_questions_have_ids_of_their_own_and_their_verdicts(found):
     answers = pd.read_csv(REFERENCE / "tables" / "answers.csv").set_index("claim")
-    for number, question in enumerate(questions.QUESTIONS, start=1):
-        row = found.loc[f"D{number}"]
+    numbers = {question.claim: f"D{number}" for number, question in enumerate(questions.QUESTIONS, start=1)}
+    begun = set(answers.topic[answers.verdict != "not run"])
+    for question in (question for question in questions.QUESTIONS if question.topic in begun):
+        row = found.loc[numbers[question.claim]]
         assert row.claim.startswith(question.claim) and pd.isna(row.published)
         if question.claim in answers.index:
             assert row.state == ledger.STATES[answers.verdict[question.claim]]
             if row.state != "NOT-RUN":
                 assert row.low <= answers.difference[question.claim] <= row.high and row.commit
+
+
+def test_a_topic_of_which_nothing_was_run_is_one_line(found, tmp_path):
+    answers = pd.read_csv(REFERENCE / "tables" / "answers.csv")
+    (tmp_path / "tables").mkdir()
+    answers.assign(verdict=answers.verdict.where(answers.topic == "collapse", "not run")).to_csv(
+        tmp_path / "tables/answers.csv"
+    )
+    small = ledger.ledger(REFERENCE / "runs", tmp_path).set_index("id")
+    small = small[small.index.str.startswith("D")]
+    lines = small[small.test != "question, topic collapse"]
+    assert len(lines) == len(questions.TOPICS) - 1 and set(lines.state) == {"NOT-RUN"}
+    for row in lines.itertuples():
+        numbers = [n for n, each in enumerate(questions.QUESTIONS, start=1) if row.test == f"question, topic {each.topic}"]
+        assert row.Index == "-".join(dict.fromkeys((f"D{numbers[0]}", f"D{numbers[-1]}"))), (
+            "and its questions follow one another"
+        )
+        # Its questions follow one another.
+        assert numbers == list(range(numbers[0], numbers[-1] + 1)) and f"{len(numbers)} question" in row.claim
+    collapse = small[small.test == "question, topic collapse"]
+    pd.testing.assert_frame_equal(collapse, found.loc[collapse.index])
+
+
+def test_a_claim_of_a_reference_stands_beside_our_verdicts_and_is_never_answered_by_them(found):
+    claims = found[found.index.str.startswith("B")]
+    assert set(claims.state) == {"NOT-RUN"} and claims[["n", "low", "high", "runs"]].isna().all(axis=None)
+    states = found.state[(found.test == "question, topic batch") & ~found.index.isin(claims.index)].value_counts()
+    assert set(re.findall(r"\d+ [A-Z-]+", claims.ours["B1"])) == {f"{number} {state}" for state, number in states.items()}
+    assert set(claims.test.str.removeprefix("question, topic ")) <= set(questions.TOPICS)
 
 
 def test_folders_of_an_earlier_version_or_of_a_run_that_has_just_begun_are_passed_over(found, tmp_path):
@@ -186,7 +217,7 @@ def test_a_missed_claim_ends_the_command_with_status_4(tmp_path, cli, monkeypatc
 
     monkeypatch.setattr(tables, "published", published)
     status, told, _ = cli("verify", "--results", str(tmp_path))
-    assert status == 4 and "S1   MISSED" in told and "1 MISSED" in told
+    assert status == 4 and "S1      MISSED" in told and "1 MISSED" in told
     first, second, *_ = told.splitlines()
     assert second.startswith("plan of ")
     assert re.match(r"claims by the runs in \S+, trained by (this code|other code \(\S+\): \d+ definitions differ: )", first)

@@ -1,7 +1,8 @@
 """The ledger: for each claim what was published, what we found, at which scale, and whether it stands. `make verify` prints it.
 
 `results/published/claims.csv` has the claims, with what is compared and why within that tolerance. A claim on ImageNet is
-tested by runs on ImageNet alone. A small run answers a question of its own (D1, D2, ...), which never says PASS.
+tested by runs on ImageNet alone. A small run answers a question of its own (D1, D2, ...), which never says PASS. A topic of
+which nothing was run is one line. Claims of the paper's references (B1, B2, ...) stand beside the verdicts of a topic.
 
 PASS            ours is the published number within the tolerance
 MISSED          it is not
@@ -14,12 +15,15 @@ NOT-RUN         its cost in node-hours stands beside it, where it is known
 
 import json
 import math
+from collections import Counter
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
-from repro.paper import plan, questions, tables
+from repro.paper import names, plan, questions, tables
+from repro.paper.answering import Question
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
 from repro.run import tidy, trained
@@ -46,6 +50,7 @@ FOUND = [
     "runs",
     "commit",
 ]
+QUESTION = "question, topic "
 TEST_IMAGES = 50_000  # of ImageNet-1K
 ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 
@@ -56,9 +61,9 @@ def ledger(runs: Path | str, results: Path | str) -> pd.DataFrame:
 
 
 def _ledger(counted: pd.DataFrame, results: Path) -> pd.DataFrame:
-    claims = tables.published("claims")
-    rows = [claim | _found(claim, counted) for claim in claims.to_dict("records")]
-    return pd.DataFrame(rows + _questions(counted, results)).reindex(columns=[*CLAIM, *FOUND])
+    claims, small = tables.published("claims"), _questions(counted, results)
+    rows = [claim | _found(claim, counted, small) for claim in claims.to_dict("records")]
+    return pd.DataFrame(rows + small).reindex(columns=[*CLAIM, *FOUND])
 
 
 def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
@@ -75,9 +80,9 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
     lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
     lines += plan.told()
     for row in table.fillna({"ours": "", "published": ""}).itertuples():
-        lines.append(f"{row.id:4} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
+        lines.append(f"{row.id:7} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
         ours, cost = with_interval(row), price(row)
-        lines += [f"{'':17} {word}: {text}" for word, text in (("ours", ours), ("cost", cost)) if text]
+        lines += [f"{'':20} {word}: {text}" for word, text in (("ours", ours), ("cost", cost)) if text]
     counts = table.state.value_counts()
     lines.append(", ".join(f"{number} {state}" for state, number in counts.items()))
     return "\n".join(lines), bool((table.state == "MISSED").any())
@@ -98,7 +103,9 @@ def price(row) -> str:
     return "; ".join(parts)
 
 
-def _found(claim: dict, counted: pd.DataFrame) -> dict:
+def _found(claim: dict, counted: pd.DataFrame, small: list[dict]) -> dict:
+    if str(claim["test"]).startswith(QUESTION):
+        return {"state": "NOT-RUN", "ours": _asked_small(claim["test"], small)}
     if claim["scale"] == "ImageNet":
         return _on_imagenet(claim, counted)
     if claim["test"] == "test images":
@@ -285,25 +292,45 @@ def _modelled(id: str) -> str:
 
 
 def _questions(counted: pd.DataFrame, results: Path) -> list[dict]:
-    """The questions of the small test bed, by the table of answers in `results`: D1, D2, ..."""
+    """The questions of the small test bed, by the table of answers in `results`: D1, D2, ...; a topic without runs is a row."""
     path = results / "tables" / "answers.csv"
-    answers = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["claim", "data", "shrink"])
+    answers = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["claim", "topic", "data", "shrink", "verdict"])
     answers = answers[answers["shrink"] != "smoke"]
+    begun = {*answers.topic[answers.verdict != "not run"]}
     rows = []
-    for number, question in enumerate(questions.QUESTIONS, start=1):
-        asked = {"id": f"D{number}", "claim": question.claim + (" (control)" if question.control else "")}
-        asked |= {"test": f"question, topic {question.topic}", "why": "Holm over the questions of its topic"}
-        found = answers[answers.claim == question.claim]
-        if found.empty:
-            rows.append(asked | {"scale": "digits", "state": "NOT-RUN"})
-        for answer in found.itertuples():
-            margin = question.not_worse_by or answer.margin
-            row = asked | {"scale": answer.data, "tolerance": margin, "state": STATES[answer.verdict]}
-            if answer.n and answer.n_other:
-                recipes = list(dict.fromkeys((question.better.recipe, question.other.recipe)))
-                used = _plain(counted, answer.data, answer.shrink).query("recipe in @recipes")
-                row |= {"ours": f"{answer.difference:+.2f} points", "n": min(answer.n, answer.n_other)}
-                row |= {"low": answer.low, "high": answer.high, "commit": _commits(used)}
-                row["runs"] = " ".join(f"{recipe}-{answer.shrink}-{answer.data}-*" for recipe in recipes)
-            rows.append(row)
+    for topic, numbered in groupby(enumerate(questions.QUESTIONS, start=1), key=lambda each: each[1].topic):
+        asked = [(f"D{number}", question) for number, question in numbered]
+        if topic in begun:
+            rows += [row for id, question in asked for row in _answers(id, question, answers, counted)]
+        else:
+            ids = "-".join(dict.fromkeys((asked[0][0], asked[-1][0])))
+            claim = f"{names.TOPICS[topic]}: {len(asked)} question{'s' * (len(asked) > 1)}"
+            rows.append({"id": ids, "claim": claim, "test": QUESTION + topic, "scale": "digits", "state": "NOT-RUN"})
     return rows
+
+
+def _answers(id: str, question: Question, answers: pd.DataFrame, counted: pd.DataFrame) -> list[dict]:
+    """A row for each data set on which a question was asked."""
+    asked = {"id": id, "claim": question.claim + (" (control)" if question.control else "")}
+    asked |= {"test": QUESTION + question.topic, "why": "Holm over the questions of its topic"}
+    found, rows = answers[answers.claim == question.claim], []
+    if found.empty:
+        rows.append(asked | {"scale": "digits", "state": "NOT-RUN"})
+    for answer in found.itertuples():
+        margin = question.not_worse_by or answer.margin
+        row = asked | {"scale": answer.data, "tolerance": margin, "state": STATES[answer.verdict]}
+        if answer.n and answer.n_other:
+            recipes = list(dict.fromkeys((question.better.recipe, question.other.recipe)))
+            used = _plain(counted, answer.data, answer.shrink).query("recipe in @recipes")
+            row |= {"ours": f"{answer.difference:+.2f} points", "n": min(answer.n, answer.n_other)}
+            row |= {"low": answer.low, "high": answer.high, "commit": _commits(used)}
+            row["runs"] = " ".join(f"{recipe}-{answer.shrink}-{answer.data}-*" for recipe in recipes)
+        rows.append(row)
+    return rows
+
+
+def _asked_small(test: str, small: list[dict]) -> str:
+    """Where the small test bed asks what a reference claims of its own images, and the verdicts there."""
+    states = Counter(row["state"] for row in small if row["test"] == test)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items()) if states.keys() - {"NOT-RUN"} else "NOT-RUN"
+    return f"asked on small images as topic {test.removeprefix(QUESTION)}: {counts}"

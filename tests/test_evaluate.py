@@ -145,6 +145,13 @@ def test_real_ranks_count_the_same(digits, on_ranks, ranks):
     assert on_ranks(ranks).counts == evaluated(World(), digits)
 
 
+@pytest.mark.counts_for("evaluation")
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_real_ranks_average_the_same_weights(run, digits, on_ranks, ranks):
+    alone = evaluate.ensemble(str(run), ["main", "collapse"], "weights", digits, world=ALONE)
+    assert on_ranks(ranks).mean_of_weights == alone
+
+
 def test_evaluation_leaves_training_alone(digits):
     """The test images of a batch do not influence each other, and running statistics stay."""
     state = random_states(1)[0]

@@ -139,7 +139,7 @@ def falling_ensemble(factor: float) -> Recipe:
 
 
 def triangular_ensemble(top: float) -> Recipe:
-    what = "collapsed_ensemble from three triangles (cyclical rates; Smith, 2017) instead of its cycles"
+    what = "collapsed_ensemble from three triangles (cyclical rates; Smith, 2015) instead of its cycles"
     return _own("triangular_ensemble", what, *_collapsing(_triangles(top, 3, LONG // 6)))
 
 
@@ -190,7 +190,7 @@ def snapshot_ensemble_restarts(rate: float) -> Recipe:
 
 def one_cycle(top: float) -> Recipe:
     """The rates of torch's OneCycleLR with linear parts, pct_start 0.3 and div_factor 25, and a last rate of zero."""
-    what = "One cycle (Smith and Topin, 2018): a linear rise, a linear fall to zero; its end in either view"
+    what = "One cycle (Smith and Topin, 2017): a linear rise, a linear fall to zero; its end in either view"
     rise = round(0.3 * BUDGET) - 1
     to_zero = BUDGET - 1 - rise  # at the last step
     fall = BUDGET - rise - END.iterations

@@ -260,7 +260,7 @@ import logging
 from repro import evaluate, train
 from repro.schedule import Recipe, Stage
 logging.basicConfig(level=logging.INFO)
-evaluate.VIEWS = dict.fromkeys(evaluate.VIEWS, 50)
+evaluate.VIEWS, evaluate.STATISTICS_IMAGES = dict.fromkeys(evaluate.VIEWS, 50), 48
 """
 
 
@@ -282,6 +282,7 @@ def bits(digits, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "VIEWS", dict.fromkeys(evaluate.VIEWS, 50))
+        patch.setattr(evaluate, "STATISTICS_IMAGES", 48)  # of weights that are averages
         for task in tasks:
             train.train(**task, out=str(out / "1"))
         patch.setattr(journal, "CHECKPOINT_SECONDS", 0)

@@ -685,8 +685,109 @@ def soak() -> str:
     )
 
 
+# --- The ensemble, and the switches -----------------------------------------------------------------------------------
+
+
+def saved(name: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / REFERENCE / "tables" / f"{name}.csv")
+
+
+def seeds(table: pd.DataFrame) -> str:
+    n = table.seed.nunique()
+    return f"Ours: means over {n} seed{'s' * (n > 1)} on digits."
+
+
+def called(recipe: str, members: str) -> str:
+    """What a model or an ensemble is called."""
+    stages = members.split(" + ")
+    return f"`{recipe}`, " + (f"{len(stages)} models" if len(stages) > 1 else f"`{members}`")
+
+
+def ensemble_predictions() -> str:
+    rows, lines = saved("ensemble_predictions"), []
+    for (recipe, members), part in rows.groupby(["recipe", "members"], sort=False):
+        error = (
+            f"{part.calibration_error.mean():.2f} ({part.calibration_error.min():.2f} to {part.calibration_error.max():.2f})"
+        )
+        numbers = [f"{part.top1.mean():.2f}", f"{part.loss.mean():.4f}", error]
+        lines.append([called(recipe, members), len(part), *numbers])
+    head = heads("members", "n", "top1", "loss", "calibration_error")
+    return table(f"{head} (range)", lines) + f"\n\n{seeds(rows)}"
+
+
+def ensemble_pairs() -> str:
+    rows, lines = saved("ensemble_pairs"), []
+    for (kind, members), part in rows.groupby(["kind", "members"], sort=False):
+        among, error = part.disagreement, 100 - part.top1.mean()
+        spread = f"{among.mean():.2f} ({among.min():.2f} to {among.max():.2f})"
+        lines.append([kind, members, len(part), spread, f"{error:.2f}", f"{among.mean() / error:.2f}"])
+    head = heads("kind", "members", "n", "disagreement")
+    return table(f"{head} (range) | errors of a model, % | the former over the latter", lines) + f"\n\n{seeds(rows)}"
+
+
+def ensemble_paths() -> str:
+    """How much the loss rises, and the accuracy falls, on a path above the straight line between its ends; the middle."""
+    rows, lines = saved("ensemble_paths"), []
+    for (recipe, members), part in rows.groupby(["recipe", "members"], sort=False):
+        at = {column: part.pivot(index="seed", columns="share", values=column) for column in ("loss", "top1")}
+        chord = {name: each[[0.0, 1.0]].mean(axis=1) for name, each in at.items()}
+        ends = pd.DataFrame({share: at["loss"][0.0] * (1 - share) + at["loss"][1.0] * share for share in at["loss"]})
+        barrier = (at["loss"] - ends).max(axis=1)
+        middle = at["top1"][0.5] - chord["top1"]
+        spread = [
+            f"{each.mean():{form}} ({each.min():{form}} to {each.max():{form}})"
+            for each, form in ((barrier, ".3f"), (middle, "+.2f"))
+        ]
+        lines.append([f"`{recipe}`, {members}", len(barrier), f"{chord['top1'].mean():.2f}", *spread])
+    head = "path between | n, seeds | top-1 of its ends, % | largest rise of the loss above the straight line (range)"
+    return table(f"{head} | top-1 in the middle less that of the ends, points (range)", lines) + f"\n\n{seeds(rows)}"
+
+
+def ensemble_sharpness() -> str:
+    rows, lines = saved("ensemble_sharpness"), []
+    view = {"none": "the collapse's", "scale_aspect": "the main stages'"}
+    for (seen, radius), part in rows.groupby(["view", "radius"], sort=False):
+        before, after = (part[part.members.str.startswith(begins)] for begins in ("cyc", "collapse"))
+        of = [each.groupby(["members", "seed"]).rise.mean() for each in (before, after)]
+        spread = [f"{each.mean():.3f} ({each.min():.3f} to {each.max():.3f})" for each in of]
+        losses = f"{before.loss.mean():.3f}", f"{after.loss.mean():.3f}"
+        lines.append([view[seen], f"{radius:g}", len(of[0]), *losses, *spread])
+    head = "view | length of the step | models | loss before a collapse | after | rise before (range) | rise after (range)"
+    count = rows.draw.nunique()
+    return table(head, lines) + f"\n\n{seeds(rows)} Each model's rise is a mean over {count} directions."
+
+
+def ensemble_rescaled() -> str:
+    rows = saved("ensemble_rescaled")
+    lines = [
+        [
+            f"{row.scaled_by:g}",
+            f"{row.loss:.5f}",
+            f"{row.top1:.2f}",
+            f"{row.rise:.3g}",
+            f"{row.rise * row.scaled_by**2:.3g}",
+            f"{row.rise_filter_wise:.4f}",
+        ]
+        for row in rows.itertuples()
+    ]
+    head = heads("scaled_by", "loss", "top1", "rise") + ", fixed step | the same, times the square"
+    return table(f"{head} | {heads('rise_filter_wise')}", lines) + "\n\nOurs: one model on digits."
+
+
+def switches() -> str:
+    rows = saved("switches").itertuples(index=False)
+    lines = [[f"`{row[0]}`", f"`{row[1]}`", *("yes" if each else "no" for each in row[2:])] for row in rows]
+    return table(heads("switch", "value", "weights_differ", "statistics_differ"), lines)
+
+
 PLACES = {
     "results": results,
+    "ensemble-predictions": ensemble_predictions,
+    "ensemble-pairs": ensemble_pairs,
+    "ensemble-paths": ensemble_paths,
+    "ensemble-sharpness": ensemble_sharpness,
+    "ensemble-rescaled": ensemble_rescaled,
+    "switches": switches,
     "digits-answers": digits_answers,
     "digits-effects": digits_effects,
     "digits-later-seeds": digits_later_seeds,

@@ -4,6 +4,7 @@ Figures are as wide as one or two columns of a paper, and no text is below 8 poi
 thing looks like is in `names`, the same in every figure. The same table gives the same bytes.
 """
 
+import re
 from collections.abc import Iterable
 from os.path import commonprefix
 from pathlib import Path
@@ -439,21 +440,116 @@ def interval(groups) -> tuple[pd.Series, pd.Series]:
     return groups.mean(), groups.sem() * np.where(n > 1, stats.t.ppf(0.975, np.maximum(n - 1, 1)), np.nan)
 
 
-def budget(points: pd.DataFrame) -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`."""
+def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`.
+
+    Or over its cost of inference: then expects `ensembles.costs`, with its column "operations".
+    """
     figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):
         look, line = LOOKS[label], part.line.iloc[0]
-        mean, half = interval(part.groupby("epochs").top1)
+        mean, half = interval(part.groupby(over).top1)
         axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line if line else "", color=look.colour)
         entry = (mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 24)) if line else label, look.colour)
         (lines if line else single).append(entry)
-    axes.set(xlabel="epochs of all training that led to it", ylabel="test top-1, %")
+    what = {"epochs": "epochs of all training that led to it", "operations": "multiply-adds for an image, millions"}
+    axes.set(xlabel=what[over], ylabel="test top-1, %")
     beside(axes, lines, 0.11)
-    for epochs in sorted({entry[0] for entry in single}):  # beside their points: what has the same budget stands in a column
-        at = axes.transLimits.transform((epochs, 0))[0]
-        beside(axes, [entry for entry in single if entry[0] == epochs], 0.05, at + 0.03)
+    for place in sorted({entry[0] for entry in single}):  # beside their points: what has the same budget stands in a column
+        at = axes.transLimits.transform((place, 0))[0]
+        beside(axes, [entry for entry in single if entry[0] == place], 0.05, at + 0.03)
+    return figure
+
+
+def disagreement(pairs: pd.DataFrame) -> plt.Figure:
+    """How often two models predict different classes, a point per pair and seed. Expects `ensembles.analysed`'s pairs."""
+    kinds = [kind for kind in (names.MEMBERS_OF_ONE, names.SAME_OF_TWO, names.THREE_MODELS) if kind in set(pairs.kind)]
+    figure, axes = plt.subplots(layout="constrained", figsize=(ONE_COLUMN, 0.8 * len(kinds) + 0.5))
+    for position, kind in enumerate(kinds):
+        look, part = LOOKS[kind], pairs[pairs.kind == kind]
+        axes.plot(part.disagreement, [position] * len(part), look.marker, color=look.colour, alpha=0.6, markeredgewidth=0)
+        axes.plot(part.disagreement.mean(), position, "|", color=INK, markersize=16, markeredgewidth=1.5)
+        error = 100 - part.top1.mean()
+        said = f"{part.disagreement.mean():.1f}%; a model errs on {error:.1f}%"
+        axes.annotate(
+            f"{kind}:\n{said}", (0, position), (0, 13), textcoords="offset points", xycoords=("axes fraction", "data")
+        )
+    axes.set(xlabel="images with different classes, %", ylim=(len(kinds) - 0.6, -0.8), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def reliability(diagrams: pd.DataFrame, titles: dict[tuple[str, str], str]) -> plt.Figure:
+    """Accuracy over confidence of each model, and how many test images have that confidence; all seeds together.
+
+    Expects `ensembles.analysed`'s calibration. `titles` has the models to show: (recipe, members) and their names.
+    """
+    figure, axes = plt.subplots(
+        2, len(titles), layout="constrained", figsize=(TWO_COLUMNS, 3.2), sharex=True, sharey="row", height_ratios=(2, 1)
+    )
+    for (upper, lower), ((recipe, members), title) in zip(axes.T, titles.items()):
+        part = diagrams[(diagrams.recipe == recipe) & (diagrams.members == members)]
+        seeds = part.seed.nunique()
+        sums = part.assign(confidence=part.confidence * part.test_images, top1=part.top1 * part.test_images)
+        bins = sums.groupby("confidence_low")[["test_images", "confidence", "top1"]].sum()
+        filled = bins[bins.test_images > 0]
+        confidence, top1 = filled.confidence / filled.test_images, filled.top1 / filled.test_images
+        upper.plot([0, 100], [0, 100], ":", color=GREY, linewidth=1)
+        upper.plot(confidence, top1, LOOKS[MEMBER].marker, color=names.BLUE, linestyle="-", linewidth=1)
+        gap = ((top1 - confidence).abs() * filled.test_images).sum() / filled.test_images.sum()
+        upper.set_title(f"{title}\n(n = {seeds}; error {gap:.1f} points)", weight="normal")
+        width = 100 / len(bins)
+        lower.bar(bins.index, bins.test_images / seeds, width, align="edge", color=names.BLUE, edgecolor="white", linewidth=0.3)
+        lower.set_yscale("log")
+    axes[0, 0].set(ylabel="test top-1, %", xlim=(0, 100), ylim=(0, 100))
+    axes[1, 0].set(ylabel="images of a seed")
+    figure.supxlabel("confidence: the largest probability, %", fontsize=8)
+    return figure
+
+
+def paths(table: pd.DataFrame) -> plt.Figure:
+    """Loss and top-1 on straight paths between models: mean over seeds, and the band of all. Expects `landscape.paths`.
+
+    Members of one run are on the left, models of separate beginnings on the right: each with its own axis.
+    """
+    figure, panels = plt.subplots(2, 2, layout="constrained", figsize=(TWO_COLUMNS, 3.6), sharex=True)
+    lines = dict(zip([("five_members", pair) for pair in ("1 2", "2 3", "1 3")] + [("three_models", "1 2")], names.PAIRS))
+    for place, recipe in enumerate(("five_members", "three_models")):
+        for axes, column in zip(panels[:, place], ("loss", "top1")):
+            for members, part in table[table.recipe == recipe].groupby("members", sort=False):
+                label = lines[recipe, " ".join(re.findall(r"\d", str(members)))]
+                look, over = LOOKS[label], part.groupby("share")[column]
+                axes.plot(
+                    over.mean(), look.marker, linestyle=look.line, color=look.colour, markersize=3, linewidth=1, label=label
+                )
+                axes.fill_between(over.mean().index, over.min(), over.max(), color=look.colour, alpha=0.15, linewidth=0)
+        panels[0, place].legend()
+        panels[1, place].set_xlabel("share of the second model's weights")
+    panels[0, 0].set(ylabel="test loss", title=f"n = {table.seed.nunique()}")
+    panels[1, 0].set_ylabel("test top-1, %")
+    return figure
+
+
+def sharpness(table: pd.DataFrame) -> plt.Figure:
+    """The rise of the training loss along random directions, before and after a collapse. Expects `landscape.sharpness`.
+
+    A panel per view: mean over collapses, seeds and directions, and the band of all models' means over directions.
+    """
+    shown = {"none": "loss in the collapse's view", "scale_aspect": "loss in the main stages' view"}
+    figure, panels = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.3), sharey=True)
+    for axes, (view, title) in zip(panels, shown.items()):
+        for label, begins in ((names.BEFORE, "cyc"), (names.AFTER, "collapse")):
+            part = table[(table["view"] == view) & table.members.str.startswith(begins)]
+            model = part.groupby(["radius", "members", "seed"]).rise.mean().groupby("radius")
+            look = LOOKS[label]
+            axes.plot(model.mean(), look.marker, linestyle=look.line, color=look.colour, label=label)
+            axes.fill_between(model.mean().index, model.min(), model.max(), color=look.colour, alpha=0.15, linewidth=0)
+        axes.set_title(title, weight="normal")
+        axes.set(xlabel="length of the step, share of each filter's", xlim=(0, None), ylim=(0, None))
+    panels[0].set_ylabel("rise of the training loss")
+    panels[0].legend(loc="upper left")
     return figure
 
 

@@ -29,6 +29,7 @@ FULL = {
     "averages": 6,
     "cooldown": 6,
     "restarts": 6,
+    "ablation": 6,
 }
 PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
@@ -48,5 +49,6 @@ NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
     "13-large-batches": ("tuned", "lars"),
     "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
+    "15-ablation": ("ablation",),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

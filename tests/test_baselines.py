@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro.baselines import lars
+from repro.baselines import asynchronous, lars
 from repro.model import Network
 from repro.optim import SGD
 from repro.schedule import Now, Place, Recipe, Stage, at
@@ -69,11 +69,50 @@ LARS = {
 }
 
 
+# --- Asynchronous SGD (tests/test_asynchronous.py has gradients that depend on the weights) ------------------------------
+
+
+def groups_by_hand(compensation=lambda g, mean: 0.0):
+    """Groups that take turns, each with its copy, by which MXNet 1.x's DCASGD and torch_scala's DCASGDa compensate."""
+
+    def by_hand(weights, gradients, steps, recipe, staleness, lam=0.0):
+        read = weights  # by the group whose turn it is
+        for gradient, now in zip(gradients, steps):
+            if now.iteration == 0 and not now.stage.keep_momentum:
+                h, square = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+                weights, copies = read, [read] * (staleness + 1)
+            for name, w in weights.items():
+                g, decayed = gradient[name], recipe.decay_bn or not name.startswith("norm")
+                square[name] = 0.95 * square[name] + 0.05 * g**2
+                change = g + lam * compensation(g, square[name]) * (w - read[name])
+                h[name] = recipe.momentum * h[name] + now.rate * (change + (now.stage.weight_decay * w if decayed else 0))
+            weights = {name: w - h[name] for name, w in weights.items()}
+            copies[now.step % len(copies)] = weights
+            read = copies[(now.step + 1) % len(copies)]
+        return read, weights
+
+    return by_hand
+
+
+_DELAYED, _COMPENSATED = {"staleness": 2}, {"staleness": 2, "lam": 0.1}
+ASYNCHRONOUS = {
+    "asynchronous": (asynchronous.Asynchronous, _DELAYED, {}, groups_by_hand(), 1e-12),
+    "delay compensation": (asynchronous.DelayCompensated, _COMPENSATED, {}, groups_by_hand(lambda g, mean: g**2), 1e-12),
+    "delay compensation, adaptive": (
+        asynchronous.AdaptivelyCompensated,
+        _COMPENSATED,
+        {"decay_bn": False},
+        groups_by_hand(lambda g, mean: g**2 / (mean + 1e-7) ** 0.5),
+        1e-12,
+    ),
+}
+
+
 # --- Each rule beside its loop ----------------------------------------------------------------------------------------
 
 # A rule: its class, its own numbers, fields of the recipe, the obvious loop, and the largest error, relative to the largest
 # weight. Rules are tried in float64; a row whose rule cannot says why its tolerance is that of float32.
-TABLE = {**LARS}
+TABLE = {**LARS, **ASYNCHRONOUS}
 
 
 class Net(nn.Module):

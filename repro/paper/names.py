@@ -34,6 +34,9 @@ SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in 
 THREE_MODELS = "three models, a third of the images each"
 # What is compared over the batch
 LINEAR, OWN_RATE, LARS = "SGD, the linear rule's rate", "SGD, its own best rate", "LARS, its own best rate"
+# What is compared over groups of workers
+SYNCHRONOUS, BACKUP = "synchronous", "synchronous, with backup ranks"
+ASYNCHRONOUS, COMPENSATED, ADAPTIVE = "asynchronous", "with delay compensation", "with adaptive delay compensation"
 
 
 class Look(NamedTuple):
@@ -67,6 +70,12 @@ LOOKS = {
     LINEAR: Look(GREY, "v", "-."),
     OWN_RATE: Look(BLUE, "o"),
     LARS: Look(VERMILION, "s", "--"),
+    # Synchronous and asynchronous
+    SYNCHRONOUS: Look(BLUE, "o"),
+    BACKUP: Look(GREEN, "^", "-."),
+    ASYNCHRONOUS: Look(VERMILION, "X", "--"),
+    COMPENSATED: Look(PURPLE, "P"),
+    ADAPTIVE: Look(ORANGE, "D"),
     # Formulas of the learning rate
     "as_released": Look(INK, ".", "-"),
     "as_designed": Look(ORANGE, ".", "--"),
@@ -97,6 +106,7 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    "sequential": "sequential SGD",
 }
 _PATTERNS = {
     r"default_resnet50_(\d+)nodes": r"Intel, \1 nodes",
@@ -111,6 +121,11 @@ _PATTERNS = {
     r"lars_(\d+)_rate_outside": r"LARS, rate outside the buffer, batch \1",
     r"lars_(\d+)_both_outside": r"LARS, rate and ratio outside, batch \1",
     r"lars_(\d+)_unfused": r"LARS, norm of the decayed gradient, batch \1",
+    # Synchronous and asynchronous
+    r"synchronous_(\d+)_groups": rf"{SYNCHRONOUS}, \1 groups",
+    r"asynchronous_(\d+)_groups": rf"{ASYNCHRONOUS}, \1 groups",
+    r"delay_compensation_(\d+)_groups": rf"{ASYNCHRONOUS} {COMPENSATED}, \1 groups",
+    r"adaptive_delay_compensation_(\d+)_groups": rf"{ASYNCHRONOUS} {ADAPTIVE}, \1 groups",
 }
 
 
@@ -158,6 +173,7 @@ TOPICS = {
     "length": "Longer training",
     "tuned": "Large batches, each at its own best rate",
     "lars": "LARS",
+    "asynchronous": "Asynchronous SGD",
 }
 
 

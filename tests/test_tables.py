@@ -163,6 +163,12 @@ def test_each_recipe_of_ours_has_one_result():
         "snapshot_ensemble": 3,
         "snapshot_ensemble_crop": 3,
         "three_models": 3,
+        "tuned_ensemble": 3,
+        "constant_trunk": 10,
+        "constant_ensemble": 3,
+        "falling_ensemble": 3,
+        "triangular_ensemble": 3,
+        "snapshot_ensemble_restarts": 3,
     }
     assert {name: len(recipe.result) for name, recipe in recipes.RECIPES.items() if len(recipe.result) > 1} == several
     assert recipes.RECIPES["one_model"].result == [questions.ONE_MODEL.members]

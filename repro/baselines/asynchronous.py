@@ -74,7 +74,7 @@ class AdaptivelyCompensated(DelayCompensated):
     zero and has a memory of 20 updates.
     """
 
-    remembers = ("momentum", "square")
+    remembers = "momentum", "square"  # type: ignore[assignment]
 
     def curvature(self, gradient: torch.Tensor) -> torch.Tensor:
         mean = self.vectors["square"].lerp_(gradient.square(), 0.05)

@@ -22,7 +22,7 @@ from repro.paths import DATA, RESULTS, ROOT, RUNS
 from repro.ranks import comm, stop
 from repro.run import own
 from repro.run.records import Stopped
-from repro.run.settings import AVERAGES, DEVICES, MOST_THREADS, Settings
+from repro.run.settings import AVERAGES, DEVICES, MEANS, MOST_THREADS, Settings
 from repro.scaling import BETWEEN_NODES
 from repro.schedule import LR_FORMULAS, MODELS, SWITCHES, learning_rate
 
@@ -372,7 +372,7 @@ def parser() -> Parser:
         metavar="STAGE,STAGE",
         help="stages whose models are averaged (default: the recipe's members, or its last stage)",
     )
-    _add_evaluation(ensemble)
+    _add_evaluation(ensemble, MEANS, "of the members' predictions, or of their weights, which makes one model of them")
 
     export = command(
         "export",
@@ -586,10 +586,13 @@ def _add_settings(command: argparse.ArgumentParser, without: str = "") -> None:
             )
 
 
-def _add_evaluation(command: argparse.ArgumentParser, required: bool = False) -> None:
-    command.add_argument(
-        "--average", choices=AVERAGES, default=AVERAGES[0], help="of the members' predictions (default: %(default)s)"
-    )
+def _add_evaluation(
+    command: argparse.ArgumentParser,
+    averages: tuple[str, ...] = AVERAGES,
+    of: str = "of the members' predictions",
+    required: bool = False,
+) -> None:
+    command.add_argument("--average", choices=averages, default=averages[0], help=f"{of} (default: %(default)s)")
     command.add_argument(
         "--data", default=None if required else "", required=required, help="data set, or the folder it is packed in"
     )

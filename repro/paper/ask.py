@@ -18,7 +18,7 @@ from repro.paper.answering import Question, Side
 from repro.paths import REFERENCE, RUNS, given
 from repro.run import own, records
 from repro.run.identity import code_digest
-from repro.run.settings import AVERAGES
+from repro.run.settings import MEANS
 from repro.schedule import MODELS, Recipe
 
 LIST = "a list of questions, each a repro.Question"
@@ -117,7 +117,7 @@ def spelt_out_sides(sides: Iterable[Side], beside: Path | None = None) -> list[S
             choose(f"stage of {recipe.name}", member, [stage.name for stage in recipe.stages])
         if side.model and not own.is_own(side.model):
             choose("model", side.model, MODELS)
-        average = choose("average", side.average or ("softmax" if members[1:] else ""), ["", *AVERAGES])
+        average = choose("average", side.average or ("softmax" if members[1:] else ""), ["", *MEANS])
         found.append(side._replace(recipe=recipe, members=" + ".join(members), average=average))
     return found
 
@@ -167,7 +167,7 @@ def tasks(asked: Sequence[Question], seeds: Iterable[int], **parameters) -> list
 
 
 def ensembles(sides: Iterable[Side]) -> dict:
-    """The ensembles to evaluate at the end of each recipe's run: (stages, softmax or logit)."""
+    """The ensembles to evaluate at the end of each recipe's run: (stages, what of them is averaged)."""
     wanted: dict = {}
     for side in sides:
         entry = side.members.split(" + "), side.average

@@ -3,6 +3,7 @@
 `docs/baselines.md` says for each where it comes from, what would count against it, and what this scale cannot say.
 """
 
+from repro.paper import cycles
 from repro.paper.answering import HALF_A_POINT, Question, Side
 from repro.recipes.baselines import NORMS_AT
 from repro.recipes.controls import BATCHES
@@ -152,4 +153,4 @@ ASYNCHRONOUS = (
 
 # --- All --------------------------------------------------------------------------------------------------------------
 
-QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *ASYNCHRONOUS)
+QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ASYNCHRONOUS)

@@ -305,8 +305,9 @@ def groups(runs: pd.DataFrame, seconds: pd.DataFrame) -> plt.Figure:
     time.set(xlabel="standard deviation between ranks, %", ylabel="seconds of as many images", ylim=(0, None))
     time.set_title(f"{seconds.label.iloc[0]}: {seconds.groups.iloc[0]} groups, {seconds.nodes.iloc[0]:,} nodes")
     lines = dict.fromkeys([*runs.line, *seconds.line])
-    looks = [LOOKS[line] for line in lines]
-    handles = [plt.Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line) for look in looks]
+    handles = [Line2D([], [], color=LOOKS[line].colour, marker=LOOKS[line].marker) for line in lines]
+    for handle, line in zip(handles, lines):
+        handle.set(linestyle=LOOKS[line].line)
     figure.legend(handles, lines, loc="outside lower left")
     return figure
 
@@ -456,7 +457,7 @@ def interval(groups) -> tuple[pd.Series, pd.Series]:
 
 
 def budget(points: pd.DataFrame) -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget`."""
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`."""
     figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):

@@ -34,6 +34,7 @@ SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in 
 THREE_MODELS = "three models, a third of the images each"
 # What is compared over the batch
 LINEAR, OWN_RATE, LARS = "SGD, the linear rule's rate", "SGD, its own best rate", "LARS, its own best rate"
+CONSTANT_TRUNK, PLANNED = "a collapse at each tenth of a constant rate", "one model, planned for that length"
 # What is compared over groups of workers
 SYNCHRONOUS, BACKUP = "synchronous", "synchronous, with backup ranks"
 ASYNCHRONOUS, COMPENSATED, ADAPTIVE = "asynchronous", "with delay compensation", "with adaptive delay compensation"
@@ -55,6 +56,8 @@ LOOKS = {
     SNAPSHOTS: Look(PURPLE, "^"),
     SNAPSHOTS_IN_CROP: Look(PURPLE, "P"),
     THREE_MODELS: Look(ORANGE, "X"),
+    CONSTANT_TRUNK: Look(BLUE, "."),
+    PLANNED: Look(GREEN, "P", ":"),
     # Whose number it is
     "published": Look(INK, "D"),
     "this paper": Look(VERMILION, "D"),
@@ -106,6 +109,18 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    "tuned_ensemble": "Collapsed Ensemble, tuned rates",
+    "tuned_one_model": "one model, tuned rates",
+    "swa": "SWA",
+    "ema": "exponential average",
+    "constant_trunk": CONSTANT_TRUNK,
+    "constant_ensemble": "collapses from a constant rate",
+    "falling_ensemble": "collapses from one linear decay",
+    "triangular_ensemble": "collapses from triangles",
+    "warm_restarts": "warm restarts",
+    "warm_restarts_crop": "warm restarts, end in the collapse's view",
+    "snapshot_ensemble_restarts": "snapshot ensemble, tuned restarts",
+    "one_cycle": "one cycle",
     "sequential": "sequential SGD",
 }
 _PATTERNS = {
@@ -121,6 +136,7 @@ _PATTERNS = {
     r"lars_(\d+)_rate_outside": r"LARS, rate outside the buffer, batch \1",
     r"lars_(\d+)_both_outside": r"LARS, rate and ratio outside, batch \1",
     r"lars_(\d+)_unfused": r"LARS, norm of the decayed gradient, batch \1",
+    r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
     # Synchronous and asynchronous
     r"synchronous_(\d+)_groups": rf"{SYNCHRONOUS}, \1 groups",
     r"asynchronous_(\d+)_groups": rf"{ASYNCHRONOUS}, \1 groups",
@@ -173,6 +189,9 @@ TOPICS = {
     "length": "Longer training",
     "tuned": "Large batches, each at its own best rate",
     "lars": "LARS",
+    "averages": "Averages of weights",
+    "cooldown": "Collapses from other trunks",
+    "restarts": "Restarts, triangles and one cycle",
     "asynchronous": "Asynchronous SGD",
 }
 
@@ -213,7 +232,7 @@ COLUMNS = {
     "variant": Column("variant", meaning="the settings that are not the defaults"),
     "data": Column("data", meaning="the data set"),
     "members": Column("model or members", meaning="the stage whose end is tested, or those whose predictions are averaged"),
-    "average": Column("mean of", meaning="what of several members is averaged: softmax or logit"),
+    "average": Column("mean of", meaning="what of several members is averaged: softmax, logit or weights"),
     "epochs": Column("epochs", ".2f", "passes over the training images, of all training that led to a model"),
     "n": Column("n, seeds", ".0f", "runs, or timed steps"),
     # Accuracy

@@ -26,6 +26,9 @@ FULL = {
     "length": 6,
     "tuned": 6,
     "lars": 6,
+    "averages": 6,
+    "cooldown": 6,
+    "restarts": 6,
     "asynchronous": 6,
 }
 PROFILES = {
@@ -45,6 +48,7 @@ PROFILES = {
 NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
     "13-large-batches": ("tuned", "lars"),
+    "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
     "16-asynchronous": ("asynchronous",),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

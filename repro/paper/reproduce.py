@@ -32,6 +32,7 @@ ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by n
     "figures": {
         "21-figures": (
             "answers",
+            "anytime",
             "batches",
             "beds",
             "budget",

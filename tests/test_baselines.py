@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro.baselines import asynchronous, averages, lars
+from repro.baselines import asynchronous, averages, lars, schedule_free
 from repro.model import Network
 from repro.optim import SGD
 from repro.schedule import Now, Place, Recipe, Stage, at
@@ -148,11 +148,32 @@ ASYNCHRONOUS = {
 }
 
 
+# --- Schedule-free ------------------------------------------------------------------------------------------------------
+
+
+def schedule_free_by_hand(weights, gradients, steps, recipe):
+    """`sgd_schedulefree_reference.py` of facebookresearch/schedule_free (59ed9b6), by its defaults."""
+    for gradient, now in zip(gradients, steps):
+        if now.iteration == 0 and not now.stage.keep_momentum:
+            x, z, largest, total = dict(weights), dict(weights), 0.0, 0.0
+        largest = max(largest, now.rate)
+        total += largest**2
+        c = largest**2 / total
+        for name, y in weights.items():
+            z[name] = z[name] - now.rate * (gradient[name] + now.stage.weight_decay * y)
+            x[name] = (1 - c) * x[name] + c * z[name]
+            weights[name] = recipe.momentum * x[name] + (1 - recipe.momentum) * z[name]
+    return weights, x
+
+
+FREE = {"schedule-free": (schedule_free.ScheduleFree, {}, {}, schedule_free_by_hand, 1e-12)}
+
+
 # --- Each rule beside its loop ----------------------------------------------------------------------------------------
 
 # A rule: its class, its own numbers, fields of the recipe, the obvious loop, and the largest error, relative to the largest
 # weight. Rules are tried in float64; a row whose rule cannot says why its tolerance is that of float32.
-TABLE = {**LARS, **AVERAGES, **ASYNCHRONOUS}
+TABLE = {**LARS, **AVERAGES, **ASYNCHRONOUS, **FREE}
 
 
 class Net(nn.Module):

@@ -121,6 +121,8 @@ _RECIPES = {
     "warm_restarts_crop": "warm restarts, end in the collapse's view",
     "snapshot_ensemble_restarts": "snapshot ensemble, tuned restarts",
     "one_cycle": "one cycle",
+    "schedule_free": "schedule-free SGD",
+    "schedule_free_crop": "schedule-free SGD, end in the collapse's view",
     "sequential": "sequential SGD",
 }
 _PATTERNS = {

@@ -3,6 +3,8 @@
 A rule has a row in TABLE, by a section for each method, and its loop is transcribed from the source that the loop names.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,9 @@ from torch import nn
 from repro.baselines import lars
 from repro.model import Network
 from repro.optim import SGD
-from repro.schedule import Now, Place, Recipe, Stage, at
+from repro.recipes import RECIPES, shrink
+from repro.recipes.baselines import GHOSTS, PARTS
+from repro.schedule import IMAGENET_IMAGES, Now, Place, Recipe, Stage, at
 
 SCHEDULE = (
     Stage("warm", 40, 0.4, warmup_iterations=25, warmup_start_rate=0.1, weight_decay=0.05),
@@ -190,3 +194,42 @@ def test_the_rates_place_makes_no_difference_if_and_only_if_it_is_constant(decay
         steps = [at(recipe, step) for step in range(50)]
         ends.append(taken(rule(network, recipe, ratio=0.02), network, steps, gradients)[0])
     assert torch.allclose(*ends, rtol=1e-12) == same and not torch.equal(*ends)
+
+
+# --- Batches that grow, ghost batch norm, fewer images ----------------------------------------------------------------
+
+
+def test_a_growing_batch_has_the_falling_rates_images_and_rate_over_batch():
+    """In ImageNet's units, and small: what the two recipes share is all but the place of the factor."""
+    for size, off in (("none", 1e-3), ("laptop", 0.01)):
+        grows, falls, neither = (shrink(RECIPES[name], size) for name in ("batch_grows", "rate_falls", "neither_changes"))
+        assert grows.images() == pytest.approx(falls.images(), rel=off) and falls.images() == neither.images()
+        assert falls.images() == pytest.approx(shrink(RECIPES["batch_2048"], size).images(), rel=off)
+        for number, (growing, falling) in enumerate(zip(grows.stages, falls.stages)):
+            step = grows.starts[number + 1] - 1, falls.starts[number + 1] - 1
+            large, small = (at(recipe, each) for recipe, each in zip((grows, falls), step))
+            assert large.rate == at(neither, step[1]).rate and large.workers == 4**number * small.workers
+            assert large.rate / large.workers == pytest.approx(small.rate / small.workers)
+            assert growing.keep_momentum == falling.keep_momentum == (number > 0)
+
+
+def test_ghosts_share_one_batch_and_one_schedule():
+    whole = shrink(RECIPES["batch_16384"], "laptop")
+    for images in GHOSTS:
+        ghost = shrink(RECIPES[f"ghost_{images}"], "laptop")
+        assert ghost.images_per_worker == images and ghost.global_batch == whole.global_batch == 256
+        assert ghost.stages == whole.stages
+
+
+@pytest.mark.parametrize("size, all_images", [("none", IMAGENET_IMAGES), ("laptop", 20_000)])
+def test_a_part_of_the_images_is_seen_as_often_or_for_as_many_steps(size, all_images):
+    whole = shrink(RECIPES["batch_2048"], size)
+    for part in PARTS:
+        epochs, steps = (shrink(RECIPES[f"images_1_{part}_equal_{equal}"], size) for equal in ("epochs", "steps"))
+        assert epochs.epoch_images == steps.epoch_images == all_images // part
+        assert epochs.epochs() == pytest.approx(whole.epochs(), rel=1e-3) and steps.iterations == whole.iterations
+        assert at(steps, 5000).rate == at(whole, 5000).rate
+        assert steps.stages[0].weight_decay == pytest.approx(whole.stages[0].weight_decay, rel=1e-5)
+        assert steps.global_batch == epochs.global_batch == whole.global_batch
+    mine = replace(RECIPES["batch_2048"], name="mine", epoch_images=5000)
+    assert shrink(mine, "laptop").epoch_images == 20_000, "a user's number of images is that of the user's own data"

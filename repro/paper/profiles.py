@@ -17,7 +17,8 @@ class Profile:
 FEW = {"collapse": 3, "ensemble": 3}
 # By a pilot (docs/digits.md): so many seeds put most differences of the first topics into an interval of +-0.3 points. The
 # others differ by more between seeds, and would take hundreds; what they ask about is larger.
-FULL = {"collapse": 16, "ensemble": 16, "cost": 16, "batch": 6, "warm-up": 6, "length": 6, "tuned": 6, "lars": 6}
+FULL = {"collapse": 16, "ensemble": 16, "cost": 16} | dict.fromkeys(("batch", "warm-up", "length"), 6)
+FULL |= dict.fromkeys(("tuned", "lars", "growing", "ghost", "data"), 6)
 PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
     "full": Profile("digits", "laptop", FULL, {}, "all questions"),
@@ -34,6 +35,6 @@ PROFILES = {
 # The notebooks that ask the questions, each with its topics, in the order in which `make reproduce` runs them.
 NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
-    "13-large-batches": ("tuned", "lars"),
+    "13-large-batches": ("tuned", "lars", "growing", "ghost", "data"),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

@@ -1,15 +1,14 @@
-"""Tests finished models on digits of other sizes: is a model best at the size at which objects appeared in its training?
+"""Tests finished models on images of other sizes: is a model best at the size at which objects appeared in its training?
 
-The training view enlarges objects, about 1.2 times at the median, and scaling also smooths the noise of the pixels. So each
-size is made in two ways:
+The training view enlarges objects, and scaling also smooths the noise of the pixels. So each size is made in two ways:
 
-drawn    the test drawings again, larger or smaller, and then with the noise of the test images: only the size changes
+drawn    of digits alone: the test drawings again, larger or smaller, with the noise of the test images: only the size changes
 scaled   the test images, scaled to a whole number of pixels near that size (`true_size` in the table): size and noise change
          together, as in the training view
 
     python -m bench.apparent_size [--results results]
 
-Needs complete runs of collapse_parts with their snapshots, as `make reproduce` leaves them.
+Needs complete runs of collapse_parts with their snapshots, as `make reproduce` leaves them, on one data set or several.
 """
 
 import argparse
@@ -22,7 +21,6 @@ import torch
 from bench import figures
 from repro import ReproError, evaluate
 from repro.images.data import Images
-from repro.images.packed import pack_embedded
 from repro.images.views import test_view
 from repro.paper import ratios, tables
 from repro.paper.figures import save
@@ -37,12 +35,12 @@ import drawing  # noqa: E402
 
 RECIPE = "collapse_parts"
 STAGES = "plain", "zero-main-x1", "zero-crop-x1", "zero-crop-x2"
-SIZES = 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5
+SIZES = 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5  # the smallest at which the centre of a stored image still fills the view
 NUMBER = 5000  # of test images, the first ones
 
 
 def drawn(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first test images drawn again at `size` times their size, in the test view: (N, C, H, W) and labels (N,)."""
+    """The first test digits drawn again at `size` times their size, in the test view: (N, C, H, W) and labels (N,)."""
     ink, labels = digits.originals()["test"]
     chosen = np.arange(NUMBER) % len(ink)
     pixels = drawing.draw(ink[chosen], "digits test", 0, digits.NOISE, size)
@@ -54,6 +52,16 @@ def scaled(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
     loaded = [images.load(index) for index in range(NUMBER)]
     views = [test_view(image, images.preprocessing, size) for _, image in loaded]
     return images.tensors([label for label, _ in loaded], views)
+
+
+def sized(images: Images) -> dict[tuple[str, float], tuple[torch.Tensor, torch.Tensor]]:
+    """The first test images at each of `SIZES`, in each way that there is, by (way, size)."""
+    found = {("scaled", size): scaled(images, size) for size in SIZES}
+    if images.name != "digits":
+        return found
+    if not torch.equal(drawn(images, 1)[0], images.test_batch(0, NUMBER)[0]):
+        raise ReproError("the digits drawn here are not those of the test set: data_prep/digits.py was changed after packing")
+    return {("drawn", size): drawn(images, size) for size in SIZES} | found
 
 
 def true_size(how: str, size: float, side: int) -> float:
@@ -69,29 +77,36 @@ def main() -> None:
     found = [folder for name in runs.folder if ((folder := results / "runs" / name) / "snapshots").is_dir()]
     if not found:
         raise ReproError(f"{results} has no complete run of {RECIPE} with its snapshots: `make reproduce` trains it")
-    pack_embedded("digits")
-    images = Images("digits", "test")
-    if not torch.equal(drawn(images, 1)[0], images.test_batch(0, NUMBER)[0]):
-        raise ReproError("the digits drawn here are not those of the test set: data_prep/digits.py was changed after packing")
-    seen = {("drawn", size): drawn(images, size) for size in SIZES} | {("scaled", size): scaled(images, size) for size in SIZES}
-    rows = []
+    rows: list[dict] = []
+    medians, seen = {}, {}
     for folder in found:
         run, stages, images = evaluate.open_run(folder, list(STAGES))
+        data = run["data"]["name"]
+        if data not in seen:
+            seen[data] = sized(images)
+            medians[data] = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
         model = evaluate.build_again(run, images).eval()
         for stage in stages:
             model.load_state_dict(checkpoint.load(folder / "snapshots" / stage)[0])
-            for (how, size), (batch, labels) in seen.items():
+            for (how, size), (batch, labels) in seen[data].items():
                 with torch.inference_mode():
                     right = torch.cat([model(part).argmax(1) for part in batch.split(250)]) == labels
-                row = {"recipe": RECIPE, "seed": run["settings"]["seed"], "stage": stage, "how": how, "size": size}
+                row = {
+                    "data": data,
+                    "recipe": RECIPE,
+                    "seed": run["settings"]["seed"],
+                    "stage": stage,
+                    "how": how,
+                    "size": size,
+                }
                 row["true_size"] = true_size(how, size, images.preprocessing.short_side)
                 rows.append(row | {"images": NUMBER, "top1": 100 * float(right.double().mean())})
     table = pd.DataFrame(rows)
-    print(table.pivot_table(index=["how", "size"], columns="stage", values="top1")[list(STAGES)].round(2))
+    means = table.pivot_table(index=["data", "how", "size"], columns="stage", values="top1")[list(STAGES)]
+    print(means.to_string(float_format="{:.2f}".format))
     with replacing(writable_folder(results / "bench") / "apparent_size.csv") as temporary:
-        table.round(3).to_csv(temporary, index=False)
-    median = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
-    save(figures.apparent_size(table, median), table, results, "bench-apparent_size")
+        table.to_csv(temporary, index=False)
+    save(figures.apparent_size(table, medians), table, results, "bench-apparent_size")
 
 
 if __name__ == "__main__":

@@ -17,27 +17,28 @@ SIZES_SHOWN = {  # stage of collapse_parts: label, look
 }
 
 
-def apparent_size(table: pd.DataFrame, median: float) -> plt.Figure:
+def apparent_size(table: pd.DataFrame, medians: dict[str, float]) -> plt.Figure:
     """Top-1 over the size of what is tested: mean and 95% interval over seeds. Expects the table of `bench.apparent_size`.
 
-    `median` is the size at which the training view shows the median object.
+    `medians` are the sizes at which each data set's training view shows the median object.
     """
-    figure, panels = plt.subplots(2, 1, layout="constrained", figsize=(ONE_COLUMN, 4), sharex=True)
-    titles = {"drawn": "only the size changes (drawn again)", "scaled": "size and noise change (scaled)"}
-    for axes, (how, title) in zip(panels, titles.items()):
+    drawn = list(table.groupby(["data", "how"], sort=False))
+    figure, panels = plt.subplots(
+        len(drawn), 1, layout="constrained", figsize=(ONE_COLUMN, 2 * len(drawn)), sharex=True, squeeze=False
+    )
+    said = {"drawn": "only the size changes (drawn again)", "scaled": "size and sharpness change (scaled)"}
+    for axes, ((data, how), part) in zip(panels[:, 0], drawn):
         ends = []
         for stage, (label, look) in SIZES_SHOWN.items():
-            found = table[(table.how == how) & (table.stage == stage)].groupby("size").top1
-            mean, half = interval(found)
+            mean, half = interval(part[part.stage == stage].groupby("size").top1)
             axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line, color=look.colour)
             ends.append((mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 16)), look.colour))
-        axes.set(title=title, ylabel="top-1, %")
+        axes.set(title=f"{data}: {said[how]}", ylabel="top-1, %")
         beside(axes, ends, 0.3)
-        for size in (1, median):
+        for size, text in ((1, "test\nview"), (medians[data], "training\nview")):
             axes.axvline(size, color=GREY, linewidth=0.8, zorder=0)
-    panels[1].set_xlabel("size of the digits, test set = 1")
-    for size, text in ((1, "test\nview"), (median, "training\nview")):
-        panels[0].annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points")
+            axes.annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points")
+    panels[-1, 0].set_xlabel("size of what is tested, test set = 1")
     return figure
 
 

@@ -40,9 +40,9 @@ def main() -> None:
     if comm.world().rank == 0:
         models = tables.models(arguments.out).assign(variant="")  # which says that the images are those of validation
         found = spreads(answering.answers(questions.QUESTIONS, models, arguments.out))
-        print(found.round(2).to_string(index=False))
+        print(found.to_string(index=False, float_format="{:.2f}".format))
         with replacing(arguments.out.with_suffix(".csv")) as temporary:
-            found.round(3).to_csv(temporary, index=False)
+            found.to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

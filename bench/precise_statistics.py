@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from repro import cores, evaluate
-from repro.images.data import Images, Stream
+from repro.images.data import Stream
 from repro.images.packed import pack_embedded
 from repro.model import Network
 from repro.paper import answering, questions, tables
@@ -39,7 +39,7 @@ def tested(folder: Path) -> list[dict]:
     names = sorted({name for side in sides for name in side.members.split(" + ")})
     run, names, images = evaluate.open_run(folder, names)
     recipe, seed = recipe_of(run), run["settings"]["seed"]
-    train = Images(run["data"]["name"], "train", normalization=run["settings"]["normalization"], size=run["settings"]["size"])
+    train = evaluate.training_images(run)
     stream = Stream(train, seed, recipe.images_per_worker)
     after = Place(recipe.iterations, recipe.images())  # of these steps no model has seen the drawing of images
     model = evaluate.build_again(run, images)
@@ -52,9 +52,12 @@ def tested(folder: Path) -> list[dict]:
         states[name] = {key: value.clone() for key, value in model.state_dict().items()}
     rows = []
     for side in sorted(sides):
-        members = [(model, states[name]) for name in side.members.split(" + ")]
-        found = evaluate.counts(comm.World(), members, images, side.average or "softmax")
-        counted = found["ensemble"] if side.average else found["members"][0]
+        stages, average = side.members.split(" + "), side.average or "softmax"
+        members = [states[name] for name in stages]
+        if average == "weights":  # whose statistics are computed again in any case
+            members, average = [evaluate.mean_of_weights(comm.World(), run, stages, members, network, train)], "softmax"
+        found = evaluate.counts(comm.World(), [(model, state) for state in members], images, average)
+        counted = found["ensemble"] if len(members) > 1 else found["members"][0]
         row = {"folder": folder.name, "members": side.members, "average": side.average}
         rows.append(row | {"precise": 100 * counted["top1"] / found["images"]})
     return rows
@@ -83,7 +86,7 @@ def main() -> None:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
     table = answered(models)
-    print(table.round(2).to_string(index=False))
+    print(table.to_string(index=False, float_format="{:.2f}".format))
     of_runs = models[["recipe", "seed", "members", "average", "top1", "precise"]]
     for name, written in (("precise_statistics", table), ("precise_runs", of_runs)):
         with replacing(writable_folder(results / "bench") / f"{name}.csv") as temporary:

@@ -87,7 +87,7 @@ def main() -> None:
     chosen = dict(rate=largest_stable(rates), epochs=levelled_off(lengths))
     widths = trials("widen", ONE_MODEL, arguments.widths, arguments.data, arguments.out, **chosen)
     with replacing(arguments.out.with_suffix(".csv")) as temporary:
-        pd.concat([rates, lengths, widths]).round(3).to_csv(temporary, index=False)
+        pd.concat([rates, lengths, widths]).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from repro.images.data import Images, Stream, requests
 from repro.model import Network, builder, find_device
 from repro.ranks import comm
 from repro.run import checkpoint, own, records
-from repro.run.settings import AVERAGES
+from repro.run.settings import AVERAGES, MEANS
 from repro.run.shapes import recipe_of
-from repro.schedule import Now, Place
+from repro.schedule import Now, Place, at
 
 # The views that finished models are tested in, and the number of images at most. "test" is the result; the others tell what a
 # model learned from how large objects appeared to it while it was trained (`data.Images.test_batch`).
@@ -124,6 +124,23 @@ def recompute_statistics(world, network: Network, stream: Stream, now: Now, work
     network.statistics.copy_(arithmetic.mean(total, STATISTIC_BITS))
 
 
+def mean_of_weights(world, run: dict, members: list[str], states: list[dict], network: Network, images: Images) -> dict:
+    """The state of the mean of several models' weights, the ends of these stages of a run. Collective.
+
+    A model soup (Wortsman et al., 2022, arXiv 2203.05482). Batch norm's statistics are those of the next images after the last
+    of the stages, as of any averaged weights (`recompute_statistics`). `images` are the run's training images.
+    """
+    recipe, last = recipe_of(run), members[-1]
+    network.load({name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]})
+    index = [stage.name for stage in recipe.stages].index(last)
+    now = at(recipe, recipe.starts[index + 1] - 1)
+    place = Place(now.place.steps + 1, now.place.images + recipe.batch(now.stage))
+    stream = Stream(images.first(recipe.epoch_images), run["settings"]["seed"], recipe.images_per_worker)
+    precision = run["settings"]["precision"]
+    recompute_statistics(world, network, stream, replace(now, place=place), recipe.workers_per_pass, precision)
+    return network.state()
+
+
 def open_run(folder: str | Path, stages: list[str] | None = None, data: str = "") -> tuple[dict, list[str], Images]:
     """Returns a complete run's record, the requested stages (by default those of `Recipe.result`) and its test set.
 
@@ -146,6 +163,15 @@ def open_run(folder: str | Path, stages: list[str] | None = None, data: str = ""
     return run, chosen, images
 
 
+def training_images(run: dict, data: str = "") -> Images:
+    """The training images of a run, by its record. Raises ReproError if they are others now."""
+    settings = run["settings"]
+    found = Images(data or run["data"]["name"], "train", normalization=settings["normalization"], size=settings["size"])
+    if found.digest != run["data"]["train"]:
+        raise ReproError(f"{found.packed.path} is not what the run was trained on: name the folder of that one")
+    return found
+
+
 def build_again(run: dict, images: Images) -> nn.Module:
     """Builds the model of a run's record, for the images of its data set. Raises ReproError if its source has changed."""
     recipe = run["recipe"]
@@ -165,22 +191,28 @@ def ensemble(
 ) -> dict:
     """Evaluates an ensemble of models at the ends of a complete run's stages and records it in the run's folder. Collective.
 
-    `members` names stages; default: `Recipe.result`, such as the collapsed end points. `data` as for `open_run`,
-    `world` as for `train.train`. Returns {"members", "average", "images", "top1", "top5", "loss"}. Raises records.Locked if
-    another process evaluates this run.
+    `members` names stages; default: `Recipe.result`, such as the collapsed end points. `average` is what of them is averaged:
+    softmax, logit, or weights, which makes one model of them (`mean_of_weights`). `data` as for `open_run`, `world` as for
+    `train.train`. Returns {"members", "average", "images", "top1", "top5", "loss"}. Raises records.Locked if another process
+    evaluates this run.
     """
     world = world or comm.world()
     with world.together():
+        choose("average", average, MEANS)
         run, members, images = open_run(folder, members, data)
         device = find_device(device, world.node_rank)
         model = build_again(run, images).to(device)
-        pairs = [(model, checkpoint.load(Path(folder) / "snapshots" / member)[0]) for member in members]
+        states = [checkpoint.load(Path(folder) / "snapshots" / member)[0] for member in members]
+        trained_on = training_images(run, data) if average == "weights" else None
     with world.together():
         lock = records.take_lock(Path(folder), "evaluated") if world.rank == 0 else nullcontext()
     with lock:  # what is recorded is read before it is written
         torch.set_num_threads(run["settings"]["threads"])
         options = dict(average=average, device=device, precision=run["settings"]["precision"])
-        result, correct = in_all_views(world, pairs, images, **options)
+        if trained_on:
+            network = Network(model, device, recipe_of(run).images_per_worker)
+            states, options["average"] = [mean_of_weights(world, run, members, states, network, trained_on)], AVERAGES[0]
+        result, correct = in_all_views(world, [(model, state) for state in states], images, **options)
         entry = {"members": members, "average": average, **result}
         with world.together():  # so that no rank returns before the result is on disk
             if world.rank == 0:

@@ -126,8 +126,10 @@ def grouped(world):
 if __name__ == "__main__":
     smoke, digits, out = json.loads(sys.argv[1]), *sys.argv[2:]
     world = comm.world()
+    folders = trained(digits, out, smoke)
     report = {
-        "folders": trained(digits, out, smoke),
+        "folders": folders,
+        "mean_of_weights": evaluate.ensemble(folders["whole"], ["main", "collapse"], "weights", digits, world=world),
         "counts": evaluated(world, digits),
         "failure": failed(world, digits, f"{out}/failed", smoke),
     }

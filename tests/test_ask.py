@@ -89,6 +89,24 @@ def test_questions_are_loaded_from_a_file(tmp_path):
             ask.load(name)
 
 
+def test_what_a_file_of_questions_names_is_found_beside_it(tmp_path, monkeypatch):
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "nets.py").write_text(
+        "from dataclasses import replace\nfrom repro.recipes import find\n"
+        "mine = replace(find('one_model'), name='mine', model='nets.py:net')\ndef net(classes, channels, size): ...\n"
+    )
+    (folder / "asked.py").write_text(
+        "from repro import Question, Side\n"
+        "q = Question('q', Side('nets.py:mine'), Side('one_model', model='nets.py:net', update='here.py:Rule'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine/asked.py:q", f"{folder}/asked.py:q"):
+        (question,) = ask.load(name)
+        assert question.better.recipe.name == "mine"
+        assert question.better.recipe.model == question.other.model == f"{folder}/nets.py:net"
+        assert question.other.update == "here.py:Rule", "it is not there, so it may be in the working directory"
+
+
 def test_tasks_are_the_runs_that_the_questions_need():
     tasks = ask.tasks(questions.of(["collapse"]), [0, 1], data="digits")
     assert [(task["recipe"], task["seed"], task["data"]) for task in tasks] == [("collapse_parts", n, "digits") for n in (0, 1)]
@@ -158,7 +176,7 @@ def test_runs_of_the_reference_that_this_code_would_train_stand_with_all_their_s
     said = capsys.readouterr().out
     assert "one_model: 5 runs of the reference stand here, as code, images and processor kernels are the same\n" in said
     assert said.splitlines()[-1].startswith(f"mine is better: {row.verdict}. {row.difference:+.2f} points (95% interval ")
-    assert row.verdict != "not resolved" or f"about {row.needed:.0f} seeds a side" in said
+    assert row.verdict != "not resolved" or f"about {row.needed:.0f} seeds a side if" in said
     figure = figures.answers(answers)
     assert "mine is better" in [text.get_text() for text in figure.findobj(Text)]
 
@@ -175,7 +193,10 @@ def test_runs_of_the_reference_that_would_be_others_here_are_trained(asking, cap
     answers, trained = asking(**facts)
     assert set(trained) == {(name, seed) for name in ("mine", "one_model") for seed in range(3)}
     assert (answers.n[0], answers.n_other[0]) == (3, 3)
-    assert f"one_model: the reference's runs cannot stand here, as they were trained {reason}\n" in capsys.readouterr().out
+    assert (
+        f"one_model: the reference's runs cannot stand here, as they were trained {reason}; so it is trained here\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_runs_of_the_reference_without_the_predictions_of_a_side_are_trained(asking, monkeypatch):
@@ -219,6 +240,7 @@ def test_the_command_writes_the_table_and_the_figure(asking, monkeypatch, tmp_pa
     assert commands.main() == 0
     assert given["asked"] == ask.spelt_out(Question("q", LINEAR, questions.ENSEMBLE)) and list(given["seeds"]) == [0, 1, 2, 3]
     table, figure = map(Path, capsys.readouterr().out.splitlines()[-2:])
+    assert [table.name, figure.name] == ["mine-mine.csv", "mine-mine.svg"], "another list of questions has other files"
     assert list(pd.read_csv(table).claim) == list(answers.claim) and figure.read_text().startswith("<?xml")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro.baselines import lars
+from repro.baselines import averages, lars
 from repro.model import Network
 from repro.optim import SGD
 from repro.recipes import RECIPES, shrink
@@ -20,6 +20,7 @@ SCHEDULE = (
     Stage("warm", 40, 0.4, warmup_iterations=25, warmup_start_rate=0.1, weight_decay=0.05),
     Stage("again", 40, 0.3, weight_decay=0.01),
     Stage("on", 20, 0.2, weight_decay=0.0, keep_momentum=True),
+    Stage("constant", 20, 0.1, power=0, weight_decay=0.05),  # in which weights are averaged
 )
 
 
@@ -73,11 +74,50 @@ LARS = {
 }
 
 
+# --- Averages of weights ----------------------------------------------------------------------------------------------
+
+
+def averaged_by_hand(average):
+    """SGD, and what `average` makes of the weights after each step of the last stage, the only one of constant rate."""
+
+    def by_hand(weights, gradients, steps, recipe, **numbers):
+        h, seen = {}, []
+        for gradient, now in zip(gradients, steps):
+            if now.iteration == 0 and not now.stage.keep_momentum:
+                h = {name: torch.zeros_like(w) for name, w in weights.items()}
+            for name, w in weights.items():
+                h[name] = recipe.momentum * h[name] + now.rate * (gradient[name] + now.stage.weight_decay * w)
+                weights[name] = w - h[name]
+            if now.stage.name == "constant":
+                seen.append(dict(weights))
+        return weights, {name: average([each[name] for each in seen], **numbers) for name in weights}
+
+    return by_hand
+
+
+def mean(weights):
+    return sum(weights) / len(weights)
+
+
+def exponential(weights, half_life):
+    """`compute_ema` of mosaicml/composer, algorithms/ema/ema.py (012538e), for a half life that is a share of all steps."""
+    smoothing, found = 2 ** (-1 / (half_life * len(weights))), weights[0]
+    for each in weights[1:]:
+        found = found * smoothing + (1 - smoothing) * each
+    return found
+
+
+AVERAGES = {
+    "SWA": (averages.SWA, {}, {}, averaged_by_hand(mean), 1e-12),
+    "exponential average": (averages.EMA, {"half_life": 0.2}, {}, averaged_by_hand(exponential), 1e-12),
+}
+
+
 # --- Each rule beside its loop ----------------------------------------------------------------------------------------
 
 # A rule: its class, its own numbers, fields of the recipe, the obvious loop, and the largest error, relative to the largest
 # weight. Rules are tried in float64; a row whose rule cannot says why its tolerance is that of float32.
-TABLE = {**LARS}
+TABLE = {**LARS, **AVERAGES}
 
 
 class Net(nn.Module):

@@ -87,7 +87,7 @@ def test_a_goal_in_seconds_has_no_peer_to_draw():
 
 def test_the_figure_of_sizes_draws_the_means_over_seeds():
     table = pd.read_csv(REFERENCE / "bench" / "apparent_size.csv")
-    figure = figures.apparent_size(table, 1.2)
+    figure = figures.apparent_size(table, {"digits": 1.2})
     for axes, how in zip(figure.axes, ("drawn", "scaled")):
         for bars, stage in zip(axes.containers, ("plain", "zero-crop-x1")):
             rows = table[(table.how == how) & (table.stage == stage)]

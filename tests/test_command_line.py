@@ -259,11 +259,14 @@ def test_the_cores_are_those_that_the_process_is_bound_to():
     assert python("-c", code).stdout == "1\n"
 
 
-@pytest.mark.parametrize("given, read", [([], "results/reference/runs"), (["--runs", "{out}"], "{out}")])
+@pytest.mark.parametrize(
+    "given, read", [([], "results/reference/runs"), (["--runs", "{out}"], "{out}"), (["--runs", "runs"], "{out}")]
+)
 def test_one_figure_says_which_runs_it_is_made_from(cli, monkeypatch, tmp_path, given, read):
-    """A tour's run answers nothing: then it is the reference's, and --runs names others."""
+    """A tour's run answers nothing: then it is the reference's, and --runs names others, from here and not from notebooks/."""
     from repro.paper import reproduce, tables
 
+    monkeypatch.chdir(tmp_path)
     asked = []
     monkeypatch.setattr(reproduce.notebooks, "execute", lambda name, values, *_: asked.append((name, values["runs"])))
     monkeypatch.setattr(tables.records, "complete_runs", lambda folder: [folder])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from repro.model import Network
 from repro.ranks.comm import World
 from repro.resnet import build
 from repro.run import checkpoint, records
-from repro.schedule import Recipe, Stage, at
+from repro.run.shapes import recipe_of
+from repro.schedule import Place, Recipe, Stage, at
 
 from conftest import COUNTS
 
@@ -143,6 +145,13 @@ def test_real_ranks_count_the_same(digits, on_ranks, ranks):
     assert on_ranks(ranks).counts == evaluated(World(), digits)
 
 
+@pytest.mark.counts_for("evaluation")
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_real_ranks_average_the_same_weights(run, digits, on_ranks, ranks):
+    alone = evaluate.ensemble(str(run), ["main", "collapse"], "weights", digits, world=ALONE)
+    assert on_ranks(ranks).mean_of_weights == alone
+
+
 def test_evaluation_leaves_training_alone(digits):
     """The test images of a batch do not influence each other, and running statistics stay."""
     state = random_states(1)[0]
@@ -244,6 +253,33 @@ def test_an_ensemble_of_a_run_averages_its_snapshots_and_is_recorded(run, digits
             assert {view: array.tolist() for view, array in found.items()} == correct
     assert [each["average"] for each in records.ensembles(run)] == ["logit", "softmax"], "one entry for each average"
     assert records.ensembles(run)[-1] == entry
+
+
+def test_the_mean_of_weights_is_one_model_with_statistics_of_its_own(run, digits, monkeypatch):
+    """Against plain sums, and torch's own batch norm over one worker's images at a time."""
+    monkeypatch.setattr(evaluate, "STATISTICS_IMAGES", 50)
+    recipe, stages = recipe_of(records.read(run)), ["main", "collapse"]
+    states = [checkpoint.load(run / "snapshots" / stage)[0] for stage in stages]
+    mean = {name: sum(state[name].double() for state in states) / 2 for name in states[0]}
+    stream, seen = Stream(Images(digits, "train").first(recipe.epoch_images), 5, recipe.images_per_worker), []
+    end = recipe.iterations  # the collapse goes on from main's end, so steps are places
+    for step in range(end, end - (-50 // recipe.global_batch)):
+        now = replace(at(recipe, end - 1), place=Place(step, step * recipe.global_batch))
+        for worker in range(recipe.workers):
+            model = build("resnet11", 10, 1)
+            model.load_state_dict(mean)
+            for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+                norm.momentum = 1.0  # nothing but this batch
+            model(stream.batch(now, worker)[0])
+            seen.append({name: value for name, value in model.state_dict().items() if "running" in name})
+    mean |= {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
+    expected = counts(digits, [mean], limit=COUNTS["test"])["members"][0]
+    for average in ("softmax", "weights"):
+        entry = evaluate.ensemble(str(run), members=stages, average=average, data=digits)
+    assert (entry["members"], entry["average"]) == (stages, "weights")
+    assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert records.load_correct(run, "main+collapse.weights")["test"].tolist() == expected["correct"].tolist()
+    assert [each["average"] for each in records.ensembles(run)] == ["softmax", "weights"]
 
 
 def test_a_runs_own_members_are_its_collapses(run, digits):

@@ -43,6 +43,26 @@ def points():
     return pd.DataFrame(rows, columns=["label", "line", "members", "epochs", "top1", "seed", "data"])
 
 
+def by_time():
+    """`tables.anytime` of made-up accuracies of every model that it draws, and of others, each with its own epochs."""
+    chosen = ["constant_trunk", "planned_3_tenths", "planned_7_tenths", "tuned_one_model", "tuned_ensemble", "five_members"]
+    chosen += [f"epochs_{n}_batch_4096" for n in (30, 60, 90, 120)]
+    rows = []
+    for recipe in map(recipes.find, chosen):
+        for stage in recipe.stages:
+            done = sum(each.iterations * recipe.batch(each) for each in recipe.lineage([stage.name])) / recipe.epoch_images
+            row = dict(recipe=recipe.name, members=stage.name, average="", epochs=done, data="digits")
+            row |= dict(variant="", default_model=True)
+            rows += [row | dict(seed=seed, top1=70 + done**0.5 + seed / 3 + len(stage.name) / 9) for seed in range(3)]
+    return tables.anytime(pd.DataFrame(rows))
+
+
+def test_what_is_planned_has_the_epochs_of_the_tenth_beside_it():
+    epochs = by_time().groupby(["label", "members"]).epochs.first()
+    assert len(epochs[names.CONSTANT_TRUNK]) == 10 and epochs[names.CONSTANT_TRUNK].is_monotonic_increasing
+    assert epochs[names.PLANNED].to_dict() == epochs[names.CONSTANT_TRUNK][[3, 7, 10]].to_dict()
+
+
 def answers():
     return pd.read_csv(REFERENCE / "tables" / "answers.csv").fillna({"shrink": ""})
 
@@ -59,6 +79,7 @@ def drawings():
     yield "headline", figures.headline(rates(), points())
     yield "rates", figures.learning_rates(tables.rates([recipes.find("resnet50_448nodes")], points=20))
     yield "budget", figures.budget(points())
+    yield "anytime", figures.budget(by_time())
     yield "method", figures.headline(rates(), points().iloc[:0])
     yield "answers", figures.answers(answers())
     for topic, part in answers().groupby("topic"):

@@ -52,6 +52,7 @@ def test_all_are_there():
         "11-scaling",
         "12-questions",
         "13-large-batches",
+        "14-averages-and-cycles",
         "20-tables",
         "21-figures",
     ]

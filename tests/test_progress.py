@@ -304,9 +304,9 @@ def test_of_many_runs_each_that_becomes_complete_has_a_line_and_one_line_has_the
             each.show()
             said[live, step] = capsys.readouterr().out
     line = "[####................]  21%  0 of 2 runs, about 2 minutes left, collapsed_ensemble seed 0 at epoch 4 of 8"
-    assert said[True, 33].strip("\r ") == f"{line} (top-1 25.00%)"
+    assert said[True, 33].strip("\r ") == f"{line} (top-1 25.00% in init)"
     assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith(
-        "seed 0 at epoch 2 of 8 (top-1 25.00%)\n"
+        "seed 0 at epoch 2 of 8 (top-1 25.00% in init)\n"
     )
     first.finish()
     clock[0] += 10

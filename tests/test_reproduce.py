@@ -72,7 +72,7 @@ def test_what_can_be_made_alone_is_all_that_was_made_by_notebooks_that_only_read
     }
     for kind, more in others.items():
         made = {path.stem for path in (results / kind).glob("*.csv")}
-        assert made - more == set(reproduce.names(kind))
+        assert made - more == set(reproduce.names(kind)) - {"beds"}, "which compares several data sets"
 
 
 def test_one_line_a_run_was_printed_and_no_notebook_seems_to_have_failed(results):

@@ -109,6 +109,37 @@ def test_the_slowest_rank_is_the_mean_maximum_of_many_draws(ranks, spread):
     assert steptime.slowest(ranks, spread) == pytest.approx(draws.mean(), abs=5 * draws.std() / 4000**0.5)
 
 
+@pytest.mark.parametrize("ranks, backup", [(1, 1), (8, 1), (64, 4), (96, 30)])
+def test_backup_ranks_are_waited_for_until_enough_of_many_draws_are_done(ranks, backup):
+    draws = np.sort(np.exp(0.2 * np.random.default_rng(0).standard_normal((4000, ranks + backup))))[:, ranks - 1]
+    assert steptime.slowest(ranks, 0.2, backup) == pytest.approx(draws.mean(), abs=5 * draws.std() / 4000**0.5)
+    waiting = [steptime.step(TRUTH, Layout(per_node=ranks, backup=b), 8)["waiting"] for b in (0, backup)]
+    assert waiting[1] < waiting[0]
+
+
+@pytest.mark.parametrize("groups", [1, 3, 40])
+def test_asynchronous_groups_take_turns_at_a_server(groups):
+    """The first to be done exchanges as soon as the server is free, then computes again: for a long time."""
+    layout, link = Layout(nodes=2, per_node=2), Link(1e-5, 1e-9)
+    computes, exchange = steptime.step(TRUTH, layout, 8, 1, link)["total"], 2e-5 + 2e-9 * TRUTH.size
+    done, free, turns = [computes] * groups, 0.0, 2000
+    for _ in range(turns):
+        first = done.index(min(done))
+        free = max(free, done[first]) + exchange
+        done[first] = free + computes
+    assert steptime.asynchronous(TRUTH, layout, groups, 8, link) == pytest.approx(free / turns * groups, rel=0.03)
+
+
+def test_of_groups_only_those_that_are_synchronous_wait_for_one_another():
+    r3 = steptime.Published("R3", 448, 2, 16, 50_000)
+    rows = steptime.of_groups(r3, 32, [1, 8], 16, backup=0.05, draws=20)
+    seconds = {(row["line"], row["groups"]): row["seconds"] for row in rows}
+    assert {row["label"] for row in rows} == {steptime.MODEL} and len(seconds) == 6
+    assert seconds["synchronous, with backup ranks", 8] < seconds["synchronous", 8] > seconds["synchronous", 1]
+    assert seconds["asynchronous", 8] == pytest.approx(seconds["asynchronous", 1], rel=0.02)
+    assert seconds["asynchronous", 1] > seconds["synchronous", 1], "by the exchange with the server"
+
+
 # --- Fitting ----------------------------------------------------------------------------------------------------------
 TRUTH = Fit(
     per_step=0.05, per_worker=0.02, per_image=0.01, loading=0.001, link=Link(2e-5, 1.5e-9), spread=0.03, ranks=2, size=1 << 26

@@ -14,7 +14,7 @@ from repro.paper import answering, figures, names, questions, tables
 from repro.run import records, state
 from repro.run.identity import code_digest
 
-from conftest import python
+from conftest import ROOT, python
 
 SHRINK = "laptop"
 IMAGES = 4000  # of the test set
@@ -163,6 +163,12 @@ def test_each_recipe_of_ours_has_one_result():
         "snapshot_ensemble": 3,
         "snapshot_ensemble_crop": 3,
         "three_models": 3,
+        "tuned_ensemble": 3,
+        "constant_trunk": 10,
+        "constant_ensemble": 3,
+        "falling_ensemble": 3,
+        "triangular_ensemble": 3,
+        "snapshot_ensemble_restarts": 3,
     }
     assert {name: len(recipe.result) for name, recipe in recipes.RECIPES.items() if len(recipe.result) > 1} == several
     assert recipes.RECIPES["one_model"].result == [questions.ONE_MODEL.members]
@@ -181,6 +187,15 @@ def test_evaluations_have_one_row_per_metric_row_and_are_in_per_cent(out):
     assert list(other.iloc[1::2]) == pytest.approx(list((correct // 20) / 2))
     assert one.top1.iloc[3] == runs[(runs.recipe == "one_model") & (runs.seed == 0)].top1.iloc[0], "collapse_long"
     assert one.top5.iloc[-1] == 97.5 and one.test_loss.iloc[-1] == 0.8 and one.test_images.iloc[-1] == IMAGES
+
+
+def test_a_number_is_rounded_once_wherever_it_is_written():
+    """A mean that lies between two hundredths: numpy's round and a format would write it differently."""
+    models = pd.DataFrame({"top1": [79.895], "top5": 99.0, "epochs": 11.0, "members": "plain", "average": ""})
+    (row,) = tables.accuracy(models.assign(**dict.fromkeys(tables.GROUP, "a"))).to_dict("records")
+    assert np.round(row["top1"], 2) == 79.9 and f"{row['top1']:.2f}" == names.written(row["top1"], "top1") == "79.89"
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert path.stem == "04-by-hand" or ".round(" not in path.read_text(), path
 
 
 def test_an_incomplete_run_is_there_with_its_status_and_in_no_table_of_the_paper(out):

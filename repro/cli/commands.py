@@ -22,7 +22,7 @@ from repro.paths import DATA, RESULTS, ROOT, RUNS
 from repro.ranks import comm, stop
 from repro.run import own
 from repro.run.records import Stopped
-from repro.run.settings import AVERAGES, DEVICES, MOST_THREADS, Settings
+from repro.run.settings import AVERAGES, DEVICES, MEANS, MOST_THREADS, Settings
 from repro.scaling import BETWEEN_NODES
 from repro.schedule import LR_FORMULAS, MODELS, SWITCHES, learning_rate
 
@@ -201,9 +201,10 @@ def ask(arguments: dict) -> None:
     asked = load(name)
     say("starting the ranks, which load torch, takes some seconds")
     answers = ask(asked, range(seeds), **arguments)
-    tables.save(answers, results, "answers")
-    figures.save(figures.answers(answers), answers, results, "answers")
-    show([results / "tables" / "answers.csv", results / "figures" / "answers.svg"])
+    saved = own.short(name).replace(".py:", "-").replace(":", "-")  # mine.py:questions as mine-questions
+    tables.save(answers, results, saved)
+    figures.save(figures.answers(answers), answers, results, saved)
+    show([results / "tables" / f"{saved}.csv", results / "figures" / f"{saved}.svg"])
 
 
 def make_one(kind: str) -> Callable[[dict], None]:
@@ -212,7 +213,9 @@ def make_one(kind: str) -> Callable[[dict], None]:
         from repro.paper.reproduce import make
         from repro.paper.tables import runs_or_reference
 
-        arguments["runs"] = runs_or_reference(arguments.get("runs", ""), arguments["results"])
+        # A notebook runs in its own folder, where a relative path would be another one.
+        arguments["results"] = arguments["results"].absolute()
+        arguments["runs"] = runs_or_reference(arguments.get("runs", ""), arguments["results"]).absolute()
         say(f"from the runs in {arguments['runs']}")
         show(make(f"{kind}s", **arguments))
 
@@ -369,7 +372,7 @@ def parser() -> Parser:
         metavar="STAGE,STAGE",
         help="stages whose models are averaged (default: the recipe's members, or its last stage)",
     )
-    _add_evaluation(ensemble)
+    _add_evaluation(ensemble, MEANS, "of the members' predictions, or of their weights, which makes one model of them")
 
     export = command(
         "export",
@@ -583,10 +586,13 @@ def _add_settings(command: argparse.ArgumentParser, without: str = "") -> None:
             )
 
 
-def _add_evaluation(command: argparse.ArgumentParser, required: bool = False) -> None:
-    command.add_argument(
-        "--average", choices=AVERAGES, default=AVERAGES[0], help="of the members' predictions (default: %(default)s)"
-    )
+def _add_evaluation(
+    command: argparse.ArgumentParser,
+    averages: tuple[str, ...] = AVERAGES,
+    of: str = "of the members' predictions",
+    required: bool = False,
+) -> None:
+    command.add_argument("--average", choices=averages, default=averages[0], help=f"{of} (default: %(default)s)")
     command.add_argument(
         "--data", default=None if required else "", required=required, help="data set, or the folder it is packed in"
     )

@@ -284,7 +284,8 @@ class Many:
                     self.work += rows[-1]["step"] * run.cost
                 if now == "running":
                     at, tested = rows[-1]["epoch"] if rows else 0, [row for row in rows if "top1" in row]
-                    top1 = f" (top-1 {100 * tested[-1]['top1'] / tested[-1]['images']:.2f}%)" if tested else ""
+                    last = tested[-1] if tested else {}
+                    top1 = f" (top-1 {100 * last['top1'] / last['images']:.2f}% in {last['stage']})" if last else ""
                     self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}{top1}")
             if run in self.complete:
                 self.work += run.steps * run.cost

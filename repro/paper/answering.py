@@ -20,7 +20,7 @@ UNTRAINED = dict.fromkeys(("equivalent", "supported", "contradicted"), "not reso
 
 
 class Side(NamedTuple):
-    """A model at the end of a recipe's stage, or an ensemble of several ("a + b") by the mean of their softmax or logits.
+    """A model at the end of a recipe's stage, or several ("a + b") by the mean of their softmax, logits or weights.
 
     A recipe of one's own is a `Recipe`, or mine.py:my_recipe. Without `members` the side is the recipe's result
     (`Recipe.result`). `model` and `update` name another network or rule than the recipe's, as for `task.prepare`.

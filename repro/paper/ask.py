@@ -5,7 +5,9 @@ The paper's own questions (`questions.QUESTIONS`) are one list of them. No torch
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,11 +15,11 @@ from repro import ReproError, choose, cores, recipes
 from repro.jupyter import engines, notebooks, progress
 from repro.paper import answering, questions, statistics, tables
 from repro.paper.answering import Question, Side
-from repro.paths import REFERENCE, RUNS
+from repro.paths import REFERENCE, RUNS, given
 from repro.run import own, records
 from repro.run.identity import code_digest
-from repro.run.settings import AVERAGES
-from repro.schedule import MODELS
+from repro.run.settings import MEANS
+from repro.schedule import MODELS, Recipe
 
 LIST = "a list of questions, each a repro.Question"
 
@@ -75,40 +77,55 @@ def ask(
 
 
 def load(name: str) -> list[Question]:
-    """The questions in a file of the user's, such as mine.py:questions, spelt out."""
+    """The questions in a file of the user's, such as mine.py:questions, spelt out.
+
+    A file that a side names, such as another.py:my_net, is looked for beside that of the questions, then in the working
+    directory.
+    """
     if not own.is_own(name):
         raise ReproError(f"{name!r} names no questions: name a file and {LIST}, as in mine.py:questions")
-    return spelt_out(own.load(name), name)
+    return spelt_out(own.load(name), name, beside=given(name.rpartition(":")[0]).parent if ".py:" in name else None)
 
 
-def spelt_out(asked: Sequence[Question], name: str = "questions") -> list[Question]:
-    """The questions with each side's recipe, stages and average. Raises ReproError for what cannot be asked."""
+def spelt_out(asked: Sequence[Question], name: str = "questions", beside: Path | None = None) -> list[Question]:
+    """The questions with each side's recipe, stages and average. Raises ReproError for what cannot be asked.
+
+    `beside` is the folder of the file that they are from, for the files that they name.
+    """
     asked = [asked] if isinstance(asked, Question) else asked
     if not isinstance(asked, (list, tuple)) or not asked or not all(isinstance(each, Question) for each in asked):
         raise ReproError(f"{name} is {asked!r:.60}: it must be {LIST}")
     found = []
     for question in asked:
-        better, other = spelt_out_sides(question.sides)
+        better, other = spelt_out_sides(question.sides, beside)
         if better == other:
             raise ReproError(f"both sides of {question.claim!r} are {_words(better)}: name two different models")
         found.append(question._replace(better=better, other=other))
     return found
 
 
-def spelt_out_sides(sides: Iterable[Side]) -> list[Side]:
+def spelt_out_sides(sides: Iterable[Side], beside: Path | None = None) -> list[Side]:
     found = []
     for side in sides:
         if not isinstance(side, Side):
             raise ReproError(f"a side is {side!r:.60}: it must be a repro.Side, such as Side('one_model')")
+        side = side._replace(**_placed(beside, side, "recipe", "model", "update"))
         recipe = recipes.find(side.recipe)
+        recipe = replace(recipe, **_placed(beside, recipe, "model", "update"))
         members = [member.strip() for member in side.members.split("+")] if side.members else recipe.result
         for member in members:
             choose(f"stage of {recipe.name}", member, [stage.name for stage in recipe.stages])
         if side.model and not own.is_own(side.model):
             choose("model", side.model, MODELS)
-        average = choose("average", side.average or ("softmax" if members[1:] else ""), ["", *AVERAGES])
+        average = choose("average", side.average or ("softmax" if members[1:] else ""), ["", *MEANS])
         found.append(side._replace(recipe=recipe, members=" + ".join(members), average=average))
     return found
+
+
+def _placed(folder: Path | None, of: Side | Recipe, *parts: str) -> dict[str, Any]:
+    """Those of these parts that name a file which is in the folder, as its path there."""
+    named = {part: name for part in parts if own.is_own(name := getattr(of, part))} if folder else {}
+    return {part: str(folder / name) for part, name in named.items() if folder and (folder / name.rpartition(":")[0]).is_file()}
 
 
 def labelled(asked: list[Question]) -> dict[tuple, str]:
@@ -150,7 +167,7 @@ def tasks(asked: Sequence[Question], seeds: Iterable[int], **parameters) -> list
 
 
 def ensembles(sides: Iterable[Side]) -> dict:
-    """The ensembles to evaluate at the end of each recipe's run: (stages, softmax or logit)."""
+    """The ensembles to evaluate at the end of each recipe's run: (stages, what of them is averaged)."""
     wanted: dict = {}
     for side in sides:
         entry = side.members.split(" + "), side.average
@@ -187,7 +204,8 @@ def _plan(
         if number := sum(folder.parent == reference for folder in used[training]):
             print(f"{label}: {number} runs of the reference stand here, as code, images and processor kernels are the same")
         elif alike:
-            print(f"{label}: the reference's runs cannot stand here, as they were trained {_otherwise(alike[0], plans[0])}")
+            why = _otherwise(alike[0], plans[0])
+            print(f"{label}: the reference's runs cannot stand here, as they were trained {why}; so it is trained here")
     return missing, used
 
 
@@ -236,7 +254,8 @@ def told(answers: pd.DataFrame) -> list[str]:
         if row.shrink == "smoke":
             line += " Tiny runs resolve nothing."
         elif row.verdict == "not resolved" and row.needed > 0:
-            line += f" An interval of +-{row.margin:g} points takes about {row.needed:.0f} seeds a side, and at most "
-            line += f"{row.needed_at_most:.0f} by the upper limit of the spread."
+            few, most = min(row.n, row.n_other), row.needed_at_most
+            line += f" To know the difference to within {row.margin:g} points takes about {row.needed:.0f} seeds a side if"
+            line += f" seeds differ as much as these do. But {few} seeds show that only roughly: it may take up to {most:.0f}."
         lines.append(line)
     return lines

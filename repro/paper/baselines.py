@@ -3,6 +3,7 @@
 `docs/baselines.md` says for each where it comes from, what would count against it, and what this scale cannot say.
 """
 
+from repro.paper import cycles
 from repro.paper.answering import HALF_A_POINT, Question, Side
 from repro.recipes.baselines import GHOSTS, NORMS_AT, PARTS
 from repro.recipes.controls import BATCHES
@@ -161,4 +162,4 @@ DATA = (
 
 # --- All --------------------------------------------------------------------------------------------------------------
 
-QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *GROWING, *GHOST, *DATA)
+QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *GROWING, *GHOST, *DATA)

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from repro.paper import names
-from repro.paper.names import ENSEMBLE, GREY, INK, LOOKS, MEMBER, ONE_MODEL, PALE
+from repro.paper.names import BEDS, ENSEMBLE, GREY, INK, LOOKS, MEMBER, ONE_MODEL, PALE
 from repro.paths import replacing
 from repro.recipes import RECIPES
 from repro.run import records
@@ -333,6 +333,37 @@ def answers(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def beds(table: pd.DataFrame) -> plt.Figure:
+    """Each claim with its difference and 95% interval on every data set, and whether these agree. Expects `beds.table`."""
+    data = list(dict.fromkeys(table.data))
+    height, lane = 0.45, 0.15  # inches, of the axis below; of an interval
+    blocks = [
+        (wrap(f"{claim}: {rows.agreement.iloc[0]}", 2 * TEXT), rows) for claim, rows in table.groupby("claim", sort=False)
+    ]
+    total = sum(LINE * len(text) + lane * len(rows) + SPACE for text, rows in blocks)
+    figure = plt.figure(figsize=(TWO_COLUMNS, total + height + 2 * LINE))
+    axes = figure.add_axes((0.02, height / figure.get_figheight(), 0.82, total / figure.get_figheight()))
+    low, high = _limits(table, [])
+    y = 0.0
+    for text, rows in blocks:
+        axes.text(0, y, "\n".join(text), va="top", transform=axes.get_yaxis_transform(), linespacing=1.25)
+        y += LINE * len(text)
+        for row in rows.itertuples():
+            look, place = BEDS[data.index(row.data)], y + lane / 2
+            axes.plot([max(row.low, low), min(row.high, high)], [place, place], look.line, color=look.colour)
+            axes.plot(row.difference, place, look.marker, color=look.colour)
+            axes.text(1.02, place, row.verdict, va="center", transform=axes.get_yaxis_transform())
+            y += lane
+        y += SPACE
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(xlim=(low, high), ylim=(y, 0), yticks=[], xlabel="difference in top-1, points, with 95% interval")
+    axes.spines["left"].set_visible(False)
+    for each, look in zip(data, BEDS):
+        axes.plot([], [], look.line, color=look.colour, marker=look.marker, label=each)
+    figure.legend(loc="upper left", ncols=len(data), bbox_to_anchor=(0.01, 1), borderaxespad=0)
+    return figure
+
+
 def _sum(heights: list[float], chosen: list[int]) -> float:
     return sum(heights[number] for number in chosen)
 
@@ -399,7 +430,7 @@ def interval(groups) -> tuple[pd.Series, pd.Series]:
 
 
 def budget(points: pd.DataFrame) -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget`."""
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`."""
     figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):

@@ -35,6 +35,7 @@ SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in 
 THREE_MODELS = "three models, a third of the images each"
 # What is compared over the batch
 LINEAR, OWN_RATE, LARS = "SGD, the linear rule's rate", "SGD, its own best rate", "LARS, its own best rate"
+CONSTANT_TRUNK, PLANNED = "a collapse at each tenth of a constant rate", "one model, planned for that length"
 
 
 class Look(NamedTuple):
@@ -53,6 +54,8 @@ LOOKS = {
     SNAPSHOTS: Look(PURPLE, "^"),
     SNAPSHOTS_IN_CROP: Look(PURPLE, "P"),
     THREE_MODELS: Look(ORANGE, "X"),
+    CONSTANT_TRUNK: Look(BLUE, "."),
+    PLANNED: Look(GREEN, "P", ":"),
     # Whose number it is
     "published": Look(INK, "D"),
     "this paper": Look(VERMILION, "D"),
@@ -82,6 +85,8 @@ WARMUP = {"with warm-up": "batch_{}", "without warm-up": "batch_{}_no_warmup"}  
 OVER_BATCH = {LINEAR: "batch_{}", OWN_RATE: "sgd_{}", LARS: "lars_{}"}
 RANKS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-."), Look(PURPLE, "v", ":")  # 1, 2, ... ranks
 
+BEDS = Look(BLUE, "o"), Look(VERMILION, "s", "--"), Look(GREEN, "^", "-.")  # the data sets of one figure, in their order
+
 _RECIPES = {
     "resnet50_448nodes": "448 nodes",
     "resnet50_448nodes_uncollapsed": "448 nodes, no collapse",
@@ -100,6 +105,18 @@ _RECIPES = {
     "rate_falls": "the rate falls",
     "batch_grows": "the batch grows",
     "neither_changes": "neither changes",
+    "tuned_ensemble": "Collapsed Ensemble, tuned rates",
+    "tuned_one_model": "one model, tuned rates",
+    "swa": "SWA",
+    "ema": "exponential average",
+    "constant_trunk": CONSTANT_TRUNK,
+    "constant_ensemble": "collapses from a constant rate",
+    "falling_ensemble": "collapses from one linear decay",
+    "triangular_ensemble": "collapses from triangles",
+    "warm_restarts": "warm restarts",
+    "warm_restarts_crop": "warm restarts, end in the collapse's view",
+    "snapshot_ensemble_restarts": "snapshot ensemble, tuned restarts",
+    "one_cycle": "one cycle",
 }
 _PATTERNS = {
     r"default_resnet50_(\d+)nodes": r"Intel, \1 nodes",
@@ -117,6 +134,7 @@ _PATTERNS = {
     # Ghost batch norm, fewer images
     r"ghost_(\d+)": r"batch norm over \1 images",
     r"images_1_(\d+)_equal_(\w+)": r"1/\1 of the images, equal \2",
+    r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
 }
 
 
@@ -170,6 +188,9 @@ TOPICS = {
     "growing": "A batch that grows instead of a rate that falls",
     "ghost": "Ghost batch norm",
     "data": "Fewer images",
+    "averages": "Averages of weights",
+    "cooldown": "Collapses from other trunks",
+    "restarts": "Restarts, triangles and one cycle",
 }
 
 
@@ -209,7 +230,7 @@ COLUMNS = {
     "variant": Column("variant", meaning="the settings that are not the defaults"),
     "data": Column("data", meaning="the data set"),
     "members": Column("model or members", meaning="the stage whose end is tested, or those whose predictions are averaged"),
-    "average": Column("mean of", meaning="what of several members is averaged: softmax or logit"),
+    "average": Column("mean of", meaning="what of several members is averaged: softmax, logit or weights"),
     "epochs": Column("epochs", ".2f", "passes over the training images, of all training that led to a model"),
     "n": Column("n, seeds", ".0f", "runs, or timed steps"),
     # Accuracy

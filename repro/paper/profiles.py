@@ -17,8 +17,22 @@ class Profile:
 FEW = {"collapse": 3, "ensemble": 3}
 # By a pilot (docs/digits.md): so many seeds put most differences of the first topics into an interval of +-0.3 points. The
 # others differ by more between seeds, and would take hundreds; what they ask about is larger.
-FULL = {"collapse": 16, "ensemble": 16, "cost": 16} | dict.fromkeys(("batch", "warm-up", "length"), 6)
-FULL |= dict.fromkeys(("tuned", "lars", "growing", "ghost", "data"), 6)
+FULL = {
+    "collapse": 16,
+    "ensemble": 16,
+    "cost": 16,
+    "batch": 6,
+    "warm-up": 6,
+    "length": 6,
+    "tuned": 6,
+    "lars": 6,
+    "averages": 6,
+    "cooldown": 6,
+    "restarts": 6,
+    "growing": 6,
+    "ghost": 6,
+    "data": 6,
+}
 PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
     "full": Profile("digits", "laptop", FULL, {}, "all questions"),
@@ -36,5 +50,6 @@ PROFILES = {
 NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
     "13-large-batches": ("tuned", "lars", "growing", "ghost", "data"),
+    "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

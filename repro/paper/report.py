@@ -18,6 +18,7 @@ from repro.paper import names, questions, svg, tables
 from repro.paper.answering import Side
 from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
+from repro.paper.profiles import NOTEBOOKS
 from repro.paths import replacing
 
 # The two questions of each topic that the first page answers, as their sides (`_side`); of another topic the first two.
@@ -263,6 +264,7 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
     used = runs[runs.recipe.isin(recipes)]
     seeds = sorted(int(seed) for seed in used.seed.unique())
     parameters = f"{{topics: [{topic}], data: {data}, shrink: {shrink}, seeds: {seeds}}}"
+    notebook = next(name for name, asks in NOTEBOOKS.items() if topic in asks)
     claim = [row.claim + (" (control)" if row.control else "") for row in rows.itertuples()]
     columns = ["claim", "top1", "against", "difference", "interval", "n", "detectable", "verdict", "views"]
     if "failed" in rows and (rows.failed + rows.failed_other).any():
@@ -277,7 +279,7 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
         else [f"Not run: {asked[0].claim}."],
         "counts": _verdicts(rows),
         "table": _table(rows.assign(claim=claim, interval=_intervals(rows, "+.2f")), columns),
-        "command": f'.venv/bin/papermill notebooks/12-questions.ipynb out.ipynb -y "{parameters}"',
+        "command": f'.venv/bin/papermill notebooks/{notebook}.ipynb out.ipynb -y "{parameters}"',
         "runs": sorted(used.folder),
     }
 

@@ -32,7 +32,9 @@ ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by n
     "figures": {
         "21-figures": (
             "answers",
+            "anytime",
             "batches",
+            "beds",
             "budget",
             "headline",
             "learning_rates",

@@ -119,10 +119,11 @@ def rates(chosen: list[Recipe], points: int = 400) -> pd.DataFrame:
 def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFrame:
     """One row per trained model and per ensemble of the complete runs in `out`: the end of each stage, then the ensembles.
 
-    Columns: folder, recipe, shrink, model, variant, data, seed; members (the stage, or the stages whose predictions are
-    averaged), average ("", softmax or logit); epochs (of all training that led to them), top1, top5 (per cent), test_images,
-    top1_zoom and top1_scale_aspect (in other views), originals (of the test images), default_model (not another one by
-    --model). `that_count` says which runs count; `folders` are the names of the run folders to choose from, by default all.
+    Columns: folder, recipe, shrink, model, variant, data, seed; members (the stage, or the stages that are averaged),
+    average (of what: "", softmax, logit or weights); epochs (of all training that led to them), top1, top5 (per cent),
+    test_images, top1_zoom and top1_scale_aspect (in other views), originals (of the test images), default_model (not
+    another one by --model). `that_count` says which runs count; `folders` are the names of the run folders to choose from,
+    by default all.
     """
     ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1).sort_values("folder", kind="stable")
     columns = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS]
@@ -201,7 +202,7 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
     One row per recipe, shrink, model, variant, data, members and average.
     """
     grouped = models.groupby([*GROUP, "members", "average"], sort=False)
-    table = grouped.agg(
+    return grouped.agg(
         epochs=("epochs", "first"),
         n=("top1", "count"),
         top1=("top1", "mean"),
@@ -210,7 +211,6 @@ def accuracy(models: pd.DataFrame) -> pd.DataFrame:
         largest=("top1", "max"),
         top5=("top5", "mean"),
     ).reset_index()
-    return table.round({"epochs": 2, "top1": 2, "sd": 2, "smallest": 2, "largest": 2, "top5": 2})
 
 
 def budget(models: pd.DataFrame) -> pd.DataFrame:
@@ -219,7 +219,6 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     Expects `models` of one data set and shrink. Columns: label, line (part of a line), members (their number; of a single one,
     which one it is), epochs, top1, seed, data.
     """
-    models = models[(models.variant == "") & models.default_model]
     stages = [f"collapse{number}" for number in range(1, 6)]
     drawn = [(names.MEMBER, True, n, Side("five_members", stage)) for n, stage in enumerate(stages, start=1)]
     drawn += [(names.ENSEMBLE, True, n, Side("five_members", " + ".join(stages[:n]), "softmax")) for n in range(2, 6)]
@@ -228,6 +227,24 @@ def budget(models: pd.DataFrame) -> pd.DataFrame:
     for recipe in ("snapshot_ensemble", "snapshot_ensemble_crop", "three_models"):
         side = next(question.other for question in questions.ENSEMBLES if question.other.recipe == recipe)
         drawn.append((names.recipe(recipe), False, 3, side))
+    return _points(models, drawn)
+
+
+def anytime(models: pd.DataFrame) -> pd.DataFrame:
+    """The same of collapses along a constant rate, and of what is planned for one length: what does a run have at any time?
+
+    `names.PLANNED` and the collapses have equal images and views; the runs of `names.ONE_AT_4096` end in shorter collapses.
+    """
+    drawn = [(names.CONSTANT_TRUNK, True, tenth, Side("constant_trunk", f"collapse{tenth}")) for tenth in range(1, 11)]
+    drawn += [(names.PLANNED, True, tenth, Side(f"planned_{tenth}_tenths", "collapse")) for tenth in (3, 7)]
+    drawn += [(names.PLANNED, True, 10, Side("tuned_one_model", "collapse"))]
+    drawn += [(names.ONE_AT_4096, True, 1, Side(f"epochs_{n}_batch_4096", "collapse")) for n in LENGTHS]
+    drawn += [(names.MEMBER, True, n, Side("tuned_ensemble", f"collapse{n}")) for n in (1, 2, 3)]
+    return _points(models, drawn)
+
+
+def _points(models: pd.DataFrame, drawn: list[tuple[str, bool, int, Side]]) -> pd.DataFrame:
+    models = models[(models.variant == "") & models.default_model]
     rows = []
     for label, line, number, side in drawn:
         rows.append(answering.rows_of(models, side).reset_index().assign(label=label, line=line, members=number))

@@ -9,6 +9,7 @@ from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
 
+import repro.recipes.cycles as cycles
 from repro.recipes.controls import BATCHES, at_batch
 from repro.recipes.released import resnet50_448nodes_uncollapsed
 from repro.schedule import IMAGENET_IMAGES, Recipe, scaled
@@ -155,7 +156,21 @@ def _fewer(part: int, equal: str) -> Recipe:
 FEWER = tuple(_fewer(part, equal) for equal in ("epochs", "steps") for part in PARTS)
 BATCHED = (*GROWING, *map(_ghost, GHOSTS), *FEWER)
 
+# --- Averages of weights, collapses from other trunks, restarts (`recipes.cycles`) --------------------------------------
+
+OF_CYCLES = (
+    Tuned(cycles.tuned_ensemble, cycles.ENSEMBLE_FACTOR),
+    Tuned(cycles.tuned_one_model, cycles.ONE_MODEL_FACTOR),
+    Tuned(cycles.swa, cycles.SWA_RATE, 0.291, "rate while weights are averaged"),
+    Tuned(cycles.ema, cycles.EMA_HALF_LIFE, 0.2, "half life, as a share of the averaged stage"),
+    Tuned(cycles.constant_ensemble, cycles.CONSTANT_RATE, 0.66, "constant rate"),
+    Tuned(cycles.triangular_ensemble, cycles.TRIANGLES_TOP, 0.99, "top rate"),
+    Tuned(cycles.warm_restarts_crop, cycles.WARM_RESTARTS_TOP, 1.6, "rate after a restart"),
+    Tuned(cycles.snapshot_ensemble_restarts, cycles.RESTART_RATE, 0.764, "rate after a restart"),
+    Tuned(cycles.one_cycle, cycles.ONE_CYCLE_TOP, 1.6, "top rate"),
+)
+
 # --- All --------------------------------------------------------------------------------------------------------------
 
-TUNED: tuple[Tuned, ...] = (*BY_BATCH,)
-BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *BATCHED)
+TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES)
+BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *BATCHED)

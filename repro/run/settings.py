@@ -7,7 +7,8 @@ from repro import choose, whole_number
 MOST_THREADS = 1024  # of one kind in a rank: absurd values crash without a message
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
-AVERAGES = ("softmax", "logit")  # what an ensemble averages of its members
+AVERAGES = ("softmax", "logit")  # what an ensemble averages of its members' predictions
+MEANS = (*AVERAGES, "weights")  # or the members themselves, which makes one model of them
 
 
 def _setting(default, help: str, choices: tuple = (), least: int = 0, most: int = 2**63 - 1):

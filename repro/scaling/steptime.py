@@ -3,7 +3,8 @@
     step = compute(images per rank) x slowest of all ranks + exposed allreduce + loading
 
     compute   per_step + workers (per_worker + per_image images): a rank computes its workers one after the other
-    slowest   expected maximum of the ranks' times, which differ by a measured spread (`slowest`)
+    slowest   expected maximum of the ranks' times, which differ by a measured spread (`slowest`), or, with backup ranks,
+              the time at which as many are done as are waited for
     allreduce Hockney's model: a message of n bytes takes latency + n seconds_per_byte, so the rounds and bytes of an
               algorithm determine its cost (`rabenseifner`); with several buckets a part of it is hidden behind the
               backward pass (`exposed`)
@@ -28,13 +29,14 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import brentq, nnls
-from scipy.special import ndtri_exp
+from scipy.special import betaincinv, ndtri
 
 from repro import ReproError, choose
 from repro.paths import replacing, writable_folder
 from repro.scaling import BETWEEN_NODES
 
 MODEL, MEASURED = "MODEL", "measured"  # the label of each number; nothing that this module computes is `measured`
+SYNCHRONOUS, BACKUP, ASYNCHRONOUS = "synchronous", "synchronous, with backup ranks", "asynchronous"
 BACKWARD = 2 / 3  # share of a step's compute that produces gradients: backward takes about two forward passes
 
 
@@ -109,14 +111,15 @@ def exposed(communication: Callable[[float], float], size: float, buckets: int, 
 
 
 @lru_cache(maxsize=1000)
-def slowest(ranks: int, spread: float) -> float:
-    """Expected time of the slowest of `ranks`, as a multiple of the median rank's.
+def slowest(ranks: int, spread: float, backup: int = 0) -> float:
+    """Expected time of the slowest of `ranks`, as a multiple of the median rank's; with `backup` ranks, of the first `ranks`.
 
-    Times are assumed log-normal with a standard deviation of `spread` (of the logarithm) and independent between ranks:
-    the mean over u in (0, 1) of exp(spread * z(u ** (1/ranks))) with z the normal quantile, the maximum's own quantile.
+    Times are assumed log-normal with a standard deviation of `spread` (of the logarithm) and independent between ranks: the
+    mean of exp(spread * z(u)) with z the normal quantile, over the quantiles u of the last that is waited for. Of n uniform
+    numbers the k-th smallest has the beta distribution (k, n - k + 1), here (ranks, backup + 1); 1 - u has (backup + 1, ranks).
     """
     points = (np.arange(4000) + 0.5) / 4000
-    return float(np.exp(spread * ndtri_exp(np.log(points) / ranks)).mean())
+    return float(np.exp(-spread * ndtri(betaincinv(backup + 1, ranks, points))).mean())
 
 
 # --- Fitting ----------------------------------------------------------------------------------------------------------
@@ -310,6 +313,7 @@ class Layout:
     nodes: int = 1
     per_node: int = 1
     buckets: int = 1  # see `exposed`; nothing is hidden on one node, where the cores that copy also compute
+    backup: int = 0  # ranks besides, so that the last so many of a step are not waited for (Chen et al., arXiv 1604.00981)
 
     @property
     def ranks(self) -> int:
@@ -341,12 +345,22 @@ def step(fitted: Fit, layout: Layout, images: float, workers: int = 1, link: Lin
     copying = fitted.copying * sent if buckets > 1 else 0.0
     parts = {
         "compute": compute,
-        "waiting": compute * (slowest(layout.ranks, fitted.spread) - 1),
+        "waiting": compute * (slowest(layout.ranks, fitted.spread, layout.backup) - 1),
         "copying": copying,
         "allreduce": exposed(communication, fitted.size, buckets, BACKWARD * compute),
         "loading": fitted.loading * images * workers if loaded else 0.0,
     }
     return parts | {"total": sum(parts.values())}
+
+
+def asynchronous(fitted: Fit, layout: Layout, groups: int, images: float, link: Link) -> float:
+    """Seconds in which each of `groups` groups, of `layout` each, has given a server one gradient: as many images as a step.
+
+    No group waits for another, but for the server, which exchanges gradient and weights with one group at a time. Within a
+    group a step is synchronous. Several servers with a part of the weights each would exchange faster.
+    """
+    exchange = link.seconds(2, 2 * fitted.size)
+    return max(step(fitted, layout, images, 1, link)["total"] + exchange, groups * exchange)
 
 
 def resampled(measurements: list[dict], draws: int) -> list[Fit]:
@@ -560,6 +574,29 @@ def on_known_nodes(known: Published, nodes: Iterable[int], images: int, draws: i
                 points = band(values)
                 row |= {name: points["middle"], f"{name}_low": points["low"], f"{name}_high": points["high"]}
             rows.append(row)
+    return rows
+
+
+def of_groups(known: Published, nodes: int, groups: Iterable[int], images: int, backup: float, draws: int = 500) -> list[dict]:
+    """Seconds of as many images as a step has, of groups of `nodes` of the known run's nodes, `images` per process.
+
+    line: synchronous; synchronous with a share of `backup` of the ranks besides; asynchronous between the groups. Rows: label,
+    known, line, groups, nodes, seconds with their 5 to 95% band over the ranges of `Assumed`, without overlap.
+    """
+    rows, machines = [], list(_machines(known, Assumed(buckets=(1,)), draws))
+    for count in groups:
+        layout = Layout(count * nodes, known.per_node)
+        spare = replace(layout, backup=ceil(backup * layout.ranks))
+        one = replace(layout, nodes=nodes)
+        lines = {
+            SYNCHRONOUS: [step(machine, layout, images, 1, link)["total"] for machine, link, _ in machines],
+            BACKUP: [step(machine, spare, images, 1, link)["total"] for machine, link, _ in machines],
+            ASYNCHRONOUS: [asynchronous(machine, one, count, images, link) for machine, link, _ in machines],
+        }
+        for line, seconds in lines.items():
+            points = band(seconds)
+            row = {"label": MODEL, "known": known.name, "line": line, "groups": count, "nodes": layout.nodes}
+            rows.append(row | {"seconds": points["middle"], "seconds_low": points["low"], "seconds_high": points["high"]})
     return rows
 
 

@@ -1,0 +1,64 @@
+"""Two data sets side by side."""
+
+import pandas as pd
+
+from repro.paper import beds, figures
+
+VERDICTS = {  # of two data sets, and what is said of them
+    ("supported", "supported"): "agree",
+    ("equivalent", "equivalent"): "agree",
+    ("supported", "contradicted"): "opposite",
+    ("supported", "equivalent"): "differ",
+    ("supported", "not resolved"): "not resolved",
+    ("not resolved", "not resolved"): "not resolved",
+}
+
+
+def answers(**of_data):
+    """A table of answers: a row for each verdict of each data set."""
+    rows = []
+    for data, verdicts in of_data.items():
+        for number, verdict in enumerate(verdicts):
+            row = dict(
+                topic="collapse",
+                claim=f"claim {number}",
+                control=False,
+                data=data,
+                shrink="laptop",
+                n=3,
+                n_other=3,
+                not_worse_by=0.0,
+            )
+            rows.append(row | dict(difference=1.0 + number, low=0.5, high=2.0, margin=0.3, verdict=verdict))
+    return pd.DataFrame(rows)
+
+
+def test_answers_agree_only_if_both_are_resolved_and_the_same():
+    first, second = zip(*VERDICTS)
+    table = beds.table(answers(digits=first, fashion_mnist=second))
+    assert dict(zip(table.claim, table.agreement)) == {f"claim {n}": said for n, said in enumerate(VERDICTS.values())}
+    assert list(table.data) == ["digits"] * len(first) + ["fashion_mnist"] * len(first)
+
+
+def test_a_claim_that_one_data_set_alone_has_answered_is_left_out():
+    table = answers(digits=["supported", "supported"], fashion_mnist=["supported", "supported"])
+    table.loc[3, "n_other"] = 0
+    assert set(beds.table(table).claim) == {"claim 0"}
+    assert beds.table(answers(digits=["supported"])).empty
+
+
+def test_of_two_sizes_of_a_data_set_the_one_with_most_runs_counts():
+    tiny = answers(digits=["contradicted"], fashion_mnist=["contradicted"]).assign(shrink="smoke", n=1, n_other=1)
+    table = beds.table(pd.concat([tiny, answers(digits=["supported"], fashion_mnist=["supported"])]))
+    assert list(table.verdict) == ["supported"] * 2
+
+
+def test_the_figure_shows_every_interval_in_its_data_sets_look():
+    table = beds.table(answers(digits=["supported", "equivalent"], fashion_mnist=["supported", "contradicted"]))
+    figure = figures.beds(table)
+    (axes,) = figure.axes
+    drawn = [line for line in axes.lines if line.get_marker() in ("o", "s") and len(line.get_xdata())]
+    assert [line.get_marker() for line in drawn] == ["o", "s", "o", "s"]
+    assert [float(line.get_xdata()[0]) for line in drawn] == [1.0, 1.0, 2.0, 2.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["digits", "fashion_mnist"]
+    assert {"claim 0: agree", "claim 1: differ"} <= {text.get_text() for text in axes.texts}

@@ -3,18 +3,23 @@
 A rule has a row in TABLE, by a section for each method, and its loop is transcribed from the source that the loop names.
 """
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from repro import evaluate, journal, recipes, train
 from repro.baselines import averages, lars
 from repro.model import Network
 from repro.optim import SGD
 from repro.recipes import RECIPES, shrink
-from repro.recipes.baselines import GHOSTS, PARTS
+from repro.recipes.baselines import BASELINES, GHOSTS, PARTS
+from repro.run import records
 from repro.schedule import IMAGENET_IMAGES, Now, Place, Recipe, Stage, at
+
+from conftest import mpiexec
 
 SCHEDULE = (
     Stage("warm", 40, 0.4, warmup_iterations=25, warmup_start_rate=0.1, weight_decay=0.05),
@@ -273,3 +278,75 @@ def test_a_part_of_the_images_is_seen_as_often_or_for_as_many_steps(size, all_im
         assert steps.global_batch == epochs.global_batch == whole.global_batch
     mine = replace(RECIPES["batch_2048"], name="mine", epoch_images=5000)
     assert shrink(mine, "laptop").epoch_images == 20_000, "a user's number of images is that of the user's own data"
+
+
+# --- The same bits on any ranks and after a kill ----------------------------------------------------------------------
+
+# Of each rule the recipe of the smallest batch, small and cut to a few steps of each stage.
+WITH_A_RULE = {each.update: each for each in sorted(BASELINES, key=lambda each: -each.global_batch) if each.update}
+
+
+def shortened(recipe):
+    small = recipes.shrink(recipe, "smoke", 300)
+    stages = [replace(each, iterations=min(each.iterations, 4), warmup_iterations=0, workers=0) for each in small.stages]
+    workers = 3 * small.workers_per_pass  # three ranks share a step
+    return replace(
+        small, name=f"{recipe.name}-short", stages=tuple(stages), workers=workers, record_every=0.01, evaluate_every=9
+    )
+
+
+ON_RANKS = """
+import logging
+from repro import evaluate, train
+from repro.schedule import Recipe, Stage
+logging.basicConfig(level=logging.INFO)
+evaluate.VIEWS, evaluate.STATISTICS_IMAGES = dict.fromkeys(evaluate.VIEWS, 50), 48
+"""
+
+
+class Killed(BaseException):
+    """Ends a run between two steps, and none of its clean-up knows of it."""
+
+
+@pytest.fixture(scope="module")
+def bits(digits, tmp_path_factory):
+    """The digests of each rule's weights: of one rank, of two and three, and of these going on where one rank was killed."""
+    out = tmp_path_factory.mktemp("rules")
+    tasks = [dict(recipe=shortened(each), data=digits, shrink="none", seed=3, device="cpu") for each in WITH_A_RULE.values()]
+    real = train.step
+
+    def killed(replica, batches, now):
+        if now.step == dying.iterations - 2:  # in the last stage, which has begun
+            raise Killed
+        return real(replica, batches, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "VIEWS", dict.fromkeys(evaluate.VIEWS, 50))
+        patch.setattr(evaluate, "STATISTICS_IMAGES", 48)  # of weights that are averages
+        for task in tasks:
+            train.train(**task, out=str(out / "1"))
+        patch.setattr(journal, "CHECKPOINT_SECONDS", 0)
+        patch.setattr(train, "step", killed)
+        for task in tasks:
+            dying = task["recipe"]
+            with pytest.raises(Killed):
+                train.train(**task, out=str(out / "killed"))
+    for ranks in (2, 3):
+        shutil.copytree(out / "killed", out / f"killed-{ranks}")
+        every = [task | {"out": str(out / folder)} for task in tasks for folder in (f"{ranks}", f"killed-{ranks}")]
+        done = mpiexec(ranks, "-c", f"{ON_RANKS}for task in {every!r}: train.train(**task)", timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("continuing after step") == ranks * len(tasks), "each rank says so"
+    return {
+        where: {
+            records.read(run)["recipe"]["update"]: records.read(run)["weights_sha256"]
+            for run in records.complete_runs(out / where)
+        }
+        for where in ("1", "2", "3", "killed-2", "killed-3")
+    }
+
+
+@pytest.mark.parametrize("rule", WITH_A_RULE)
+@pytest.mark.parametrize("where", ["2", "3", "killed-2", "killed-3"])
+def test_a_rule_gives_the_same_bits_on_any_ranks_and_after_a_kill(bits, rule, where):
+    assert bits[where][rule] == bits["1"][rule] and len(set(bits["1"].values())) == len(WITH_A_RULE)

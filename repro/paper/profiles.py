@@ -32,6 +32,7 @@ FULL = {
     "growing": 6,
     "ghost": 6,
     "data": 6,
+    "ablation": 6,
 }
 PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
@@ -51,5 +52,6 @@ NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
     "13-large-batches": ("tuned", "lars", "growing", "ghost", "data"),
     "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
+    "15-ablation": ("ablation",),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

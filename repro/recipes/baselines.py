@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import repro.recipes.cycles as cycles
 from repro.recipes.controls import BATCHES, at_batch
-from repro.recipes.released import resnet50_448nodes_uncollapsed
+from repro.recipes.released import resnet50_448nodes, resnet50_448nodes_uncollapsed, resnet50_custom_lr
 from repro.schedule import IMAGENET_IMAGES, Recipe, scaled
 
 
@@ -170,7 +170,53 @@ OF_CYCLES = (
     Tuned(cycles.one_cycle, cycles.ONE_CYCLE_TOP, 1.6, "top rate"),
 )
 
+# --- Ablation: the release's switches, one at a time ------------------------------------------------------------------
+
+
+def _switched(of: Recipe, name: str, summary: str, **changes: Any) -> Recipe:
+    return _recipe(of, f"ablation_{name}", f"{of.name}, but {summary}", **changes)
+
+
+def _with_lars(factor: float, rule: str = "LARS", name: str = "lars", what: str = "") -> Recipe:
+    """A factor of 1 as in `_lars`."""
+    of = resnet50_448nodes
+    rate = 32 * sqrt(of.global_batch / 32768) / of.stages[0].base_rate
+    changes: dict[str, Any] = dict(update=f"repro.baselines.lars:{rule}", update_numbers=RATIO)
+    return _switched(of, name, f"by LARS{what}", stages=scaled(of.stages, 1, rate * factor), **changes)
+
+
+_MAIN, _COLLAPSE = resnet50_448nodes.stages
+_FIRST, *_OTHERS = resnet50_custom_lr.stages
+SWITCHED_TO_LARS = Tuned(_with_lars, 1.0)
+
+ABLATION = (
+    _switched(resnet50_448nodes, "as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
+    _switched(resnet50_448nodes, "corrected", "with momentum corrected in warm-up", momentum_correction="warmup"),
+    _switched(resnet50_448nodes, "norms_not_decayed", "without weight decay on batch norm", decay_bn=False),
+    _switched(resnet50_448nodes, "no_zero_gamma", "with every gamma at one in the beginning", zero_gamma="none"),
+    _switched(resnet50_448nodes, "bn_momentum", "with Intel's faster averages of batch norm", bn_momentum=0.1),
+    _switched(resnet50_448nodes, "stride_v1", "with the stride in the 1x1 convolution, as in Intel's nets", stride="v1"),
+    _switched(
+        resnet50_448nodes,
+        "kept_momentum",
+        "collapsed twice: with the momentum kept, and with zero momentum as released",
+        stages=(
+            _MAIN,
+            replace(_COLLAPSE, name="kept", keep_momentum=True, member=False),
+            replace(_COLLAPSE, starts_from=_MAIN.name),
+        ),
+    ),
+    _switched(resnet50_custom_lr, "cycles_as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
+    _switched(
+        resnet50_custom_lr,
+        "cycles_kept_momentum",
+        "with the momentum kept from stage to stage",
+        stages=(_FIRST, *(replace(stage, keep_momentum=True) for stage in _OTHERS)),
+    ),
+    _with_lars(SWITCHED_TO_LARS.value, "Unfused", "lars_unfused", ", by the norm of the decayed gradient"),
+)
+
 # --- All --------------------------------------------------------------------------------------------------------------
 
-TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES)
-BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *BATCHED)
+TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS)
+BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION, *BATCHED)

@@ -117,12 +117,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def difference(row: dict) -> str:
-    """A row's difference with its interval, and how many runs failed; "" with fewer than three seeds."""
-    if not row["low"] or pd.isna(row["low"]):
+def difference(row: dict, view: str = "") -> str:
+    """A row's difference with its interval, and how many runs failed; "" with fewer than three seeds; in a view, as _zoom."""
+    if not row[f"low{view}"] or pd.isna(row[f"low{view}"]):
         return ""
-    low, middle, high = (f"{float(row[key]):+.2f}" for key in ("low", "difference", "high"))
-    failed = f"; {row['failed_other']} of the other {row['n_other']} failed" if int(row.get("failed_other") or 0) else ""
+    low, middle, high = (f"{float(row[key + view]):+.2f}" for key in ("low", "difference", "high"))
+    several = int(row.get("failed_other") or 0) and not view
+    failed = f"; {row['failed_other']} of the other {row['n_other']} failed" if several else ""
     return f"{middle} ({low} to {high}){failed}"
 
 
@@ -159,13 +160,12 @@ def results() -> str:
     )
     lines.append(
         line(
-            "Scaling efficiency; time to train",
+            "Efficiency on many nodes; time to train",
             "11-scaling",
             "repro/scaling/steptime.py",
             "tables/scaling_measured.csv",
             "{A1}; {A2}",
-            f"{measured['ranks']} ranks, {measured['images']} images each: {float(measured['efficiency']):.0f}%; "
-            "*clusters: not run*",
+            f"*not run*; {measured['ranks']} ranks, one machine: {float(measured['efficiency']):.0f}%",
         )
     )
     return table("claim | notebook | code | file | published (ImageNet-1K) | ours (digits)", lines) + "\n\n" + origin()
@@ -193,7 +193,7 @@ def digits_answers() -> str:
             *(f"{float(row[key]):.2f}" if row[key] else "" for key in ("sd", "detectable")),
             f"{float(row['p_holm']):.2g}" if row["p_holm"] else "",
             row["verdict"],
-            *(f"{float(row[key]):+.2f}" for key in ("difference_zoom", "difference_scale_aspect")),
+            *(difference(row, view) for view in ("_zoom", "_scale_aspect")),
         ]
         for row in answers()
     ]
@@ -422,7 +422,8 @@ def in_sentences() -> dict[str, str]:
 
     def of(start: str, column: str = "difference", form: str = "+.2f") -> str:
         (row,) = [row for claim, row in found.items() if claim.startswith(start)]
-        return difference(row) if column == "interval" else format(float(row[column]), form)
+        in_view = column.removeprefix("interval")
+        return format(float(row[column]), form) if in_view == column else difference(row, in_view)
 
     view, collapse = "At a falling rate, the collapse's view", "The released collapse"
     exposure = "The Collapsed Ensemble beats one model of equal images and equal exposure"
@@ -435,20 +436,21 @@ def in_sentences() -> dict[str, str]:
         "view-gain": of(view, form=".1f"),
         "collapse-gain": of(collapse, form=".1f"),
         "collapse": of(collapse, "interval"),
-        "collapse-zoom": of(collapse, "difference_zoom"),
-        "collapse-training": of(collapse, "difference_scale_aspect"),
+        "collapse-zoom": of(collapse, "interval_zoom"),
+        "collapse-training": of(collapse, "interval_scale_aspect"),
         "rest": difference(effect[6]),
         "rate-main": difference(effect[0]),
         "rate-crop": difference(effect[1]),
-        "rate-precise": precise("In the main view, the rate's fall"),
+        "rate-precise": difference(precise("In the main view, the rate's fall")),
         "best-size": difference(best),
         "best-sizes": " and ".join(best["sizes"]),
         "exposure": of(exposure, "interval"),
-        "exposure-training": of(exposure, "difference_scale_aspect"),
+        "exposure-training": of(exposure, "interval_scale_aspect"),
         "short": of(short, "interval"),
         "deep": of("The Collapsed Ensemble loses at most half a point against a deeper model of equal images", "interval"),
         "gap-30": smallest[0],
         "gap-120": smallest[1],
+        "gap-30-precise": f"{-float(precise('Over 30 epochs')['difference']):.1f}",
         "enlarged": f"{float(ratio['', 'median enlargement by the training view']['small']):.2f}",
         "rate-factor": f"{float(ratio['resnet50_448nodes', RATE]['factor']):.0f}",
         "train-top1": f"{100 * mean(row['train_top1'] for row in mains):.1f}%",
@@ -461,9 +463,9 @@ def in_sentences() -> dict[str, str]:
 RATE = "largest rate for every 256 images of the batch"
 
 
-def precise(start: str) -> str:
+def precise(start: str) -> dict:
     (row,) = [row for row in rows_of(f"{REFERENCE}/bench/precise_statistics.csv") if row["claim"].startswith(start)]
-    return difference(row)
+    return row
 
 
 def measured_rows(path: str) -> str:
@@ -683,8 +685,109 @@ def soak() -> str:
     )
 
 
+# --- The ensemble, and the switches -----------------------------------------------------------------------------------
+
+
+def saved(name: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / REFERENCE / "tables" / f"{name}.csv")
+
+
+def seeds(table: pd.DataFrame) -> str:
+    n = table.seed.nunique()
+    return f"Ours: means over {n} seed{'s' * (n > 1)} on digits."
+
+
+def called(recipe: str, members: str) -> str:
+    """What a model or an ensemble is called."""
+    stages = members.split(" + ")
+    return f"`{recipe}`, " + (f"{len(stages)} models" if len(stages) > 1 else f"`{members}`")
+
+
+def ensemble_predictions() -> str:
+    rows, lines = saved("ensemble_predictions"), []
+    for (recipe, members), part in rows.groupby(["recipe", "members"], sort=False):
+        error = (
+            f"{part.calibration_error.mean():.2f} ({part.calibration_error.min():.2f} to {part.calibration_error.max():.2f})"
+        )
+        numbers = [f"{part.top1.mean():.2f}", f"{part.loss.mean():.4f}", error]
+        lines.append([called(recipe, members), len(part), *numbers])
+    head = heads("members", "n", "top1", "loss", "calibration_error")
+    return table(f"{head} (range)", lines) + f"\n\n{seeds(rows)}"
+
+
+def ensemble_pairs() -> str:
+    rows, lines = saved("ensemble_pairs"), []
+    for (kind, members), part in rows.groupby(["kind", "members"], sort=False):
+        among, error = part.disagreement, 100 - part.top1.mean()
+        spread = f"{among.mean():.2f} ({among.min():.2f} to {among.max():.2f})"
+        lines.append([kind, members, len(part), spread, f"{error:.2f}", f"{among.mean() / error:.2f}"])
+    head = heads("kind", "members", "n", "disagreement")
+    return table(f"{head} (range) | errors of a model, % | the former over the latter", lines) + f"\n\n{seeds(rows)}"
+
+
+def ensemble_paths() -> str:
+    """How much the loss rises, and the accuracy falls, on a path above the straight line between its ends; the middle."""
+    rows, lines = saved("ensemble_paths"), []
+    for (recipe, members), part in rows.groupby(["recipe", "members"], sort=False):
+        at = {column: part.pivot(index="seed", columns="share", values=column) for column in ("loss", "top1")}
+        chord = {name: each[[0.0, 1.0]].mean(axis=1) for name, each in at.items()}
+        ends = pd.DataFrame({share: at["loss"][0.0] * (1 - share) + at["loss"][1.0] * share for share in at["loss"]})
+        barrier = (at["loss"] - ends).max(axis=1)
+        middle = at["top1"][0.5] - chord["top1"]
+        spread = [
+            f"{each.mean():{form}} ({each.min():{form}} to {each.max():{form}})"
+            for each, form in ((barrier, ".3f"), (middle, "+.2f"))
+        ]
+        lines.append([f"`{recipe}`, {members}", len(barrier), f"{chord['top1'].mean():.2f}", *spread])
+    head = "path between | n, seeds | top-1 of its ends, % | largest rise of the loss above the straight line (range)"
+    return table(f"{head} | top-1 in the middle less that of the ends, points (range)", lines) + f"\n\n{seeds(rows)}"
+
+
+def ensemble_sharpness() -> str:
+    rows, lines = saved("ensemble_sharpness"), []
+    view = {"none": "the collapse's", "scale_aspect": "the main stages'"}
+    for (seen, radius), part in rows.groupby(["view", "radius"], sort=False):
+        before, after = (part[part.members.str.startswith(begins)] for begins in ("cyc", "collapse"))
+        of = [each.groupby(["members", "seed"]).rise.mean() for each in (before, after)]
+        spread = [f"{each.mean():.3f} ({each.min():.3f} to {each.max():.3f})" for each in of]
+        losses = f"{before.loss.mean():.3f}", f"{after.loss.mean():.3f}"
+        lines.append([view[seen], f"{radius:g}", len(of[0]), *losses, *spread])
+    head = "view | length of the step | models | loss before a collapse | after | rise before (range) | rise after (range)"
+    count = rows.draw.nunique()
+    return table(head, lines) + f"\n\n{seeds(rows)} Each model's rise is a mean over {count} directions."
+
+
+def ensemble_rescaled() -> str:
+    rows = saved("ensemble_rescaled")
+    lines = [
+        [
+            f"{row.scaled_by:g}",
+            f"{row.loss:.5f}",
+            f"{row.top1:.2f}",
+            f"{row.rise:.3g}",
+            f"{row.rise * row.scaled_by**2:.3g}",
+            f"{row.rise_filter_wise:.4f}",
+        ]
+        for row in rows.itertuples()
+    ]
+    head = heads("scaled_by", "loss", "top1", "rise") + ", fixed step | the same, times the square"
+    return table(f"{head} | {heads('rise_filter_wise')}", lines) + "\n\nOurs: one model on digits."
+
+
+def switches() -> str:
+    rows = saved("switches").itertuples(index=False)
+    lines = [[f"`{row[0]}`", f"`{row[1]}`", *("yes" if each else "no" for each in row[2:])] for row in rows]
+    return table(heads("switch", "value", "weights_differ", "statistics_differ"), lines)
+
+
 PLACES = {
     "results": results,
+    "ensemble-predictions": ensemble_predictions,
+    "ensemble-pairs": ensemble_pairs,
+    "ensemble-paths": ensemble_paths,
+    "ensemble-sharpness": ensemble_sharpness,
+    "ensemble-rescaled": ensemble_rescaled,
+    "switches": switches,
     "digits-answers": digits_answers,
     "digits-effects": digits_effects,
     "digits-later-seeds": digits_later_seeds,

@@ -19,6 +19,7 @@ from conftest import ROOT, python
 
 REFERENCE = ROOT / "results" / "reference"
 NAN = float("nan")
+ENSEMBLE_TABLES = "calibration", "pairs", "paths", "sharpness", "costs"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -86,6 +87,13 @@ def drawings():
         yield f"answers-{topic}", figures.answers(part)
     yield "own", figures.answers(own_answers())
     yield "time", figures.time_to_train(tables.time_to_train())
+    kept = {name: pd.read_csv(REFERENCE / "tables" / f"ensemble_{name}.csv") for name in ENSEMBLE_TABLES}
+    models = {("five_members", "collapse3"): "a member", ("one_model", "collapse_long"): "one model"}
+    yield "reliability", figures.reliability(kept["calibration"], models)
+    yield "disagreement", figures.disagreement(kept["pairs"])
+    yield "paths", figures.paths(kept["paths"])
+    yield "sharpness", figures.sharpness(kept["sharpness"])
+    yield "costs", figures.budget(kept["costs"], "operations")
     yield "step", figures.step_parts(pd.read_csv(REFERENCE / "tables" / "scaling_papers_nodes.csv"))
 
 
@@ -171,6 +179,9 @@ def test_what_has_not_its_own_grey_has_its_own_marker_or_line():
         ["supported", "contradicted", "equivalent", "not resolved"],
         ["as_released", "as_designed"],
         ["with warm-up", "without warm-up"],
+        [names.MEMBERS_OF_ONE, names.SAME_OF_TWO, names.THREE_MODELS],
+        [*names.PAIRS],
+        [names.BEFORE, names.AFTER],
         ["weak", "strong"],
         ["compute", "waiting", "allreduce"],
     ]

@@ -53,6 +53,7 @@ def test_all_are_there():
         "12-questions",
         "13-large-batches",
         "14-averages-and-cycles",
+        "15-ablation",
         "16-asynchronous",
         "20-tables",
         "21-figures",

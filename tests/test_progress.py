@@ -9,6 +9,7 @@ import threading
 import time
 
 import IPython.display
+import numpy as np
 import pytest
 
 import repro
@@ -151,6 +152,26 @@ def test_a_recipe_of_many_stages_and_one_without_collapse_can_be_drawn():
         assert (curves.NOTE in [text.get_text() for text in figure.loss.texts]) == (name == "collapse_parts")
     pair = curves.schedule(recipes.find("resnet50_448nodes"), recipes.find("collapsed_ensemble"))
     assert pair.data.startswith(b"\x89PNG") and pair.width == 810
+
+
+def test_recipes_are_compared_over_the_epochs_that_lead_to_their_results(monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "_image", figures.append)
+    one, many = recipes.find("one_model"), recipes.find("collapsed_ensemble")
+    curves.lineages(one, many)
+    (axis,) = figures[0].axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "one_model: collapse_long",
+        "collapsed_ensemble: collapse1 + collapse2 + collapse3",
+    ]
+    lines = [(line.get_xdata()[0], line.get_xdata()[-1], line.get_linewidth()) for line in axis.lines]
+    drawn, step = [], 0.05  # of an epoch: a line ends one step before its stage
+    for recipe in (one, many):
+        for stage in recipe.lineage(recipe.result):
+            led = [recipe.images(each.iterations) for each in recipe.lineage([stage.name])]  # all have the same batch
+            ends = sum(led) / recipe.epoch_images
+            drawn.append((ends - led[-1] / recipe.epoch_images, ends, 3 if stage.name.startswith("collapse") else 1.5))
+    assert len(lines) == 2 + 7 and np.allclose(lines, drawn, atol=step)
 
 
 def test_a_row_of_one_step_is_no_jump_of_the_live_loss():

@@ -1,7 +1,8 @@
 """A run's curves and a recipe's learning rate, as pictures for a notebook; stages that show another view are shaded.
 
     Curves     loss, test top-1 and learning rate of one run over epochs
-    schedule   the learning rate of recipes, before anything is trained
+    schedule   the learning rate of recipes, before anything is trained: all stages, in the order in which they run
+    lineages   the learning rates that lead to the results of recipes, on one axis
 
 Without pyplot: its import takes longer than the first picture, and it would keep every figure.
 """
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from io import BytesIO
 
 from repro.run import records
-from repro.schedule import Recipe, joints, learning_rate
+from repro.schedule import Recipe, Stage, joints, learning_rate
 
 TRUNK, COLLAPSE, HERE = "0.3", "#d55e00", "#0072b2"
 NOTE = "collapse: another view of the images, so the loss changes at once"
@@ -96,6 +97,42 @@ def schedule(*recipes: Recipe):
     return _image(figure)
 
 
+@_defaults()
+def lineages(*recipes: Recipe):
+    """The learning rates that lead to each recipe's result (`Recipe.result`), over the epochs of that training alone.
+
+    What other stages of the recipe train is left out, and a stage begins where the one ends whose weights it starts from. A
+    stage that shows another view than the first has a thick line. A picture for a notebook's cell.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.9), dpi=144, layout="constrained")
+    axis = figure.subplots()
+    for number, recipe in enumerate(recipes):
+        colour, line = ((TRUNK, "-"), (HERE, "--"), (COLLAPSE, ":"))[number % 3]
+        label = f"{recipe.name}: {' + '.join(recipe.result)}"
+        for stage in recipe.lineage(recipe.result):
+            steps, before = _drawn(recipe, stage), recipe.places[stage.name].images
+            first = recipe.starts[recipe.stages.index(stage)]
+            epochs = [(before + (step - first) * recipe.batch(stage)) / recipe.epoch_images for step in steps]
+            width = 3 if stage.name in other_views(recipe) else 1.5
+            axis.plot(epochs, [learning_rate(recipe, step) for step in steps], line, color=colour, linewidth=width, label=label)
+            label = ""  # of its first stage only
+    axis.set(xlabel="epochs that lead to the result (thick: in another view)", ylabel="learning rate")
+    axis.set_xlim(0, None)
+    axis.set_ylim(0, None)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return _image(figure)
+
+
+def _drawn(recipe: Recipe, stage: Stage) -> list[int]:
+    """The steps of a stage through which its learning rate is drawn."""
+    start, sides = recipe.starts[recipe.stages.index(stage)], {step for joint in joints(recipe) for step in (joint - 1, joint)}
+    within = range(start, start + stage.iterations)
+    return sorted({*within[:: max(1, recipe.iterations // POINTS)], *sides, within[-1]} & set(within))
+
+
 def other_views(recipe: Recipe) -> dict[str, tuple[float, float]]:
     """The stages that show images in another view than the first stage, as collapses do: {name: (first epoch, last epoch)}."""
     return {
@@ -107,10 +144,9 @@ def other_views(recipe: Recipe) -> dict[str, tuple[float, float]]:
 
 def draw_rate(axis, recipe: Recipe) -> None:
     """Draws the learning rate, stage by stage."""
-    views, sides = other_views(recipe), {step for joint in joints(recipe) for step in (joint - 1, joint)}
-    for stage, start in zip(recipe.stages, recipe.starts):
-        within = range(start, start + stage.iterations)
-        steps = sorted({*within[:: max(1, recipe.iterations // POINTS)], *sides, recipe.iterations - 1} & set(within))
+    views = other_views(recipe)
+    for stage in recipe.stages:
+        steps = _drawn(recipe, stage)
         colour = COLLAPSE if stage.name in views else TRUNK
         axis.plot(list(map(recipe.epochs, steps)), [learning_rate(recipe, step) for step in steps], color=colour, linewidth=1.5)
     axis.set_ylim(0, None)

@@ -76,9 +76,10 @@ def answers(asked: Sequence[Question], models: pd.DataFrame, out: Path | str) ->
 
     `models` are `tables.models` of them; runs of a variant, or of a model that is not the recipe's, are left out. The
     columns are those of `statistics.judge`, and low_originals and high_originals, an interval that holds for new originals
-    too (`statistics.over_originals`; none of rank tests); difference_zoom and difference_scale_aspect, in other views of the
-    first test images; and `views`, which says whether the sign is the same in all views. The questions of a topic are one
-    family of tests, its controls another. Tiny runs (smoke) have learnt nothing, so they resolve nothing.
+    too (`statistics.over_originals`; none of rank tests); difference_VIEW, low_VIEW and high_VIEW, the same in other views
+    (zoom, scale_aspect) of the first test images, not corrected; and `views`, which says whether the sign is the same in
+    all. The questions of a topic are one family of tests, its controls another. Tiny runs (smoke) have learnt nothing, so
+    they resolve nothing.
     """
     recipes = {side.recipe for question in asked for side in (question.better, question.other)}
     models = models[(models.variant == "") & models.default_model]
@@ -110,7 +111,8 @@ def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
     better, other = (rows_of(models, side) for side in (question.better, question.other))
     row = compare(question, better.top1, other.top1)
     for view in records.OTHER_VIEWS:
-        row[f"difference_{view}"] = compare(question, better[f"top1_{view}"], other[f"top1_{view}"])["difference"]
+        seen = compare(question, better[f"top1_{view}"], other[f"top1_{view}"])
+        row |= {f"{name}_{view}": seen[name] for name in ("difference", "low", "high")}
     signs = {np.sign(row[name]) for name in ("difference", *(f"difference_{view}" for view in records.OTHER_VIEWS))}
     row["views"] = (
         ""

@@ -4,6 +4,7 @@ Figures are as wide as one or two columns of a paper, and no text is below 8 poi
 thing looks like is in `names`, the same in every figure. The same table gives the same bytes.
 """
 
+import re
 from collections.abc import Iterable
 from os.path import commonprefix
 from pathlib import Path
@@ -16,6 +17,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from scipy import stats
 
 from repro.paper import names
@@ -313,7 +315,8 @@ def groups(runs: pd.DataFrame, seconds: pd.DataFrame) -> plt.Figure:
 
 
 TEXT = 52  # letters in a line of one column, about
-LANE, SPACE = 0.28, 0.1  # inches, of an interval with its two lines of text beside it, and between questions
+SPACE = 0.1  # inches between questions
+LANE, OTHER = 0.28, 0.11  # inches, of an interval with its two lines of text beside it, and between those of two views
 VIEWS = {"zoom": ("enlarged view", "^"), "scale_aspect": ("training view", "v")}
 
 
@@ -321,19 +324,23 @@ def answers(table: pd.DataFrame) -> plt.Figure:
     """Each question with its difference, 95% interval and verdict, as wide as one column; several topics take two.
 
     Expects a table of answers of one data set. Needed are its columns claim, n, n_other, difference, low, high, margin and
-    verdict; where they are there, topic, control, not_worse_by, failed, failed_other and difference_VIEW are shown, too.
+    verdict; where they are there, topic, control, not_worse_by, failed, failed_other and difference_VIEW, low_VIEW and
+    high_VIEW are shown, too.
     """
     table = table[(table.n > 0) & (table.n_other > 0)]
     topics = [part for _, part in table.groupby("topic", sort=False)] if "topic" in table else [table]
     several = len(topics) > 1
     blocks = [[_said(row) for row in part.to_dict("records")] for part in topics]
-    heights = [sum(LINE * len(text) + LANE + SPACE for text in block) for block in blocks]  # of the axes
+    views = [view for view in VIEWS if f"low_{view}" in table]
+    lane = max(LANE, OTHER * (len(views) + 1.6))
+    heights = [sum(LINE * len(text) + lane + SPACE for text in block) for block in blocks]  # of the axes
     columns: list[list[int]] = [[], []]
     for number in sorted(range(len(topics)), key=lambda number: -heights[number]):  # the longest first, to the shorter column
         columns[int(_sum(heights, columns[0]) > _sum(heights, columns[1]))].append(number)
     columns = [sorted(column) for column in columns]
-    above, below = 0.3 * several, 0.45  # inches, of a topic's title and its axis
-    height = max(_sum(heights, column) + (above + below) * len(column) for column in columns) + 2.5 * LINE
+    key = _key(table, views)
+    above, below = 0.3 * several, 0.55  # inches, of a topic's title and its axis
+    height = max(_sum(heights, column) + (above + below) * len(column) for column in columns) + (len(key) + 0.5) * LINE
     width = TWO_COLUMNS if several else ONE_COLUMN
     figure = plt.figure(figsize=(width, height))
     for column, left in zip(columns, (0.1, TWO_COLUMNS - ONE_COLUMN + 0.1)):
@@ -341,23 +348,31 @@ def answers(table: pd.DataFrame) -> plt.Figure:
         for number in column:
             top -= above + heights[number]
             axes = figure.add_axes((left / width, top / height, 2.1 / width, heights[number] / height))
-            _lanes(axes, topics[number], blocks[number])
+            _lanes(axes, topics[number], blocks[number], views, lane)
             if several:
                 topic = topics[number].topic.iloc[0]
                 axes.set_title("\n".join(wrap(names.TOPICS.get(topic, topic), TEXT - 4)))
             top -= below
         if column:
-            axes.set_xlabel("difference in top-1, points")
-    n = sorted({*table.n, *table.n_other})
-    seeds = " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
-    key = [[Line2D([], [], color=GREY, marker="o", label=f"test view with 95% interval, n = {seeds}")], []]
-    for view, (label, marker) in VIEWS.items():
-        if f"difference_{view}" in table:
-            key[1].append(Line2D([], [], color=INK, marker=marker, fillstyle="none", linestyle="", markersize=4, label=label))
+            axes.set_xlabel("difference in top-1, points\n(right of 0: the claim's side is better)", loc="left")
     for line, handles in enumerate(key):
-        place = 0.03 / width, (1.3 - 1.2 * line) * LINE / height
+        place = 0.03 / width, (len(key) - 1 - line + 0.1) * LINE / height
         figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=2, borderaxespad=0, borderpad=0)
     return figure
+
+
+def _key(table: pd.DataFrame, views: list[str]) -> list[list]:
+    """What is drawn, in lines of a legend. Verdicts stand beside their points, so they have no entry."""
+    n = sorted({*table.n, *table.n_other})
+    seeds = " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
+    key: list[list] = [[Line2D([], [], color=GREY, linewidth=1.6, label=f"test view, 95% interval; n = {seeds} seeds")]]
+    if views:
+        look: dict[str, Any] = dict(color=INK, fillstyle="none", linewidth=0.8, markersize=4, markeredgewidth=0.8)
+        key.append([Line2D([], [], marker=VIEWS[view][1], label=VIEWS[view][0], **look) for view in views])
+    kinds = set(table.not_worse_by > 0) if "not_worse_by" in table else {False}
+    said = {False: "too small to count", True: "allowed by the claim"}
+    key.append([Patch(color=PALE, alpha=0.6, linewidth=0, label=", or ".join(said[kind] for kind in sorted(kinds)))])
+    return key
 
 
 def beds(table: pd.DataFrame) -> plt.Figure:
@@ -403,51 +418,47 @@ def _said(row: dict) -> list[str]:
     return lines
 
 
-def _lanes(axes: Axes, table: pd.DataFrame, texts: list[list[str]]) -> None:
-    """The questions of one axis, whose height is in inches: of each its text, and below it the interval with the verdict."""
-    views = [view for view in VIEWS if f"difference_{view}" in table]
-    low, high = _limits(table, [table[f"difference_{view}"] for view in views])
+def _lanes(axes: Axes, table: pd.DataFrame, texts: list[list[str]], views: list[str], lane: float) -> None:
+    """The questions of one axis, whose height is in inches: of each its text, and below it the intervals with the verdict."""
+    low, high = _limits(table, views)
     y = 0.0
     for row, text in zip(table.to_dict("records"), texts):
         look = LOOKS[row["verdict"]]
         axes.text(0, y, "\n".join(text), va="top", transform=axes.get_yaxis_transform(), linespacing=1.25)
-        y += LINE * len(text) + LANE / 2
-        at, allowed = y - 0.02, row.get("not_worse_by", 0)
+        y += LINE * len(text)
+        bottom, allowed = y + lane, row.get("not_worse_by", 0)
         edges = (-allowed, 0) if allowed else (-row["margin"], row["margin"])
-        axes.fill_between(edges, y - LANE / 2, y + LANE / 2, color=PALE, alpha=0.6, linewidth=0)
-        axes.vlines(0, y - LANE / 2, y + LANE / 2, color=GREY, linewidth=0.8)
-        for end, beyond in ((row["low"], row["low"] < low), (row["high"], row["high"] > high)):
-            arrow = dict(arrowstyle="->" if beyond else "-", color=look.colour, linewidth=1.6, shrinkA=0, shrinkB=0)
-            if not pd.isna(end):
-                axes.annotate("", (min(max(end, low), high), at), (row["difference"], at), arrowprops=arrow)
-        axes.plot(row["difference"], at, look.marker, color=look.colour)
-        for view in views:
-            axes.plot(
-                row[f"difference_{view}"],
-                y + 0.1,
-                VIEWS[view][1],
-                color=INK,
-                fillstyle="none",
-                markersize=3.5,
-                markeredgewidth=0.8,
-            )
+        axes.fill_between(edges, y, bottom, color=PALE, alpha=0.6, linewidth=0)
+        axes.vlines(0, y, bottom, color=GREY, linewidth=0.8)
+        first = y + (0.8 * OTHER if views else lane / 2)
+        drawn = [("", first, look.colour, look.marker, 1.6)]
+        drawn += [(f"_{view}", first + OTHER * n, INK, VIEWS[view][1], 0.8) for n, view in enumerate(views, start=1)]
+        for view, at, colour, marker, width in drawn:
+            middle, beyond = row[f"difference{view}"], dict(color=colour, linewidth=width, shrinkA=0, shrinkB=0)
+            for end in (row[f"low{view}"], row[f"high{view}"]):
+                arrow = beyond | {"arrowstyle": "-" if low <= end <= high else "->"}
+                if not pd.isna(end):
+                    axes.annotate("", (min(max(end, low), high), at), (middle, at), arrowprops=arrow)
+            hollow: dict[str, Any] = dict(fillstyle="none", markersize=3.5, markeredgewidth=0.8) if view else {}
+            axes.plot(middle, at, marker, color=colour, **hollow)
         number = f"{row['difference']:+.2f}".replace("-", "\u2212")
-        axes.annotate(f"{number}\n{row['verdict']}", (1.03, y), xycoords=("axes fraction", "data"), va="center")
-        y += LANE / 2 + SPACE
+        axes.annotate(f"{number}\n{row['verdict']}", (1.03, y + LANE / 2), xycoords=("axes fraction", "data"), va="center")
+        y = bottom + SPACE
     axes.set(xlim=(low, high), ylim=(y, 0), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)
 
 
-def _limits(table: pd.DataFrame, others: list[pd.Series]) -> tuple[float, float]:
+def _limits(table: pd.DataFrame, views: list[str]) -> tuple[float, float]:
     """An axis for all differences, and for those intervals that are not many times as wide as the others."""
-    half = (table.high - table.low) / 2
-    usual = half <= 5 * half.median()
-    ends = pd.concat(
-        [pd.Series([0.0]), table.difference, table.low[usual], table.high[usual], *others, -table.margin, table.margin]
-    )
-    room = 0.05 * (ends.max() - ends.min())
-    return ends.min() - room, ends.max() + room
+    ends = [pd.Series([0.0]), -table.margin, table.margin]
+    for view in ("", *(f"_{each}" for each in views)):
+        half = (table[f"high{view}"] - table[f"low{view}"]) / 2
+        usual = half <= 5 * half.median()
+        ends += [table[f"difference{view}"], table[f"low{view}"][usual], table[f"high{view}"][usual]]
+    everything = pd.concat(ends)
+    room = 0.05 * (everything.max() - everything.min())
+    return everything.min() - room, everything.max() + room
 
 
 def interval(groups) -> tuple[pd.Series, pd.Series]:
@@ -456,21 +467,116 @@ def interval(groups) -> tuple[pd.Series, pd.Series]:
     return groups.mean(), groups.sem() * np.where(n > 1, stats.t.ppf(0.975, np.maximum(n - 1, 1)), np.nan)
 
 
-def budget(points: pd.DataFrame) -> plt.Figure:
-    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`."""
+def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
+    """Top-1 over the epochs of all training that led to a model or an ensemble. Expects `tables.budget` or `anytime`.
+
+    Or over its cost of inference: then expects `ensembles.costs`, with its column "operations".
+    """
     figure, axes = plt.subplots(layout="constrained", figsize=(TWO_COLUMNS, 3.6))
     lines, single = [], []
     for label, part in points.groupby("label", sort=False):
         look, line = LOOKS[label], part.line.iloc[0]
-        mean, half = interval(part.groupby("epochs").top1)
+        mean, half = interval(part.groupby(over).top1)
         axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line if line else "", color=look.colour)
         entry = (mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 24)) if line else label, look.colour)
         (lines if line else single).append(entry)
-    axes.set(xlabel="epochs of all training that led to it", ylabel="test top-1, %")
+    what = {"epochs": "epochs of all training that led to it", "operations": "multiply-adds for an image, millions"}
+    axes.set(xlabel=what[over], ylabel="test top-1, %")
     beside(axes, lines, 0.11)
-    for epochs in sorted({entry[0] for entry in single}):  # beside their points: what has the same budget stands in a column
-        at = axes.transLimits.transform((epochs, 0))[0]
-        beside(axes, [entry for entry in single if entry[0] == epochs], 0.05, at + 0.03)
+    for place in sorted({entry[0] for entry in single}):  # beside their points: what has the same budget stands in a column
+        at = axes.transLimits.transform((place, 0))[0]
+        beside(axes, [entry for entry in single if entry[0] == place], 0.05, at + 0.03)
+    return figure
+
+
+def disagreement(pairs: pd.DataFrame) -> plt.Figure:
+    """How often two models predict different classes, a point per pair and seed. Expects `ensembles.analysed`'s pairs."""
+    kinds = [kind for kind in (names.MEMBERS_OF_ONE, names.SAME_OF_TWO, names.THREE_MODELS) if kind in set(pairs.kind)]
+    figure, axes = plt.subplots(layout="constrained", figsize=(ONE_COLUMN, 0.8 * len(kinds) + 0.5))
+    for position, kind in enumerate(kinds):
+        look, part = LOOKS[kind], pairs[pairs.kind == kind]
+        axes.plot(part.disagreement, [position] * len(part), look.marker, color=look.colour, alpha=0.6, markeredgewidth=0)
+        axes.plot(part.disagreement.mean(), position, "|", color=INK, markersize=16, markeredgewidth=1.5)
+        error = 100 - part.top1.mean()
+        said = f"{part.disagreement.mean():.1f}%; a model errs on {error:.1f}%"
+        axes.annotate(
+            f"{kind}:\n{said}", (0, position), (0, 13), textcoords="offset points", xycoords=("axes fraction", "data")
+        )
+    axes.set(xlabel="images with different classes, %", ylim=(len(kinds) - 0.6, -0.8), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def reliability(diagrams: pd.DataFrame, titles: dict[tuple[str, str], str]) -> plt.Figure:
+    """Accuracy over confidence of each model, and how many test images have that confidence; all seeds together.
+
+    Expects `ensembles.analysed`'s calibration. `titles` has the models to show: (recipe, members) and their names.
+    """
+    figure, axes = plt.subplots(
+        2, len(titles), layout="constrained", figsize=(TWO_COLUMNS, 3.2), sharex=True, sharey="row", height_ratios=(2, 1)
+    )
+    for (upper, lower), ((recipe, members), title) in zip(axes.T, titles.items()):
+        part = diagrams[(diagrams.recipe == recipe) & (diagrams.members == members)]
+        seeds = part.seed.nunique()
+        sums = part.assign(confidence=part.confidence * part.test_images, top1=part.top1 * part.test_images)
+        bins = sums.groupby("confidence_low")[["test_images", "confidence", "top1"]].sum()
+        filled = bins[bins.test_images > 0]
+        confidence, top1 = filled.confidence / filled.test_images, filled.top1 / filled.test_images
+        upper.plot([0, 100], [0, 100], ":", color=GREY, linewidth=1)
+        upper.plot(confidence, top1, LOOKS[MEMBER].marker, color=names.BLUE, linestyle="-", linewidth=1)
+        gap = ((top1 - confidence).abs() * filled.test_images).sum() / filled.test_images.sum()
+        upper.set_title(f"{title}\n(n = {seeds}; error {gap:.1f} points)", weight="normal")
+        width = 100 / len(bins)
+        lower.bar(bins.index, bins.test_images / seeds, width, align="edge", color=names.BLUE, edgecolor="white", linewidth=0.3)
+        lower.set_yscale("log")
+    axes[0, 0].set(ylabel="test top-1, %", xlim=(0, 100), ylim=(0, 100))
+    axes[1, 0].set(ylabel="images of a seed")
+    figure.supxlabel("confidence: the largest probability, %", fontsize=8)
+    return figure
+
+
+def paths(table: pd.DataFrame) -> plt.Figure:
+    """Loss and top-1 on straight paths between models: mean over seeds, and the band of all. Expects `landscape.paths`.
+
+    Members of one run are on the left, models of separate beginnings on the right: each with its own axis.
+    """
+    figure, panels = plt.subplots(2, 2, layout="constrained", figsize=(TWO_COLUMNS, 3.6), sharex=True)
+    lines = dict(zip([("five_members", pair) for pair in ("1 2", "2 3", "1 3")] + [("three_models", "1 2")], names.PAIRS))
+    for place, recipe in enumerate(("five_members", "three_models")):
+        for axes, column in zip(panels[:, place], ("loss", "top1")):
+            for members, part in table[table.recipe == recipe].groupby("members", sort=False):
+                label = lines[recipe, " ".join(re.findall(r"\d", str(members)))]
+                look, over = LOOKS[label], part.groupby("share")[column]
+                axes.plot(
+                    over.mean(), look.marker, linestyle=look.line, color=look.colour, markersize=3, linewidth=1, label=label
+                )
+                axes.fill_between(over.mean().index, over.min(), over.max(), color=look.colour, alpha=0.15, linewidth=0)
+        panels[0, place].legend()
+        panels[1, place].set_xlabel("share of the second model's weights")
+    panels[0, 0].set(ylabel="test loss", title=f"n = {table.seed.nunique()}")
+    panels[1, 0].set_ylabel("test top-1, %")
+    return figure
+
+
+def sharpness(table: pd.DataFrame) -> plt.Figure:
+    """The rise of the training loss along random directions, before and after a collapse. Expects `landscape.sharpness`.
+
+    A panel per view: mean over collapses, seeds and directions, and the band of all models' means over directions.
+    """
+    shown = {"none": "loss in the collapse's view", "scale_aspect": "loss in the main stages' view"}
+    figure, panels = plt.subplots(1, 2, layout="constrained", figsize=(TWO_COLUMNS, 2.3), sharey=True)
+    for axes, (view, title) in zip(panels, shown.items()):
+        for label, begins in ((names.BEFORE, "cyc"), (names.AFTER, "collapse")):
+            part = table[(table["view"] == view) & table.members.str.startswith(begins)]
+            model = part.groupby(["radius", "members", "seed"]).rise.mean().groupby("radius")
+            look = LOOKS[label]
+            axes.plot(model.mean(), look.marker, linestyle=look.line, color=look.colour, label=label)
+            axes.fill_between(model.mean().index, model.min(), model.max(), color=look.colour, alpha=0.15, linewidth=0)
+        axes.set_title(title, weight="normal")
+        axes.set(xlabel="length of the step, share of each filter's", xlim=(0, None), ylim=(0, None))
+    panels[0].set_ylabel("rise of the training loss")
+    panels[0].legend(loc="upper left")
     return figure
 
 

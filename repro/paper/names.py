@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from repro.recipes.baselines import GHOSTS, PARTS
 from repro.recipes.controls import BATCHES, LENGTHS
 
 INK, GREY, PALE = "#222222", "#6f6f6f", "#d4d4d4"
@@ -35,6 +36,11 @@ THREE_MODELS = "three models, a third of the images each"
 # What is compared over the batch
 LINEAR, OWN_RATE, LARS = "SGD, the linear rule's rate", "SGD, its own best rate", "LARS, its own best rate"
 CONSTANT_TRUNK, PLANNED = "a collapse at each tenth of a constant rate", "one model, planned for that length"
+ONE_DEEP = "one deeper model, equal images and exposure"
+# Pairs of models that are compared
+MEMBERS_OF_ONE, SAME_OF_TWO = "members of one ensemble", "third members of two ensembles"
+PAIRS = "members 1 and 2", "members 2 and 3", "members 1 and 3", "two of three models"
+BEFORE, AFTER = "before a collapse", "after it"
 # What is compared over groups of workers
 SYNCHRONOUS, BACKUP = "synchronous", "synchronous, with backup ranks"
 ASYNCHRONOUS, COMPENSATED, ADAPTIVE = "asynchronous", "with delay compensation", "with adaptive delay compensation"
@@ -58,6 +64,12 @@ LOOKS = {
     THREE_MODELS: Look(ORANGE, "X"),
     CONSTANT_TRUNK: Look(BLUE, "."),
     PLANNED: Look(GREEN, "P", ":"),
+    ONE_DEEP: Look(SKY, "p"),
+    MEMBERS_OF_ONE: Look(BLUE, "D"),
+    SAME_OF_TWO: Look(GREY, "s"),
+    **dict(zip(PAIRS, (Look(BLUE, "o"), Look(GREEN, "s", "--"), Look(VERMILION, "^", "-."), Look(GREY, "X", ":")))),
+    BEFORE: Look(INK, "s", "--"),
+    AFTER: Look(VERMILION, "o"),
     # Whose number it is
     "published": Look(INK, "D"),
     "this paper": Look(VERMILION, "D"),
@@ -109,6 +121,10 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    # Batches that grow
+    "rate_falls": "the rate falls",
+    "batch_grows": "the batch grows",
+    "neither_changes": "neither changes",
     "tuned_ensemble": "Collapsed Ensemble, tuned rates",
     "tuned_one_model": "one model, tuned rates",
     "swa": "SWA",
@@ -121,6 +137,17 @@ _RECIPES = {
     "warm_restarts_crop": "warm restarts, end in the collapse's view",
     "snapshot_ensemble_restarts": "snapshot ensemble, tuned restarts",
     "one_cycle": "one cycle",
+    "ablation_as_designed": "448 nodes, rate as designed",
+    "ablation_corrected": "448 nodes, momentum corrected",
+    "ablation_norms_not_decayed": "448 nodes, no decay on batch norm",
+    "ablation_no_zero_gamma": "448 nodes, every gamma at one",
+    "ablation_bn_momentum": "448 nodes, Intel's averages of batch norm",
+    "ablation_stride_v1": "448 nodes, stride in the 1x1",
+    "ablation_kept_momentum": "448 nodes, collapse with momentum kept",
+    "ablation_lars": "448 nodes, LARS",
+    "ablation_lars_unfused": "448 nodes, LARS, decayed gradient",
+    "ablation_cycles_as_designed": "64 nodes, rate as designed",
+    "ablation_cycles_kept_momentum": "64 nodes, momentum kept",
     "schedule_free": "schedule-free SGD",
     "schedule_free_crop": "schedule-free SGD, end in the collapse's view",
     "sequential": "sequential SGD",
@@ -138,6 +165,9 @@ _PATTERNS = {
     r"lars_(\d+)_rate_outside": r"LARS, rate outside the buffer, batch \1",
     r"lars_(\d+)_both_outside": r"LARS, rate and ratio outside, batch \1",
     r"lars_(\d+)_unfused": r"LARS, norm of the decayed gradient, batch \1",
+    # Ghost batch norm, fewer images
+    r"ghost_(\d+)": r"batch norm over \1 images",
+    r"images_1_(\d+)_equal_(\w+)": r"1/\1 of the images, equal \2",
     r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
     # Synchronous and asynchronous
     r"synchronous_(\d+)_groups": rf"{SYNCHRONOUS}, \1 groups",
@@ -163,6 +193,9 @@ TOGETHER = {
     "epochs at batch 14336": {f"epochs_{n}_batch_14336": f"{n}" for n in LENGTHS},
     "batch, SGD at its own rate": {f"sgd_{n}": f"{n}" for n in BATCHES},
     "batch, LARS": {f"lars_{n}": f"{n}" for n in BATCHES},
+    "images of a batch norm": {f"ghost_{n}": f"{n}" for n in GHOSTS},
+    "part of the images, equal epochs": {f"images_1_{n}_equal_epochs": f"1/{n}" for n in PARTS},
+    "part of the images, equal steps": {f"images_1_{n}_equal_steps": f"1/{n}" for n in PARTS},
 }
 
 
@@ -191,9 +224,13 @@ TOPICS = {
     "length": "Longer training",
     "tuned": "Large batches, each at its own best rate",
     "lars": "LARS",
+    "growing": "A batch that grows instead of a rate that falls",
+    "ghost": "Ghost batch norm",
+    "data": "Fewer images",
     "averages": "Averages of weights",
     "cooldown": "Collapses from other trunks",
     "restarts": "Restarts, triangles and one cycle",
+    "ablation": "The release's switches, one at a time",
     "asynchronous": "Asynchronous SGD",
 }
 
@@ -280,6 +317,10 @@ COLUMNS = {
     ),
     "difference_zoom": Column("enlarged view", "+.2f", "the difference in an enlarged test view, points"),
     "difference_scale_aspect": Column("training view", "+.2f", "the difference in the main stages' view, points"),
+    "low_zoom": Column("from, enlarged view", "+.2f", "as `low`, of `difference_zoom`"),
+    "high_zoom": Column("to, enlarged view", "+.2f", "as `high`, of `difference_zoom`"),
+    "low_scale_aspect": Column("from, training view", "+.2f", "as `low`, of `difference_scale_aspect`"),
+    "high_scale_aspect": Column("to, training view", "+.2f", "as `high`, of `difference_scale_aspect`"),
     "views": Column("other views", meaning="whether the difference has the same sign in all views"),
     "low_originals": Column("from, new originals", "+.2f", "as `low`, for new original images too"),
     "high_originals": Column("to, new originals", "+.2f", "as `high`, for new original images too"),
@@ -304,6 +345,40 @@ COLUMNS = {
     "node_hours_gpu": Column("node-hours on GPUs", ",.0f", "the same on nodes with GPUs, likewise"),
     "one_gpu_hours": Column("hours on one GPU", ",.0f", "the same on one GPU by this code, without evaluations"),
     "cost": Column("what a run costs", meaning="what a recipe's source says of the cost of a run"),
+    # The ensemble's members, and switches
+    "seed": Column("seed", ".0f", "the run's seed; of two runs that of the first"),
+    "kind": Column("pairs of", meaning="what is compared in pairs"),
+    "line": Column("of a line", meaning="whether the figure joins it with others of its label"),
+    "operations": Column(
+        "multiply-adds, millions", ".3f", "multiply-adds for an image, of all models that are evaluated, in millions"
+    ),
+    "models": Column("models", ".0f", "how many models are evaluated for an image"),
+    "disagreement": Column("different classes, %", ".2f", "images for which two models predict different classes, per cent"),
+    "loss": Column(
+        "loss", ".4f", "mean cross-entropy: of test images, or in `ensemble_sharpness` and `_rescaled` of training images"
+    ),
+    "calibration_error": Column(
+        "calibration error, points", ".2f", "expected calibration error of 15 bins of equal width, points"
+    ),
+    "confidence": Column(
+        "confidence, %", ".1f", "mean of the largest probability of a bin's images, per cent; ends of the bin"
+    ),
+    "test_images": Column("test images", ",.0f", "test images, of a bin or of all"),
+    "share": Column("share of the second", ".1f", "place on the straight path between two models: 0 the first, 1 the second"),
+    "view": Column("view", meaning="in which view images are, of the loss and of batch norm's statistics"),
+    "draw": Column("direction", ".0f", "number of the random direction"),
+    "radius": Column("length of the step", ".2f", "by how much weights move, as a share of each filter's length"),
+    "rise": Column(
+        "rise of the loss",
+        ".4f",
+        "by how much the loss rises, mean of forth and back; in `ensemble_rescaled` along a direction of a fixed length",
+    ),
+    "rise_filter_wise": Column("rise, filter-wise", ".4f", "the same along a direction as long as each filter"),
+    "scaled_by": Column("weights times", "g", "what the weights of all convolutions were multiplied by"),
+    "switch": Column("switch", meaning="a switch of the release, or another field of a recipe"),
+    "value": Column("value", meaning="its value"),
+    "weights_differ": Column("other weights", meaning="whether the weights of the first steps have other bits"),
+    "statistics_differ": Column("other statistics", meaning="whether batch norm's running statistics have other bits"),
     # Recipes and published runs
     "workers": Column("workers", ".0f", "processes of the recipe"),
     "images per worker": Column("images per worker", ".0f", "images of one worker at a step"),
@@ -334,7 +409,7 @@ COLUMNS = {
     ),
     "measured": Column("measured, minutes", ".1f", "what was measured, in the same unit"),
     "error": Column("error, %", "+.0f", "error of the prediction, per cent of what was measured"),
-    "label": Column("label", meaning="*measured* or MODEL"),
+    "label": Column("label", meaning="*measured* or MODEL; in `ensemble_costs` what is drawn"),
     "known": Column("fitted to", meaning="the published run that MODEL is fitted to"),
     "scaling": Column("scaling", meaning="what stays while ranks are added: weak, the images of a rank; strong, the batch"),
     "size": Column("pixels", ".0f", "pixels a side"),
@@ -363,7 +438,6 @@ COLUMNS = {
     # Composed by the report
     "range": Column("smallest to largest"),
     "folder": Column("run"),
-    "seed": Column("seed", ".0f"),
     "status": Column("status"),
     "weights_sha256": Column("SHA-256 of the weights"),
     "n_steps": Column("n, steps", ".0f"),

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import repro.recipes.cycles as cycles
 from repro.recipes.controls import BATCHES, at_batch
-from repro.recipes.released import resnet50_448nodes_uncollapsed
-from repro.schedule import Recipe, scaled
+from repro.recipes.released import resnet50_448nodes, resnet50_448nodes_uncollapsed, resnet50_custom_lr
+from repro.schedule import IMAGENET_IMAGES, Recipe, scaled
 
 
 class Tuned(NamedTuple):
@@ -98,6 +98,64 @@ BY_BATCH = (
 # One switch of the release, and nothing else: so with the factor of the other path.
 LARS_UNFUSED = _lars(32768, LARS_FACTORS[32768], **_UNFUSED)
 
+# --- Batches that grow, ghost batch norm, fewer images ------------------------------------------------------------------
+
+STEP = 4  # by which the rate falls, or the batch grows, after each third of the images
+
+
+def _staircase(name: str, fall: int, grow: int, summary: str) -> Recipe:
+    """batch_2048 at a constant rate, which falls, or whose batch grows, twice; momentum goes on."""
+    of = at_batch(resnet50_448nodes_uncollapsed, 2048)
+    (main,) = of.stages
+    constant = replace(main, iterations=main.iterations // 3, power=0, horizon=0)
+    later = replace(constant, warmup_iterations=0, warmup_start_rate=0.0, keep_momentum=True)
+    stages = [replace(constant, name="first")]
+    for number, stage in ((1, "second"), (2, "third")):
+        batch = grow**number
+        stages.append(
+            replace(
+                later,
+                name=stage,
+                iterations=round(constant.iterations / batch),
+                base_rate=main.base_rate / fall**number,
+                workers=of.workers * batch if batch > 1 else 0,
+            )
+        )
+    return _recipe(of, name, summary, stages=tuple(stages))
+
+
+GROWING = (
+    _staircase("rate_falls", STEP, 1, "batch_2048 whose rate falls to a quarter after each third of the images"),
+    _staircase("batch_grows", 1, STEP, "batch_2048 whose batch grows fourfold after each third of the images, at one rate"),
+    _staircase("neither_changes", 1, 1, "batch_2048 at one rate"),
+)
+
+GHOSTS = 8, 32, 64, 128  # images of one batch norm; batch_16384 has 16
+
+
+def _ghost(images: int) -> Recipe:
+    of = at_batch(resnet50_448nodes_uncollapsed, 16384)
+    summary = f"batch_16384 with batch norm over {images} images instead of {of.images_per_worker}"
+    return _recipe(of, f"ghost_{images}", summary, workers=of.global_batch // images, images_per_worker=images)
+
+
+PARTS = 2, 4, 8  # of the training images, of which batch_2048 has all
+
+
+def _fewer(part: int, equal: str) -> Recipe:
+    of = at_batch(resnet50_448nodes_uncollapsed, 2048)
+    return _recipe(
+        of,
+        f"images_1_{part}_equal_{equal}",
+        f"batch_2048 on the first 1/{part} of the training images, for as many {equal}",
+        stages=scaled(of.stages, 1 / part if equal == "epochs" else 1, 1),
+        epoch_images=IMAGENET_IMAGES // part,
+    )
+
+
+FEWER = tuple(_fewer(part, equal) for equal in ("epochs", "steps") for part in PARTS)
+BATCHED = (*GROWING, *map(_ghost, GHOSTS), *FEWER)
+
 # --- Averages of weights, collapses from other trunks, restarts (`recipes.cycles`) --------------------------------------
 
 OF_CYCLES = (
@@ -111,6 +169,52 @@ OF_CYCLES = (
     Tuned(cycles.snapshot_ensemble_restarts, cycles.RESTART_RATE, 0.764, "rate after a restart"),
     Tuned(cycles.one_cycle, cycles.ONE_CYCLE_TOP, 1.6, "top rate"),
     Tuned(cycles.schedule_free_crop, cycles.SCHEDULE_FREE_RATE, 16.0, "rate"),
+)
+
+# --- Ablation: the release's switches, one at a time ------------------------------------------------------------------
+
+
+def _switched(of: Recipe, name: str, summary: str, **changes: Any) -> Recipe:
+    return _recipe(of, f"ablation_{name}", f"{of.name}, but {summary}", **changes)
+
+
+def _with_lars(factor: float, rule: str = "LARS", name: str = "lars", what: str = "") -> Recipe:
+    """A factor of 1 as in `_lars`."""
+    of = resnet50_448nodes
+    rate = 32 * sqrt(of.global_batch / 32768) / of.stages[0].base_rate
+    changes: dict[str, Any] = dict(update=f"repro.baselines.lars:{rule}", update_numbers=RATIO)
+    return _switched(of, name, f"by LARS{what}", stages=scaled(of.stages, 1, rate * factor), **changes)
+
+
+_MAIN, _COLLAPSE = resnet50_448nodes.stages
+_FIRST, *_OTHERS = resnet50_custom_lr.stages
+SWITCHED_TO_LARS = Tuned(_with_lars, 1.0)
+
+ABLATION = (
+    _switched(resnet50_448nodes, "as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
+    _switched(resnet50_448nodes, "corrected", "with momentum corrected in warm-up", momentum_correction="warmup"),
+    _switched(resnet50_448nodes, "norms_not_decayed", "without weight decay on batch norm", decay_bn=False),
+    _switched(resnet50_448nodes, "no_zero_gamma", "with every gamma at one in the beginning", zero_gamma="none"),
+    _switched(resnet50_448nodes, "bn_momentum", "with Intel's faster averages of batch norm", bn_momentum=0.1),
+    _switched(resnet50_448nodes, "stride_v1", "with the stride in the 1x1 convolution, as in Intel's nets", stride="v1"),
+    _switched(
+        resnet50_448nodes,
+        "kept_momentum",
+        "collapsed twice: with the momentum kept, and with zero momentum as released",
+        stages=(
+            _MAIN,
+            replace(_COLLAPSE, name="kept", keep_momentum=True, member=False),
+            replace(_COLLAPSE, starts_from=_MAIN.name),
+        ),
+    ),
+    _switched(resnet50_custom_lr, "cycles_as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
+    _switched(
+        resnet50_custom_lr,
+        "cycles_kept_momentum",
+        "with the momentum kept from stage to stage",
+        stages=(_FIRST, *(replace(stage, keep_momentum=True) for stage in _OTHERS)),
+    ),
+    _with_lars(SWITCHED_TO_LARS.value, "Unfused", "lars_unfused", ", by the norm of the decayed gradient"),
 )
 
 # --- Asynchronous -----------------------------------------------------------------------------------------------------
@@ -165,5 +269,5 @@ OF_GROUPS = (
 
 # --- All --------------------------------------------------------------------------------------------------------------
 
-TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, *OF_GROUPS)
-BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED)
+TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS, *OF_GROUPS)
+BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION, *BATCHED)

@@ -2,7 +2,11 @@
 
 import sys
 
-from repro.cli.commands import main
+try:
+    from repro.cli.commands import main
+except KeyboardInterrupt:  # while Python still loads what the commands need
+    print("stopped before anything was started", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -70,6 +71,19 @@ def test_a_slip_is_answered_with_what_was_meant(cli, words, answer):
     if said.count("usage: "):
         command = words.split()[0] if words.split()[0] in COMMANDS else "COMMAND"
         assert f"usage: .venv/bin/python -m repro {command}" in said
+
+
+def test_an_interrupt_while_python_loads_is_one_line(monkeypatch, capsys):
+    class Interrupted:
+        def find_spec(self, name, *_):
+            if name == "repro.cli.commands":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "repro.cli.commands")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("repro", run_name="__main__")
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped before anything was started\n"
 
 
 def test_without_a_command_it_lists_them_all(cli):

@@ -124,3 +124,39 @@ def test_ranks_that_cannot_write_their_signs_do_not_take_each_other_for_frozen(t
         folder.rename(tmp_path / "gone")
         time.sleep(1.5)
     assert ended == [] and caplog.text.count("cannot write its sign of life") == 2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_ranks_that_have_trained_to_the_end_are_watched_until_the_run_is_complete(tmp_path, monkeypatch, caplog, frozen):
+    ended, folder = [], tmp_path / "heartbeats"
+    monkeypatch.setattr(watchdog.Watchdog, "_end", lambda self, rank, _, what: (ended.append((rank, what)), self.over.set()))
+    folder.mkdir()
+    ranks = [World(), World()]
+    for number, rank in enumerate(ranks):
+        rank.rank, rank.size, rank.waits, rank.at = number, 2, True, "step 80 of 80"
+    with (
+        watchdog.Watchdog(ranks[0], folder, patience=0.5) as first,
+        watchdog.Watchdog(ranks[1], folder, patience=0.5) as second,
+    ):
+        time.sleep(0.3)
+    if frozen:
+        second.over.set()
+        first.thread.join(timeout=20)
+        assert [(rank, what[:9]) for rank, what in ended] == [(1, "is frozen")]
+    else:
+        time.sleep(1)
+        folder.rename(tmp_path / "gone")  # as when rank 0 has written that the run is complete
+        for each in (first, second):
+            each.thread.join(timeout=20)
+            assert not each.thread.is_alive()
+        assert ended == [] and caplog.text == ""
+
+
+def test_a_rank_that_freezes_before_its_first_sign_of_life_is_named(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(watchdog.Watchdog, "_end", lambda self, *what: (said.append(what), self.over.set()))
+    rank = World()
+    rank.rank, rank.size, rank.waits = 0, 2, True
+    with watchdog.Watchdog(rank, tmp_path, patience=0.5) as alone:
+        alone.thread.join(timeout=20)
+    assert [(number, what[:9]) for number, _, what in said] == [(1, "is frozen")]

@@ -77,6 +77,19 @@ COOLDOWN = (
             (10, Side("tuned_one_model", "collapse")),
         )
     ),
+    *(
+        Question(
+            f"In {view} view, schedule-free SGD loses at most half a point against one linear decay",
+            Side(recipe, end),
+            other,
+            "cooldown",
+            not_worse_by=HALF_A_POINT,
+        )
+        for view, recipe, end, other in (
+            ("the main", "schedule_free", "main", PLAIN),
+            ("the collapse's", "schedule_free_crop", "end", ONE_MODEL),
+        )
+    ),
 )
 
 RESTARTS = (

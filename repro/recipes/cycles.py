@@ -41,8 +41,12 @@ def _own(name: str, summary: str, *stages: Stage, **fields: Any) -> Recipe:
 
 
 def tuned_ensemble(factor: float) -> Recipe:
-    stages = scaled(collapsed_ensemble.stages, 1, factor)
-    return _own("tuned_ensemble", "collapsed_ensemble with a factor of its own on the rates", *stages)
+    what = "collapsed_ensemble with a factor of its own on the rates; and its collapses from the rate of a constant trunk"
+    from_constant = [
+        replace(COLLAPSE, name=f"high{number}", base_rate=CONSTANT_RATE, starts_from=f"cyc{number}", member=False)
+        for number in (1, 2, 3)
+    ]
+    return _own("tuned_ensemble", what, *scaled(collapsed_ensemble.stages, 1, factor), *from_constant)
 
 
 def tuned_one_model(factor: float) -> Recipe:

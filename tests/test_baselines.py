@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from repro import evaluate, journal, recipes, train
-from repro.baselines import averages, lars
+from repro.baselines import asynchronous, averages, lars, schedule_free
 from repro.model import Network
 from repro.optim import SGD
-from repro.recipes.baselines import BASELINES
+from repro.recipes import RECIPES, shrink
+from repro.recipes.baselines import BASELINES, GHOSTS, PARTS
 from repro.run import records
-from repro.schedule import Now, Place, Recipe, Stage, at
+from repro.schedule import IMAGENET_IMAGES, Now, Place, Recipe, Stage, at
 
 from conftest import mpiexec
 
@@ -116,11 +117,71 @@ AVERAGES = {
 }
 
 
+# --- Asynchronous SGD (tests/test_asynchronous.py has gradients that depend on the weights) ------------------------------
+
+
+def groups_by_hand(compensation=lambda g, mean: 0.0):
+    """Groups that take turns, each with its copy, by which MXNet 1.x's DCASGD and torch_scala's DCASGDa compensate."""
+
+    def by_hand(weights, gradients, steps, recipe, staleness, lam=0.0):
+        read = weights  # by the group whose turn it is
+        for gradient, now in zip(gradients, steps):
+            if now.iteration == 0 and not now.stage.keep_momentum:
+                h, square = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+                weights, copies = read, [read] * (staleness + 1)
+            for name, w in weights.items():
+                g, decayed = gradient[name], recipe.decay_bn or not name.startswith("norm")
+                square[name] = 0.95 * square[name] + 0.05 * g**2
+                change = g + lam * compensation(g, square[name]) * (w - read[name])
+                h[name] = recipe.momentum * h[name] + now.rate * (change + (now.stage.weight_decay * w if decayed else 0))
+            weights = {name: w - h[name] for name, w in weights.items()}
+            copies[now.step % len(copies)] = weights
+            read = copies[(now.step + 1) % len(copies)]
+        return read, weights
+
+    return by_hand
+
+
+_DELAYED, _COMPENSATED = {"staleness": 2}, {"staleness": 2, "lam": 0.1}
+ASYNCHRONOUS = {
+    "asynchronous": (asynchronous.Asynchronous, _DELAYED, {}, groups_by_hand(), 1e-12),
+    "delay compensation": (asynchronous.DelayCompensated, _COMPENSATED, {}, groups_by_hand(lambda g, mean: g**2), 1e-12),
+    "delay compensation, adaptive": (
+        asynchronous.AdaptivelyCompensated,
+        _COMPENSATED,
+        {"decay_bn": False},
+        groups_by_hand(lambda g, mean: g**2 / (mean + 1e-7) ** 0.5),
+        1e-12,
+    ),
+}
+
+
+# --- Schedule-free ------------------------------------------------------------------------------------------------------
+
+
+def schedule_free_by_hand(weights, gradients, steps, recipe):
+    """`sgd_schedulefree_reference.py` of facebookresearch/schedule_free (59ed9b6), by its defaults."""
+    for gradient, now in zip(gradients, steps):
+        if now.iteration == 0 and not now.stage.keep_momentum:
+            x, z, largest, total = dict(weights), dict(weights), 0.0, 0.0
+        largest = max(largest, now.rate)
+        total += largest**2
+        c = largest**2 / total
+        for name, y in weights.items():
+            z[name] = z[name] - now.rate * (gradient[name] + now.stage.weight_decay * y)
+            x[name] = (1 - c) * x[name] + c * z[name]
+            weights[name] = recipe.momentum * x[name] + (1 - recipe.momentum) * z[name]
+    return weights, x
+
+
+FREE = {"schedule-free": (schedule_free.ScheduleFree, {}, {}, schedule_free_by_hand, 1e-12)}
+
+
 # --- Each rule beside its loop ----------------------------------------------------------------------------------------
 
 # A rule: its class, its own numbers, fields of the recipe, the obvious loop, and the largest error, relative to the largest
 # weight. Rules are tried in float64; a row whose rule cannot says why its tolerance is that of float32.
-TABLE = {**LARS, **AVERAGES}
+TABLE = {**LARS, **AVERAGES, **ASYNCHRONOUS, **FREE}
 
 
 class Net(nn.Module):
@@ -237,6 +298,45 @@ def test_the_rates_place_makes_no_difference_if_and_only_if_it_is_constant(decay
         steps = [at(recipe, step) for step in range(50)]
         ends.append(taken(rule(network, recipe, ratio=0.02), network, steps, gradients)[0])
     assert torch.allclose(*ends, rtol=1e-12) == same and not torch.equal(*ends)
+
+
+# --- Batches that grow, ghost batch norm, fewer images ----------------------------------------------------------------
+
+
+def test_a_growing_batch_has_the_falling_rates_images_and_rate_over_batch():
+    """In ImageNet's units, and small: what the two recipes share is all but the place of the factor."""
+    for size, off in (("none", 1e-3), ("laptop", 0.01)):
+        grows, falls, neither = (shrink(RECIPES[name], size) for name in ("batch_grows", "rate_falls", "neither_changes"))
+        assert grows.images() == pytest.approx(falls.images(), rel=off) and falls.images() == neither.images()
+        assert falls.images() == pytest.approx(shrink(RECIPES["batch_2048"], size).images(), rel=off)
+        for number, (growing, falling) in enumerate(zip(grows.stages, falls.stages)):
+            step = grows.starts[number + 1] - 1, falls.starts[number + 1] - 1
+            large, small = (at(recipe, each) for recipe, each in zip((grows, falls), step))
+            assert large.rate == at(neither, step[1]).rate and large.workers == 4**number * small.workers
+            assert large.rate / large.workers == pytest.approx(small.rate / small.workers)
+            assert growing.keep_momentum == falling.keep_momentum == (number > 0)
+
+
+def test_ghosts_share_one_batch_and_one_schedule():
+    whole = shrink(RECIPES["batch_16384"], "laptop")
+    for images in GHOSTS:
+        ghost = shrink(RECIPES[f"ghost_{images}"], "laptop")
+        assert ghost.images_per_worker == images and ghost.global_batch == whole.global_batch == 256
+        assert ghost.stages == whole.stages
+
+
+@pytest.mark.parametrize("size, all_images", [("none", IMAGENET_IMAGES), ("laptop", 20_000)])
+def test_a_part_of_the_images_is_seen_as_often_or_for_as_many_steps(size, all_images):
+    whole = shrink(RECIPES["batch_2048"], size)
+    for part in PARTS:
+        epochs, steps = (shrink(RECIPES[f"images_1_{part}_equal_{equal}"], size) for equal in ("epochs", "steps"))
+        assert epochs.epoch_images == steps.epoch_images == all_images // part
+        assert epochs.epochs() == pytest.approx(whole.epochs(), rel=1e-3) and steps.iterations == whole.iterations
+        assert at(steps, 5000).rate == at(whole, 5000).rate
+        assert steps.stages[0].weight_decay == pytest.approx(whole.stages[0].weight_decay, rel=1e-5)
+        assert steps.global_batch == epochs.global_batch == whole.global_batch
+    mine = replace(RECIPES["batch_2048"], name="mine", epoch_images=5000)
+    assert shrink(mine, "laptop").epoch_images == 20_000, "a user's number of images is that of the user's own data"
 
 
 # --- The same bits on any ranks and after a kill ----------------------------------------------------------------------

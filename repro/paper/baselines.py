@@ -5,7 +5,7 @@
 
 from repro.paper import cycles
 from repro.paper.answering import HALF_A_POINT, Question, Side
-from repro.recipes.baselines import NORMS_AT
+from repro.recipes.baselines import GHOSTS, NORMS_AT, PARTS
 from repro.recipes.controls import BATCHES
 
 # --- SGD and LARS over the batch --------------------------------------------------------------------------------------
@@ -105,6 +105,61 @@ LARS = (
     ),
 )
 
+# --- Batches that grow, ghost batch norm, fewer images ------------------------------------------------------------------
+
+GROWS, FALLS, NEITHER = (Side(name, "third") for name in ("batch_grows", "rate_falls", "neither_changes"))
+GROWING = (
+    Question(
+        "A batch that grows loses at most half a point against the rate's fall that it replaces",
+        GROWS,
+        FALLS,
+        "growing",
+        not_worse_by=HALF_A_POINT,
+    ),
+    Question("The rate's fall is better than neither", FALLS, NEITHER, "growing"),  # or there is nothing to replace
+    Question("A batch that grows is better than neither", GROWS, NEITHER, "growing"),
+)
+
+WHOLE = max(GHOSTS)
+GHOST = tuple(
+    Question(
+        f"At batch 16384, batch norm over {images} images is better than over {WHOLE}",
+        _end("batch_16384" if images == 16 else f"ghost_{images}"),
+        _end(f"ghost_{WHOLE}"),
+        "ghost",
+    )
+    for images in sorted({16, *GHOSTS} - {WHOLE})
+)
+
+OF_ALL = {1: "all images", 2: "half of the images", 4: "a quarter", 8: "an eighth"}
+
+
+def _images(part: int, equal: str) -> Side:
+    return _end("batch_2048" if part == 1 else f"images_1_{part}_equal_{equal}")
+
+
+DATA = (
+    *(
+        Question(
+            f"For as many {equal}, {OF_ALL[more]} {'is' if more > 2 else 'are'} better than {OF_ALL[fewer]}",
+            _images(more, equal),
+            _images(fewer, equal),
+            "data",
+        )
+        for equal in ("epochs", "steps")
+        for more, fewer in zip((1, *PARTS), PARTS)
+    ),
+    *(
+        Question(
+            f"With {OF_ALL[part]}, as many steps as with all are better than as many epochs",
+            _images(part, "steps"),
+            _images(part, "epochs"),
+            "data",
+        )
+        for part in PARTS
+    ),
+)
+
 # --- Ablation: the release's switches, one at a time ------------------------------------------------------------------
 
 _RELEASED, _CYCLES = Side("resnet50_448nodes", "collapse"), Side("resnet50_custom_lr", "collapse")
@@ -141,6 +196,64 @@ ABLATION = tuple(
     )
 )
 
+# --- Asynchronous: Chen et al. (arXiv 1604.00981) and Zheng et al. (arXiv 1609.08326), as their abstracts claim ---------
+
+ASYNCHRONOUS = (
+    Question(
+        "Of 8 groups, synchronous SGD is better than asynchronous",
+        _end("synchronous_8_groups"),
+        _end("asynchronous_8_groups"),
+        "asynchronous",
+    ),
+    *(
+        Question(
+            f"Of 8 groups, {form}delay compensation is better than asynchronous SGD without",
+            _end(f"{form.replace(' ', '_')}delay_compensation_8_groups"),
+            _end("asynchronous_8_groups"),
+            "asynchronous",
+        )
+        for form in ("", "adaptive ")
+    ),
+    Question(
+        "Of 8 groups, adaptive delay compensation is better than synchronous SGD",
+        _end("adaptive_delay_compensation_8_groups"),
+        _end("synchronous_8_groups"),
+        "asynchronous",
+    ),
+    Question(
+        "Adaptive delay compensation of 8 groups loses at most half a point against sequential SGD",
+        _end("adaptive_delay_compensation_8_groups"),
+        _end("sequential"),
+        "asynchronous",
+        not_worse_by=HALF_A_POINT,
+    ),
+    Question(
+        "Of 8 groups, asynchronous SGD is better without momentum",
+        _end("asynchronous_8_groups_without_momentum"),
+        _end("asynchronous_8_groups"),
+        "asynchronous",
+    ),
+    Question(
+        "Of 8 groups, synchronous SGD is better than asynchronous without momentum",
+        _end("synchronous_8_groups"),
+        _end("asynchronous_8_groups_without_momentum"),
+        "asynchronous",
+    ),
+    *(
+        Question(
+            f"Asynchronous SGD of {more} groups loses against {what}",
+            _end(fewer),
+            _end(f"asynchronous_{more}_groups"),
+            "asynchronous",
+        )
+        for more, what, fewer in (
+            (2, "sequential SGD", "sequential"),
+            (4, "2", "asynchronous_2_groups"),
+            (8, "4", "asynchronous_4_groups"),
+        )
+    ),
+)
+
 # --- All --------------------------------------------------------------------------------------------------------------
 
-QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ABLATION)
+QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ABLATION, *GROWING, *GHOST, *DATA, *ASYNCHRONOUS)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from repro.recipes.baselines import GHOSTS, PARTS
 from repro.recipes.controls import BATCHES, LENGTHS
 
 INK, GREY, PALE = "#222222", "#6f6f6f", "#d4d4d4"
@@ -40,6 +41,10 @@ ONE_DEEP = "one deeper model, equal images and exposure"
 MEMBERS_OF_ONE, SAME_OF_TWO = "members of one ensemble", "third members of two ensembles"
 PAIRS = "members 1 and 2", "members 2 and 3", "members 1 and 3", "two of three models"
 BEFORE, AFTER = "before a collapse", "after it"
+# What is compared over groups of workers
+SYNCHRONOUS, BACKUP = "synchronous", "synchronous, with backup ranks"
+ASYNCHRONOUS, WITHOUT_MOMENTUM = "asynchronous", "asynchronous, without momentum"
+COMPENSATED, ADAPTIVE = "asynchronous, delay compensation", "asynchronous, adaptive delay compensation"
 
 
 class Look(NamedTuple):
@@ -81,6 +86,13 @@ LOOKS = {
     LINEAR: Look(GREY, "v", "-."),
     OWN_RATE: Look(BLUE, "o"),
     LARS: Look(VERMILION, "s", "--"),
+    # Synchronous and asynchronous
+    SYNCHRONOUS: Look(BLUE, "o"),
+    BACKUP: Look(GREEN, "^", "-."),
+    ASYNCHRONOUS: Look(VERMILION, "X", "--"),
+    WITHOUT_MOMENTUM: Look(SKY, "v"),
+    COMPENSATED: Look(PURPLE, "P"),
+    ADAPTIVE: Look(ORANGE, "D"),
     # Formulas of the learning rate
     "as_released": Look(INK, ".", "-"),
     "as_designed": Look(ORANGE, ".", "--"),
@@ -111,6 +123,10 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    # Batches that grow
+    "rate_falls": "the rate falls",
+    "batch_grows": "the batch grows",
+    "neither_changes": "neither changes",
     "tuned_ensemble": "Collapsed Ensemble, tuned rates",
     "tuned_one_model": "one model, tuned rates",
     "swa": "SWA",
@@ -134,6 +150,9 @@ _RECIPES = {
     "ablation_lars_unfused": "448 nodes, LARS, decayed gradient",
     "ablation_cycles_as_designed": "64 nodes, rate as designed",
     "ablation_cycles_kept_momentum": "64 nodes, momentum kept",
+    "schedule_free": "schedule-free SGD",
+    "schedule_free_crop": "schedule-free SGD, end in the collapse's view",
+    "sequential": "sequential SGD",
 }
 _PATTERNS = {
     r"default_resnet50_(\d+)nodes": r"Intel, \1 nodes",
@@ -148,7 +167,16 @@ _PATTERNS = {
     r"lars_(\d+)_rate_outside": r"LARS, rate outside the buffer, batch \1",
     r"lars_(\d+)_both_outside": r"LARS, rate and ratio outside, batch \1",
     r"lars_(\d+)_unfused": r"LARS, norm of the decayed gradient, batch \1",
+    # Ghost batch norm, fewer images
+    r"ghost_(\d+)": r"batch norm over \1 images",
+    r"images_1_(\d+)_equal_(\w+)": r"1/\1 of the images, equal \2",
     r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
+    # Synchronous and asynchronous
+    r"synchronous_(\d+)_groups": rf"{SYNCHRONOUS}, \1 groups",
+    r"asynchronous_(\d+)_groups": rf"{ASYNCHRONOUS}, \1 groups",
+    r"asynchronous_(\d+)_groups_without_momentum": rf"{WITHOUT_MOMENTUM}, \1 groups",
+    r"delay_compensation_(\d+)_groups": rf"{COMPENSATED}, \1 groups",
+    r"adaptive_delay_compensation_(\d+)_groups": rf"{ADAPTIVE}, \1 groups",
 }
 
 
@@ -168,6 +196,9 @@ TOGETHER = {
     "epochs at batch 14336": {f"epochs_{n}_batch_14336": f"{n}" for n in LENGTHS},
     "batch, SGD at its own rate": {f"sgd_{n}": f"{n}" for n in BATCHES},
     "batch, LARS": {f"lars_{n}": f"{n}" for n in BATCHES},
+    "images of a batch norm": {f"ghost_{n}": f"{n}" for n in GHOSTS},
+    "part of the images, equal epochs": {f"images_1_{n}_equal_epochs": f"1/{n}" for n in PARTS},
+    "part of the images, equal steps": {f"images_1_{n}_equal_steps": f"1/{n}" for n in PARTS},
 }
 
 
@@ -196,10 +227,14 @@ TOPICS = {
     "length": "Longer training",
     "tuned": "Large batches, each at its own best rate",
     "lars": "LARS",
+    "growing": "A batch that grows instead of a rate that falls",
+    "ghost": "Ghost batch norm",
+    "data": "Fewer images",
     "averages": "Averages of weights",
     "cooldown": "Collapses from other trunks",
     "restarts": "Restarts, triangles and one cycle",
     "ablation": "The release's switches, one at a time",
+    "asynchronous": "Asynchronous SGD",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import repro.recipes.cycles as cycles
 from repro.recipes.controls import BATCHES, at_batch
 from repro.recipes.released import resnet50_448nodes, resnet50_448nodes_uncollapsed, resnet50_custom_lr
-from repro.schedule import Recipe, scaled
+from repro.schedule import IMAGENET_IMAGES, Recipe, scaled
 
 
 class Tuned(NamedTuple):
@@ -98,6 +98,64 @@ BY_BATCH = (
 # One switch of the release, and nothing else: so with the factor of the other path.
 LARS_UNFUSED = _lars(32768, LARS_FACTORS[32768], **_UNFUSED)
 
+# --- Batches that grow, ghost batch norm, fewer images ------------------------------------------------------------------
+
+STEP = 4  # by which the rate falls, or the batch grows, after each third of the images
+
+
+def _staircase(name: str, fall: int, grow: int, summary: str) -> Recipe:
+    """batch_2048 at a constant rate, which falls, or whose batch grows, twice; momentum goes on."""
+    of = at_batch(resnet50_448nodes_uncollapsed, 2048)
+    (main,) = of.stages
+    constant = replace(main, iterations=main.iterations // 3, power=0, horizon=0)
+    later = replace(constant, warmup_iterations=0, warmup_start_rate=0.0, keep_momentum=True)
+    stages = [replace(constant, name="first")]
+    for number, stage in ((1, "second"), (2, "third")):
+        batch = grow**number
+        stages.append(
+            replace(
+                later,
+                name=stage,
+                iterations=round(constant.iterations / batch),
+                base_rate=main.base_rate / fall**number,
+                workers=of.workers * batch if batch > 1 else 0,
+            )
+        )
+    return _recipe(of, name, summary, stages=tuple(stages))
+
+
+GROWING = (
+    _staircase("rate_falls", STEP, 1, "batch_2048 whose rate falls to a quarter after each third of the images"),
+    _staircase("batch_grows", 1, STEP, "batch_2048 whose batch grows fourfold after each third of the images, at one rate"),
+    _staircase("neither_changes", 1, 1, "batch_2048 at one rate"),
+)
+
+GHOSTS = 8, 32, 64, 128  # images of one batch norm; batch_16384 has 16
+
+
+def _ghost(images: int) -> Recipe:
+    of = at_batch(resnet50_448nodes_uncollapsed, 16384)
+    summary = f"batch_16384 with batch norm over {images} images instead of {of.images_per_worker}"
+    return _recipe(of, f"ghost_{images}", summary, workers=of.global_batch // images, images_per_worker=images)
+
+
+PARTS = 2, 4, 8  # of the training images, of which batch_2048 has all
+
+
+def _fewer(part: int, equal: str) -> Recipe:
+    of = at_batch(resnet50_448nodes_uncollapsed, 2048)
+    return _recipe(
+        of,
+        f"images_1_{part}_equal_{equal}",
+        f"batch_2048 on the first 1/{part} of the training images, for as many {equal}",
+        stages=scaled(of.stages, 1 / part if equal == "epochs" else 1, 1),
+        epoch_images=IMAGENET_IMAGES // part,
+    )
+
+
+FEWER = tuple(_fewer(part, equal) for equal in ("epochs", "steps") for part in PARTS)
+BATCHED = (*GROWING, *map(_ghost, GHOSTS), *FEWER)
+
 # --- Averages of weights, collapses from other trunks, restarts (`recipes.cycles`) --------------------------------------
 
 OF_CYCLES = (
@@ -110,6 +168,7 @@ OF_CYCLES = (
     Tuned(cycles.warm_restarts_crop, cycles.WARM_RESTARTS_TOP, 1.6, "rate after a restart"),
     Tuned(cycles.snapshot_ensemble_restarts, cycles.RESTART_RATE, 0.764, "rate after a restart"),
     Tuned(cycles.one_cycle, cycles.ONE_CYCLE_TOP, 1.6, "top rate"),
+    Tuned(cycles.schedule_free_crop, cycles.SCHEDULE_FREE_RATE, 16.0, "rate"),
 )
 
 # --- Ablation: the release's switches, one at a time ------------------------------------------------------------------
@@ -158,7 +217,68 @@ ABLATION = (
     _with_lars(SWITCHED_TO_LARS.value, "Unfused", "lars_unfused", ", by the norm of the decayed gradient"),
 )
 
+# --- Asynchronous -----------------------------------------------------------------------------------------------------
+
+GROUPS = 2, 4, 8  # each a group of workers that average; between groups all is asynchronous
+GROUP_IMAGES = 4096  # images of a group's gradient: synchronous, 8 groups share a step of 32768
+
+
+def _of_groups(name: str, batch: int, staleness: int, summary: str, factor: float, **fields: Any) -> Recipe:
+    """The 448-node run without its collapse, over the same images, `batch` of them an update; rates as those of `sgd_{batch}`.
+
+    All have the rule of asynchronous SGD, also without staleness, so that batch norm's statistics are computed anew for all.
+    """
+    of = at_batch(resnet50_448nodes_uncollapsed, batch)
+    rule = dict(update="repro.baselines.asynchronous:Asynchronous", update_numbers=(("staleness", staleness),))
+    stages = scaled(of.stages, 1, factor)
+    return _recipe(of, name, f"batch_{batch} {summary}", stages=stages, **(rule | fields))
+
+
+def _asynchronous(groups: int, factor: float) -> Recipe:
+    summary = f"by asynchronous SGD of {groups} groups: an update has the gradient of one, {groups - 1} updates late"
+    return _of_groups(f"asynchronous_{groups}_groups", GROUP_IMAGES, groups - 1, summary, factor)
+
+
+def _without_momentum(groups: int, factor: float) -> Recipe:
+    return replace(
+        _asynchronous(groups, factor),
+        name=f"asynchronous_{groups}_groups_without_momentum",
+        momentum=0.0,
+        summary=f"asynchronous_{groups}_groups without momentum",
+    )
+
+
+def _compensated(groups: int, factor: float, lam: float, rule: str = "DelayCompensated") -> Recipe:
+    which = "" if rule == "DelayCompensated" else "adaptive "
+    return _of_groups(
+        f"{which.replace(' ', '_')}delay_compensation_{groups}_groups",
+        GROUP_IMAGES,
+        groups - 1,
+        f"by asynchronous SGD of {groups} groups with {which}delay compensation (Zheng et al., 2017)",
+        factor,
+        update=f"repro.baselines.asynchronous:{rule}",
+        update_numbers=(("staleness", groups - 1), ("lam", lam)),
+    )
+
+
+_SEQUENTIAL = "sequential", GROUP_IMAGES, 0, "by SGD whose updates wait for nobody: as asynchronous SGD without delay"
+_SYNCHRONOUS = "synchronous_8_groups", 8 * GROUP_IMAGES, 0, "by SGD whose updates wait for 8 groups of 4096 images"
+ASYNCHRONOUS_FACTORS = {2: 1.0, 4: 1 / 3, 8: 1 / 7}
+_LAM = f"lam, at a factor of {ASYNCHRONOUS_FACTORS[8]:.3g} on the rates"
+
+OF_GROUPS = (
+    Tuned(partial(_of_groups, *_SEQUENTIAL), 1.0),
+    Tuned(partial(_of_groups, *_SYNCHRONOUS), 1.0),
+    # First the linear rule's rate over the staleness (Zhang et al., arXiv 1511.05950).
+    *(Tuned(partial(_asynchronous, n), ASYNCHRONOUS_FACTORS[n], 1 / (n - 1)) for n in reversed(GROUPS)),
+    # Without momentum, at first a rate of which a gradient moves the weights as far as with it.
+    Tuned(partial(_without_momentum, 8), 10 / 7, 10 / 7),
+    # At the rate of asynchronous SGD, so that is tuned before; first the defaults of MXNet, and of torch_scala.
+    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 0.04, 0.04, _LAM),
+    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8], rule="AdaptivelyCompensated"), 2.0, 2.0, _LAM),
+)
+
 # --- All --------------------------------------------------------------------------------------------------------------
 
-TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS)
-BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION)
+TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS, *OF_GROUPS)
+BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION, *BATCHED)

@@ -43,7 +43,8 @@ PAIRS = "members 1 and 2", "members 2 and 3", "members 1 and 3", "two of three m
 BEFORE, AFTER = "before a collapse", "after it"
 # What is compared over groups of workers
 SYNCHRONOUS, BACKUP = "synchronous", "synchronous, with backup ranks"
-ASYNCHRONOUS, COMPENSATED, ADAPTIVE = "asynchronous", "with delay compensation", "with adaptive delay compensation"
+ASYNCHRONOUS, WITHOUT_MOMENTUM = "asynchronous", "asynchronous, without momentum"
+COMPENSATED, ADAPTIVE = "asynchronous, delay compensation", "asynchronous, adaptive delay compensation"
 
 
 class Look(NamedTuple):
@@ -89,6 +90,7 @@ LOOKS = {
     SYNCHRONOUS: Look(BLUE, "o"),
     BACKUP: Look(GREEN, "^", "-."),
     ASYNCHRONOUS: Look(VERMILION, "X", "--"),
+    WITHOUT_MOMENTUM: Look(SKY, "v"),
     COMPENSATED: Look(PURPLE, "P"),
     ADAPTIVE: Look(ORANGE, "D"),
     # Formulas of the learning rate
@@ -172,8 +174,9 @@ _PATTERNS = {
     # Synchronous and asynchronous
     r"synchronous_(\d+)_groups": rf"{SYNCHRONOUS}, \1 groups",
     r"asynchronous_(\d+)_groups": rf"{ASYNCHRONOUS}, \1 groups",
-    r"delay_compensation_(\d+)_groups": rf"{ASYNCHRONOUS} {COMPENSATED}, \1 groups",
-    r"adaptive_delay_compensation_(\d+)_groups": rf"{ASYNCHRONOUS} {ADAPTIVE}, \1 groups",
+    r"asynchronous_(\d+)_groups_without_momentum": rf"{WITHOUT_MOMENTUM}, \1 groups",
+    r"delay_compensation_(\d+)_groups": rf"{COMPENSATED}, \1 groups",
+    r"adaptive_delay_compensation_(\d+)_groups": rf"{ADAPTIVE}, \1 groups",
 }
 
 

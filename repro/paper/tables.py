@@ -273,6 +273,7 @@ def groups(models: pd.DataFrame) -> pd.DataFrame:
     drawn = [(line, 1, "sequential") for line in (names.SYNCHRONOUS, names.ASYNCHRONOUS)]
     drawn += [(names.SYNCHRONOUS, GROUPS[-1], f"synchronous_{GROUPS[-1]}_groups")]
     drawn += [(names.ASYNCHRONOUS, number, f"asynchronous_{number}_groups") for number in GROUPS]
+    drawn += [(names.WITHOUT_MOMENTUM, GROUPS[-1], f"asynchronous_{GROUPS[-1]}_groups_without_momentum")]
     drawn += [(names.COMPENSATED, GROUPS[-1], f"delay_compensation_{GROUPS[-1]}_groups")]
     drawn += [(names.ADAPTIVE, GROUPS[-1], f"adaptive_delay_compensation_{GROUPS[-1]}_groups")]
     rows = [answering.rows_of(models, Side(recipe, "main")).assign(line=line, groups=number) for line, number, recipe in drawn]

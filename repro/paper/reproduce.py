@@ -38,6 +38,7 @@ ALONE: dict[str, dict[str, tuple[str, ...]]] = {  # what can be made alone, by n
             "budget",
             "headline",
             "learning_rates",
+            "time_to_accuracy",
             "time_to_train",
             "training_curves",
             "training_losses",

@@ -14,7 +14,7 @@ from statistics import median
 
 import pandas as pd
 
-from repro import choose, recipes
+from repro import ReproError, choose, recipes
 from repro.images.packed import Packed, data_folder, pack_embedded
 from repro.paper.choice import SEEDS, TRIES, chosen, following, means
 from repro.paper.overall import core_seconds
@@ -76,7 +76,7 @@ def cost(methods: list[Tuned], data: str, shrink: str) -> str:
     small = [recipes.shrink(method.recipe, shrink, images) for method in methods]
     runs = TRIES * len(SEEDS)
     minutes = runs * sum(recipe.images() for recipe in small) * each / 60
-    said = f"{len(methods)} methods, {TRIES} values of each, {len(SEEDS)} seeds: {runs * len(methods)} runs"
+    said = f"{runs * len(methods)} runs ({len(methods)} x {TRIES} values x {len(SEEDS)} seeds)"
     return f"{said}, {minutes:.0f} core-minutes as in the reference"
 
 
@@ -88,7 +88,10 @@ def main() -> None:
     parser.add_argument("--shrink", default="laptop", help="how the recipes are made small (default: %(default)s)")
     parser.add_argument("--count", action="store_true", help="only say how many runs there are and what they take")
     arguments = parser.parse_args()
-    methods = [METHODS[choose("method", name, METHODS)] for name in arguments.methods or METHODS]
+    try:
+        methods = [METHODS[choose("method", name, METHODS)] for name in arguments.methods or METHODS]
+    except ReproError as error:
+        parser.error(str(error))
     first = comm.world().rank == 0
     if first:
         pack_embedded(arguments.data)

@@ -3,14 +3,23 @@
 A rule has a row in TABLE, by a section for each method, and its loop is transcribed from the source that the loop names.
 """
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from repro import evaluate, journal, recipes, train
 from repro.baselines import averages, lars
 from repro.model import Network
 from repro.optim import SGD
-from repro.schedule import Now, Place, Recipe, Stage, at
+from repro.recipes import RECIPES, shrink
+from repro.recipes.baselines import BASELINES, GHOSTS, PARTS
+from repro.run import records
+from repro.schedule import IMAGENET_IMAGES, Now, Place, Recipe, Stage, at
+
+from conftest import mpiexec
 
 SCHEDULE = (
     Stage("warm", 40, 0.4, warmup_iterations=25, warmup_start_rate=0.1, weight_decay=0.05),
@@ -230,3 +239,114 @@ def test_the_rates_place_makes_no_difference_if_and_only_if_it_is_constant(decay
         steps = [at(recipe, step) for step in range(50)]
         ends.append(taken(rule(network, recipe, ratio=0.02), network, steps, gradients)[0])
     assert torch.allclose(*ends, rtol=1e-12) == same and not torch.equal(*ends)
+
+
+# --- Batches that grow, ghost batch norm, fewer images ----------------------------------------------------------------
+
+
+def test_a_growing_batch_has_the_falling_rates_images_and_rate_over_batch():
+    """In ImageNet's units, and small: what the two recipes share is all but the place of the factor."""
+    for size, off in (("none", 1e-3), ("laptop", 0.01)):
+        grows, falls, neither = (shrink(RECIPES[name], size) for name in ("batch_grows", "rate_falls", "neither_changes"))
+        assert grows.images() == pytest.approx(falls.images(), rel=off) and falls.images() == neither.images()
+        assert falls.images() == pytest.approx(shrink(RECIPES["batch_2048"], size).images(), rel=off)
+        for number, (growing, falling) in enumerate(zip(grows.stages, falls.stages)):
+            step = grows.starts[number + 1] - 1, falls.starts[number + 1] - 1
+            large, small = (at(recipe, each) for recipe, each in zip((grows, falls), step))
+            assert large.rate == at(neither, step[1]).rate and large.workers == 4**number * small.workers
+            assert large.rate / large.workers == pytest.approx(small.rate / small.workers)
+            assert growing.keep_momentum == falling.keep_momentum == (number > 0)
+
+
+def test_ghosts_share_one_batch_and_one_schedule():
+    whole = shrink(RECIPES["batch_16384"], "laptop")
+    for images in GHOSTS:
+        ghost = shrink(RECIPES[f"ghost_{images}"], "laptop")
+        assert ghost.images_per_worker == images and ghost.global_batch == whole.global_batch == 256
+        assert ghost.stages == whole.stages
+
+
+@pytest.mark.parametrize("size, all_images", [("none", IMAGENET_IMAGES), ("laptop", 20_000)])
+def test_a_part_of_the_images_is_seen_as_often_or_for_as_many_steps(size, all_images):
+    whole = shrink(RECIPES["batch_2048"], size)
+    for part in PARTS:
+        epochs, steps = (shrink(RECIPES[f"images_1_{part}_equal_{equal}"], size) for equal in ("epochs", "steps"))
+        assert epochs.epoch_images == steps.epoch_images == all_images // part
+        assert epochs.epochs() == pytest.approx(whole.epochs(), rel=1e-3) and steps.iterations == whole.iterations
+        assert at(steps, 5000).rate == at(whole, 5000).rate
+        assert steps.stages[0].weight_decay == pytest.approx(whole.stages[0].weight_decay, rel=1e-5)
+        assert steps.global_batch == epochs.global_batch == whole.global_batch
+    mine = replace(RECIPES["batch_2048"], name="mine", epoch_images=5000)
+    assert shrink(mine, "laptop").epoch_images == 20_000, "a user's number of images is that of the user's own data"
+
+
+# --- The same bits on any ranks and after a kill ----------------------------------------------------------------------
+
+# Of each rule the recipe of the smallest batch, small and cut to a few steps of each stage.
+WITH_A_RULE = {each.update: each for each in sorted(BASELINES, key=lambda each: -each.global_batch) if each.update}
+
+
+def shortened(recipe):
+    small = recipes.shrink(recipe, "smoke", 300)
+    stages = [replace(each, iterations=min(each.iterations, 4), warmup_iterations=0, workers=0) for each in small.stages]
+    workers = 3 * small.workers_per_pass  # three ranks share a step
+    return replace(
+        small, name=f"{recipe.name}-short", stages=tuple(stages), workers=workers, record_every=0.01, evaluate_every=9
+    )
+
+
+ON_RANKS = """
+import logging
+from repro import evaluate, train
+from repro.schedule import Recipe, Stage
+logging.basicConfig(level=logging.INFO)
+evaluate.VIEWS, evaluate.STATISTICS_IMAGES = dict.fromkeys(evaluate.VIEWS, 50), 48
+"""
+
+
+class Killed(BaseException):
+    """Ends a run between two steps, and none of its clean-up knows of it."""
+
+
+@pytest.fixture(scope="module")
+def bits(digits, tmp_path_factory):
+    """The digests of each rule's weights: of one rank, of two and three, and of these going on where one rank was killed."""
+    out = tmp_path_factory.mktemp("rules")
+    tasks = [dict(recipe=shortened(each), data=digits, shrink="none", seed=3, device="cpu") for each in WITH_A_RULE.values()]
+    real = train.step
+
+    def killed(replica, batches, now):
+        if now.step == dying.iterations - 2:  # in the last stage, which has begun
+            raise Killed
+        return real(replica, batches, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "VIEWS", dict.fromkeys(evaluate.VIEWS, 50))
+        patch.setattr(evaluate, "STATISTICS_IMAGES", 48)  # of weights that are averages
+        for task in tasks:
+            train.train(**task, out=str(out / "1"))
+        patch.setattr(journal, "CHECKPOINT_SECONDS", 0)
+        patch.setattr(train, "step", killed)
+        for task in tasks:
+            dying = task["recipe"]
+            with pytest.raises(Killed):
+                train.train(**task, out=str(out / "killed"))
+    for ranks in (2, 3):
+        shutil.copytree(out / "killed", out / f"killed-{ranks}")
+        every = [task | {"out": str(out / folder)} for task in tasks for folder in (f"{ranks}", f"killed-{ranks}")]
+        done = mpiexec(ranks, "-c", f"{ON_RANKS}for task in {every!r}: train.train(**task)", timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("continuing after step") == ranks * len(tasks), "each rank says so"
+    return {
+        where: {
+            records.read(run)["recipe"]["update"]: records.read(run)["weights_sha256"]
+            for run in records.complete_runs(out / where)
+        }
+        for where in ("1", "2", "3", "killed-2", "killed-3")
+    }
+
+
+@pytest.mark.parametrize("rule", WITH_A_RULE)
+@pytest.mark.parametrize("where", ["2", "3", "killed-2", "killed-3"])
+def test_a_rule_gives_the_same_bits_on_any_ranks_and_after_a_kill(bits, rule, where):
+    assert bits[where][rule] == bits["1"][rule] and len(set(bits["1"].values())) == len(WITH_A_RULE)

@@ -5,7 +5,7 @@
 
 from repro.paper import cycles
 from repro.paper.answering import HALF_A_POINT, Question, Side
-from repro.recipes.baselines import NORMS_AT
+from repro.recipes.baselines import GHOSTS, NORMS_AT, PARTS
 from repro.recipes.controls import BATCHES
 
 # --- SGD and LARS over the batch --------------------------------------------------------------------------------------
@@ -105,6 +105,61 @@ LARS = (
     ),
 )
 
+# --- Batches that grow, ghost batch norm, fewer images ------------------------------------------------------------------
+
+GROWS, FALLS, NEITHER = (Side(name, "third") for name in ("batch_grows", "rate_falls", "neither_changes"))
+GROWING = (
+    Question(
+        "A batch that grows loses at most half a point against the rate's fall that it replaces",
+        GROWS,
+        FALLS,
+        "growing",
+        not_worse_by=HALF_A_POINT,
+    ),
+    Question("The rate's fall is better than neither", FALLS, NEITHER, "growing"),  # or there is nothing to replace
+    Question("A batch that grows is better than neither", GROWS, NEITHER, "growing"),
+)
+
+WHOLE = max(GHOSTS)
+GHOST = tuple(
+    Question(
+        f"At batch 16384, batch norm over {images} images is better than over {WHOLE}",
+        _end("batch_16384" if images == 16 else f"ghost_{images}"),
+        _end(f"ghost_{WHOLE}"),
+        "ghost",
+    )
+    for images in sorted({16, *GHOSTS} - {WHOLE})
+)
+
+OF_ALL = {1: "all images", 2: "half of the images", 4: "a quarter", 8: "an eighth"}
+
+
+def _images(part: int, equal: str) -> Side:
+    return _end("batch_2048" if part == 1 else f"images_1_{part}_equal_{equal}")
+
+
+DATA = (
+    *(
+        Question(
+            f"For as many {equal}, {OF_ALL[more]} {'is' if more > 2 else 'are'} better than {OF_ALL[fewer]}",
+            _images(more, equal),
+            _images(fewer, equal),
+            "data",
+        )
+        for equal in ("epochs", "steps")
+        for more, fewer in zip((1, *PARTS), PARTS)
+    ),
+    *(
+        Question(
+            f"With {OF_ALL[part]}, as many steps as with all are better than as many epochs",
+            _images(part, "steps"),
+            _images(part, "epochs"),
+            "data",
+        )
+        for part in PARTS
+    ),
+)
+
 # --- Ablation: the release's switches, one at a time ------------------------------------------------------------------
 
 _RELEASED, _CYCLES = Side("resnet50_448nodes", "collapse"), Side("resnet50_custom_lr", "collapse")
@@ -143,4 +198,4 @@ ABLATION = tuple(
 
 # --- All --------------------------------------------------------------------------------------------------------------
 
-QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ABLATION)
+QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ABLATION, *GROWING, *GHOST, *DATA)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from repro.recipes.baselines import GHOSTS, PARTS
 from repro.recipes.controls import BATCHES, LENGTHS
 
 INK, GREY, PALE = "#222222", "#6f6f6f", "#d4d4d4"
@@ -111,6 +112,10 @@ _RECIPES = {
     "snapshot_ensemble_crop": SNAPSHOTS_IN_CROP,
     "three_models": THREE_MODELS,
     "collapse_parts": "the collapse taken apart",
+    # Batches that grow
+    "rate_falls": "the rate falls",
+    "batch_grows": "the batch grows",
+    "neither_changes": "neither changes",
     "tuned_ensemble": "Collapsed Ensemble, tuned rates",
     "tuned_one_model": "one model, tuned rates",
     "swa": "SWA",
@@ -148,6 +153,9 @@ _PATTERNS = {
     r"lars_(\d+)_rate_outside": r"LARS, rate outside the buffer, batch \1",
     r"lars_(\d+)_both_outside": r"LARS, rate and ratio outside, batch \1",
     r"lars_(\d+)_unfused": r"LARS, norm of the decayed gradient, batch \1",
+    # Ghost batch norm, fewer images
+    r"ghost_(\d+)": r"batch norm over \1 images",
+    r"images_1_(\d+)_equal_(\w+)": r"1/\1 of the images, equal \2",
     r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
 }
 
@@ -168,6 +176,9 @@ TOGETHER = {
     "epochs at batch 14336": {f"epochs_{n}_batch_14336": f"{n}" for n in LENGTHS},
     "batch, SGD at its own rate": {f"sgd_{n}": f"{n}" for n in BATCHES},
     "batch, LARS": {f"lars_{n}": f"{n}" for n in BATCHES},
+    "images of a batch norm": {f"ghost_{n}": f"{n}" for n in GHOSTS},
+    "part of the images, equal epochs": {f"images_1_{n}_equal_epochs": f"1/{n}" for n in PARTS},
+    "part of the images, equal steps": {f"images_1_{n}_equal_steps": f"1/{n}" for n in PARTS},
 }
 
 
@@ -196,6 +207,9 @@ TOPICS = {
     "length": "Longer training",
     "tuned": "Large batches, each at its own best rate",
     "lars": "LARS",
+    "growing": "A batch that grows instead of a rate that falls",
+    "ghost": "Ghost batch norm",
+    "data": "Fewer images",
     "averages": "Averages of weights",
     "cooldown": "Collapses from other trunks",
     "restarts": "Restarts, triangles and one cycle",

@@ -29,6 +29,9 @@ FULL = {
     "averages": 6,
     "cooldown": 6,
     "restarts": 6,
+    "growing": 6,
+    "ghost": 6,
+    "data": 6,
     "ablation": 6,
 }
 PROFILES = {
@@ -47,7 +50,7 @@ PROFILES = {
 # The notebooks that ask the questions, each with its topics, in the order in which `make reproduce` runs them.
 NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
-    "13-large-batches": ("tuned", "lars"),
+    "13-large-batches": ("tuned", "lars", "growing", "ghost", "data"),
     "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
     "15-ablation": ("ablation",),
 }

@@ -114,12 +114,14 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
     """A small version of `recipe` for a data set of at most `images` training images; its name includes the shrink's.
 
     `profile` is a name in `SHRINKS` or a `Shrink`; "none" keeps batch, rates and iterations unchanged, whatever the data
-    set's size.
+    set's size. Of our recipes, one for a part of ImageNet's images takes the same part of any data set's.
     """
     if profile == "none":
         return recipe
     small = profile if isinstance(profile, Shrink) else SHRINKS[choose("shrink", profile, ["none", *SHRINKS])]
     images = min(images, small.images)
+    if recipe.name in RECIPES:  # a user's own has the number of images that its author has
+        images = round(images * recipe.epoch_images / IMAGENET_IMAGES)
     per_worker = min(small.images_per_worker or recipe.images_per_worker, recipe.images_per_worker)
     workers = max(1, round(recipe.global_batch / small.divide_batch / per_worker))
     batch = workers * per_worker

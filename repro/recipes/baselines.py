@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import repro.recipes.cycles as cycles
 from repro.recipes.controls import BATCHES, at_batch
 from repro.recipes.released import resnet50_448nodes, resnet50_448nodes_uncollapsed, resnet50_custom_lr
-from repro.schedule import Recipe, scaled
+from repro.schedule import IMAGENET_IMAGES, Recipe, scaled
 
 
 class Tuned(NamedTuple):
@@ -98,6 +98,64 @@ BY_BATCH = (
 # One switch of the release, and nothing else: so with the factor of the other path.
 LARS_UNFUSED = _lars(32768, LARS_FACTORS[32768], **_UNFUSED)
 
+# --- Batches that grow, ghost batch norm, fewer images ------------------------------------------------------------------
+
+STEP = 4  # by which the rate falls, or the batch grows, after each third of the images
+
+
+def _staircase(name: str, fall: int, grow: int, summary: str) -> Recipe:
+    """batch_2048 at a constant rate, which falls, or whose batch grows, twice; momentum goes on."""
+    of = at_batch(resnet50_448nodes_uncollapsed, 2048)
+    (main,) = of.stages
+    constant = replace(main, iterations=main.iterations // 3, power=0, horizon=0)
+    later = replace(constant, warmup_iterations=0, warmup_start_rate=0.0, keep_momentum=True)
+    stages = [replace(constant, name="first")]
+    for number, stage in ((1, "second"), (2, "third")):
+        batch = grow**number
+        stages.append(
+            replace(
+                later,
+                name=stage,
+                iterations=round(constant.iterations / batch),
+                base_rate=main.base_rate / fall**number,
+                workers=of.workers * batch if batch > 1 else 0,
+            )
+        )
+    return _recipe(of, name, summary, stages=tuple(stages))
+
+
+GROWING = (
+    _staircase("rate_falls", STEP, 1, "batch_2048 whose rate falls to a quarter after each third of the images"),
+    _staircase("batch_grows", 1, STEP, "batch_2048 whose batch grows fourfold after each third of the images, at one rate"),
+    _staircase("neither_changes", 1, 1, "batch_2048 at one rate"),
+)
+
+GHOSTS = 8, 32, 64, 128  # images of one batch norm; batch_16384 has 16
+
+
+def _ghost(images: int) -> Recipe:
+    of = at_batch(resnet50_448nodes_uncollapsed, 16384)
+    summary = f"batch_16384 with batch norm over {images} images instead of {of.images_per_worker}"
+    return _recipe(of, f"ghost_{images}", summary, workers=of.global_batch // images, images_per_worker=images)
+
+
+PARTS = 2, 4, 8  # of the training images, of which batch_2048 has all
+
+
+def _fewer(part: int, equal: str) -> Recipe:
+    of = at_batch(resnet50_448nodes_uncollapsed, 2048)
+    return _recipe(
+        of,
+        f"images_1_{part}_equal_{equal}",
+        f"batch_2048 on the first 1/{part} of the training images, for as many {equal}",
+        stages=scaled(of.stages, 1 / part if equal == "epochs" else 1, 1),
+        epoch_images=IMAGENET_IMAGES // part,
+    )
+
+
+FEWER = tuple(_fewer(part, equal) for equal in ("epochs", "steps") for part in PARTS)
+BATCHED = (*GROWING, *map(_ghost, GHOSTS), *FEWER)
+
 # --- Averages of weights, collapses from other trunks, restarts (`recipes.cycles`) --------------------------------------
 
 OF_CYCLES = (
@@ -161,4 +219,4 @@ ABLATION = (
 # --- All --------------------------------------------------------------------------------------------------------------
 
 TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS)
-BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION)
+BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION, *BATCHED)

@@ -291,6 +291,8 @@ def _sentence(row: dict[str, Any]) -> str:
         found += f", n = {min(row['n'], row['n_other'])}: too few for an interval"
     if row.get("failed", 0) + row.get("failed_other", 0):
         found += f"; {row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}"
+    if row.get("views") == "the sign depends on the view" and row["verdict"] != "not resolved":
+        found += "; in another view the sign is the opposite"
     return f"{verdict}: {row['claim']} ({found})."
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro.baselines.asynchronous import Asynchronous, DelayCompensated
+from repro.baselines.asynchronous import AdaptivelyCompensated, Asynchronous, DelayCompensated
 from repro.model import Network
 from repro.optim import SGD
 from repro.schedule import Recipe, Stage, at
@@ -44,23 +44,25 @@ def trained(rule, recipe=RECIPE, **numbers):
     return torch.stack(tested)
 
 
-def in_a_queue(groups, lam=0.0, recipe=RECIPE):
+def in_a_queue(groups, lam=0.0, recipe=RECIPE, adaptive=False):
     """Groups that each own a copy and a clock: whoever is done first gives the server its gradient, then reads the weights.
 
     The server's step is that of DCASGD in MXNet 1.x, with momentum, and weight decay outside the square, but with a backup for
-    each group, as in Multiverso's DCASGDUpdater.
+    each group, as in Multiverso's DCASGDUpdater; adaptive, lam is divided as in torch_scala's DCASGDa.
     """
     network, gradient = problem()
     server, h, tested, queue = network.weights.tolist(), [], [], []
     for now in (at(recipe, step) for step in range(recipe.iterations)):
         if now.iteration == 0 and not now.stage.keep_momentum:
-            h = [0.0] * len(server)
+            h, square = [0.0] * len(server), [0.0] * len(server)
             queue = [(now.step + group, group, list(server)) for group in range(groups)]
         done, group, backup = heapq.heappop(queue)
         g = gradient(torch.tensor(backup, dtype=torch.float64), now.step).tolist()
         for i, w in enumerate(server):
             d = now.stage.weight_decay * w
-            h[i] = recipe.momentum * h[i] - now.rate * (g[i] + d + lam * g[i] * g[i] * (w - backup[i]))
+            square[i] = 0.95 * square[i] + 0.05 * g[i] * g[i]
+            strength = lam / (square[i] + 1e-7) ** 0.5 if adaptive else lam
+            h[i] = recipe.momentum * h[i] - now.rate * (g[i] + d + strength * g[i] * g[i] * (w - backup[i]))
         server = [w + step for w, step in zip(server, h)]
         heapq.heappush(queue, (done + groups, group, list(server)))
         tested.append(server)
@@ -75,18 +77,21 @@ def test_asynchronous_groups_do_what_groups_in_a_queue_do(staleness):
     assert min((other - expected).abs().max() for other in others) > 0.1, "which is not what other numbers of groups do"
 
 
+@pytest.mark.parametrize("rule", [DelayCompensated, AdaptivelyCompensated])
 @pytest.mark.parametrize("staleness", [1, 5])
-def test_delay_compensation_is_that_of_a_queue(staleness):
-    expected = in_a_queue(staleness + 1, lam=0.3)
-    assert (trained(DelayCompensated, staleness=staleness, lam=0.3) - expected).abs().max() < 1e-5
-    assert (in_a_queue(staleness + 1) - expected).abs().max() > 0.1
+def test_delay_compensation_is_that_of_a_queue(staleness, rule):
+    expected = in_a_queue(staleness + 1, lam=0.3, adaptive=rule is AdaptivelyCompensated)
+    assert (trained(rule, staleness=staleness, lam=0.3) - expected).abs().max() < 1e-5
+    others = in_a_queue(staleness + 1), in_a_queue(staleness + 1, lam=0.3, adaptive=rule is DelayCompensated)
+    assert min((other - expected).abs().max() for other in others) > 0.1
 
 
 def test_without_delay_both_are_sgd_and_without_lam_one_is_the_other():
     sgd, delayed = trained(SGD), trained(Asynchronous, staleness=3)
     assert torch.equal(trained(Asynchronous, staleness=0), sgd)
-    assert torch.equal(trained(DelayCompensated, staleness=0, lam=0.3), sgd)
-    assert torch.equal(trained(DelayCompensated, staleness=3, lam=0.0), delayed) and not torch.equal(delayed, sgd)
+    for rule in (DelayCompensated, AdaptivelyCompensated):
+        assert torch.equal(trained(rule, staleness=0, lam=0.3), sgd)
+        assert torch.equal(trained(rule, staleness=3, lam=0.0), delayed) and not torch.equal(delayed, sgd)
 
 
 # --- Backup workers -----------------------------------------------------------------------------------------------------

@@ -163,6 +163,19 @@ def test_trunks_go_on_as_if_there_were_no_collapses():
                 assert recipe.places[stage.name].steps == recipe.places[origin.name].steps + origin.iterations
 
 
+def test_collapses_at_one_rate_differ_in_their_trunks_alone():
+    ensemble, constant = RECIPES["tuned_ensemble"], RECIPES["constant_ensemble"]
+    for number in (1, 2, 3):
+        high, other = (
+            next(stage for stage in recipe.stages if stage.name == f"{name}{number}")
+            for recipe, name in ((ensemble, "high"), (constant, "collapse"))
+        )
+        assert replace(high, name="one", starts_from="") == replace(other, name="one", starts_from="", member=False)
+        assert ensemble.places[high.name] == constant.places[other.name]
+        assert ensemble.origin(high) == ensemble.origin(next(s for s in ensemble.stages if s.name == f"collapse{number}"))
+    assert ensemble.result == MEMBERS
+
+
 def test_one_model_is_planned_for_the_last_tenth_as_those_for_the_others_are():
     ten, one = cycles.planned(10, 1.0), RECIPES["one_model"]
     assert rates(ten, "main") == pytest.approx(rates(one, "main", "late"), rel=1e-9)
@@ -195,7 +208,9 @@ def test_a_planned_run_has_the_images_and_the_view_of_its_tenth(tenth):
 
 
 def test_a_factor_of_one_changes_nothing_but_the_name():
-    for tuned, plain in ((cycles.tuned_ensemble(1.0), "collapsed_ensemble"), (cycles.tuned_one_model(1.0), "one_model")):
+    ensemble = cycles.tuned_ensemble(1.0)
+    alone = replace(ensemble, stages=ensemble.stages[:-3])
+    for tuned, plain in ((alone, "collapsed_ensemble"), (cycles.tuned_one_model(1.0), "one_model")):
         assert tuned.stages == RECIPES[plain].stages
         assert (
             replace(tuned, name=plain, summary=RECIPES[plain].summary, source=RECIPES[plain].source, cost=RECIPES[plain].cost)

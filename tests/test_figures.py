@@ -292,5 +292,31 @@ def test_a_figure_over_the_batch_has_a_line_of_medians_for_each_method():
     assert set(tables.batches(models).line) == {"with warm-up", "without warm-up"}
 
 
+def test_a_figure_over_groups_has_every_run_and_the_model_beside_it():
+    keys = dict(variant="", default_model=True, members="main", average="")
+    top1 = {
+        "sequential": [80.0, 82.0, 81.0],
+        "asynchronous_2_groups": [78.0],
+        "asynchronous_8_groups": [70.0, 71.0],
+        "synchronous_8_groups": [79.0],
+        "asynchronous_8_groups_without_momentum": [74.0],
+        "delay_compensation_8_groups": [75.0],
+        "adaptive_delay_compensation_8_groups": [76.0],
+    }
+    rows = [(recipe, seed, value) for recipe, values in top1.items() for seed, value in enumerate(values)]
+    found = tables.groups(pd.DataFrame(rows, columns=["recipe", "seed", "top1"]).assign(**keys))
+    assert set(found[found.groups == 1].line) == {names.SYNCHRONOUS, names.ASYNCHRONOUS} and len(found) == len(rows) + 3
+    seconds = tables.seconds_of_groups(draws=5)
+    assert {*seconds.line} == {names.SYNCHRONOUS, names.BACKUP, names.ASYNCHRONOUS} and set(seconds.label) == {"MODEL"}
+    assert set(seconds.nodes) == {1024} and len(seconds) == 3 * seconds.spread.nunique()
+    wide = tables.seconds_of_groups(draws=100).pivot(index="spread", columns="line", values="seconds")
+    faster = wide[names.ASYNCHRONOUS] < wide[names.SYNCHRONOUS]
+    assert not faster[:0.075].any() and faster[0.125:].all() and (wide[names.BACKUP] <= wide.min(axis=1)).all(), "as docs say"
+    accuracy, time = figures.groups(found, seconds).axes
+    medians = [list(line.get_ydata()) for line in accuracy.lines if line.get_linestyle() != "None"]
+    assert medians == [[81.0, 79.0], [81.0, 78.0, 70.5], [74.0], [75.0], [76.0]]
+    assert "MODEL" in time.get_title("left") and len(time.lines) == 3
+
+
 def test_the_style_is_set_by_the_module():
     assert matplotlib.rcParams["svg.fonttype"] == "none" and matplotlib.rcParams["pdf.fonttype"] == 42

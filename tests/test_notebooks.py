@@ -54,6 +54,7 @@ def test_all_are_there():
         "13-large-batches",
         "14-averages-and-cycles",
         "15-ablation",
+        "16-asynchronous",
         "20-tables",
         "21-figures",
     ]

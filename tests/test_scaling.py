@@ -132,12 +132,12 @@ def test_asynchronous_groups_take_turns_at_a_server(groups):
 
 def test_of_groups_only_those_that_are_synchronous_wait_for_one_another():
     r3 = steptime.Published("R3", 448, 2, 16, 50_000)
-    rows = steptime.of_groups(r3, 32, [1, 8], 16, backup=0.05, draws=20)
-    seconds = {(row["line"], row["groups"]): row["seconds"] for row in rows}
-    assert {row["label"] for row in rows} == {steptime.MODEL} and len(seconds) == 6
-    assert seconds["synchronous, with backup ranks", 8] < seconds["synchronous", 8] > seconds["synchronous", 1]
-    assert seconds["asynchronous", 8] == pytest.approx(seconds["asynchronous", 1], rel=0.02)
-    assert seconds["asynchronous", 1] > seconds["synchronous", 1], "by the exchange with the server"
+    rows = [row for groups in (1, 8) for row in steptime.of_groups(r3, 32, groups, 16, 0.05, [0.0, 0.3], draws=20)]
+    seconds = {(row["line"], row["groups"], row["spread"]): row["seconds"] for row in rows}
+    assert {row["label"] for row in rows} == {steptime.MODEL} and len(seconds) == 12
+    assert seconds["synchronous", 8, 0.0] == seconds["synchronous, with backup ranks", 8, 0.0] < seconds["asynchronous", 8, 0.0]
+    assert seconds["synchronous, with backup ranks", 8, 0.3] < seconds["asynchronous", 8, 0.3] < seconds["synchronous", 8, 0.3]
+    assert seconds["asynchronous", 8, 0.3] == pytest.approx(seconds["asynchronous", 1, 0.3], rel=0.02)
 
 
 # --- Fitting ----------------------------------------------------------------------------------------------------------

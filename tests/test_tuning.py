@@ -87,6 +87,9 @@ def test_all_methods_get_as_many_runs_on_validation_images_with_seeds_apart(tmp_
     assert choice.differences(rows, methods) == ["other: the recipe has 1, and the rule chooses 256"]
     cut = rows[(rows.recipe != "made") | (rows.value != 0.5)]
     assert choice.differences(cut, methods[:1]) == ["made: 6 values were tried, not 7"]
+    other = [methods[0]._replace(number="ratio")]
+    said = "made: what was tuned is the factor on the rates, and not the ratio: tune it again"
+    assert choice.differences(rows, other) == [said]
     tuning.write(rows, tmp_path / "tuning.csv")
     tuning.write(rows[rows.recipe == "other"].assign(validation_top1=1.0), tmp_path / "tuning.csv")
     again = pd.read_csv(tmp_path / "tuning.csv")

@@ -150,3 +150,13 @@ def test_ranks_that_have_trained_to_the_end_are_watched_until_the_run_is_complet
             each.thread.join(timeout=20)
             assert not each.thread.is_alive()
         assert ended == [] and caplog.text == ""
+
+
+def test_a_rank_that_freezes_before_its_first_sign_of_life_is_named(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(watchdog.Watchdog, "_end", lambda self, *what: (said.append(what), self.over.set()))
+    rank = World()
+    rank.rank, rank.size, rank.waits = 0, 2, True
+    with watchdog.Watchdog(rank, tmp_path, patience=0.5) as alone:
+        alone.thread.join(timeout=20)
+    assert [(number, what[:9]) for number, _, what in said] == [(1, "is frozen")]

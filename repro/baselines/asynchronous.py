@@ -50,8 +50,7 @@ class DelayCompensated(Asynchronous):
 
     Zheng et al., arXiv 1609.08326, in the form of MXNet 1.x, which squares the gradient without weight decay (2.x squares it
     with, Multiverso takes its magnitude). What g was computed at is its own group's copy, as in Multiverso; MXNet's server has
-    the weights of one update before, whoever sends the gradient. The adaptive form, which divides lam by a root mean square of
-    gradients, is not here.
+    the weights of one update before, whoever sends the gradient.
     """
 
     def __init__(self, network: Network, recipe: Recipe, staleness: int, lam: float):
@@ -60,5 +59,23 @@ class DelayCompensated(Asynchronous):
 
     @torch.no_grad()
     def step(self, gradient: torch.Tensor, now: Now) -> None:
-        gradient.addcmul_(gradient.square(), self.weights - self.reading, value=self.lam)
+        gradient.addcmul_(self.curvature(gradient), self.weights - self.reading, value=self.lam)
         super().step(gradient, now)
+
+    def curvature(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The estimate of the gradient's own derivative (P,), but for a factor."""
+        return gradient.square()
+
+
+class AdaptivelyCompensated(DelayCompensated):
+    """Delay compensation by g² over the root of its moving average, in the form of torch_scala's DCASGDa.
+
+    So the compensation grows with the gradient as the gradient itself does, and not with its third power. The average begins at
+    zero and has a memory of 20 updates.
+    """
+
+    remembers = "momentum", "square"  # type: ignore[assignment]
+
+    def curvature(self, gradient: torch.Tensor) -> torch.Tensor:
+        mean = self.vectors["square"].lerp_(gradient.square(), 0.05)
+        return gradient.square() / (mean + 1e-7).sqrt()

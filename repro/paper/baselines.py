@@ -196,6 +196,64 @@ ABLATION = tuple(
     )
 )
 
+# --- Asynchronous: Chen et al. (arXiv 1604.00981) and Zheng et al. (arXiv 1609.08326), as their abstracts claim ---------
+
+ASYNCHRONOUS = (
+    Question(
+        "Of 8 groups, synchronous SGD is better than asynchronous",
+        _end("synchronous_8_groups"),
+        _end("asynchronous_8_groups"),
+        "asynchronous",
+    ),
+    *(
+        Question(
+            f"Of 8 groups, {form}delay compensation is better than asynchronous SGD without",
+            _end(f"{form.replace(' ', '_')}delay_compensation_8_groups"),
+            _end("asynchronous_8_groups"),
+            "asynchronous",
+        )
+        for form in ("", "adaptive ")
+    ),
+    Question(
+        "Of 8 groups, adaptive delay compensation is better than synchronous SGD",
+        _end("adaptive_delay_compensation_8_groups"),
+        _end("synchronous_8_groups"),
+        "asynchronous",
+    ),
+    Question(
+        "Adaptive delay compensation of 8 groups loses at most half a point against sequential SGD",
+        _end("adaptive_delay_compensation_8_groups"),
+        _end("sequential"),
+        "asynchronous",
+        not_worse_by=HALF_A_POINT,
+    ),
+    Question(
+        "Of 8 groups, asynchronous SGD is better without momentum",
+        _end("asynchronous_8_groups_without_momentum"),
+        _end("asynchronous_8_groups"),
+        "asynchronous",
+    ),
+    Question(
+        "Of 8 groups, synchronous SGD is better than asynchronous without momentum",
+        _end("synchronous_8_groups"),
+        _end("asynchronous_8_groups_without_momentum"),
+        "asynchronous",
+    ),
+    *(
+        Question(
+            f"Asynchronous SGD of {more} groups loses against {what}",
+            _end(fewer),
+            _end(f"asynchronous_{more}_groups"),
+            "asynchronous",
+        )
+        for more, what, fewer in (
+            (2, "sequential SGD", "sequential"),
+            (4, "2", "asynchronous_2_groups"),
+            (8, "4", "asynchronous_4_groups"),
+        )
+    ),
+)
+
 # --- All --------------------------------------------------------------------------------------------------------------
 
-QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ABLATION, *GROWING, *GHOST, *DATA)
+QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ABLATION, *GROWING, *GHOST, *DATA, *ASYNCHRONOUS)

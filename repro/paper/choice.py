@@ -61,6 +61,8 @@ def differences(rows: pd.DataFrame, methods: Iterable[Tuned] = TUNED) -> list[st
     for method in methods:
         name = method.recipe.name
         if tried := means(rows, name):
+            if others := {*rows[rows.recipe == name].number} - {method.number}:
+                found.append(f"{name}: what was tuned is the {', '.join(others)}, and not the {method.number}: tune it again")
             if len(tried) != TRIES:
                 found.append(f"{name}: {len(tried)} values were tried, not {TRIES}")
             elif chosen(tried) != method.value:

@@ -8,6 +8,7 @@ from repro.paper.answering import HALF_A_POINT, Question, Side
 
 MEMBERS = "collapse1 + collapse2 + collapse3"
 ENSEMBLE = Side("tuned_ensemble", MEMBERS, "softmax")
+HIGH = Side("tuned_ensemble", "high1 + high2 + high3", "softmax")
 LAST = Side("tuned_ensemble", "collapse3")
 SOUP = Side("tuned_ensemble", MEMBERS, "weights")
 ONE_MODEL = Side("tuned_one_model", "collapse_long")
@@ -49,6 +50,19 @@ COOLDOWN = (
         )
         for recipe, what in (("constant_ensemble", "a constant rate"), ("falling_ensemble", "one linear decay"))
     ),
+    # A collapse that starts at a higher rate also learns more in its view: at one rate, only the trunks differ.
+    Question(
+        "Three collapses from the released cycles beat three from a constant rate, all of them starting at that rate",
+        HIGH,
+        Side("constant_ensemble", MEMBERS, "softmax"),
+        "cooldown",
+    ),
+    Question(
+        "From the released cycles, collapses that start at a constant trunk's rate beat those from each cycle's end",
+        HIGH,
+        ENSEMBLE,
+        "cooldown",
+    ),
     Question(
         "The last collapse from a constant rate loses at most half a point against the last from the cycles",
         Side("constant_ensemble", "collapse3"),
@@ -75,6 +89,19 @@ COOLDOWN = (
             (3, Side("planned_3_tenths", "collapse")),
             (7, Side("planned_7_tenths", "collapse")),
             (10, Side("tuned_one_model", "collapse")),
+        )
+    ),
+    *(
+        Question(
+            f"In {view} view, schedule-free SGD loses at most half a point against one linear decay",
+            Side(recipe, end),
+            other,
+            "cooldown",
+            not_worse_by=HALF_A_POINT,
+        )
+        for view, recipe, end, other in (
+            ("the main", "schedule_free", "main", PLAIN),
+            ("the collapse's", "schedule_free_crop", "end", ONE_MODEL),
         )
     ),
 )

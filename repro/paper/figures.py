@@ -287,6 +287,33 @@ def batches(runs: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def groups(runs: pd.DataFrame, seconds: pd.DataFrame) -> plt.Figure:
+    """Top-1 of every run over the groups; and seconds of as many images by MODEL, over how much ranks differ, with their bands.
+
+    Expects `tables.groups` and `tables.seconds_of_groups`.
+    """
+    figure, (accuracy, time) = plt.subplots(2, 1, layout="constrained", figsize=(ONE_COLUMN, 5))
+    numbers = sorted(runs.groups.unique())
+    for line, part in runs.groupby("line", sort=False):
+        look, middle = LOOKS[line], part.groupby("groups").top1.median()
+        accuracy.plot(part.groups.map(numbers.index), part.top1, look.marker, color=look.colour, fillstyle="none", markersize=4)
+        accuracy.plot([numbers.index(each) for each in middle.index], middle, look.line, color=look.colour, linewidth=1)
+    accuracy.set(xlabel="groups", ylabel="test top-1, %", title="accuracy after as many images")
+    accuracy.set_xticks(range(len(numbers)), numbers)
+    for line, part in seconds.groupby("line", sort=False):
+        look, spread = LOOKS[line], 100 * part.spread
+        time.plot(spread, part.seconds, look.marker + look.line, color=look.colour, markersize=4, linewidth=1)
+        time.fill_between(spread, part.seconds_low, part.seconds_high, color=look.colour, alpha=0.1, linewidth=0)
+    time.set(xlabel="standard deviation between ranks, %", ylabel="seconds of as many images", ylim=(0, None))
+    time.set_title(f"{seconds.label.iloc[0]}: {seconds.groups.iloc[0]} groups, {seconds.nodes.iloc[0]:,} nodes")
+    lines = dict.fromkeys([*runs.line, *seconds.line])
+    handles = [Line2D([], [], color=LOOKS[line].colour, marker=LOOKS[line].marker) for line in lines]
+    for handle, line in zip(handles, lines):
+        handle.set(linestyle=LOOKS[line].line)
+    figure.legend(handles, lines, loc="outside lower left")
+    return figure
+
+
 TEXT = 52  # letters in a line of one column, about
 SPACE = 0.1  # inches between questions
 LANE, OTHER = 0.28, 0.11  # inches, of an interval with its two lines of text beside it, and between those of two views

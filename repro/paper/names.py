@@ -42,6 +42,10 @@ ONE_DEEP = "one deeper model, equal images and exposure"
 MEMBERS_OF_ONE, SAME_OF_TWO = "members of one ensemble", "third members of two ensembles"
 PAIRS = "members 1 and 2", "members 2 and 3", "members 1 and 3", "two of three models"
 BEFORE, AFTER = "before a collapse", "after it"
+# What is compared over groups of workers
+SYNCHRONOUS, BACKUP = "synchronous", "synchronous, with backup ranks"
+ASYNCHRONOUS, WITHOUT_MOMENTUM = "asynchronous", "asynchronous, without momentum"
+COMPENSATED, ADAPTIVE = "asynchronous, delay compensation", "asynchronous, adaptive delay compensation"
 
 
 class Look(NamedTuple):
@@ -85,6 +89,13 @@ LOOKS = {
     LARS: Look(VERMILION, "s", "--"),
     COLLAPSED: Look(GREEN, "D", ":"),
     PUBLISHED_LARS: Look(INK, "D"),
+    # Synchronous and asynchronous
+    SYNCHRONOUS: Look(BLUE, "o"),
+    BACKUP: Look(GREEN, "^", "-."),
+    ASYNCHRONOUS: Look(VERMILION, "X", "--"),
+    WITHOUT_MOMENTUM: Look(SKY, "v"),
+    COMPENSATED: Look(PURPLE, "P"),
+    ADAPTIVE: Look(ORANGE, "D"),
     # Formulas of the learning rate
     "as_released": Look(INK, ".", "-"),
     "as_designed": Look(ORANGE, ".", "--"),
@@ -142,6 +153,9 @@ _RECIPES = {
     "ablation_lars_unfused": "448 nodes, LARS, decayed gradient",
     "ablation_cycles_as_designed": "64 nodes, rate as designed",
     "ablation_cycles_kept_momentum": "64 nodes, momentum kept",
+    "schedule_free": "schedule-free SGD",
+    "schedule_free_crop": "schedule-free SGD, end in the collapse's view",
+    "sequential": "sequential SGD",
 }
 _PATTERNS = {
     r"default_resnet50_(\d+)nodes": r"Intel, \1 nodes",
@@ -160,6 +174,12 @@ _PATTERNS = {
     r"ghost_(\d+)": r"batch norm over \1 images",
     r"images_1_(\d+)_equal_(\w+)": r"1/\1 of the images, equal \2",
     r"planned_(\d+)_tenths": r"one model, \1 tenths of the images",
+    # Synchronous and asynchronous
+    r"synchronous_(\d+)_groups": rf"{SYNCHRONOUS}, \1 groups",
+    r"asynchronous_(\d+)_groups": rf"{ASYNCHRONOUS}, \1 groups",
+    r"asynchronous_(\d+)_groups_without_momentum": rf"{WITHOUT_MOMENTUM}, \1 groups",
+    r"delay_compensation_(\d+)_groups": rf"{COMPENSATED}, \1 groups",
+    r"adaptive_delay_compensation_(\d+)_groups": rf"{ADAPTIVE}, \1 groups",
 }
 
 
@@ -217,6 +237,7 @@ TOPICS = {
     "cooldown": "Collapses from other trunks",
     "restarts": "Restarts, triangles and one cycle",
     "ablation": "The release's switches, one at a time",
+    "asynchronous": "Asynchronous SGD",
 }
 
 

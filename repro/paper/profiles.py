@@ -33,6 +33,7 @@ FULL = {
     "ghost": 6,
     "data": 6,
     "ablation": 6,
+    "asynchronous": 6,
 }
 PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
@@ -53,5 +54,6 @@ NOTEBOOKS = {
     "13-large-batches": ("tuned", "lars", "growing", "ghost", "data"),
     "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
     "15-ablation": ("ablation",),
+    "16-asynchronous": ("asynchronous",),
 }
 DISTRIBUTED = "resnet50_448nodes"  # the recipe that all ranks train together, as on a cluster

@@ -19,6 +19,7 @@ from repro.paper import answering, names, questions
 from repro.paper.answering import Side
 from repro.paths import PUBLISHED, REFERENCE, RESULTS, replacing
 from repro.recipes import RECIPES, shrink
+from repro.recipes.baselines import GROUP_IMAGES, GROUPS
 from repro.recipes.controls import BATCHES, LENGTHS
 from repro.run import records, tidy
 from repro.run.identity import code_digest
@@ -262,6 +263,33 @@ def batches(models: pd.DataFrame, lines: dict[str, str] = names.WARMUP) -> pd.Da
     sides = [(label, batch, Side(recipe.format(batch), "main")) for label, recipe in lines.items() for batch in BATCHES]
     rows = [answering.rows_of(models, side).reset_index().assign(line=label, batch=batch) for label, batch, side in sides]
     return pd.concat(rows)[["line", "batch", "seed", "top1"]]
+
+
+def groups(models: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 of each run of synchronous and asynchronous groups: line, groups, seed, top1. One group is sequential SGD.
+
+    Expects `models` of one data set and shrink.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    drawn = [(line, 1, "sequential") for line in (names.SYNCHRONOUS, names.ASYNCHRONOUS)]
+    drawn += [(names.SYNCHRONOUS, GROUPS[-1], f"synchronous_{GROUPS[-1]}_groups")]
+    drawn += [(names.ASYNCHRONOUS, number, f"asynchronous_{number}_groups") for number in GROUPS]
+    drawn += [(names.WITHOUT_MOMENTUM, GROUPS[-1], f"asynchronous_{GROUPS[-1]}_groups_without_momentum")]
+    drawn += [(names.COMPENSATED, GROUPS[-1], f"delay_compensation_{GROUPS[-1]}_groups")]
+    drawn += [(names.ADAPTIVE, GROUPS[-1], f"adaptive_delay_compensation_{GROUPS[-1]}_groups")]
+    rows = [answering.rows_of(models, Side(recipe, "main")).assign(line=line, groups=number) for line, number, recipe in drawn]
+    return pd.concat(row.reset_index() for row in rows)[["line", "groups", "seed", "top1"]]
+
+
+def seconds_of_groups(draws: int = 500) -> pd.DataFrame:
+    """MODEL: seconds in which 8 groups have each given a gradient, over how much ranks differ; see `steptime.of_groups`.
+
+    Groups are of nodes like R3's, as many as the recipes' groups with 16 images per process have; a twentieth of the ranks are
+    backup ranks.
+    """
+    r3, images = published_runs()[0], 16
+    nodes, spreads = GROUP_IMAGES // images // r3.per_node, [each / 20 for each in range(9)]
+    return pd.DataFrame(steptime.of_groups(r3, nodes, GROUPS[-1], images, 0.05, spreads, draws))
 
 
 def views(data: str, original: int = 2, seed: int = 0) -> pd.DataFrame:

@@ -20,6 +20,7 @@ log = logging.getLogger("repro")
 
 LONGEST_TICK = 2.0  # seconds between two signs of life
 VERDICT = "verdict"  # the file that tells all ranks to write their stacks
+NO_SIGN = ["", "", "1", "a host not known", "not known", "the start"]  # of a rank that has not given one
 
 
 class Watchdog:
@@ -51,7 +52,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         rank, number = (self.world.rank + 1) % self.world.size, 0
-        before: list[str] = []  # the next rank's last sign of life
+        before = NO_SIGN  # the next rank's last sign of life: it may freeze before it has given any
         lived = progressed = woken = time.monotonic()
         told = False
         while not self.over.wait(self.tick):
@@ -77,14 +78,14 @@ class Watchdog:
             woken = now
             if len(sign) < 6:  # not there yet, or just being written
                 sign = before
-            if not before or sign[0] != before[0]:
+            if sign[0] != before[0]:
                 lived = now
-            if not before or sign[1] != before[1] or sign[2] == "1":
+            if sign[1] != before[1] or sign[2] == "1":
                 progressed = now
             before = sign
-            if before and now - lived > self.patience:
+            if now - lived > self.patience:
                 self._end(rank, before, "is frozen, or its machine is lost: it gave no sign of life")
-            elif before and now - progressed > self.patience and now - lived < 3 * self.tick:  # otherwise it may be frozen
+            elif now - progressed > self.patience and now - lived < 3 * self.tick:  # otherwise it may be frozen
                 self._end(rank, before, "hangs: it is alive but has made no progress")
 
     def _end(self, rank: int, sign: list[str], what: str) -> None:

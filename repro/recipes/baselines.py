@@ -168,6 +168,7 @@ OF_CYCLES = (
     Tuned(cycles.warm_restarts_crop, cycles.WARM_RESTARTS_TOP, 1.6, "rate after a restart"),
     Tuned(cycles.snapshot_ensemble_restarts, cycles.RESTART_RATE, 0.764, "rate after a restart"),
     Tuned(cycles.one_cycle, cycles.ONE_CYCLE_TOP, 1.6, "top rate"),
+    Tuned(cycles.schedule_free_crop, cycles.SCHEDULE_FREE_RATE, 16.0, "rate"),
 )
 
 # --- Ablation: the release's switches, one at a time ------------------------------------------------------------------
@@ -216,7 +217,68 @@ ABLATION = (
     _with_lars(SWITCHED_TO_LARS.value, "Unfused", "lars_unfused", ", by the norm of the decayed gradient"),
 )
 
+# --- Asynchronous -----------------------------------------------------------------------------------------------------
+
+GROUPS = 2, 4, 8  # each a group of workers that average; between groups all is asynchronous
+GROUP_IMAGES = 4096  # images of a group's gradient: synchronous, 8 groups share a step of 32768
+
+
+def _of_groups(name: str, batch: int, staleness: int, summary: str, factor: float, **fields: Any) -> Recipe:
+    """The 448-node run without its collapse, over the same images, `batch` of them an update; rates as those of `sgd_{batch}`.
+
+    All have the rule of asynchronous SGD, also without staleness, so that batch norm's statistics are computed anew for all.
+    """
+    of = at_batch(resnet50_448nodes_uncollapsed, batch)
+    rule = dict(update="repro.baselines.asynchronous:Asynchronous", update_numbers=(("staleness", staleness),))
+    stages = scaled(of.stages, 1, factor)
+    return _recipe(of, name, f"batch_{batch} {summary}", stages=stages, **(rule | fields))
+
+
+def _asynchronous(groups: int, factor: float) -> Recipe:
+    summary = f"by asynchronous SGD of {groups} groups: an update has the gradient of one, {groups - 1} updates late"
+    return _of_groups(f"asynchronous_{groups}_groups", GROUP_IMAGES, groups - 1, summary, factor)
+
+
+def _without_momentum(groups: int, factor: float) -> Recipe:
+    return replace(
+        _asynchronous(groups, factor),
+        name=f"asynchronous_{groups}_groups_without_momentum",
+        momentum=0.0,
+        summary=f"asynchronous_{groups}_groups without momentum",
+    )
+
+
+def _compensated(groups: int, factor: float, lam: float, rule: str = "DelayCompensated") -> Recipe:
+    which = "" if rule == "DelayCompensated" else "adaptive "
+    return _of_groups(
+        f"{which.replace(' ', '_')}delay_compensation_{groups}_groups",
+        GROUP_IMAGES,
+        groups - 1,
+        f"by asynchronous SGD of {groups} groups with {which}delay compensation (Zheng et al., 2017)",
+        factor,
+        update=f"repro.baselines.asynchronous:{rule}",
+        update_numbers=(("staleness", groups - 1), ("lam", lam)),
+    )
+
+
+_SEQUENTIAL = "sequential", GROUP_IMAGES, 0, "by SGD whose updates wait for nobody: as asynchronous SGD without delay"
+_SYNCHRONOUS = "synchronous_8_groups", 8 * GROUP_IMAGES, 0, "by SGD whose updates wait for 8 groups of 4096 images"
+ASYNCHRONOUS_FACTORS = {2: 1.0, 4: 1 / 3, 8: 1 / 7}
+_LAM = f"lam, at a factor of {ASYNCHRONOUS_FACTORS[8]:.3g} on the rates"
+
+OF_GROUPS = (
+    Tuned(partial(_of_groups, *_SEQUENTIAL), 1.0),
+    Tuned(partial(_of_groups, *_SYNCHRONOUS), 1.0),
+    # First a rate at which a gradient moves the weights as far as with momentum.
+    Tuned(partial(_without_momentum, 8), 10 / 7, 10 / 7),
+    # First the linear rule's rate over the staleness (Zhang et al., arXiv 1511.05950).
+    *(Tuned(partial(_asynchronous, n), ASYNCHRONOUS_FACTORS[n], 1 / (n - 1)) for n in reversed(GROUPS)),
+    # At the rate of asynchronous SGD, so that is tuned before; first the defaults of MXNet, and of torch_scala.
+    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 0.04, 0.04, _LAM),
+    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8], rule="AdaptivelyCompensated"), 2.0, 2.0, _LAM),
+)
+
 # --- All --------------------------------------------------------------------------------------------------------------
 
-TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS)
+TUNED: tuple[Tuned, ...] = (*BY_BATCH, *OF_CYCLES, SWITCHED_TO_LARS, *OF_GROUPS)
 BASELINES: tuple[Recipe, ...] = (*(each.recipe for each in TUNED), LARS_UNFUSED, *cycles.AS_TUNED, *ABLATION, *BATCHED)

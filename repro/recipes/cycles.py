@@ -25,6 +25,7 @@ TRIANGLES_TOP = 0.99  # the same mean, of triangles from a third of it
 RESTART_RATE = 0.764  # at which the ensemble's second cycle starts
 WARM_RESTARTS_TOP = 1.6  # the release's at this batch
 ONE_CYCLE_TOP = 1.6  # the same
+SCHEDULE_FREE_RATE = 16.0  # ten times the release's, the least that the authors advise for SGD
 
 RELEASED = 1.6  # the rate to which the release warms up at this batch
 WARMUP: dict[str, Any] = dict(warmup_iterations=1560, warmup_start_rate=0.1)  # the release's
@@ -40,8 +41,12 @@ def _own(name: str, summary: str, *stages: Stage, **fields: Any) -> Recipe:
 
 
 def tuned_ensemble(factor: float) -> Recipe:
-    stages = scaled(collapsed_ensemble.stages, 1, factor)
-    return _own("tuned_ensemble", "collapsed_ensemble with a factor of its own on the rates", *stages)
+    what = "collapsed_ensemble with a factor of its own on the rates; and its collapses from the rate of a constant trunk"
+    from_constant = [
+        replace(COLLAPSE, name=f"high{number}", base_rate=CONSTANT_RATE, starts_from=f"cyc{number}", member=False)
+        for number in (1, 2, 3)
+    ]
+    return _own("tuned_ensemble", what, *scaled(collapsed_ensemble.stages, 1, factor), *from_constant)
 
 
 def tuned_one_model(factor: float) -> Recipe:
@@ -151,6 +156,26 @@ def planned(tenth: int, factor: float) -> Recipe:
     return _own(f"planned_{tenth}_tenths", what, *scaled((main, collapse), 1, factor))
 
 
+# --- Schedule-free ------------------------------------------------------------------------------------------------------
+
+
+def _schedule_free(name: str, what: str, rate: float, iterations: int, *more: Stage) -> Recipe:
+    """A constant rate after the release's warm-up, from the same share of the rate."""
+    warmup = WARMUP | dict(warmup_start_rate=rate * WARMUP["warmup_start_rate"] / RELEASED)
+    main = Stage("main", iterations, rate, power=0, **warmup)
+    return _own(name, what, main, *more, update="repro.baselines.schedule_free:ScheduleFree")
+
+
+def schedule_free(rate: float) -> Recipe:
+    return _schedule_free("schedule_free", "Schedule-free SGD (Defazio et al., 2024), in the main view", rate, BUDGET)
+
+
+def schedule_free_crop(rate: float) -> Recipe:
+    what = "schedule_free with its end in the collapse's view, for as many images as in the ensemble's collapses"
+    end = replace(END, name="end", base_rate=rate, power=0, keep_momentum=True)
+    return _schedule_free("schedule_free_crop", what, rate, LONG, end)
+
+
 # --- Restarts and one cycle ---------------------------------------------------------------------------------------------
 
 
@@ -205,11 +230,12 @@ def one_cycle(top: float) -> Recipe:
     )
 
 
-# With the number of one that is tuned: constant_ensemble, tuned_one_model, warm_restarts_crop.
+# With the number of one that is tuned: constant_ensemble, tuned_one_model, warm_restarts_crop, schedule_free_crop.
 AS_TUNED = (
     constant_trunk(CONSTANT_RATE),
     falling_ensemble(ONE_MODEL_FACTOR),
     planned(3, ONE_MODEL_FACTOR),
     planned(7, ONE_MODEL_FACTOR),
     warm_restarts(WARM_RESTARTS_TOP),
+    schedule_free(SCHEDULE_FREE_RATE),
 )

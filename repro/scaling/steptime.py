@@ -36,7 +36,6 @@ from repro.paths import replacing, writable_folder
 from repro.scaling import BETWEEN_NODES
 
 MODEL, MEASURED = "MODEL", "measured"  # the label of each number; nothing that this module computes is `measured`
-SYNCHRONOUS, BACKUP, ASYNCHRONOUS = "synchronous", "synchronous, with backup ranks", "asynchronous"
 BACKWARD = 2 / 3  # share of a step's compute that produces gradients: backward takes about two forward passes
 
 
@@ -579,25 +578,28 @@ def on_known_nodes(known: Published, nodes: Iterable[int], images: int, draws: i
     return rows
 
 
-def of_groups(known: Published, nodes: int, groups: Iterable[int], images: int, backup: float, draws: int = 500) -> list[dict]:
-    """Seconds of as many images as a step has, of groups of `nodes` of the known run's nodes, `images` per process.
+def of_groups(
+    known: Published, nodes: int, groups: int, images: int, backup: float, spreads: Iterable[float], draws: int = 500
+) -> list[dict]:
+    """Seconds of as many images as a step has, of groups of `nodes` nodes like the known run's, but of ranks that differ more.
 
-    line: synchronous; synchronous with a share of `backup` of the ranks besides; asynchronous between the groups. Rows: label,
-    known, line, groups, nodes, seconds with their 5 to 95% band over the ranges of `Assumed`, without overlap.
+    line: synchronous; synchronous with a share of `backup` of the ranks besides; asynchronous between the groups. `images` per
+    process; `spreads` between ranks, see `slowest`. Nothing is averaged or exchanged during the backward pass. Rows: label,
+    known, line, groups, nodes, spread, seconds with their 5 to 95% band over the ranges of `Assumed`.
     """
     rows, machines = [], list(fitted_machines(known, Assumed(buckets=(1,)), draws))
-    for count in groups:
-        layout = Layout(count * nodes, known.per_node)
-        spare = replace(layout, backup=ceil(backup * layout.ranks))
-        one = replace(layout, nodes=nodes)
+    layout, one = (Layout(count * nodes, known.per_node) for count in (groups, 1))
+    spare = replace(layout, backup=ceil(backup * layout.ranks))
+    for spread in spreads:
+        differing = [(replace(machine, spread=spread), link) for machine, link, _ in machines]
         lines = {
-            SYNCHRONOUS: [step(machine, layout, images, 1, link)["total"] for machine, link, _ in machines],
-            BACKUP: [step(machine, spare, images, 1, link)["total"] for machine, link, _ in machines],
-            ASYNCHRONOUS: [asynchronous(machine, one, count, images, link) for machine, link, _ in machines],
+            "synchronous": [step(machine, layout, images, 1, link)["total"] for machine, link in differing],
+            "synchronous, with backup ranks": [step(machine, spare, images, 1, link)["total"] for machine, link in differing],
+            "asynchronous": [asynchronous(machine, one, groups, images, link) for machine, link in differing],
         }
         for line, seconds in lines.items():
             points = band(seconds)
-            row = {"label": MODEL, "known": known.name, "line": line, "groups": count, "nodes": layout.nodes}
+            row = {"label": MODEL, "known": known.name, "line": line, "groups": groups, "nodes": layout.nodes, "spread": spread}
             rows.append(row | {"seconds": points["middle"], "seconds_low": points["low"], "seconds_high": points["high"]})
     return rows
 

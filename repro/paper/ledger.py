@@ -16,6 +16,7 @@ NOT-RUN         its cost in node-hours stands beside it, where it is known
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -212,9 +213,9 @@ def _on_imagenet(claim: dict, counted: pd.DataFrame) -> dict:
     }
 
 
-def _plain(counted: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
-    """The runs of a data set and shrink with default settings."""
-    return counted[(counted.data == data) & (counted["shrink"] == shrink) & (counted.variant == "")]
+def _plain(counted: pd.DataFrame, data: str, shrink: str, variants: Iterable[str] = ("",)) -> pd.DataFrame:
+    """The runs of a data set and shrink with default settings, or of these variants."""
+    return counted[(counted.data == data) & (counted["shrink"] == shrink) & counted.variant.isin([*variants])]
 
 
 def _commits(runs: pd.DataFrame) -> str:
@@ -305,7 +306,8 @@ def _answers(id: str, question: Question, answers: pd.DataFrame, counted: pd.Dat
         row = asked | {"scale": answer.data, "tolerance": margin, "state": STATES[answer.verdict]}
         if answer.n and answer.n_other:
             recipes = list(dict.fromkeys((question.better.recipe, question.other.recipe)))
-            used = _plain(counted, answer.data, answer.shrink).query("recipe in @recipes")
+            variants = {side.variant for side in question.sides}
+            used = _plain(counted, answer.data, answer.shrink, variants).query("recipe in @recipes")
             row |= {"ours": f"{answer.difference:+.2f} points", "n": min(answer.n, answer.n_other)}
             row |= {"low": answer.low, "high": answer.high, "commit": _commits(used)}
             row["runs"] = " ".join(f"{recipe}-{answer.shrink}-{answer.data}-*" for recipe in recipes)

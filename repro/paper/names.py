@@ -232,6 +232,7 @@ TOPICS = {
     "lars": "LARS",
     "growing": "A batch that grows instead of a rate that falls",
     "ghost": "Ghost batch norm",
+    "precision": "bf16 against float32",
     "data": "Fewer images",
     "averages": "Averages of weights",
     "cooldown": "Collapses from other trunks",

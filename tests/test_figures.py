@@ -76,6 +76,12 @@ def own_answers():
     return table.assign(n=3, n_other=3, margin=0.3)
 
 
+def to_accuracy():
+    measured = [(names.LINEAR, 2048, 12.0), (names.LINEAR, 8192, NAN), (names.LARS, 32768, 12.0), (names.COLLAPSED, 4096, 4.0)]
+    measured = pd.DataFrame(measured, columns=["method", "batch", "epochs"]).assign(target=79.7)
+    return tables.published_time_to_accuracy(draws=5), tables.time_to_accuracy(measured, draws=5)
+
+
 def drawings():
     yield "headline", figures.headline(rates(), points())
     yield "rates", figures.learning_rates(tables.rates([recipes.find("resnet50_448nodes")], points=20))
@@ -94,6 +100,7 @@ def drawings():
     yield "paths", figures.paths(kept["paths"])
     yield "sharpness", figures.sharpness(kept["sharpness"])
     yield "costs", figures.budget(kept["costs"], "operations")
+    yield "to accuracy", figures.time_to_accuracy(*to_accuracy())
     yield "step", figures.step_parts(pd.read_csv(REFERENCE / "tables" / "scaling_papers_nodes.csv"))
 
 
@@ -292,6 +299,7 @@ def test_a_figure_over_groups_has_every_run_and_the_model_beside_it():
         "asynchronous_2_groups": [78.0],
         "asynchronous_8_groups": [70.0, 71.0],
         "synchronous_8_groups": [79.0],
+        "asynchronous_8_groups_without_momentum": [74.0],
         "delay_compensation_8_groups": [75.0],
         "adaptive_delay_compensation_8_groups": [76.0],
     }
@@ -301,9 +309,12 @@ def test_a_figure_over_groups_has_every_run_and_the_model_beside_it():
     seconds = tables.seconds_of_groups(draws=5)
     assert {*seconds.line} == {names.SYNCHRONOUS, names.BACKUP, names.ASYNCHRONOUS} and set(seconds.label) == {"MODEL"}
     assert set(seconds.nodes) == {1024} and len(seconds) == 3 * seconds.spread.nunique()
+    wide = tables.seconds_of_groups(draws=100).pivot(index="spread", columns="line", values="seconds")
+    faster = wide[names.ASYNCHRONOUS] < wide[names.SYNCHRONOUS]
+    assert not faster[:0.075].any() and faster[0.125:].all() and (wide[names.BACKUP] <= wide.min(axis=1)).all(), "as docs say"
     accuracy, time = figures.groups(found, seconds).axes
     medians = [list(line.get_ydata()) for line in accuracy.lines if line.get_linestyle() != "None"]
-    assert medians == [[81.0, 79.0], [81.0, 78.0, 70.5], [75.0], [76.0]]
+    assert medians == [[81.0, 79.0], [81.0, 78.0, 70.5], [74.0], [75.0], [76.0]]
     assert "MODEL" in time.get_title("left") and len(time.lines) == 3
 
 

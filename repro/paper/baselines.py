@@ -227,6 +227,18 @@ ASYNCHRONOUS = (
         "asynchronous",
         not_worse_by=HALF_A_POINT,
     ),
+    Question(
+        "Of 8 groups, asynchronous SGD is better without momentum",
+        _end("asynchronous_8_groups_without_momentum"),
+        _end("asynchronous_8_groups"),
+        "asynchronous",
+    ),
+    Question(
+        "Of 8 groups, synchronous SGD is better than asynchronous without momentum",
+        _end("synchronous_8_groups"),
+        _end("asynchronous_8_groups_without_momentum"),
+        "asynchronous",
+    ),
     *(
         Question(
             f"Asynchronous SGD of {more} groups loses against {what}",

@@ -29,27 +29,11 @@ from repro.recipes import RECIPES
 from repro.run import tidy, trained
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
-STATES = {
-    "supported": "SUPPORTED",
-    "equivalent": "EQUIVALENT",
-    "contradicted": "CONTRADICTED",
-    "not resolved": "NOT-RESOLVED",
-    "not run": "NOT-RUN",
-}
+VERDICTS = "supported", "equivalent", "contradicted", "not resolved", "not run"
+STATES = {verdict: verdict.upper().replace(" ", "-") for verdict in VERDICTS}
 CLAIM = ["id", "claim", "published", "source", "scale", "test", "tolerance", "why"]
-FOUND = [
-    "state",
-    "ours",
-    "n",
-    "low",
-    "high",
-    "node_hours",
-    "node_hours_cpu",
-    "node_hours_gpu",
-    "one_gpu_hours",
-    "runs",
-    "commit",
-]
+HOURS = ["node_hours", "node_hours_cpu", "node_hours_gpu", "one_gpu_hours"]
+FOUND = ["state", "ours", "n", "low", "high", *HOURS, "runs", "commit"]
 QUESTION = "question, topic "
 TEST_IMAGES = 50_000  # of ImageNet-1K
 ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five

@@ -239,6 +239,15 @@ def _asynchronous(groups: int, factor: float) -> Recipe:
     return _of_groups(f"asynchronous_{groups}_groups", GROUP_IMAGES, groups - 1, summary, factor)
 
 
+def _without_momentum(groups: int, factor: float) -> Recipe:
+    return replace(
+        _asynchronous(groups, factor),
+        name=f"asynchronous_{groups}_groups_without_momentum",
+        momentum=0.0,
+        summary=f"asynchronous_{groups}_groups without momentum",
+    )
+
+
 def _compensated(groups: int, factor: float, lam: float, rule: str = "DelayCompensated") -> Recipe:
     which = "" if rule == "DelayCompensated" else "adaptive "
     return _of_groups(
@@ -260,6 +269,8 @@ _LAM = f"lam, at a factor of {ASYNCHRONOUS_FACTORS[8]:.3g} on the rates"
 OF_GROUPS = (
     Tuned(partial(_of_groups, *_SEQUENTIAL), 1.0),
     Tuned(partial(_of_groups, *_SYNCHRONOUS), 1.0),
+    # First a rate at which a gradient moves the weights as far as with momentum.
+    Tuned(partial(_without_momentum, 8), 10 / 7, 10 / 7),
     # First the linear rule's rate over the staleness (Zhang et al., arXiv 1511.05950).
     *(Tuned(partial(_asynchronous, n), ASYNCHRONOUS_FACTORS[n], 1 / (n - 1)) for n in reversed(GROUPS)),
     # At the rate of asynchronous SGD, so that is tuned before; first the defaults of MXNet, and of torch_scala.

@@ -27,8 +27,8 @@ DRAWING = 600  # seconds allowed for a cell of a notebook that only reads and dr
 ALONE = {  # what can be made alone, by notebooks that only read and draw
     "tables": {"20-tables": "accuracy answers ledger published_released_runs ratios time_to_train", "01-recipes": "recipes"},
     "figures": {
-        "21-figures": "answers anytime batches beds budget headline learning_rates time_to_train training_curves "
-        "training_losses views"
+        "21-figures": "answers anytime batches beds budget headline learning_rates time_to_accuracy time_to_train "
+        "training_curves training_losses views"
     },
 }
 

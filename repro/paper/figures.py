@@ -315,8 +315,8 @@ def groups(runs: pd.DataFrame, seconds: pd.DataFrame) -> plt.Figure:
 
 
 TEXT = 52  # letters in a line of one column, about
-SPACE = 0.1  # inches between questions
-LANE, OTHER = 0.28, 0.11  # inches, of an interval with its two lines of text beside it, and between those of two views
+SPACE = 0.06  # inches between questions
+LANE, OTHER = 0.28, 0.1  # inches, of an interval with its two lines of text beside it, and between those of two views
 VIEWS = {"zoom": ("enlarged view", "^"), "scale_aspect": ("training view", "v")}
 
 

@@ -104,13 +104,8 @@ def main() -> None:
             print(f"{images:4} images: {rows[-1]['ours']:6.0f} against {rows[-1]['peer']:6.0f} {peer}", flush=True)
         del loops, step
         torch.cuda.empty_cache()
-    facts = {
-        "command": "python -m bench.gpu",
-        "rounds": ROUNDS,
-        "gpu": torch.cuda.get_device_name(),
-        "cuda": torch.version.cuda,
-    }
-    save("gpu", rows, facts)
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    save("gpu", rows, {"command": "python -m bench.gpu", "rounds": ROUNDS} | gpu)
 
 
 if __name__ == "__main__":

@@ -149,16 +149,9 @@ def loading(name: str, folder: Path, data: Path) -> list[dict]:
     for _ in range(ROUNDS):
         for function, measured in rates.items():
             measured.append(on_one_core(function, str(data if function is ours else folder)))
+    goal, unit = Goal(">=", 1.5) if name == "full size" else None, "images/s on one core"
     return [
-        row(
-            f"decode and augment, {name}",
-            rates[ours],
-            rates[function],
-            peer,
-            "images/s on one core",
-            Goal(">=", 1.5) if name == "full size" else None,
-        )
-        for peer, function in peers.items()
+        row(f"decode and augment, {name}", rates[ours], rates[function], peer, unit, goal) for peer, function in peers.items()
     ]
 
 
@@ -173,15 +166,9 @@ def measure(folder: Path) -> list[dict]:
             os.sync()  # as in packing
             copies.append(time.perf_counter() - start)
             shutil.rmtree(folder / "copies")
-        rows.append(
-            row(
-                f"packing, {name}",
-                [photographs.IMAGES / second for second in seconds],
-                [photographs.IMAGES / second for second in copies],
-                "plain copy of the files",
-                f"images/s, {cores()} threads",
-            )
-        )
+        packing, copying = ([photographs.IMAGES / second for second in each] for each in (seconds, copies))
+        unit = f"images/s, {cores()} threads"
+        rows.append(row(f"packing, {name}", packing, copying, "plain copy of the files", unit))
         # The peer reads the same JPEGs as files: those of the packed records.
         files, images = folder / f"files{short_side}", Images(str(out), "train")
         for index in range(len(images)):
@@ -192,16 +179,8 @@ def measure(folder: Path) -> list[dict]:
         rows += loading(name, files, out)
     for name, short_side in STORED.items():
         loaded, in_memory = steps(str(folder / str(short_side) / "photographs"), ROUNDS)
-        rows.append(
-            row(
-                f"ResNet-50 step, fp32, {name}",
-                loaded,
-                in_memory,
-                "the same step with its images at hand",
-                f"s for {BATCH} images, {cores()} threads",
-                Goal("<=", 1.03),
-            )
-        )
+        peer, unit = "the same step with its images at hand", f"s for {BATCH} images, {cores()} threads"
+        rows.append(row(f"ResNet-50 step, fp32, {name}", loaded, in_memory, peer, unit, Goal("<=", 1.03)))
     readings = memory(str(folder / "256" / "photographs"))
     first, last = readings[1:2], readings[-1:]
     rows.append(row("own memory over ten epochs of loading", last, first, "after the first epoch", "MB", Goal("<=", 1.05)))

@@ -80,12 +80,7 @@ def ratios(rows: list[dict]) -> pd.DataFrame:
     for entry in rows:
         if not entry["goal"] or entry["peer_is"] == SECOND:
             continue
-        shared = {
-            "label": f"{entry['name']} / {entry['peer_is']}",
-            "of_medians": entry["ratio"],
-            **entry["goal"],
-            "met": entry["met"],
-        }
+        shared = {"label": f"{entry['name']} / {entry['peer_is']}", "of_medians": entry["ratio"], "met": entry["met"]}
         for number, (ours, peer) in enumerate(zip(entry["rounds"]["ours"], entry["rounds"]["peer"])):
-            drawn.append(shared | {"round": number, "ratio": ours / peer})
+            drawn.append(shared | entry["goal"] | {"round": number, "ratio": ours / peer})
     return pd.DataFrame(drawn)

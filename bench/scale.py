@@ -28,6 +28,7 @@ from repro.task import describe_all
 
 RECIPE = RECIPES["resnet50_448nodes"]  # 896 workers
 DATA = "digits"
+LONGEST = max(RECIPES.values(), key=lambda recipe: recipe.iterations)
 RUNS = 1000
 RECORDS = IMAGENET_IMAGES
 ROWS = 10_000_000  # bytes of metric rows of one run
@@ -85,7 +86,7 @@ def stream() -> Stream:
     return Stream(numbers, 0, RECIPE.images_per_worker)
 
 
-def _step(folder: Path, ranks: int) -> Callable:
+def sampled(ranks: int) -> Callable:
     images, step = stream(), at(RECIPE, 4000)
     images.samples(step, 0)  # has shuffled the epoch
 
@@ -97,60 +98,9 @@ def _step(folder: Path, ranks: int) -> Callable:
     return run
 
 
-def step_1(folder: Path) -> Callable:
-    return _step(folder, 1)
-
-
-def step_2(folder: Path) -> Callable:
-    return _step(folder, 2)
-
-
-def step_4(folder: Path) -> Callable:
-    return _step(folder, 4)
-
-
-def shuffle(folder: Path) -> Callable:
-    images, epochs = stream(), iter(range(TIMES))
-    return lambda: images.order(next(epochs))
-
-
-def begin(folder: Path) -> Callable:
-    longest = max(RECIPES.values(), key=lambda recipe: recipe.iterations)
-    return lambda: due(longest, longest.record_every)
-
-
-def pack(folder: Path) -> Callable:
-    names = iter("abc")
-    return lambda: make_records(folder / next(names) / "train.lmdb", RECORDS)
-
-
-def open_records(folder: Path) -> Callable:
-    return lambda: Packed(folder / "images" / "train.lmdb", "images", "train")
-
-
-def verify_records(folder: Path) -> Callable:
-    return Packed(folder / "images" / "train.lmdb", "images", "train").verify
-
-
-def tidy_runs(folder: Path) -> Callable:
-    return lambda: tidy.runs(folder / "runs")
-
-
-def models(folder: Path) -> Callable:
-    return lambda: tables.models(folder / "runs")
-
-
 def verify(folder: Path) -> Callable:
     ledger.verify(REFERENCE)  # has loaded torch, to count parameters
     return lambda: ledger.verify(folder)
-
-
-def living(folder: Path) -> Callable:
-    return lambda: state.living(records.all_runs(folder / "runs"))
-
-
-def newest(folder: Path) -> Callable:
-    return lambda: state.find("", folder / "runs")
 
 
 def describe(folder: Path) -> Callable:
@@ -158,40 +108,50 @@ def describe(folder: Path) -> Callable:
     return lambda: describe_all(tasks)
 
 
-def first_look(folder: Path) -> Callable:
-    (run,) = (folder / "long").iterdir()
-    return lambda: Progress(run, live=False).look()
+def shuffle(folder: Path) -> Callable:
+    images, epochs = stream(), iter(range(TIMES))
+    return lambda: images.order(next(epochs))
 
 
-def next_look(folder: Path) -> Callable:
-    (run,) = (folder / "long").iterdir()
-    progress = Progress(run, live=False)
+def pack(folder: Path) -> Callable:
+    names = iter("abc")
+    return lambda: make_records(folder / next(names) / "train.lmdb", RECORDS)
+
+
+def opened(folder: Path) -> Packed:
+    return Packed(folder / "images" / "train.lmdb", "images", "train")
+
+
+def followed(folder: Path) -> Progress:
+    return Progress(next((folder / "long").iterdir()), live=False)
+
+
+def later_look(folder: Path) -> Callable:
+    progress = followed(folder)
     progress.look()
     return progress.look
 
 
-def tidy_rows(folder: Path) -> Callable:
-    return lambda: tidy.runs(folder / "long")
-
-
-PARTS: dict[Callable[[Path], Callable], tuple[str, str]] = {
-    step_1: ("which images 896 workers see at a step", "1 rank"),
-    step_2: ("the same", "2 ranks"),
-    step_4: ("the same", "4 ranks"),
-    shuffle: ("shuffling an epoch, on each rank", "1.28 million images"),
-    begin: ("which steps are recorded, once a run", "112,600 steps"),
-    pack: ("packing records of 16 bytes", "1.28 million"),
-    open_records: ("opening them", "1.28 million"),
-    verify_records: ("reading and checking all of them", "1.28 million"),
-    newest: ("`watch`: which run was begun last", "1,000 runs"),
-    living: ("`repro.live`: which runs are being trained", "1,000 runs"),
-    tidy_runs: ("`repro.runs`: the tables of runs and of evaluations", "1,000 runs"),
-    models: ("the table of models", "1,000 runs"),
-    verify: ("`verify`: the ledger", "1,000 runs"),
-    describe: ("`describe`: what `train` would do", "1,000 runs"),
-    first_look: ("`watch`: the first look at a run's rows", "10 MB"),
-    next_look: ("`watch`: each later look", "10 MB"),
-    tidy_rows: ("`repro.runs` of that run", "10 MB"),
+PARTS: dict[tuple[str, str], Callable[[Path], Callable]] = {
+    ("which images 896 workers see at a step", "1 rank"): lambda _: sampled(ranks=1),
+    ("the same", "2 ranks"): lambda _: sampled(ranks=2),
+    ("the same", "4 ranks"): lambda _: sampled(ranks=4),
+    ("shuffling an epoch, on each rank", "1.28 million images"): shuffle,
+    ("which steps are recorded, once a run", "112,600 steps"): lambda _: lambda: due(LONGEST, LONGEST.record_every),
+    ("packing records of 16 bytes", "1.28 million"): pack,
+    ("opening them", "1.28 million"): lambda folder: lambda: opened(folder),
+    ("reading and checking all of them", "1.28 million"): lambda folder: opened(folder).verify,
+    ("`watch`: which run was begun last", "1,000 runs"): lambda folder: lambda: state.find("", folder / "runs"),
+    ("`repro.live`: which runs are being trained", "1,000 runs"): lambda folder: (
+        lambda: state.living(records.all_runs(folder / "runs"))
+    ),
+    ("`repro.runs`: the tables of runs and of evaluations", "1,000 runs"): lambda folder: lambda: tidy.runs(folder / "runs"),
+    ("the table of models", "1,000 runs"): lambda folder: lambda: tables.models(folder / "runs"),
+    ("`verify`: the ledger", "1,000 runs"): verify,
+    ("`describe`: what `train` would do", "1,000 runs"): describe,
+    ("`watch`: the first look at a run's rows", "10 MB"): lambda folder: lambda: followed(folder).look(),
+    ("`watch`: each later look", "10 MB"): later_look,
+    ("`repro.runs` of that run", "10 MB"): lambda folder: lambda: tidy.runs(folder / "long"),
 }
 
 
@@ -208,8 +168,8 @@ def _forget() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _measure(sender, name: str, folder: str) -> None:
-    run = globals()[name](Path(folder))
+def _measure(sender, part: tuple[str, str], folder: Path) -> None:
+    run = PARTS[part](folder)
     _forget()
     before, seconds = _peak(), []
     for _ in range(TIMES):
@@ -221,9 +181,9 @@ def _measure(sender, name: str, folder: str) -> None:
 
 def measured(folder: Path) -> Iterator[dict]:
     context = multiprocessing.get_context("spawn")
-    for part, (what, size) in PARTS.items():
+    for what, size in PARTS:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_measure, args=(sender, part.__name__, str(folder)))
+        process = context.Process(target=_measure, args=(sender, (what, size), folder))
         process.start()
         sender.close()
         row = {"what": what, "size": size, **receiver.recv()}

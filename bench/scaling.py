@@ -46,13 +46,8 @@ def probed(parameters: dict, places: list[list[str]]) -> dict:
         out = Path(folder) / "probe.json"
         ranks = [["-n", "1", *place, sys.executable, "-m", "repro", "probe", "--out", str(out), *flags] for place in places]
         command = [find_mpiexec(), *ranks[0], *(part for rank in ranks[1:] for part in (":", *rank))]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=20 * SECONDS,
-            env=os.environ | (two_nodes.MPICH_BY_TCP if places[0] else {}),
-        )
+        environment = os.environ | (two_nodes.MPICH_BY_TCP if places[0] else {})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * SECONDS, env=environment)
         if done.returncode:
             raise ReproError(f"a probe failed with status {done.returncode}: {done.stderr.strip()[-800:]}")
         found = json.loads(out.read_text())

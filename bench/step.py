@@ -293,53 +293,27 @@ def rows_of(measured: dict[str, list[dict]]) -> list[dict]:
     unit = "images/s, ResNet-50 at 224 px, 2 ranks x 1 thread x 32 images"
     rows = [row("training", images("ours"), images(peer), f"{peer} (gloo)", unit, goal) for peer, goal in against.items()]
     loaded, work = "ours, with the loader", operations()
+    flops = [rate * work / 1e9 for rate in images(loaded)], [entry["product"] / 1e9 for entry in measured[loaded]]
+    product = (
+        f"matrix product of {SIDE} x {SIDE} on both ranks, same precision",
+        f"GFLOP/s, at {work / 1e9:.1f} GFLOP per image",
+    )
+    twice = [2 * rate for rate in images("ours, 1 rank")], "twice one rank alone"
+    apart = seconds("ours, not averaged"), "two processes that do not communicate"
+    few = peak("1 workers"), "1 worker", "MB, ResNet-50 at 64 px, 4 images per worker"
+    digits, ddp = ([1 / duration for duration in seconds(name)] for name in DIGITS)
     rows += [
-        row(
-            "training, data and averaging included",
-            [rate * work / 1e9 for rate in images(loaded)],
-            [entry["product"] / 1e9 for entry in measured[loaded]],
-            f"matrix product of {SIDE} x {SIDE} on both ranks, same precision",
-            f"GFLOP/s, at {work / 1e9:.1f} GFLOP per image",
-            Goal(">=", 0.75),
-        ),
-        row(
-            "weak scaling, 1 to 2 ranks",
-            images("ours"),
-            [2 * rate for rate in images("ours, 1 rank")],
-            "twice one rank alone",
-            unit,
-            Goal(">=", 0.96),
-        ),
-        row(
-            "step with its average",
-            seconds("ours"),
-            seconds("ours, not averaged"),
-            "two processes that do not communicate",
-            "s",
-            Goal("<=", 1.015),
-        ),
+        row("training, data and averaging included", *flops, *product, Goal(">=", 0.75)),
+        row("weak scaling, 1 to 2 ranks", images("ours"), *twice, unit, Goal(">=", 0.96)),
+        row("step with its average", seconds("ours"), *apart, "s", Goal("<=", 1.015)),
         row("exact average", seconds("ours"), seconds("ours, fast"), "fast average", "s per step", Goal("<=", 1.03)),
         row("step with the loader", seconds(loaded), seconds("ours"), "images at hand", "s", Goal("<=", 1.03)),
         *(
             row("peak memory of a rank", peak("ours"), peak(peer), peer, "MB", Goal("<=", 1.0))
             for peer in ("DDP, bf16 and channels_last", "DDP, bf16, channels_last and memory kept")
         ),
-        row(
-            "peak memory of a rank with 448 workers",
-            peak("448 workers"),
-            peak("1 workers"),
-            "1 worker",
-            "MB, ResNet-50 at 64 px, 4 images per worker",
-            Goal("<=", 1.05),
-        ),
-        row(
-            "digits network",
-            [1 / duration for duration in seconds("digits")],
-            [1 / duration for duration in seconds("digits, DDP")],
-            "DDP (gloo), fp32",
-            "steps/s, 2 ranks x 32 images",
-            Goal(">=", 1.5),
-        ),
+        row("peak memory of a rank with 448 workers", peak("448 workers"), *few, Goal("<=", 1.05)),
+        row("digits network", digits, ddp, "DDP (gloo), fp32", "steps/s, 2 ranks x 32 images", Goal(">=", 1.5)),
     ]
     if measured.keys() >= WIRE.keys():
         wire, peer = "step between two nodes, TCP at 0.5 Gbit/s", "DDP, bf16, channels_last and memory kept"

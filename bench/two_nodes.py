@@ -40,24 +40,8 @@ def connected(megabits: int):
             _ip("-n", name, "address", "add", f"{NETWORK}.{number}/24", "dev", DEVICE)
             for device in (DEVICE, "lo"):
                 _ip("-n", name, "link", "set", device, "up")
-            _ip(
-                "netns",
-                "exec",
-                name,
-                "tc",
-                "qdisc",
-                "add",
-                "dev",
-                DEVICE,
-                "root",
-                "tbf",
-                "rate",
-                f"{megabits}mbit",
-                "burst",
-                "256kb",
-                "latency",
-                "50ms",
-            )
+            limit = f"tc qdisc add dev {DEVICE} root tbf rate {megabits}mbit burst 256kb latency 50ms"
+            _ip("netns", "exec", name, *limit.split())
         yield [["ip", "netns", "exec", name] for name in names]
     finally:
         for name in names:

@@ -55,5 +55,8 @@ def meaning(field: dataclasses.Field, comments: dict[str, str]) -> str:
 
 
 def plain(line: str) -> str:
-    """A line without a star that would be read as emphasis."""
-    return line if "`" in line else line.replace("*", r"\*")
+    """A line without stars and bars that would be read as emphasis or substitution; code stays as it is."""
+    if line.startswith("    ") or line.count("`") % 2:
+        return line
+    parts = re.split(r"(`+[^`]*`+)", line)  # every second one is code
+    return "".join(part if place % 2 else re.sub(r"([*|])", r"\\\1", part) for place, part in enumerate(parts))

@@ -583,6 +583,37 @@ def scaling_papers_nodes() -> str:
     return table(f"{head} | {heads('efficiency_48_cores')}", lines)
 
 
+def time_to_accuracy() -> str:
+    """The best batch on some of the nodes, with what the smallest and the largest would take."""
+    found = tables.published_time_to_accuracy()
+    lines = []
+    for row in found[found["first"] & found.nodes.isin([64, 256, 448, 1024, 2048, 4096])].itertuples():
+        minutes = found[found.nodes == row.nodes].set_index("batch").minutes
+        others = [f"{minutes[batch]:.0f}" if batch in minutes else "" for batch in (found.batch.min(), found.batch.max())]
+        time = f"{row.minutes:.1f} ({row.minutes_low:.1f} to {row.minutes_high:.1f})"
+        lines.append([row.nodes, f"{row.batch:,}", f"{row.epochs:.0f}", time, f"{row.node_hours:.0f}", *others])
+    ends = " | ".join(f"at batch {batch:,}" for batch in (found.batch.min(), found.batch.max()))
+    return table(f"nodes | best batch | its epochs, published | MODEL: minutes (5 to 95%) | node-hours | {ends}", lines)
+
+
+def epochs_to_accuracy() -> str:
+    models = tables.only(tables.models(ROOT / REFERENCE / "runs"), data="digits", shrink="laptop")
+    lines = [
+        [
+            row.method,
+            f"{row.batch:,}",
+            row.lengths,
+            row.n,
+            f"{row.top1:.2f}",
+            f"{row.epochs:.1f}" * (row.state == "reached") or row.state,
+        ]
+        for row in tables.reached(models).itertuples()
+    ]
+    return table(
+        f"method | batch | lengths tried | {heads('n')} | top\u20111 of the longest, % | epochs over the digits", lines
+    )
+
+
 def scaling_checks() -> str:
     """A row for each kind of check, with the errors of each time that `make bench-scaling` was run."""
     paths = sorted((ROOT / REFERENCE / "bench").glob("scaling*.json"), key=lambda path: json.loads(path.read_text())["when"])
@@ -809,6 +840,8 @@ PLACES = {
     "scaling-measured": scaling_measured,
     "scaling-papers-nodes": scaling_papers_nodes,
     "scaling-checks": scaling_checks,
+    "time-to-accuracy": time_to_accuracy,
+    "epochs-to-accuracy": epochs_to_accuracy,
     "faults": faults,
     "soak": soak,
 }

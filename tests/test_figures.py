@@ -76,6 +76,12 @@ def own_answers():
     return table.assign(n=3, n_other=3, margin=0.3)
 
 
+def to_accuracy():
+    measured = [(names.LINEAR, 2048, 12.0), (names.LINEAR, 8192, NAN), (names.LARS, 32768, 12.0), (names.COLLAPSED, 4096, 4.0)]
+    measured = pd.DataFrame(measured, columns=["method", "batch", "epochs"]).assign(target=79.7)
+    return tables.published_time_to_accuracy(draws=5), tables.time_to_accuracy(measured, draws=5)
+
+
 def drawings():
     yield "headline", figures.headline(rates(), points())
     yield "rates", figures.learning_rates(tables.rates([recipes.find("resnet50_448nodes")], points=20))
@@ -94,6 +100,7 @@ def drawings():
     yield "paths", figures.paths(kept["paths"])
     yield "sharpness", figures.sharpness(kept["sharpness"])
     yield "costs", figures.budget(kept["costs"], "operations")
+    yield "to accuracy", figures.time_to_accuracy(*to_accuracy())
     yield "step", figures.step_parts(pd.read_csv(REFERENCE / "tables" / "scaling_papers_nodes.csv"))
 
 

@@ -51,6 +51,7 @@ WITHOUT_TORCH = [
     "jupyter.curves",
     "scaling.steptime",
     "paper.choice",
+    "scaling.accuracy",
     "paper.plan",
     "paper.profiles",
     "paper.statistics",

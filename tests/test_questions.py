@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from repro import ReproError
 from repro.paper import answering, ask, questions, ratios, tables
 from repro.paper.answering import Question, Side
 from repro.paper.questions import QUESTIONS
@@ -131,6 +132,19 @@ def test_runs_of_a_variant_or_of_another_model_move_no_row(tmp_path):
     pd.testing.assert_frame_equal(
         answering.answers(QUESTIONS, pd.concat([default, *others]), tmp_path), answering.answers(QUESTIONS, default, tmp_path)
     )
+
+
+def test_a_side_of_another_precision_is_answered_by_its_own_runs(tmp_path):
+    plain = Side("batch_2048", "main")
+    half = plain._replace(precision="bf16")
+    tables = [runs(tmp_path, {plain: 80.0}), runs(tmp_path, {half: 77.0}, variant="precision=bf16")]
+    (row,) = answering.answers([Question("bf16", half, plain)], pd.concat(tables), tmp_path).itertuples()
+    assert (row.n, row.n_other, row.compared, row.verdict) == (6, 6, "Welch's t", "contradicted")
+    assert row.difference == pytest.approx(-3, abs=0.4)
+    found = ask.tasks([Question("bf16", half, plain)], [0], data="digits")
+    assert [task["precision"] for task in found] == ["bf16", "auto"]
+    with pytest.raises(ReproError, match="precision"):
+        ask.spelt_out_sides([plain._replace(precision="bf61")])
 
 
 def test_paired_sides_share_their_seeds_and_others_need_not(tmp_path):

@@ -208,6 +208,8 @@ def test_a_sentence_has_verdict_claim_number_and_interval_whatever_the_verdict()
     for verdict, said in (("supported", "Supported"), ("contradicted", "Contradicted"), ("not resolved", "Not resolved")):
         assert report._sentence(row(verdict)) == f"{said}: {found}"
     assert report._sentence(row("equivalent")) == f"Equivalent within 0.3 points: {found}"
+    other = report._sentence(row("supported", views="the sign depends on the view"))
+    assert other.endswith("; in another view the sign is the opposite).")
     few = report._sentence(row("not resolved", low=float("nan"), high=float("nan"), n=1))
     assert few == "Not resolved: A is better than B (difference -0.50 points, n = 1: too few for an interval)."
     failed = report._sentence(row("supported", failed=0, failed_other=2))

@@ -11,7 +11,7 @@ from bench import two_nodes
 from repro import ReproError
 from repro.paper import tables
 from repro.paths import REFERENCE
-from repro.scaling import steptime
+from repro.scaling import accuracy, steptime
 from repro.scaling.steptime import Fit, Interconnect, Layout, Link, Load
 
 LINK = Link(latency=3e-6, byte=2e-9)
@@ -338,6 +338,36 @@ def test_epochs_are_read_between_the_published_points_only():
     points = [(1000.0, 30.0), (4000.0, 50.0)]
     assert steptime.epochs_to(points, 1000) == 30 and steptime.epochs_to(points, 2000) == pytest.approx(40)
     assert np.isnan(steptime.epochs_to(points, 999)) and np.isnan(steptime.epochs_to(points, 4001))
+
+
+def test_epochs_to_an_accuracy_are_read_between_the_lengths_that_were_tried():
+    lengths = [(8.0, 90.0), (2.0, 60.0), (4.0, 80.0)]
+    assert accuracy.epochs_to(lengths, 70) == pytest.approx(8**0.5)  # half-way from 2 to 4, in the logarithm
+    assert accuracy.epochs_to(lengths, 80) == pytest.approx(4) and accuracy.epochs_to(lengths, 90) == 8
+    assert accuracy.epochs_to(lengths, 50) == 2, "no shorter one was tried"
+    assert np.isnan(accuracy.epochs_to(lengths, 91)) and np.isnan(accuracy.epochs_to([], 1))
+    fell = [(2.0, 60.0), (4.0, 80.0), (8.0, 50.0)]  # the shortest that reaches it counts
+    assert accuracy.epochs_to(fell, 70) == pytest.approx(8**0.5)
+
+
+def test_the_time_to_an_accuracy_is_its_epochs_over_the_throughput():
+    r3 = steptime.Published("R3", 64, 2, 32, 6303)
+    epochs = {4096: 40.0, 100: 20.0, 16384: 50.0, 32768: np.nan}
+    rows = accuracy.over_nodes(epochs, r3, [1, 64, 2048], 1_281_167, draws=20)
+    found = {(row["batch"], row["nodes"]): row for row in rows}
+    assert {batch for batch, _ in found} == {4096, 100, 16384}, "32768 does not reach it"
+    assert (100, 64) not in found, "128 processes cannot share 100 images"
+    known = found[4096, 64]  # at R3's own batch and nodes the model has R3's rate
+    assert known["minutes"] == pytest.approx(40 * 1_281_167 / 6303 / 60) and known["label"] == "MODEL"
+    assert known["images_per_s"] == pytest.approx(6303) and known["node_hours"] == pytest.approx(64 * known["minutes"] / 60)
+    assert known["minutes_low"] == pytest.approx(known["minutes"]) == known["minutes_high"]
+    assert found[4096, 2048]["minutes_low"] < found[4096, 2048]["minutes"] < found[4096, 2048]["minutes_high"]
+    first = {row["nodes"]: row["batch"] for row in rows if row["first"]}
+    assert first == {1: 100, 64: 4096, 2048: 16384}
+    # The obvious: each machine's step by itself.
+    drawn = list(steptime.fitted_machines(r3, steptime.Assumed(buckets=(53,)), 20))
+    seconds = [steptime.step(machine, Layout(2048, 2, 53), 16384 / 4096, 1, link)["total"] for machine, link, _ in drawn]
+    assert found[16384, 2048]["minutes"] == pytest.approx(np.median(seconds) * 50 * 1_281_167 / 16384 / 60)
 
 
 def test_one_published_run_predicts_another_of_the_same_machine():

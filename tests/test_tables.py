@@ -169,6 +169,9 @@ def test_each_recipe_of_ours_has_one_result():
         "falling_ensemble": 3,
         "triangular_ensemble": 3,
         "snapshot_ensemble_restarts": 3,
+        "rate_falls": 3,
+        "batch_grows": 3,
+        "neither_changes": 3,
     }
     assert {name: len(recipe.result) for name, recipe in recipes.RECIPES.items() if len(recipe.result) > 1} == several
     assert recipes.RECIPES["one_model"].result == [questions.ONE_MODEL.members]
@@ -490,6 +493,29 @@ def test_published_numbers_of_the_references_are_numbers_and_say_who_read_them()
     for work in ("Cho et al. (PowerAI DDL)", "Akiba et al."):  # which both tables have
         (row,) = table[(table.work == work) & (table.net == "ResNet-50")].itertuples()
         assert row.value == peers.minutes[work] and peers.source[work].startswith(row.source)
+
+
+def test_the_epochs_to_the_smallest_batchs_accuracy_less_half_a_point():
+    rows = [("batch_2048", 12, (80.0, 80.4)), ("batch_4096", 12, (79.8, 79.7)), ("batch_8192", 12, (79.6, 79.7))]
+    rows += [("sgd_8192", 12, (81.0, 81.0)), ("epochs_30_batch_14336", 4, (69.7, 69.7))]
+    rows += [("epochs_60_batch_14336", 8, (89.7, 89.7))]
+    models = pd.DataFrame(
+        [
+            dict(recipe=recipe, epochs=epochs, top1=top1, seed=seed, members="collapse" if recipe[0] == "e" else "main")
+            for recipe, epochs, both in rows
+            for seed, top1 in enumerate(both)
+        ]
+    ).assign(average="", variant="", default_model=True)
+    found = tables.reached(models).set_index(["method", "batch"])
+    assert found.target.unique() == pytest.approx([79.7])  # 80.2 less half a point
+    assert found.epochs[names.LINEAR, 2048] == found.epochs[names.LINEAR, 4096] == found.epochs[names.OWN_RATE, 8192] == 12
+    assert found.state[names.LINEAR, 8192] == "not reached" and np.isnan(found.epochs[names.LINEAR, 8192])
+    assert found.epochs[names.COLLAPSED, 14336] == pytest.approx(32**0.5) and found.lengths[names.COLLAPSED, 14336] == 2
+    joined = tables.time_to_accuracy(found.reset_index(), draws=5)
+    one = joined[(joined.method == names.LINEAR) & (joined.batch == 2048) & (joined.nodes == 1)]
+    assert one.speedup.item() == 1 and set(joined.label) == {"MODEL"} and "minutes" not in joined
+    none = tables.time_to_accuracy(tables.reached(models[models.recipe == "sgd_8192"]))
+    assert none.empty and tables.published_time_to_accuracy(draws=5).label.unique() == ["MODEL"]
 
 
 def test_a_table_in_a_notebook_has_headings_with_units_and_nothing_for_what_is_missing():

@@ -23,7 +23,7 @@ class Side(NamedTuple):
     """A model at the end of a recipe's stage, or several ("a + b") by the mean of their softmax, logits or weights.
 
     A recipe of one's own is a `Recipe`, or mine.py:my_recipe. Without `members` the side is the recipe's result
-    (`Recipe.result`). `model` and `update` name another network or rule than the recipe's, as for `task.prepare`.
+    (`Recipe.result`). `model`, `update` and `precision` name another network, rule or precision, as for `task.prepare`.
     """
 
     recipe: Any
@@ -31,11 +31,17 @@ class Side(NamedTuple):
     average: str = ""
     model: str = ""
     update: str = ""
+    precision: str = "auto"
 
     @property
     def training(self) -> tuple:
-        """What is trained, with any seed: recipe, model, update."""
-        return self.recipe, self.model, self.update
+        """What is trained, with any seed: recipe, model, update, precision."""
+        return self.recipe, self.model, self.update, self.precision
+
+    @property
+    def variant(self) -> str:
+        """The `variant` of its runs."""
+        return "" if self.precision == "auto" else f"precision={self.precision}"
 
     @property
     def file(self) -> str:
@@ -74,7 +80,7 @@ class Question(NamedTuple):
 def answers(asked: Sequence[Question], models: pd.DataFrame, out: Path | str) -> pd.DataFrame:
     """The answers of the runs in `out`: one row per question for each data set and shrink with a run of a recipe asked about.
 
-    `models` are `tables.models` of them; runs of a variant, or of a model that is not the recipe's, are left out. The
+    `models` are `tables.models` of them; variants that no side names and other models are left out. The
     columns are those of `statistics.judge`, and low_originals and high_originals, an interval that holds for new originals
     too (`statistics.over_originals`; none of rank tests); difference_VIEW, low_VIEW and high_VIEW, the same in other views
     (zoom, scale_aspect) of the first test images, not corrected; and `views`, which says whether the sign is the same in
@@ -82,7 +88,8 @@ def answers(asked: Sequence[Question], models: pd.DataFrame, out: Path | str) ->
     they resolve nothing.
     """
     recipes = {side.recipe for question in asked for side in (question.better, question.other)}
-    models = models[(models.variant == "") & models.default_model]
+    variants = {side.variant for question in asked for side in question.sides}
+    models = models[models.variant.isin(variants) & models.default_model]
     groups = [(keys, group) for keys, group in models.groupby(["data", "shrink"], sort=False) if {*group.recipe} & recipes]
     empty = _judged(asked, models.iloc[:0], Path(out), "", "").iloc[:0]  # which has all columns
     found = [_judged(asked, group, Path(out), data, shrink) for (data, shrink), group in groups]
@@ -128,6 +135,7 @@ def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
 def rows_of(models: pd.DataFrame, side: Side) -> pd.DataFrame:
     """The rows of `tables.models` that are this side's, by their seed."""
     chosen = (models.recipe == side.recipe) & (models.members == side.members) & (models.average == side.average)
+    chosen &= models.variant == side.variant
     return models[chosen].set_index("seed")
 
 

@@ -18,7 +18,7 @@ from repro.paper.answering import Question, Side
 from repro.paths import REFERENCE, RUNS, given
 from repro.run import own, records
 from repro.run.identity import code_digest
-from repro.run.settings import MEANS
+from repro.run.settings import MEANS, PRECISIONS
 from repro.schedule import MODELS, Recipe
 
 LIST = "a list of questions, each a repro.Question"
@@ -54,7 +54,7 @@ def ask(
     shrink = shrink or ("laptop" if any(recipe.name in recipes.RECIPES for recipe, *_ in labels) else "none")
     if len(set(seeds)) < statistics.FEWEST and shrink != "smoke":
         raise ReproError(f"seeds is {seeds}: an interval takes {statistics.FEWEST} different ones or more, such as range(6)")
-    for recipe, model, _ in labels:
+    for recipe, model, *_ in labels:
         notebooks.check_run([recipe], data, shrink, seeds, 0, model)
     with nullcontext(engine) if engine else engines.start(min(cores(), len(labels) * len(seeds))) as cluster:
         missing, used = _plan(cluster, asked, seeds, dict(data=data, shrink=shrink, out=str(out)), reference)
@@ -117,6 +117,7 @@ def spelt_out_sides(sides: Iterable[Side], beside: Path | None = None) -> list[S
             choose(f"stage of {recipe.name}", member, [stage.name for stage in recipe.stages])
         if side.model and not own.is_own(side.model):
             choose("model", side.model, MODELS)
+        choose("precision", side.precision, PRECISIONS)
         average = choose("average", side.average or ("softmax" if members[1:] else ""), ["", *MEANS])
         found.append(side._replace(recipe=recipe, members=" + ".join(members), average=average))
     return found
@@ -129,11 +130,11 @@ def _placed(folder: Path | None, of: Side | Recipe, *parts: str) -> dict[str, An
 
 
 def labelled(asked: list[Question]) -> dict[tuple, str]:
-    """A name for each training: its recipe's, with another model or rule."""
+    """A name for each training: its recipe's, with another model, rule or precision."""
     labels = {}
     for training in dict.fromkeys(side.training for question in asked for side in question.sides):
         recipe, *others = training
-        label = ", ".join([recipe.name, *(own.short(other) for other in others if other)])
+        label = ", ".join([recipe.name, *(own.short(other) for other in others if other not in ("", "auto"))])
         if label in labels.values():
             raise ReproError(f"two different recipes, models or rules are called {label}: rename one of them")
         labels[training] = label
@@ -142,7 +143,7 @@ def labelled(asked: list[Question]) -> dict[tuple, str]:
 
 def _by_label(side: Side, labels: dict[tuple, str]) -> Side:
     """The side with its training's label as the recipe, as `_models` has it."""
-    return side._replace(recipe=labels[side.training], model="", update="")
+    return side._replace(recipe=labels[side.training], model="", update="", precision="auto")
 
 
 def _words(side: Side) -> str:
@@ -159,10 +160,12 @@ def tasks(asked: Sequence[Question], seeds: Iterable[int], **parameters) -> list
 
     def cost(training: tuple) -> float:
         recipe = recipes.find(training[0])
-        return recipe.epochs() * (3 if recipe.model == "resnet152" else 1)  # the deeper network takes three times as long
+        return recipe.images() * (3 if recipe.model == "resnet152" else 1)  # the deeper network takes three times as long
 
     # The longest first: at the end no rank has to wait long for another.
-    ordered = [dict(zip(("recipe", "model", "update"), each)) for each in sorted(trainings, key=cost, reverse=True)]
+    ordered = [
+        dict(zip(("recipe", "model", "update", "precision"), each)) for each in sorted(trainings, key=cost, reverse=True)
+    ]
     return [training | {"seed": seed} | parameters for seed in seeds for training in ordered]
 
 
@@ -186,7 +189,7 @@ def _plan(
     sides = [side for question in asked for side in question.sides]
     missing, used = [], {}
     for task, plan in zip(wanted, plans):
-        training, folder = (task["recipe"], task["model"], task["update"]), Path(plan["folder"])
+        training, folder = tuple(task[part] for part in ("recipe", "model", "update", "precision")), Path(plan["folder"])
         files, run = {side.file for side in sides if side.training == training}, stored.get(folder.name, {})
         if run and reference and run.get("kernels") == plan["kernels"] and files <= {*records.tested(reference / folder.name)}:
             used.setdefault(training, []).append(reference / folder.name)

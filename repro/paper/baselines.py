@@ -131,6 +131,22 @@ GHOST = tuple(
     for images in sorted({16, *GHOSTS} - {WHOLE})
 )
 
+# On small images "auto" is float32.
+PRECISION = tuple(
+    Question(
+        f"bf16 loses at most half a point against float32, {where}",
+        side._replace(precision="bf16"),
+        side,
+        "precision",
+        not_worse_by=HALF_A_POINT,
+    )
+    for where, side in (
+        ("in the released recipe", Side("resnet50_448nodes", "collapse")),
+        ("at batch 2048", _end("batch_2048")),
+        ("at batch 16384", _end("batch_16384")),
+    )
+)
+
 OF_ALL = {1: "all images", 2: "half of the images", 4: "a quarter", 8: "an eighth"}
 
 
@@ -256,4 +272,14 @@ ASYNCHRONOUS = (
 
 # --- All --------------------------------------------------------------------------------------------------------------
 
-QUESTIONS: tuple[Question, ...] = (*TUNED, *LARS, *cycles.QUESTIONS, *ABLATION, *GROWING, *GHOST, *DATA, *ASYNCHRONOUS)
+QUESTIONS: tuple[Question, ...] = (
+    *TUNED,
+    *LARS,
+    *cycles.QUESTIONS,
+    *ABLATION,
+    *GROWING,
+    *GHOST,
+    *PRECISION,
+    *DATA,
+    *ASYNCHRONOUS,
+)

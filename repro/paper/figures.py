@@ -315,8 +315,8 @@ def groups(runs: pd.DataFrame, seconds: pd.DataFrame) -> plt.Figure:
 
 
 TEXT = 52  # letters in a line of one column, about
-SPACE = 0.1  # inches between questions
-LANE, OTHER = 0.28, 0.11  # inches, of an interval with its two lines of text beside it, and between those of two views
+SPACE = 0.06  # inches between questions
+LANE, OTHER = 0.28, 0.1  # inches, of an interval with its two lines of text beside it, and between those of two views
 VIEWS = {"zoom": ("enlarged view", "^"), "scale_aspect": ("training view", "v")}
 
 
@@ -675,6 +675,49 @@ def scaling(measured: pd.DataFrame, model: pd.DataFrame) -> plt.Figure:
         axis.set(xlim=(model.nodes.min(), model.nodes.max()))
         thousands(axis.xaxis, [1, 8, 64, 512, 4096])
         beside(axis, ends, 0.13)
+    return figure
+
+
+FEWEST_NODES = 64  # that are drawn: on fewer, the smallest batch is the best, and all times fall as the nodes grow
+
+
+def time_to_accuracy(published: pd.DataFrame, small: pd.DataFrame) -> plt.Figure:
+    """Minutes to an accuracy over nodes, by batch and at the best one; beside it, the speed-up of each method's best batch.
+
+    Expects `tables.published_time_to_accuracy` and `tables.time_to_accuracy`; without rows of the latter it is left out.
+    """
+    published, small = (table[table.nodes >= FEWEST_NODES] for table in (published, small))
+    both = len(small) > 0
+    figure, axes = plt.subplots(
+        1, 1 + both, layout="constrained", figsize=(TWO_COLUMNS if both else ONE_COLUMN, 2.9), squeeze=False
+    )
+    left, ends = axes[0, 0], []
+    best = published[published["first"]].sort_values("nodes")
+    for batch, part in published.groupby("batch"):
+        left.plot(part.nodes, part.minutes, color=GREY, linewidth=0.6)
+        if batch in {published.batch.min(), *best.batch, published.batch.max()}:
+            ends.append((part.nodes.iloc[-1], part.minutes.iloc[-1], f"{batch:,}", GREY))
+    look = LOOKS[best.method.iloc[0]]
+    left.plot(best.nodes, best.minutes, color=look.colour, linewidth=2)
+    left.fill_between(best.nodes, best.minutes_low, best.minutes_high, color=look.colour, alpha=0.15, linewidth=0)
+    left.set(ylabel="minutes", yscale="log", title=f"MODEL: {best.target.iloc[0]:g}% on ImageNet-1K, by batch")
+    thousands(left.yaxis, [3, 10, 30, 100])
+    for axis in axes[0]:
+        axis.set_xscale("log", base=2)
+        axis.set(xlim=(FEWEST_NODES, published.nodes.max()), xlabel="nodes like those of R3")
+        thousands(axis.xaxis, [64, 256, 1024, 4096])
+    beside(left, ends, 0.08)
+    if both:
+        right, nodes = axes[0, 1], published.nodes.unique()
+        for method, part in small[small["first"]].groupby("method", sort=False):
+            part, look = part.sort_values("nodes"), LOOKS[method]
+            right.plot(part.nodes, part.speedup, look.line, marker=look.marker, color=look.colour, markersize=3, label=method)
+        right.plot(nodes, nodes, color=PALE, zorder=0)
+        right.set(
+            ylabel="speed-up over one node", yscale="log", title=f"MODEL: {small.target.iloc[0]:.1f}%, epochs of small runs"
+        )
+        thousands(right.yaxis, [30, 100, 300, 1000, 3000])
+        figure.legend(loc="outside lower right")
     return figure
 
 

@@ -16,6 +16,7 @@ NOT-RUN         its cost in node-hours stands beside it, where it is known
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -29,27 +30,11 @@ from repro.recipes import RECIPES
 from repro.run import tidy, trained
 from repro.schedule import IMAGENET_IMAGES, Recipe, learning_rate
 
-STATES = {
-    "supported": "SUPPORTED",
-    "equivalent": "EQUIVALENT",
-    "contradicted": "CONTRADICTED",
-    "not resolved": "NOT-RESOLVED",
-    "not run": "NOT-RUN",
-}
+VERDICTS = "supported", "equivalent", "contradicted", "not resolved", "not run"
+STATES = {verdict: verdict.upper().replace(" ", "-") for verdict in VERDICTS}
 CLAIM = ["id", "claim", "published", "source", "scale", "test", "tolerance", "why"]
-FOUND = [
-    "state",
-    "ours",
-    "n",
-    "low",
-    "high",
-    "node_hours",
-    "node_hours_cpu",
-    "node_hours_gpu",
-    "one_gpu_hours",
-    "runs",
-    "commit",
-]
+HOURS = ["node_hours", "node_hours_cpu", "node_hours_gpu", "one_gpu_hours"]
+FOUND = ["state", "ours", "n", "low", "high", *HOURS, "runs", "commit"]
 QUESTION = "question, topic "
 TEST_IMAGES = 50_000  # of ImageNet-1K
 ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
@@ -228,9 +213,9 @@ def _on_imagenet(claim: dict, counted: pd.DataFrame) -> dict:
     }
 
 
-def _plain(counted: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
-    """The runs of a data set and shrink with default settings."""
-    return counted[(counted.data == data) & (counted["shrink"] == shrink) & (counted.variant == "")]
+def _plain(counted: pd.DataFrame, data: str, shrink: str, variants: Iterable[str] = ("",)) -> pd.DataFrame:
+    """The runs of a data set and shrink with default settings, or of these variants."""
+    return counted[(counted.data == data) & (counted["shrink"] == shrink) & counted.variant.isin([*variants])]
 
 
 def _commits(runs: pd.DataFrame) -> str:
@@ -321,7 +306,8 @@ def _answers(id: str, question: Question, answers: pd.DataFrame, counted: pd.Dat
         row = asked | {"scale": answer.data, "tolerance": margin, "state": STATES[answer.verdict]}
         if answer.n and answer.n_other:
             recipes = list(dict.fromkeys((question.better.recipe, question.other.recipe)))
-            used = _plain(counted, answer.data, answer.shrink).query("recipe in @recipes")
+            variants = {side.variant for side in question.sides}
+            used = _plain(counted, answer.data, answer.shrink, variants).query("recipe in @recipes")
             row |= {"ours": f"{answer.difference:+.2f} points", "n": min(answer.n, answer.n_other)}
             row |= {"low": answer.low, "high": answer.high, "commit": _commits(used)}
             row["runs"] = " ".join(f"{recipe}-{answer.shrink}-{answer.data}-*" for recipe in recipes)

@@ -35,6 +35,7 @@ SNAPSHOTS, SNAPSHOTS_IN_CROP = "snapshot ensemble", "snapshot ensemble, ends in 
 THREE_MODELS = "three models, a third of the images each"
 # What is compared over the batch
 LINEAR, OWN_RATE, LARS = "SGD, the linear rule's rate", "SGD, its own best rate", "LARS, its own best rate"
+COLLAPSED, PUBLISHED_LARS = "SGD, the linear rule's rate, with the collapse", "LARS, published"
 CONSTANT_TRUNK, PLANNED = "a collapse at each tenth of a constant rate", "one model, planned for that length"
 ONE_DEEP = "one deeper model, equal images and exposure"
 # Pairs of models that are compared
@@ -86,6 +87,8 @@ LOOKS = {
     LINEAR: Look(GREY, "v", "-."),
     OWN_RATE: Look(BLUE, "o"),
     LARS: Look(VERMILION, "s", "--"),
+    COLLAPSED: Look(GREEN, "D", ":"),
+    PUBLISHED_LARS: Look(INK, "D"),
     # Synchronous and asynchronous
     SYNCHRONOUS: Look(BLUE, "o"),
     BACKUP: Look(GREEN, "^", "-."),
@@ -229,6 +232,7 @@ TOPICS = {
     "lars": "LARS",
     "growing": "A batch that grows instead of a rate that falls",
     "ghost": "Ghost batch norm",
+    "precision": "bf16 against float32",
     "data": "Fewer images",
     "averages": "Averages of weights",
     "cooldown": "Collapses from other trunks",
@@ -435,6 +439,15 @@ COLUMNS = {
     "minutes_to_accuracy": Column(
         "minutes to 75.9%", ".0f", "minutes for the epochs that published runs with that batch needed to reach 75.9%"
     ),
+    "method": Column("method", meaning="a method over the batch, or whose runs were published"),
+    "batch": Column("batch", ",.0f", "images of a step"),
+    "epochs_of": Column("epochs of", meaning="which runs the epochs to an accuracy are of"),
+    "target": Column("accuracy to reach, %", ".1f", "the top-1 that is to be reached, per cent"),
+    "lengths": Column("lengths", ".0f", "number of lengths of runs that were tried at a batch"),
+    "first": Column("first", meaning="whether no other batch takes less time on as many nodes"),
+    "minutes_low": Column("from, minutes", ".3g", "the 5% point of `minutes`"),
+    "minutes_high": Column("to, minutes", ".3g", "the 95% point of `minutes`"),
+    "speedup": Column("speed-up", ",.1f", "how many times sooner than one node at the smallest batch"),
     "check": Column("check", meaning="what was predicted, from what"),
     "error_percent": Column("error, %", "+.1f", "error of the prediction, per cent of what was measured or published"),
     "allowed_percent": Column("allowed, %", ".0f", "how large the error may be, per cent"),

@@ -31,6 +31,7 @@ FULL = {
     "restarts": 6,
     "growing": 6,
     "ghost": 6,
+    "precision": 6,
     "data": 6,
     "ablation": 6,
     "asynchronous": 6,
@@ -51,7 +52,7 @@ PROFILES = {
 # The notebooks that ask the questions, each with its topics, in the order in which `make reproduce` runs them.
 NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),
-    "13-large-batches": ("tuned", "lars", "growing", "ghost", "data"),
+    "13-large-batches": ("tuned", "lars", "growing", "ghost", "precision", "data"),
     "14-averages-and-cycles": ("averages", "cooldown", "restarts"),
     "15-ablation": ("ablation",),
     "16-asynchronous": ("asynchronous",),

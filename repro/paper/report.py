@@ -38,6 +38,9 @@ FIRST_TOPIC = "ensemble"  # the paper's main question
 STATES = ["PASS", "SUPPORTED", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
 
 
+CHECKED = ("n", "n_steps"), ("predicted", "predicted_s"), ("measured", "measured_s")
+
+
 class Heading(NamedTuple):
     heading: str
     kind: str  # of the column: number, short, words or wide
@@ -103,19 +106,7 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "measured": _measured(measured),
         "papers_nodes": _papers_nodes(_read(results, "scaling_papers_nodes")),
         "between": _between(_read(results, "scaling_published")),
-        "checks": _table(
-            checks,
-            [
-                "model",
-                "check",
-                "ranks",
-                "images",
-                ("n", "n_steps"),
-                ("predicted", "predicted_s"),
-                ("measured", "measured_s"),
-                "error_percent",
-            ],
-        ),
+        "checks": _table(checks, ["model", "check", "ranks", "images", *CHECKED, "error_percent"]),
         "checks_sentence": _checks_sentence(checks),
         "claims": _table(
             ledger[~own].assign(
@@ -232,14 +223,8 @@ def _between(table: pd.DataFrame) -> Table:
         f"{row.images_per_s:,.0f} ({_interval(row.images_per_s_low, row.images_per_s_high, ',.0f')})"
         for row in table.itertuples()
     ]
-    columns: list[str | tuple[str, str]] = [
-        "known",
-        ("predicted", "predicted_run"),
-        "rate_text",
-        ("published", "published_rate"),
-        "error_percent",
-    ]
-    return _table(table.assign(rate_text=band), columns)
+    predicted, published = ("predicted", "predicted_run"), ("published", "published_rate")
+    return _table(table.assign(rate_text=band), ["known", predicted, "rate_text", published, "error_percent"])
 
 
 def _counts(ledger: pd.DataFrame) -> Table:
@@ -306,6 +291,8 @@ def _sentence(row: dict[str, Any]) -> str:
         found += f", n = {min(row['n'], row['n_other'])}: too few for an interval"
     if row.get("failed", 0) + row.get("failed_other", 0):
         found += f"; {row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}"
+    if row.get("views") == "the sign depends on the view" and row["verdict"] != "not resolved":
+        found += "; in another view the sign is the opposite"
     return f"{verdict}: {row['claim']} ({found})."
 
 

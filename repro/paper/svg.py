@@ -6,19 +6,8 @@ import xml.etree.ElementTree as ET
 from repro.paper.names import COLOURS
 
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-DRAWN = {
-    "svg",
-    "g",
-    "path",
-    "text",
-    "tspan",
-    "use",
-    "defs",
-    "clipPath",
-    "pattern",
-    "rect",
-    "image",
-}  # what matplotlib draws with
+# What matplotlib draws with
+DRAWN = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "pattern", "rect", "image"}
 PIXELS = "data:image/png;base64,"  # the only image that is kept: one that is in the file
 PAPER = "#ffffff"
 

@@ -25,6 +25,7 @@ from repro.run import records, tidy
 from repro.run.identity import code_digest
 from repro.run.shapes import recipe_of
 from repro.run.tidy import KEYS
+from repro.scaling import accuracy as reaching
 from repro.scaling import steptime
 from repro.schedule import IMAGENET_IMAGES, Recipe, joints, learning_rate
 
@@ -482,3 +483,67 @@ def on_the_papers_nodes(draws: int = 500) -> pd.DataFrame:
         efficiency_48_cores=table.efficiency * 44 / 48,
         **{f"minutes_{epochs}": epochs * IMAGENET_IMAGES / 60 / table.images_per_s for epochs in (60, 64, 75, 90)},
     )
+
+
+# --- Time to accuracy ---------------------------------------------------------------------------------------------------
+
+
+def published_time_to_accuracy(draws: int = 200) -> pd.DataFrame:
+    """MODEL: minutes to 75.9% on ImageNet-1K over nodes like R3's, by the epochs that published runs took at each batch.
+
+    Those are MLPerf's reference points, by LARS, in other codes (results/published/epochs_by_batch.csv): no number is ours.
+    Columns: method, epochs_of, target, then those of `accuracy.over_nodes`.
+    """
+    points = published("epochs_by_batch")
+    epochs = dict(zip(points.global_batch, points["mean_epochs_to_75.9"]))
+    rows = reaching.over_nodes(epochs, published_runs()[0], NODES, IMAGENET_IMAGES, draws=draws)
+    return pd.DataFrame(rows).assign(method=names.PUBLISHED_LARS, epochs_of="ImageNet-1K, published", target=75.9)
+
+
+def reached(models: pd.DataFrame) -> pd.DataFrame:
+    """Measured: after how many epochs the runs at each batch reach one accuracy, that of the smallest batch less half a point.
+
+    Expects `models` of one data set and shrink. A method is one of `names.OVER_BATCH`, with runs of one length, or
+    `names.COLLAPSED`, with several. Columns: method, batch, lengths (their number), n (the least of a length), top1 (of the
+    longest), target, epochs (`accuracy.epochs_to`, of the means over seeds), state. Empty without runs of the smallest batch.
+    """
+    models = models[(models.variant == "") & models.default_model]
+    sides = [
+        (method, batch, Side(name.format(batch), "main")) for method, name in names.OVER_BATCH.items() for batch in BATCHES
+    ]
+    sides += [
+        (names.COLLAPSED, batch, Side(f"epochs_{epochs}_batch_{batch}", "collapse"))
+        for batch in (4096, 14336)
+        for epochs in LENGTHS
+    ]
+    runs = [answering.rows_of(models, side).assign(method=method, batch=batch) for method, batch, side in sides]
+    grouped = pd.concat(runs).groupby(["method", "batch", "recipe"], sort=False)
+    means = grouped.agg(epochs=("epochs", "first"), top1=("top1", "mean"), n=("top1", "count")).reset_index()
+    smallest = means[means.recipe == f"batch_{BATCHES[0]}"].top1
+    if smallest.empty:
+        return pd.DataFrame(columns=["method", "batch", "lengths", "n", "top1", "target", "epochs", "state"])
+    target, rows = smallest.iloc[0] - answering.HALF_A_POINT, []
+    for (method, batch), part in means.groupby(["method", "batch"], sort=False):
+        epochs = reaching.epochs_to(zip(part.epochs, part.top1), target)
+        row = {"method": method, "batch": batch, "lengths": len(part), "n": part.n.min()}
+        row |= {"top1": part.sort_values("epochs").top1.iloc[-1], "target": target, "epochs": epochs}
+        rows.append(row | {"state": "not reached" if np.isnan(epochs) else "reached"})
+    return pd.DataFrame(rows)
+
+
+def time_to_accuracy(measured: pd.DataFrame, draws: int = 200) -> pd.DataFrame:
+    """MODEL: how many times sooner nodes like R3's reach the accuracy of `reached` than one of them does at the smallest batch.
+
+    Epochs are those of small runs, a step's time is that of the release's ResNet-50 on ImageNet at the same batch. So this is
+    what the trade would be if epochs depended on the batch there as they do here; `minutes` would mean nothing, and are left
+    out. Columns: those of `published_time_to_accuracy` without minutes and node_hours, and speedup.
+    """
+    tables = []
+    for method, part in measured.groupby("method", sort=False):
+        epochs = dict(zip(part.batch, part.epochs))
+        rows = reaching.over_nodes(epochs, published_runs()[0], NODES, IMAGENET_IMAGES, draws=draws)
+        tables.append(pd.DataFrame(rows).assign(method=method, epochs_of="small runs, measured", target=part.target.iloc[0]))
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["method", "batch", "nodes", "minutes"])
+    one = table[(table.method == names.LINEAR) & (table.batch == BATCHES[0]) & (table.nodes == 1)].minutes
+    table["speedup"] = (one.iloc[0] if len(one) else np.nan) / table.minutes
+    return table.drop(columns=["minutes", "minutes_low", "minutes_high", "node_hours"], errors="ignore")

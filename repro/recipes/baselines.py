@@ -269,10 +269,10 @@ _LAM = f"lam, at a factor of {ASYNCHRONOUS_FACTORS[8]:.3g} on the rates"
 OF_GROUPS = (
     Tuned(partial(_of_groups, *_SEQUENTIAL), 1.0),
     Tuned(partial(_of_groups, *_SYNCHRONOUS), 1.0),
+    # First a rate at which a gradient moves the weights as far as with momentum.
+    Tuned(partial(_without_momentum, 8), 10 / 7, 10 / 7),
     # First the linear rule's rate over the staleness (Zhang et al., arXiv 1511.05950).
     *(Tuned(partial(_asynchronous, n), ASYNCHRONOUS_FACTORS[n], 1 / (n - 1)) for n in reversed(GROUPS)),
-    # Without momentum, at first a rate of which a gradient moves the weights as far as with it.
-    Tuned(partial(_without_momentum, 8), 10 / 7, 10 / 7),
     # At the rate of asynchronous SGD, so that is tuned before; first the defaults of MXNet, and of torch_scala.
     Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 0.04, 0.04, _LAM),
     Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8], rule="AdaptivelyCompensated"), 2.0, 2.0, _LAM),

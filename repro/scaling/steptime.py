@@ -539,7 +539,7 @@ def _as_known(known: Published, machine: Fit, link: Link, buckets: int) -> Fit |
     return scaled(brentq(lambda factor: seconds(factor) - target, 0.0, target))
 
 
-def _machines(known: Published, assumed: Assumed, draws: int) -> Iterator[tuple[Fit, Link, int]]:
+def fitted_machines(known: Published, assumed: Assumed, draws: int) -> Iterator[tuple[Fit, Link, int]]:
     """Machines, links and buckets on which the known run has its published rate, all assumptions drawn from their ranges."""
     generator = np.random.default_rng(0)
     for _ in range(draws):
@@ -559,7 +559,9 @@ def on_known_nodes(known: Published, nodes: Iterable[int], images: int, draws: i
     and images_per_s and efficiency with their 5 to 95% bands over the ranges of `Assumed` (tests take fewer draws).
     """
     rows, assumed = [], Assumed()
-    machines = {buckets: list(_machines(known, replace(assumed, buckets=(buckets,)), draws)) for buckets in assumed.buckets}
+    machines = {
+        buckets: list(fitted_machines(known, replace(assumed, buckets=(buckets,)), draws)) for buckets in assumed.buckets
+    }
     for count in nodes:
         for buckets in assumed.buckets:
             layout = Layout(count, known.per_node, buckets=buckets)
@@ -585,7 +587,7 @@ def of_groups(
     process; `spreads` between ranks, see `slowest`. Nothing is averaged or exchanged during the backward pass. Rows: label,
     known, line, groups, nodes, spread, seconds with their 5 to 95% band over the ranges of `Assumed`.
     """
-    rows, machines = [], list(_machines(known, Assumed(buckets=(1,)), draws))
+    rows, machines = [], list(fitted_machines(known, Assumed(buckets=(1,)), draws))
     layout, one = (Layout(count * nodes, known.per_node) for count in (groups, 1))
     spare = replace(layout, backup=ceil(backup * layout.ranks))
     for spread in spreads:
@@ -609,7 +611,7 @@ def infer(known: Published, others: list[Published], assumed: Assumed = Assumed(
     which know the machine that they have made up, assume anything else or take fewer draws.
     """
     rates = {other.name: [] for other in others}
-    for machine, link, buckets in _machines(known, assumed, draws):
+    for machine, link, buckets in fitted_machines(known, assumed, draws):
         for other in others:
             layout = Layout(other.nodes, other.per_node, buckets=buckets)
             seconds = step(machine, layout, other.images, 1, link)["total"]

@@ -256,6 +256,9 @@ def test_the_page_shows_figures_that_are_made():
     """One whose name is misspelt would be missing without a word, as one is that was not made yet."""
     named = re.findall(r'figure\("([\w-]+)",', (ROOT / "repro" / "paper" / "report.html.j2").read_text())
     others = {"bench-apparent_size", "scaling", "scaling_step"}  # by make bench-size and 11-scaling
+    others |= {"ensemble_costs", "ensemble_paths"}  # by 14-averages-and-cycles
+    saved = [source for path in (ROOT / "notebooks").glob("1*.ipynb") for source in re.findall(r"\w+", path.read_text())]
+    assert {"ensemble_costs", "ensemble_paths", "scaling", "scaling_step"} <= set(saved)
     assert len(named) > 6 and set(named) - others <= set(reproduce.names("figures"))
 
 

@@ -32,7 +32,7 @@ def test_a_small_peer_computes_the_same_loss():
 
 def test_a_profile_says_what_of_a_step_is_convolutions_and_what_is_batch_norm():
     size, model = 32, torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.BatchNorm2d(64))
-    images = torch.randn(8, 64, size, size)
+    images = torch.randn(32, 64, size, size)
     convolution, norm = (step.shares(step.profiled(lambda part=part: part(images).sum().backward(), 2)) for part in model)
     assert convolution["convolutions and products"] > 0.5 and convolution["batch norm"] == 0
     assert norm["batch norm"] > 0.5 and norm["convolutions and products"] == 0

@@ -309,6 +309,7 @@ def test_a_growing_batch_has_the_falling_rates_images_and_rate_over_batch():
         grows, falls, neither = (shrink(RECIPES[name], size) for name in ("batch_grows", "rate_falls", "neither_changes"))
         assert grows.images() == pytest.approx(falls.images(), rel=off) and falls.images() == neither.images()
         assert falls.images() == pytest.approx(shrink(RECIPES["batch_2048"], size).images(), rel=off)
+        assert grows.result == falls.result == neither.result == ["third"]
         for number, (growing, falling) in enumerate(zip(grows.stages, falls.stages)):
             step = grows.starts[number + 1] - 1, falls.starts[number + 1] - 1
             large, small = (at(recipe, each) for recipe, each in zip((grows, falls), step))

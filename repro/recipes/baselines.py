@@ -109,13 +109,14 @@ def _staircase(name: str, fall: int, grow: int, summary: str) -> Recipe:
     (main,) = of.stages
     constant = replace(main, iterations=main.iterations // 3, power=0, horizon=0)
     later = replace(constant, warmup_iterations=0, warmup_start_rate=0.0, keep_momentum=True)
-    stages = [replace(constant, name="first")]
+    stages = [replace(constant, name="first", member=False)]
     for number, stage in ((1, "second"), (2, "third")):
         batch = grow**number
         stages.append(
             replace(
                 later,
                 name=stage,
+                member=stage == "third",
                 iterations=round(constant.iterations / batch),
                 base_rate=main.base_rate / fall**number,
                 workers=of.workers * batch if batch > 1 else 0,

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 place = socket.socket(socket.AF_UNIX)
@@ -17,7 +18,8 @@ fork = int(place.recv(16))
 
 
 def forward(number, frame):
-    os.kill(fork, number)
+    with suppress(ProcessLookupError):  # it has just ended, and its status is on the way
+        os.kill(fork, number)
 
 
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -497,7 +497,8 @@ class Trial:
             end = "verdict"
         elif len(errors) == 1 and any(re.search(pattern, errors[0]) for pattern in (*attempt.lines, *self.lines)):
             end = "named"
-            if status in (0, 75) or status != 2 and attempt.drawn.ranks == 1:
+            killed = status == -signal.SIGKILL and "killed" in attempt.allowed  # after the line, and before the end
+            if status in (0, 75) or status != 2 and attempt.drawn.ranks == 1 and not killed:
                 raise Failed(f"status {status} with the line {errors[0]}")
         elif errors:
             raise Failed(f"no fault explains what was said:\n{said}")

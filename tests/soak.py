@@ -25,9 +25,11 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded; forks of a process with threads would hang
@@ -308,15 +310,16 @@ class Attempt:
         if time.monotonic() - began > LIMIT:
             raise Failed(f"hang: still running after {LIMIT} s, {len(self.ranks())} ranks left\n{self.log.read_text()}")
 
+    def _target(self, fault: Fault) -> Callable[[int], None]:
+        """Sends signals to whom a fault befalls: to the same process each time, although others may end meanwhile."""
+        ranks = self.ranks()
+        if fault.who == "launcher" or not ranks:
+            return partial(os.kill, self.pid)
+        return partial(os.killpg, self.pid) if fault.who == "all" else ranks[fault.number % len(ranks)].send_signal
+
     def _signal(self, number: int, fault: Fault) -> None:
         with suppress(psutil.Error, ProcessLookupError):
-            ranks = self.ranks()
-            if fault.who == "launcher" or not ranks:
-                os.kill(self.pid, number)
-            elif fault.who == "all":
-                os.killpg(self.pid, number)
-            else:
-                ranks[fault.number % len(ranks)].send_signal(number)
+            self._target(fault)(number)
 
     # The faults, each of which says what may come of it
 
@@ -348,9 +351,11 @@ class Attempt:
         self._signal(signal.SIGUSR1, fault)
 
     def stop_and_continue(self, fault: Fault) -> None:
-        self._signal(signal.SIGSTOP, fault)
-        time.sleep(0.2 + fault.number % 8 / 10)
-        self._signal(signal.SIGCONT, fault)
+        with suppress(psutil.Error, ProcessLookupError):
+            send = self._target(fault)
+            send(signal.SIGSTOP)
+            time.sleep(0.2 + fault.number % 8 / 10)
+            send(signal.SIGCONT)
 
     def freeze(self, fault: Fault) -> None:
         self.allowed |= {"verdict"}

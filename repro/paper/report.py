@@ -86,6 +86,7 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "made": _made(mine),
         "smoke": shrink == "smoke",
         "bed": f"{data}, size {shrink}",
+        "first": NOTEBOOKS["12-questions"],  # topics whose figures stand before the appendix: those of the paper's own claims
         "findings": [
             found
             for topic in sorted(names.TOPICS, key=lambda topic: topic != FIRST_TOPIC)

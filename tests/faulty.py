@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from repro import __main__ as program
 from repro import journal, train
-from repro.cli import commands as __main__
 from repro.images.data import Images
 from repro.model import Network
 from repro.ranks import comm
@@ -130,4 +130,4 @@ if kind == "versions" and comm.world().rank == int(rank):
     identity.package_versions = lambda: versions | {"torch": "0.0"}
 
 if __name__ == "__main__":
-    sys.exit(__main__.main())
+    sys.exit(program.run())

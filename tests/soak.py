@@ -229,6 +229,7 @@ class Attempt:
         self.allowed: set[str] = set()  # ends, as `judge` calls them
         self.lines: list[str] = []  # patterns of error lines that the faults explain
         self.others: list[Attempt] = []
+        self.frozen: psutil.Process | None = None
         self.clock = trial.folder / f"clock{number}"
         freezes = any(fault.kind == "freeze" for fault in drawn.faults)
         arguments = [*trial.arguments, "--patience", str(PATIENCE[freezes])]
@@ -300,6 +301,9 @@ class Attempt:
                 self.trial.counts[fault.kind] += 1
                 getattr(self, method(fault.kind))(fault)
         while self.poll() is None:
+            if self.frozen and self.trial.complete():  # it has frozen at its own end, when nothing is left to be lost
+                with suppress(psutil.Error):
+                    self.frozen.send_signal(signal.SIGCONT)
             self._in_time(began)
             time.sleep(0.005)
         for other in self.others:
@@ -359,7 +363,10 @@ class Attempt:
 
     def freeze(self, fault: Fault) -> None:
         self.allowed |= {"verdict"}
-        self._signal(signal.SIGSTOP, replace(fault, who="rank"))
+        if ranks := self.ranks():
+            self.frozen = ranks[fault.number % len(ranks)]
+            with suppress(psutil.Error):
+                self.frozen.send_signal(signal.SIGSTOP)
 
     def full_disk(self, fault: Fault) -> None:
         self.lines += [r"cannot be written", r"cannot write to the folder"]

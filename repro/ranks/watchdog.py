@@ -101,6 +101,7 @@ class Watchdog:
         if self.over.is_set():  # the rank has resumed
             return
         print(f"error: {verdict}", file=sys.stderr, flush=True)
+        time.sleep(1)  # so that mpiexec has passed it on: what it has not when it is asked to abort is lost
         threading.Timer(2, os._exit, [1]).start()  # in case MPI itself hangs
         self.world.abort()
 

@@ -12,10 +12,11 @@ except KeyboardInterrupt:  # while Python still loads what the commands need
 
 def run() -> int:
     """The command; after it, requests to stop are ignored, since nothing can be asked of a process while Python ends."""
-    status = main()
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    return status
+    try:
+        return main()
+    finally:
+        for number in (signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -301,7 +301,8 @@ class Attempt:
                 self.trial.counts[fault.kind] += 1
                 getattr(self, method(fault.kind))(fault)
         while self.poll() is None:
-            if self.frozen and self.trial.complete():  # it has frozen at its own end, when nothing is left to be lost
+            # It has frozen at its own end, when nothing is left to be lost, or while nobody could watch, as a line has said.
+            if self.frozen and (self.trial.complete() or "no rank is watched meanwhile" in self.log.read_text()):
                 with suppress(psutil.Error):
                     self.frozen.send_signal(signal.SIGCONT)
             self._in_time(began)

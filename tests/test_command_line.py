@@ -7,11 +7,13 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from repro import __main__ as program
 from repro import cores, recipes
 from repro.cli import commands as __main__
 from repro.cli import doctor, results
@@ -311,3 +313,16 @@ def test_open_mpis_mpiexec_with_another_mpis_library_is_refused_in_one_line():
     done = python("-m", "repro", "ranks", OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")
     assert done.returncode == 2 and "error: Open MPI's mpiexec started this on" in done.stderr, done.stderr
     assert "mpi4py loads another MPI (MPICH" in done.stderr
+
+
+def test_requests_to_stop_a_command_that_has_ended_change_nothing(monkeypatch):
+    """While Python ends: SIGUSR1 would kill the process, and a complete run would seem to have failed."""
+    monkeypatch.setattr(program, "main", lambda: sys.exit(2))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        with pytest.raises(SystemExit):
+            program.run()
+        assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

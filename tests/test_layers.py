@@ -109,7 +109,8 @@ def test_a_module_imports_only_from_the_rooms_that_its_own_may_see(name):
 
 
 def test_nothing_imports_the_baselines():
-    """They are loaded by name, so each can be removed with its recipes and questions."""
+    """They are loaded by name, so each can be removed with its recipes and questions. Nor do they import one another: a rule's
+    source, which identifies a run, is that of its own file (`own.source_digest`)."""
     assert not [name for name in MODULES for other in of_the_project(name) if room_of(other) == "repro.baselines"]
 
 

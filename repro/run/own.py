@@ -16,7 +16,6 @@ from repro.paths import ROOT, given
 from repro.run.identity import meaning
 
 # What is in these folders is no user's: it is part of the training code, or in the record by its version.
-BASELINES = ROOT / "repro" / "baselines"  # but these rules come in as a user's do
 INSTALLED = ROOT / "repro", *(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib"))
 
 
@@ -96,14 +95,10 @@ def _imported(module: ModuleType, file: Path) -> list[Path]:
         for name in _names(path, importer.__package__ or ""):
             other = sys.modules.get(name)
             place = Path(getattr(other, "__file__", None) or "/").resolve()
-            if other and place.suffix == ".py" and place not in found and _is_own_file(place):
+            if other and place.suffix == ".py" and place not in found and not any(map(place.is_relative_to, INSTALLED)):
                 found.add(place)
                 waiting.append((other, place))
     return sorted(found - {file.resolve()})
-
-
-def _is_own_file(path: Path) -> bool:
-    return path.is_relative_to(BASELINES) or not any(map(path.is_relative_to, INSTALLED))
 
 
 def _names(path: Path, package: str) -> Iterator[str]:

@@ -38,7 +38,7 @@ help:  ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+%?:.*## / { sub("%", "NAME", $$1); printf "  %-15s  %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  PROFILE=laptop         what reproduce trains: laptop, full, letters, cifar10 or smoke; it says first what it costs,"
+	@echo "  PROFILE=laptop         what reproduce trains: laptop, full, letters, photographs, cifar10 or smoke; it says first its cost,"
 	@echo "                         and continues where it was stopped"
 	@echo "  ARGS='...'             passed to the command of reproduce, table-NAME, figure-NAME, release-archive, plan, test, test-all, data, lab or lock"
 	@echo "  PYTHON=python3.12      the Python that makes .venv (an existing one keeps its Python: make distclean first)"

@@ -35,7 +35,7 @@ import drawing  # noqa: E402
 
 RECIPE = "collapse_parts"
 STAGES = "plain", "zero-main-x1", "zero-crop-x1", "zero-crop-x2"
-SIZES = 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5  # the smallest at which the centre of a stored image still fills the view
+SIZES = 0.8, 0.86, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5
 NUMBER = 5000  # of test images, the first ones
 
 
@@ -55,8 +55,13 @@ def scaled(images: Images, size: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sized(images: Images) -> dict[tuple[str, float], tuple[torch.Tensor, torch.Tensor]]:
-    """The first test images at each of `SIZES`, in each way that there is, by (way, size)."""
-    found = {("scaled", size): scaled(images, size) for size in SIZES}
+    """The first test images at each of `SIZES`, in each way that there is, by (way, size).
+
+    They are scaled only to sizes at which the centre of a stored image still fills the view.
+    """
+    seen = images.preprocessing
+    fills = [size for size in SIZES if round(size * seen.short_side) >= seen.size]
+    found = {("scaled", size): scaled(images, size) for size in fills}
     if images.name != "digits":
         return found
     if not torch.equal(drawn(images, 1)[0], images.test_batch(0, NUMBER)[0]):

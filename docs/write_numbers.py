@@ -18,16 +18,23 @@ from statistics import mean, median
 
 import pandas as pd
 
-from repro.paper import answering, questions, statistics, tables
+from repro import paths
+from repro.paper import answering, beds, questions, ratios, statistics, tables
 from repro.paper.choice import chosen, means
 from repro.paper.names import COLUMNS
 from repro.recipes import RECIPES
 from repro.recipes.baselines import TUNED
 from repro.run import records
 
+sys.path.insert(0, str(paths.ROOT / "data_prep"))
+
+import fashion_mnist  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE, PUBLISHED = "results/reference", "results/published"
+DIGITS, PHOTOGRAPHS = "digits", "fashion_mnist"
+NOT_RUN = "*Not run yet.*"
 PLACE = re.compile(r"(<!-- numbers: ([\w-]+) -->\n?).*?(<!-- end -->)", re.S)
 
 # The questions that the README shows, the paper's own comparison first, with what was published on ImageNet-1K about the same
@@ -60,13 +67,20 @@ def read(path: str) -> dict:
 
 
 @cache
-def runs() -> list[Path]:
-    return records.complete_runs(ROOT / REFERENCE / "runs")
+def runs(data: str = DIGITS) -> list[Path]:
+    found = records.read_all(ROOT / REFERENCE / "runs").items()
+    return [folder for folder, run in found if run["status"] == "complete" and run["data"]["name"] == data]
 
 
-def answers() -> list[dict]:
-    """The rows of answers.csv that have runs."""
-    return [row for row in rows_of(f"{REFERENCE}/tables/answers.csv") if row["n"] != "0" and row["n_other"] != "0"]
+def answers(data: str = DIGITS) -> list[dict]:
+    """The rows of answers.csv about a data set that have runs."""
+    rows = of_data(f"{REFERENCE}/tables/answers.csv", data)
+    return [row for row in rows if row["n"] != "0" and row["n_other"] != "0"]
+
+
+def of_data(path: str, data: str = DIGITS) -> list[dict]:
+    """The rows about a data set, of a table that may be of several."""
+    return [row for row in rows_of(path) if row.get("data", DIGITS) == data]
 
 
 def goal(row: dict) -> tuple[str, bool | None]:
@@ -144,7 +158,7 @@ def results() -> str:
         ]
 
     lines = []
-    found = {row["claim"]: row for row in rows_of(f"{REFERENCE}/tables/answers.csv")}
+    found = {row["claim"]: row for row in of_data(f"{REFERENCE}/tables/answers.csv")}
     for claim, value in FRONT_DOOR.items():
         ours = f"{difference(found[claim])} *{found[claim]['verdict']}*".strip()
         lines.append(line(claim, "12-questions", "repro/recipes/controls.py", "tables/answers.csv", value, ours))
@@ -171,8 +185,9 @@ def results() -> str:
     return table("claim | notebook | code | file | published (ImageNet-1K) | ours (digits)", lines) + "\n\n" + origin()
 
 
-def origin() -> str:
-    found, counts = list(map(records.read, runs())), sorted({int(row[side]) for row in answers() for side in ("n", "n_other")})
+def origin(data: str = DIGITS) -> str:
+    found = list(map(records.read, runs(data)))
+    counts = sorted({int(row[side]) for row in answers(data) for side in ("n", "n_other")})
     versions = commits({run["version"] for run in found})
     cores = ", ".join(sorted({f"{run['cores']} cores" for run in found}))
     alone = sum(run["ranks"] == 1 for run in found)
@@ -183,7 +198,7 @@ def origin() -> str:
     )
 
 
-def digits_answers() -> str:
+def digits_answers(data: str = DIGITS) -> str:
     lines = [
         [
             row["claim"] + (" (control)" if row["control"] == "True" else ""),
@@ -195,11 +210,11 @@ def digits_answers() -> str:
             row["verdict"],
             *(difference(row, view) for view in ("_zoom", "_scale_aspect")),
         ]
-        for row in answers()
+        for row in answers(data)
     ]
     head = f"{heads('claim', 'n', 'top1', 'against', 'difference')} (95% interval)"
     others = heads("sd", "detectable", "p_holm", "verdict", "difference_zoom", "difference_scale_aspect")
-    return table(f"{head} | {others}", lines) + "\n\n" + origin()
+    return table(f"{head} | {others}", lines) + "\n\n" + origin(data)
 
 
 def digits_pilot() -> str:
@@ -218,19 +233,36 @@ def digits_pilot() -> str:
 
 
 def digits_size() -> str:
-    rows = rows_of(f"{REFERENCE}/bench/apparent_size.csv")
+    return sizes(DIGITS, STORED, ("drawn", "scaled"))
 
-    def top1(how: str, size: str, stage: str) -> float:
-        return mean(float(row["top1"]) for row in rows if (row["how"], row["size"], row["stage"]) == (how, size, stage))
 
+def photographs_size() -> str:
+    return sizes(PHOTOGRAPHS, fashion_mnist.PREPROCESSING.short_side, ("scaled",))
+
+
+def sizes(data: str, stored: int, ways: tuple[str, ...]) -> str:
+    """Top-1 of the plain end and of the collapse at each size that was tested, in each way; blank where it has no such size."""
+    rows = of_data(f"{REFERENCE}/bench/apparent_size.csv", data)
+    if not rows:
+        return NOT_RUN
     lines = []
     for size in dict.fromkeys(row["size"] for row in rows):
         cells = []
-        for how, true in (("drawn", float(size)), ("scaled", round(float(size) * STORED) / STORED)):
-            plain, collapsed = top1(how, size, "plain"), top1(how, size, "zero-crop-x2")
+        for how in ways:
+            found: dict[str, list[float]] = {}
+            for row in rows:
+                if (row["how"], row["size"]) == (how, size):
+                    found.setdefault(row["stage"], []).append(float(row["top1"]))
+            if not found:
+                cells += [""] * 4
+                continue
+            true = float(size) if how == "drawn" else round(float(size) * stored) / stored
+            plain, collapsed = mean(found["plain"]), mean(found["zero-crop-x2"])
             cells += [f"{true:.3g}", f"{plain:.1f}", f"{collapsed:.1f}", f"{collapsed - plain:+.1f}"]
-        lines.append(cells)
-    head = "drawn at size | plain end, % | collapse, % | difference | scaled to size | plain end, % | collapse, % | difference"
+        if any(cells):
+            lines.append(cells)
+    said = {"drawn": "drawn at size", "scaled": "scaled to size"}
+    head = " | ".join(f"{said[how]} | plain end, % | collapse, % | difference" for how in ways)
     seeds = len({row["seed"] for row in rows})
     return table(head, lines) + f"\n\nOurs: top-1 on the first 5,000 test images, means over {seeds} seeds."
 
@@ -252,14 +284,42 @@ def digits_ratios() -> str:
             *(f"{float(row[key]):.3g}" for key in ("imagenet", "small", "factor")),
             row["reason"] or "kept",
         ]
-        for row in rows_of(f"{REFERENCE}/tables/ratios.csv")
+        for row in of_data(f"{REFERENCE}/tables/ratios.csv")
     ]
     return table(f"{heads('ratio', 'recipe', 'imagenet', 'small', 'factor')} | kept, or why not", lines)
 
 
+def photographs_ratios() -> str:
+    """The photographs' ratios, as the code has them, beside those of ImageNet and the digits."""
+    lines = [
+        [
+            row.ratio,
+            f"`{row.recipe}`" if row.recipe else "all",
+            *(f"{float(value):.3g}" for value in (row.imagenet, drawn["small"], row.small, row.factor)),
+            row.reason or "kept",
+        ]
+        for drawn, row in zip(
+            of_data(f"{REFERENCE}/tables/ratios.csv"),
+            ratios.table(fashion_mnist.PREPROCESSING, "photographs").itertuples(),
+            strict=True,
+        )
+    ]
+    head = f"{heads('ratio', 'recipe', 'imagenet')} | digits | photographs | {heads('factor')}, photographs"
+    return table(f"{head} | kept there, or why not", lines)
+
+
+def photographs_regime() -> str:
+    path = f"{REFERENCE}/bench/regime_{PHOTOGRAPHS}.csv"
+    return regime_table(path) if (ROOT / path).exists() else NOT_RUN
+
+
 def digits_regime() -> str:
+    return regime_table(f"{REFERENCE}/bench/regime.csv")
+
+
+def regime_table(path: str) -> str:
     found: dict[tuple, list] = {}
-    for row in rows_of(f"{REFERENCE}/bench/regime.csv"):
+    for row in rows_of(path):
         found.setdefault((row["number"], row["recipe"], float(row["value"])), []).append(row)
     lines = [
         [
@@ -273,6 +333,22 @@ def digits_regime() -> str:
         for (number_, recipe, value), rows in found.items()
     ]
     return table("chosen | recipe | value | n | validation top-1, % | training top-1, %", lines)
+
+
+def photographs_answers() -> str:
+    return digits_answers(PHOTOGRAPHS) if answers(PHOTOGRAPHS) else NOT_RUN
+
+
+def compared() -> str:
+    """Each claim that both beds have answered, on both, and whether they agree."""
+    both = beds.table(pd.read_csv(ROOT / REFERENCE / "tables/answers.csv"))
+    if both.empty:
+        return NOT_RUN
+    lines = []
+    for claim, rows in both.groupby("claim", sort=False):
+        cells = [f"{difference(row.to_dict() | {'failed_other': 0})} *{row.verdict}*" for _, row in rows.iterrows()]
+        lines.append([claim + (" (control)" if rows.control.iloc[0] else ""), *cells, rows.agreement.iloc[0]])
+    return table(" | ".join([heads("claim"), *dict.fromkeys(both.data), "do they agree"]), lines)
 
 
 def tuning() -> str:
@@ -327,7 +403,7 @@ def digits_loss() -> str:
 @cache
 def accuracies() -> dict[answering.Side, pd.Series]:
     """Top-1 of each side of a question and of each branch of collapse_parts, by seed."""
-    models = tables.models(ROOT / REFERENCE / "runs")
+    models = tables.only(tables.models(ROOT / REFERENCE / "runs"), data=DIGITS, shrink="laptop")
     sides = [side for question in questions.QUESTIONS for side in (question.better, question.other)]
     sides += [answering.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
     return {side: answering.rows_of(models, side).top1 for side in sides}
@@ -406,7 +482,7 @@ def without_a_seed() -> dict[int, str]:
 @cache
 def at_best_sizes() -> dict:
     """What the view gains if each model is tested on digits drawn at its own best size."""
-    rows = pd.read_csv(ROOT / REFERENCE / "bench/apparent_size.csv").query("how == 'drawn'")
+    rows = pd.read_csv(ROOT / REFERENCE / "bench/apparent_size.csv").query("data == @DIGITS and how == 'drawn'")
     top1 = rows.pivot_table(index=["stage", "seed"], columns="size", values="top1")
     best = {stage: top1.loc[stage][top1.loc[stage].mean().idxmax()] for stage in ("zero-crop-x1", "zero-main-x1")}
     return statistics.paired(best["zero-crop-x1"], best["zero-main-x1"]) | {
@@ -418,7 +494,7 @@ def at_best_sizes() -> dict:
 def in_sentences() -> dict[str, str]:
     """Numbers that stand in a sentence, by the name of their place."""
     found = {row["claim"]: row for row in answers()}
-    ratio = {(row["recipe"], row["ratio"]): row for row in rows_of(f"{REFERENCE}/tables/ratios.csv")}
+    ratio = {(row["recipe"], row["ratio"]): row for row in of_data(f"{REFERENCE}/tables/ratios.csv")}
 
     def of(start: str, column: str = "difference", form: str = "+.2f") -> str:
         (row,) = [row for claim, row in found.items() if claim.startswith(start)]
@@ -455,6 +531,7 @@ def in_sentences() -> dict[str, str]:
         "rate-factor": f"{float(ratio['resnet50_448nodes', RATE]['factor']):.0f}",
         "train-top1": f"{100 * mean(row['train_top1'] for row in mains):.1f}%",
         "main-top1": f"{parts('main').mean():.1f}%",
+        "photographs-smallest": f"{fashion_mnist.PREPROCESSING.size / fashion_mnist.PREPROCESSING.short_side:.3f}",
         "left-out": without_a_seed()[16],
         "left-out-few": without_a_seed()[6],
     }
@@ -824,6 +901,11 @@ PLACES = {
     "digits-later-seeds": digits_later_seeds,
     "digits-ratios": digits_ratios,
     "digits-pilot": digits_pilot,
+    "photographs-ratios": photographs_ratios,
+    "photographs-regime": photographs_regime,
+    "photographs-answers": photographs_answers,
+    "photographs-size": photographs_size,
+    "beds": compared,
     "digits-size": digits_size,
     "digits-precise": digits_precise,
     "digits-regime": digits_regime,

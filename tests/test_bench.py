@@ -14,10 +14,13 @@ from bench.report import Goal
 from repro.images.data import Images
 from repro.images.packed import Packed
 from repro.paper import tables
+from repro.paper.overall import DEEP
+from repro.paper.profiles import PROFILES, Profile
 from repro.paths import REFERENCE
 from repro.ranks.comm import World
-from repro.recipes import RECIPES, SHRINKS
+from repro.recipes import RECIPES, SHRINKS, shrink
 from repro.run import records
+from repro.schedule import due
 
 
 def test_a_small_peer_computes_the_same_loss():
@@ -119,7 +122,7 @@ def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tm
         return str(tmp_path)
 
     monkeypatch.setattr(regime, "train", train)
-    run = {"ends": {"main": {"top1": 3, "images": 4, "train_top1": 0.5}}, "seconds": 5.0, "ranks": 2}
+    run = {"ends": {"main": {"top1": 3, "images": 4, "train_top1": 0.5}}, "seconds": 5.0, "evaluating": 1.0, "ranks": 2}
     monkeypatch.setattr(regime.records, "read", lambda _: run)
     rows = regime.trials("rate", "batch_2048", (3.0, 48.0), digits, tmp_path, epochs=1 / 30)
     assert known == SHRINKS and list(rows.validation_top1) == [75.0] * 4 and list(rows.seed) == [*regime.SEEDS] * 2
@@ -128,6 +131,60 @@ def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tm
         assert recipe.name == f"batch_2048-rate-{value:g}" and given["split"] == "val"
         expected = value / 128 * RECIPES["batch_2048"].stages[0].base_rate * 128 / 64  # a 64th of the batch
         assert recipe.stages[0].base_rate == pytest.approx(expected)
+
+
+def test_a_beds_trials_have_its_own_images_batches_and_profile(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(regime, "Images", lambda data, split: range({"train": 55_000, "val": 5000}[split]))
+    monkeypatch.setattr(regime, "train", lambda recipe, **given: asked.append(recipe) or str(tmp_path))
+    run = {"ends": {"main": {"top1": 3, "images": 4, "train_top1": 0.5}}, "seconds": 5.0, "evaluating": 1.0, "ranks": 1}
+    monkeypatch.setattr(regime.records, "read", lambda _: run)
+    rows = regime.trials("widen", "resnet50_448nodes", (1, 2), "fashion_mnist", tmp_path, epochs=1 / 30)
+    bed = SHRINKS["photographs"]
+    assert [recipe.model for recipe in asked] == ["resnet11"] * 2 + ["resnet11x2"] * 2
+    assert {recipe.epoch_images for recipe in asked} == {bed.images}
+    assert {recipe.global_batch for recipe in asked} == {14336 // bed.divide_batch}
+    assert list(rows.images) == [recipe.images() for recipe in asked]
+    # Of 4 evaluations a run, some are ends of its 2 stages; each end is tested in two more views.
+    during = len(due(asked[0], asked[0].evaluate_every)) - 2
+    assert set(rows.tested) == {during * 5000 + 2 * 15_000} and 1 <= during <= 4
+
+
+def test_what_a_profile_takes_at_each_width_is_counted_run_by_run():
+    """At a second for 1,000 images trained or 4,000 tested, twice as much at the second width; a shared run counts once."""
+    profile = Profile("fashion_mnist", "photographs", {"ensemble": 2, "cost": 3}, {}, "")
+    one = dict(seconds=3.0, evaluating=1.0, images=2000, tested=4000)
+    rows = pd.DataFrame(
+        [dict(value=1, **one), dict(value=1, **one), dict(value=2, **one | {"seconds": 6.0, "evaluating": 2.0})]
+    )
+    hours = regime.core_hours(rows, profile, {"train": 55_000, "test": 10_000}, epochs=1 / 30)
+
+    def run(name, deep=1):
+        small = shrink(RECIPES[name], replace(SHRINKS["photographs"], epochs=1 / 30), 55_000)
+        return deep * (small.images() / 1000 + regime.tested(name, small, 10_000) / 4000) / 3600
+
+    shared = {"five_members", "one_model", "snapshot_ensemble", "snapshot_ensemble_crop", "three_models"}
+    assert hours[1]["ensemble"] == pytest.approx(2 * sum(map(run, shared)))
+    deep = 3 * (run("one_deep_model", DEEP) + run("one_deep_model_third", DEEP))
+    assert hours[1]["cost"] == pytest.approx(deep + run("five_members")), "the third seed alone is new"
+    assert list(hours[2]) == pytest.approx(list(2 * hours[1]))
+
+
+@pytest.mark.parametrize("hours, width", [((1.0, 2.0, 9.0), 2), ((1.0, 2.0, 5.0), 4), ((6.0, 9.0, 20.0), 1)])
+def test_the_width_is_the_largest_that_fits_into_the_hours(hours, width):
+    assert regime.widest(pd.DataFrame({each: [hour / 2] * 2 for each, hour in zip((1, 2, 4), hours)})) == width
+
+
+CHOSEN = REFERENCE / "bench" / "regime_fashion_mnist.csv"
+
+
+@pytest.mark.skipif(not CHOSEN.exists(), reason="the regime of photographs has not been run")
+def test_photographs_have_what_their_regime_chose():
+    rows, bed = pd.read_csv(CHOSEN), SHRINKS["photographs"]
+    rates, lengths, widths = (rows[rows.number == number] for number in ("rate", "epochs", "widen"))
+    assert (bed.rate, bed.epochs) == (regime.largest_stable(rates), pytest.approx(regime.levelled_off(lengths)))
+    hours = regime.core_hours(widths, PROFILES["photographs"], {"train": 55_000, "test": 10_000}, bed.epochs)
+    assert bed.widen == regime.widest(hours)
 
 
 def test_answers_with_recomputed_statistics_follow_from_the_runs_accuracies():
@@ -142,6 +199,13 @@ def test_answers_with_recomputed_statistics_follow_from_the_runs_accuracies():
     moved = precise_statistics.answered(models.assign(precise=models.top1 + 5 * better)).set_index("claim").difference
     changes = moved - found.set_index("claim").difference
     assert sorted(changes.round(6)) == [-5, 0, 0, 0, 0, 5]
+
+
+def test_images_are_scaled_only_as_far_as_their_centre_fills_the_view(digits, monkeypatch):
+    monkeypatch.setattr(apparent_size, "NUMBER", 100)
+    found = apparent_size.sized(Images(digits, "test"))
+    assert {how: min(size for each, size in found if each == how) for how, _ in found} == {"drawn": 0.8, "scaled": 0.9}
+    assert all(batch.shape == (100, 1, 16, 16) for batch, _ in found.values())
 
 
 @pytest.mark.parametrize("how, sizes", [("drawn", [0.9, 1.2, 1.3]), ("scaled", [16 / 18, 22 / 18, 23 / 18])])

@@ -42,7 +42,10 @@ OPTIONS = [
         ("train one_model --seeds 0", "unknown option --seeds. Did you mean --seed?"),
         ("train one_model --qqq 0", "unknown option --qqq.\n"),
         ("lr one_model --stps 0", "unknown option --stps. Did you mean --steps?"),  # and not that --steps is missing
-        ("train one_model --shrink smoek", "unknown shrink 'smoek'. Did you mean smoke? Choose one of: laptop, smoke,"),
+        (
+            "train one_model --shrink smoek",
+            "unknown shrink 'smoek'. Did you mean smoke? Choose one of: laptop, photographs, smoke,",
+        ),
         ("train one_model --precision fp23", "unknown precision 'fp23'. Did you mean fp32?"),
         ("train one_model --bn-momentum 0.2", "unknown bn-momentum 0.2. "),
         ("train one_model two_models", "unexpected argument 'two_models'"),

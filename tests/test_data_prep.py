@@ -16,7 +16,7 @@ from scipy import ndimage
 from torchvision.datasets import FakeData
 
 from data_prep import cifar10, fashion_mnist
-from repro.images import packed
+from repro.images import packed, views
 from repro.images.data import Images
 from repro.images.packed import SPLITS, Packed, PackedError, pack_embedded
 from repro.paths import ROOT
@@ -373,6 +373,15 @@ def test_without_package_and_network_it_says_what_to_install(tmp_path, monkeypat
     monkeypatch.setenv("no_proxy", "")
     assert pack_clothes(monkeypatch, "--out", tmp_path / "o") == 2
     assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_photographs_are_seen_as_imagenets_images_are():
+    seen, large = fashion_mnist.PREPROCESSING, packed.PHOTOGRAPHS
+    assert (seen.mirror, seen.smallest_area) == (large.mirror, large.smallest_area) == (True, 0.08)
+    assert seen.size / seen.short_side == pytest.approx(large.size / large.short_side, rel=0.03)
+    numbers = np.random.default_rng(0).random((1000, 50))
+    areas = views.scale_aspect_boxes(numbers, seen.short_side, seen, views.ATTEMPTS)[:, 2:].prod(1) / seen.short_side**2
+    assert 0.07 < areas.min() < 0.09 and areas.max() > 0.95, "in whole pixels"
 
 
 @pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason=f"Debian's package is not installed: no {fashion_mnist.DEBIAN}")

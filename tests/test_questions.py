@@ -1,6 +1,7 @@
 """The declared questions and their answers, on made-up accuracies whose differences are known."""
 
 import digits
+import fashion_mnist
 import numpy as np
 import pandas as pd
 import pytest
@@ -192,9 +193,13 @@ def test_a_collapse_that_keeps_its_rate_is_contradicted():
     assert answer(models, REFERENCE / "runs", RELEASED).verdict == "contradicted"
 
 
-@pytest.mark.parametrize("profile", ["laptop"])
-def test_each_ratio_is_kept_or_explained(profile):
-    table = ratios.table(digits.PREPROCESSING, profile)
+@pytest.mark.parametrize(
+    "profile, seen",
+    [("laptop", digits.PREPROCESSING), ("photographs", fashion_mnist.PREPROCESSING)],
+    ids=["digits", "photographs"],
+)
+def test_each_ratio_is_kept_or_explained(profile, seen):
+    table = ratios.table(seen, profile)
     assert "not explained" not in set(table.reason)
     kept = table.set_index(["recipe", "ratio"]).kept
     for recipe in ratios.COMPARED:

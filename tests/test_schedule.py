@@ -6,6 +6,7 @@ import math
 import re
 
 import digits
+import fashion_mnist
 import pytest
 
 from repro import ReproError
@@ -670,9 +671,10 @@ def decay_sum(recipe):
     return sum(learning_rate(recipe, step) * recipe.stage_at(step)[0].weight_decay for step in steps)
 
 
+@pytest.mark.parametrize("profile, images", [("laptop", 20_000), ("photographs", 55_000)])
 @pytest.mark.parametrize("name", RECIPES)
-def test_laptop_keeps_the_share_of_a_batch_and_the_summed_decay(name):
-    large, small = RECIPES[name], shrink(RECIPES[name], "laptop", 20_000)
+def test_beds_keep_the_share_of_a_batch_and_the_summed_decay(name, profile, images):
+    large, small = RECIPES[name], shrink(RECIPES[name], profile, images)
     worker = small.images_per_worker / 20_000  # a batch is whole workers
     assert small.images_per_worker == large.images_per_worker
     assert abs(small.global_batch / 20_000 - large.global_batch / 1281167) <= 0.51 * worker or small.workers == 1
@@ -683,8 +685,13 @@ def test_laptop_keeps_the_share_of_a_batch_and_the_summed_decay(name):
         assert decay_sum(small) == pytest.approx(decay_sum(large), rel=0.02)
 
 
-def test_every_ratio_that_laptop_does_not_keep_has_a_reason():
-    table = ratios.table(digits.PREPROCESSING).set_index(["recipe", "ratio"])
+@pytest.mark.parametrize(
+    "profile, seen",
+    [("laptop", digits.PREPROCESSING), ("photographs", fashion_mnist.PREPROCESSING)],
+    ids=["digits", "photographs"],
+)
+def test_every_ratio_that_a_bed_does_not_keep_has_a_reason(profile, seen):
+    table = ratios.table(seen, profile).set_index(["recipe", "ratio"])
     assert set(table.index.get_level_values(0)) == {"", "resnet50_448nodes", "collapsed_ensemble"}
     assert (table.kept == table.factor.between(0.5, 2)).all()
     assert table.reason[~table.kept].isin(set(ratios.DEPARTURES.values())).all() and (table.reason[table.kept] == "").all()
@@ -693,7 +700,7 @@ def test_every_ratio_that_laptop_does_not_keep_has_a_reason():
             assert table.factor[recipe, ratio] == pytest.approx(1, rel=0.02)
         for ratio in ("images per worker", "warm-up, share of the run", "last collapse, share of the run"):
             assert table.factor[recipe, ratio] == pytest.approx(1, rel=0.05)
-        assert table.factor[recipe, "epochs"] == pytest.approx(SHRINKS["laptop"].epochs, rel=0.01)
+        assert table.factor[recipe, "epochs"] == pytest.approx(SHRINKS[profile].epochs, rel=0.01)
 
 
 def test_ratios_of_views_by_hand():

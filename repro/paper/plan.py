@@ -15,7 +15,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from repro.paper.answering import Question, Side
-from repro.paper.profiles import FULL
+from repro.paper.profiles import FULL, PHOTOGRAPHS
 from repro.paper.questions import QUESTIONS
 from repro.paths import RESULTS, ROOT, replacing
 from repro.recipes import RECIPES
@@ -37,7 +37,8 @@ def parts() -> dict[str, str]:
         found |= {f"{what}: {name}": digest[:12] for name, digest in identity.definitions(ROOT / file).items()}
     for kind in KINDS:
         found |= {f"default: {kind.__name__}.{name}": str(value) for name, value in _defaults(kind).items()}
-    return found | {f"seeds: {topic}": str(n) for topic, n in FULL.items()}
+    found |= {f"seeds: {topic}": str(n) for topic, n in FULL.items()}
+    return found | {f"seeds, photographs: {topic}": str(n) for topic, n in PHOTOGRAPHS.items()}
 
 
 def _digest(value) -> str:

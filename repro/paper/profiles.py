@@ -36,11 +36,25 @@ FULL = {
     "ablation": 6,
     "asynchronous": 6,
 }
+# What fits into about five hours of one core (docs/photographs.md).
+PHOTOGRAPHS = {
+    "collapse": 12,
+    "ensemble": 12,
+    "cost": 6,
+    "batch": 6,
+    "warm-up": 6,
+    "length": 6,
+    "lars": 6,
+    "averages": 6,
+    "cooldown": 6,
+    "restarts": 6,
+}
 PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
     "full": Profile("digits", "laptop", FULL, {}, "all questions"),
     "letters": Profile("letters", "laptop", FULL, {}, "all questions, on the second data set"),
-    "cifar10": Profile("cifar10", "laptop", FEW, {}, "not run by us; see `make plan`"),
+    "photographs": Profile("fashion_mnist", "photographs", PHOTOGRAPHS, {}, "most questions, on Fashion-MNIST; not run yet"),
+    "cifar10": Profile("cifar10", "photographs", FEW, {}, "not run by us; see `make plan`"),
     "smoke": Profile(
         "digits",
         "smoke",
@@ -49,6 +63,13 @@ PROFILES = {
         "everything once, small: no accuracy",
     ),
 }
+
+
+def shrink_of(data: str) -> str:
+    """The shrink of a data set's profiles; laptop for one that has none."""
+    return next((profile.shrink for profile in PROFILES.values() if profile.data == data), "laptop")
+
+
 # The notebooks that ask the questions, each with its topics, in the order in which `make reproduce` runs them.
 NOTEBOOKS = {
     "12-questions": ("collapse", "ensemble", "cost", "batch", "warm-up", "length"),

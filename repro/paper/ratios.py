@@ -1,11 +1,15 @@
 """The ratios by which a shrunk recipe compares with the one at ImageNet's size, and those that a shrink does not keep."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from repro.images.packed import PHOTOGRAPHS, Preprocessing
 from repro.images.views import ATTEMPTS, scale_aspect_boxes
+from repro.paper.profiles import shrink_of
 from repro.recipes import RECIPES, shrink
+from repro.run import records
 from repro.schedule import Recipe, learning_rate
 
 COMPARED = "resnet50_448nodes", "collapsed_ensemble"
@@ -93,3 +97,10 @@ def table(seen: Preprocessing, profile: str = "laptop") -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def of_runs(out: Path | str) -> pd.DataFrame:
+    """`table` of each data set that has complete runs in `out`, made small as its profiles are; data is its first column."""
+    runs = [run["data"] for run in records.read_all(out).values() if run["status"] == "complete"]
+    seen = {data["name"]: Preprocessing(**data["preprocessing"]) for data in runs}
+    return pd.concat({data: table(each, shrink_of(data)) for data, each in seen.items()}, names=["data"]).reset_index("data")

@@ -119,7 +119,10 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "questions": _table(
             ledger[own].assign(interval=_intervals(ledger[own], "+.2f")), ["id", "claim", "ours", "interval", "n", "state"]
         ),
-        "kept": _table(_read(results, "ratios"), ["ratio", "recipe", "imagenet", "small", "factor", "kept", "reason"]),
+        "kept": _table(
+            _read(results, "ratios").query("data == @data"),
+            ["ratio", "recipe", "imagenet", "small", "factor", "kept", "reason"],
+        ),
         "accuracy": _table(
             _of(models, data, shrink)[lambda table: table.variant == ""].assign(
                 range=lambda table: [_interval(row.smallest, row.largest, ".2f") for row in table.itertuples()]

@@ -286,10 +286,8 @@ def told(answers: pd.DataFrame) -> list[str]:
     lines = []
     for row in answers.itertuples():
         interval = "no interval" if pd.isna(row.low) else f"95% interval {row.low:+.2f} to {row.high:+.2f}"
-        line = (
-            f"{row.claim}: {row.verdict}. {row.better} has {row.top1:.2f}%, {row.other} {row.against:.2f}%, with n = {row.n} "
-        )
-        line += f"and {row.n_other} seeds; the first minus the second is {row.difference:+.2f} points ({interval})"
+        line = f"{row.claim}: {row.verdict}. {row.better} has {row.top1:.2f}%, {row.other} {row.against:.2f}%, with"
+        line += f" n = {row.n} and {row.n_other} seeds; the first minus the second is {row.difference:+.2f} points ({interval})"
         line += f", in other views {row.difference_zoom:+.2f} (zoom) and {row.difference_scale_aspect:+.2f} (scale_aspect)."
         if row.shrink == "smoke":
             line += " Tiny runs resolve nothing."

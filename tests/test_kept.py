@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 
 import repro
-from repro import ReproError
+from repro import ReproError, train
 from repro.paper import answering, ledger, questions, reproduce, tables
 from repro.paths import REFERENCE
 from repro.run import kept, records, trained
 from repro.run.identity import code_digest
 
+from conftest import SMOKE
 from test_tables import DATA, RUNS, write_run
 
 LIMIT = 1 << 20  # bytes of a file in the repository
@@ -249,6 +250,20 @@ def test_runs_by_other_code_are_not_kept(results, tmp_path, monkeypatch):
     with pytest.raises(ReproError, match="are by other code than this: `make reproduce` trains them again"):
         reproduce.keep(results, tmp_path / "reference")
     assert (tmp_path / "reference" / "runs" / "digits-runs.jsonl").read_text() == "before"
+
+
+def test_a_reproduction_goes_on_from_kept_runs_and_all_are_kept_together(digits, whole, results, tmp_path, caplog):
+    shutil.rmtree(results / "runs")
+    out = keep(whole.parent, results / "runs")
+    write_run(out, "one_model", 0, data=DATA | {"name": "letters"}, code=code_digest())
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    train.train_all([SMOKE | {"data": digits, "out": str(out), "seed": seed} for seed in (SMOKE["seed"], 6)])
+    assert {path: path.read_bytes() for path in before} == before and not (out / whole.name).exists()
+    assert len(list(out.glob("*-digits-seed6-*"))) == 1 and "models are gone" not in caplog.text
+    reproduce.keep(results, tmp_path / "reference")
+    runs, _ = repro.runs(tmp_path / "reference" / "runs")
+    assert sorted(zip(runs.data, runs.seed)) == [("digits", 5), ("digits", 6), ("letters", 0)]
+    assert runs.set_index("folder").weights_sha256[whole.name] == records.read(whole)["weights_sha256"]
 
 
 def test_the_reference_is_in_few_small_files():

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from repro.paper.profiles import DISTRIBUTED, PROFILES
 from repro.paths import REFERENCE
 from repro.ranks import stop
 from repro.recipes import RECIPES, shrink
-from repro.run import identity, records, state
+from repro.run import identity, kept, records, state
 
 SMOKE = PROFILES["smoke"]
 KNOWN = next(run for run in map(records.read, records.all_runs(REFERENCE / "runs")) if run["base"] == "resnet50_448nodes")
@@ -118,6 +119,17 @@ def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace
     clock(10)
     reproduction.show()
     assert capsys.readouterr().out == "", "it is not said twice"
+
+
+def test_runs_that_are_kept_in_files_count_as_complete(reproduction, tmp_path):
+    first, second, *_ = reproduction.planned
+    for run in (first, second):
+        train(reproduction, run, run.steps, "complete")
+    runs = {folder.name: kept.Kept(records.read(folder), [], [], {}) for folder in records.all_runs(tmp_path / "runs")}
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "runs").mkdir()
+    kept.keep_runs(tmp_path / "runs", "digits", runs)
+    assert overall.Overall(SMOKE, tmp_path / "runs").complete == {first, second}
 
 
 def test_the_account_of_where_the_time_went_adds_up(reproduction, clock):
@@ -237,6 +249,7 @@ def results(data, tmp_path, monkeypatch):
         ("code/notebooks/b.ipynb", "code"),
         ("results/runs/r/run.json", "runs"),
         ("results/runs/r/correct/m.npz", "runs"),
+        ("results/runs/digits-runs.jsonl", "runs"),
         ("results/tables/t.csv", "results"),
         ("results/figures/f.svg", "results"),
         ("results/bench/scaling.json", "measurements"),
@@ -325,4 +338,4 @@ def test_a_look_lists_the_folder_of_runs_once_for_all_that_are_planned(reproduct
     monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
     reproduction.show()
-    assert len(reproduction.planned) > 5 and len(listed) == 1
+    assert len(reproduction.planned) > 5 and len(listed) == 2  # once for folders, once for files of kept runs

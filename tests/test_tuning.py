@@ -28,8 +28,8 @@ def walked(accuracy, first=1.0):
 
 
 @pytest.mark.parametrize("first", [1.0, 0.04])
-@pytest.mark.parametrize("octaves", [-5, -4, -2.3, -0.5, 0, 0.4, 1, 3.2, 5])
-def test_a_peak_within_five_octaves_is_found_to_half_of_one_by_the_same_number_of_values(first, octaves):
+@pytest.mark.parametrize("octaves", [-3, -2.5, -1.3, -0.5, 0, 0.4, 1, 2.3, 3])
+def test_a_peak_within_three_octaves_is_found_to_half_of_one_by_the_same_number_of_values(first, octaves):
     tried = walked(lambda value: -abs(math.log2(value / first) - octaves), first)
     assert len(tried) == choice.TRIES and list(tried)[:3] == [first, 2 * first, first / 2]
     assert abs(math.log2(choice.chosen(tried) / first) - octaves) <= 0.51
@@ -38,11 +38,16 @@ def test_a_peak_within_five_octaves_is_found_to_half_of_one_by_the_same_number_o
 def test_the_rule_walks_to_the_best_and_then_looks_beside_it():
     """By the validation accuracies of a pilot of LARS at batch 32768, whose unit was the linear rule's rate."""
     pilot = {0.5: 20.5, 1: 45.0, 2: 63.9, 4: 78.4, 8: 81.0, 16: 77.3, 32: 69.3, 5.657: 80.0, 11.31: 80.0}
-    assert list(walked(pilot.get)) == [1, 2, 0.5, 4, 8, 16, 5.657], "its better neighbour is 4"
-    assert list(walked({1: 73.6, 2: 40, 0.5: 79.0, 0.25: 80.7, 0.125: 70.0, 0.3536: 81.0, 0.2973: 0, 0.1768: 0}.get)) == [
-        *(1, 2, 0.5, 0.25, 0.125),
-        0.3536,  # towards 0.5
-        0.2973,  # the gaps beside it are equal: towards 0.25, its better neighbour
+    assert list(walked(pilot.get)) == [1, 2, 0.5, 4, 8]
+    assert list(walked(pilot.get, first=4)) == [4, 8, 2, 16, 5.657], "its better neighbour is 4"
+    assert list(walked({1: 73.6, 2: 40, 0.5: 80.7, 0.25: 70.0, 0.7071: 81.0, 0.5946: 0}.get)) == [
+        *(1, 2, 0.5, 0.25),
+        0.7071,  # towards 1
+    ]
+    assert list(walked({1: 80.0, 2: 40, 0.5: 79.0, 0.7071: 81.0, 0.8409: 0}.get)) == [
+        *(1, 2, 0.5),
+        0.7071,  # towards 0.5
+        0.8409,  # the gaps beside it are equal: towards 1, its better neighbour
     ]
     assert choice.chosen({1: 50.0, 2: 50.0, 0.5: 49.0}) == 1, "of equal ones the first"
 
@@ -75,7 +80,7 @@ def test_all_methods_get_as_many_runs_on_validation_images_with_seeds_apart(tmp_
     monkeypatch.setattr(tuning, "train_all", train_all)
     monkeypatch.setattr(tuning, "prepare", prepare)
     monkeypatch.setattr(tuning.records, "result", result)
-    methods = [Tuned(made, 4.0), Tuned(lambda value: replace(made(value / 64), name="other"), 1.0, first=16.0)]
+    methods = [Tuned(made, 4.0), Tuned(lambda value: replace(made(value / 64), name="other"), 1.0, first=64.0)]
     rows = tuning.tune(methods, tmp_path, data="digits", shrink="laptop")
     assert list(rows.groupby("recipe").size()) == [choice.TRIES * len(choice.SEEDS)] * 2 == [len(trained) / 2] * 2
     assert set(rows.seed).isdisjoint(range(max(FULL.values()))) and set(rows.seed) == set(choice.SEEDS)
@@ -86,7 +91,7 @@ def test_all_methods_get_as_many_runs_on_validation_images_with_seeds_apart(tmp_
     assert choice.chosen(choice.means(rows, "other")) == 256
     assert choice.differences(rows, methods) == ["other: the recipe has 1, and the rule chooses 256"]
     cut = rows[(rows.recipe != "made") | (rows.value != 0.5)]
-    assert choice.differences(cut, methods[:1]) == ["made: 6 values were tried, not 7"]
+    assert choice.differences(cut, methods[:1]) == ["made: 4 values were tried, not 5"]
     other = [methods[0]._replace(number="ratio")]
     said = "made: what was tuned is the factor on the rates, and not the ratio: tune it again"
     assert choice.differences(rows, other) == [said]

@@ -17,7 +17,7 @@ import pandas as pd
 from repro.recipes.baselines import TUNED, Tuned
 
 SEEDS = 1001, 1002
-TRIES = 7
+TRIES = 5
 
 
 def following(tried: Mapping[float, float], first: float) -> list[float]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from repro.images.packed import SPLITS, Packed, PackedError, data_folder
 from repro.paper.profiles import PROFILES
 from repro.paths import PUBLISHED, ROOT, replacing
-from repro.run import identity
+from repro.run import identity, kept
 
 NAME = "reproduced.json"
 CODE = "repro/**/*.py", "repro/paper/report.css", "repro/paper/report.html.j2", "data_prep/*.py", "notebooks/*.ipynb"
-RUNS = "runs/*/*.json", "runs/*/*.jsonl", "runs/*/correct/*"
+RUNS = "runs/*/*.json", "runs/*/*.jsonl", "runs/*/correct/*", *(f"runs/*-{name}" for name in kept.FILES)
 MADE = "tables/*", "figures/*", "report/*"  # but for figures/bench-*
 MEASURED = "bench/probe.json", "bench/scaling.json", "figures/bench-apparent_size.svg"  # what it reads of the benchmarks
 

@@ -11,7 +11,7 @@ from repro.paper import ask, questions
 from repro.paper.profiles import DISTRIBUTED, Profile
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
-from repro.run import identity, records
+from repro.run import identity, kept, records
 
 NOT_TRAINING = {"11-scaling": 60.0, "20-tables": 40.0}  # seconds that notebooks take, besides training and measuring
 
@@ -76,7 +76,8 @@ class Overall(Many):
 
     def _look(self) -> None:
         runs = self.planned[0].folder.parent  # listed once for all of them: it may have hundreds of folders
-        self.folders = sorted(runs.iterdir()) if runs.is_dir() else []
+        found = {*runs.iterdir()} if runs.is_dir() else set()
+        self.folders = sorted(found | {runs / name for name in kept.names(runs)})
         super()._look()
 
     def account(self, seconds: float, ranks: int) -> str:

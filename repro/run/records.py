@@ -134,7 +134,8 @@ class Run:
         """
         if self.complete:
             self._tidy()
-            self._warn_without_models()
+            if not kept.find(self.folder):  # of which it is known that there are none
+                self._warn_without_models()
             return False
         with named(self.folder):
             self.folder.mkdir(exist_ok=True)

@@ -1,10 +1,10 @@
-"""`python -m repro ...` with one fault in it, for tests/test_faults.py. Nothing of this is in the package.
+"""`python -m repro ...` with faults in it, for tests/test_faults.py. Nothing of this is in the package.
 
-    FAULT=kind@rank@place FAULT_FILE=file python tests/faulty.py train collapsed_ensemble ...
+    FAULT=kind@rank@place,... FAULT_FILE=file python tests/faulty.py train collapsed_ensemble ...
 
 place   step-N (N steps are done, the next one begins), work-N (a worker of that step is computed), evaluation-N (in the
         evaluation after N steps), snapshot-N (it is written), saving-N (of the checkpoint's two files the first is
-        written), saved-N
+        written), saved-N, ending-N (the end of the run is about to be recorded)
 kind    pause   writes its process id to FAULT_FILE, then waits as long as that file is there: for a signal from outside
         raise, hang, slow (for seconds, with beats), nan, inf, flip (one bit of this rank's weights)
         versions (this rank has another torch; no place)
@@ -26,18 +26,17 @@ from repro import journal, train
 from repro.images.data import Images
 from repro.model import Network
 from repro.ranks import comm
-from repro.run import checkpoint, identity
+from repro.run import checkpoint, identity, records
 
 
 def run(fault: str, file: str, **parameters) -> str:
     """What engines are given to do: `train.train` with a fault in it."""
-    global kind, rank, place
-    kind, rank, place = fault.split("@")
+    faults[:] = [fault.split("@")]
     os.environ["FAULT_FILE"] = file
     return train.train(**parameters)
 
 
-kind, rank, place = os.environ.get("FAULT", "none@0@nowhere").split("@")
+faults = [fault.split("@") for fault in os.environ.get("FAULT", "none@0@nowhere").split(",")]
 rows, steps = os.environ.get("SAVES", "0,600").split(",")
 journal.CHECKPOINT_SECONDS, journal.LONGEST_SECONDS = float(rows), float(steps)
 spoilt = {"nan": float("nan"), "inf": float("inf")}
@@ -45,13 +44,11 @@ spoilt = {"nan": float("nan"), "inf": float("inf")}
 
 def arrive(what: str, network=None) -> None:
     """Does what FAULT says if this is its place; `world.at` tells the step."""
-    global kind
     world = comm.world()
     done = re.search(r"step (\d+)", world.at)
     done = int(done[1]) - (what in ("step", "work")) if done else 0
-    if world.rank != int(rank) or f"{what}-{done}" != place:
-        return
-    now, kind = kind, "none"  # once
+    now = next((kind for kind, rank, place in faults if int(rank) == world.rank and place == f"{what}-{done}"), "none")
+    faults[:] = [fault for fault in faults if fault[0] != now]  # once
     if now == "pause":
         file = Path(os.environ["FAULT_FILE"])
         file.with_suffix(".new").write_text(str(os.getpid()))
@@ -111,6 +108,7 @@ def replacing(path):
 train.average_over_workers, Network.contribute = average, contribute
 checkpoint.save, checkpoint.replacing = save, replacing
 before(Images, "test_batch", "evaluation")
+before(records.Run, "end", "ending")
 
 if "CLOCK" in os.environ:
     real_time, clock = time.time, Path(os.environ["CLOCK"])
@@ -125,7 +123,7 @@ if "CLOCK" in os.environ:
 
     time.time, identity.datetime = lambda: real_time() + off(), Clock
 
-if kind == "versions" and comm.world().rank == int(rank):
+if any(kind == "versions" and comm.world().rank == int(rank) for kind, rank, _ in faults):
     versions = identity.package_versions()
     identity.package_versions = lambda: versions | {"torch": "0.0"}
 

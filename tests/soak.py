@@ -49,6 +49,7 @@ LIMIT = 90  # seconds after which an attempt hangs: the longest patience is a th
 PATIENCE = 30, 3  # seconds of the ranks' watchdog; the second where a rank is frozen for good
 DISK = 12 << 20  # bytes of a trial's own disk
 MARK = "REPRO_SOAK"
+VERDICT = r"is frozen|hangs"  # in a line of the ranks' watchdog
 TRAIN_AGAIN = r"[Dd]elete .*to (train|start) again"
 
 FILE = '''"""The recipe, network and rule of a trial."""
@@ -225,6 +226,7 @@ class Attempt:
 
     def __init__(self, trial: "Trial", drawn: Drawn, number: int, name: str = ""):
         self.trial, self.drawn, self.log = trial, drawn, trial.folder / f"attempt{number}{name}.log"
+        self.log.touch()  # a signal may end the process before it does so
         self.fork: multiprocessing.Process | None = None
         self.allowed: set[str] = set()  # ends, as `judge` calls them
         self.lines: list[str] = []  # patterns of error lines that the faults explain
@@ -263,7 +265,7 @@ class Attempt:
 
     def rows(self) -> int:
         """How many metric rows it has told."""
-        return self.log.read_bytes().count(b"\nepoch ") if self.log.exists() else 0
+        return self.log.read_bytes().count(b"\nepoch ")
 
     def ranks(self) -> list[psutil.Process]:
         """The ranks that have begun, in order."""
@@ -272,8 +274,11 @@ class Attempt:
         found = []
         with suppress(psutil.Error, ValueError):
             if not self.drawn.plain:
-                pids = [int(path.read_text()) for path in sorted(self.place.glob("rank*"))]
-                return [process for process in map(psutil.Process, pids) if process.status() != psutil.STATUS_ZOMBIE]
+                for path in sorted(self.place.glob("rank*")):
+                    with suppress(psutil.NoSuchProcess):
+                        process = psutil.Process(int(path.read_text()))
+                        found += [process] if process.status() != psutil.STATUS_ZOMBIE else []
+                return found
             for process in psutil.Process(self.pid).children(recursive=True):
                 with suppress(psutil.Error):
                     environment = process.environ()
@@ -294,24 +299,28 @@ class Attempt:
         began = time.monotonic()
         for fault in sorted(self.drawn.faults, key=lambda fault: (fault.row, fault.after)):
             while self.rows() <= fault.row and self.poll() is None:
-                self._in_time(began)
-                time.sleep(0.002)
+                self._wait(began)
             time.sleep(fault.after)
             if self.poll() is None:
                 self.trial.counts[fault.kind] += 1
                 getattr(self, method(fault.kind))(fault)
         while self.poll() is None:
-            # It has frozen at its own end, when nothing is left to be lost, or while nobody could watch, as a line has said.
-            if self.frozen and (self.trial.complete() or "no rank is watched meanwhile" in self.log.read_text()):
-                with suppress(psutil.Error):
-                    self.frozen.send_signal(signal.SIGCONT)
-            self._in_time(began)
-            time.sleep(0.005)
+            self._wait(began)
         for other in self.others:
             other.disturb()
         self.trial.judge(self)
 
-    def _in_time(self, began: float) -> None:
+    def _unwatched(self) -> bool:
+        """Nobody can notice a rank that freezes: its run has ended, or no sign of life can be written, as a line has said."""
+        said = self.log.read_text(errors="replace")
+        ended = self.trial.complete() or any(not re.search(VERDICT, line) for line in error_lines(said))
+        return ended or "no rank is watched meanwhile" in said
+
+    def _wait(self, began: float) -> None:
+        if self.frozen and self._unwatched():
+            with suppress(psutil.Error):
+                self.frozen.send_signal(signal.SIGCONT)
+        time.sleep(0.002)
         if time.monotonic() - began > LIMIT:
             raise Failed(f"hang: still running after {LIMIT} s, {len(self.ranks())} ranks left\n{self.log.read_text()}")
 
@@ -501,16 +510,17 @@ class Trial:
         said, status = attempt.log.read_text(errors="replace"), attempt.poll()
         errors = error_lines(said)
         self.find_gaps(said)
-        interrupted = "killed" in attempt.allowed and said.rstrip().endswith("KeyboardInterrupt")  # while Python loaded modules
+        own = said.partition("\n===")[0].rstrip()  # without the words of MPICH's mpiexec about a process that has crashed
+        interrupted = "killed" in attempt.allowed and own.endswith("KeyboardInterrupt")  # while Python loaded modules
         if "Traceback" in said and not interrupted:
             raise Failed(f"a traceback:\n{said}")
         if status == 0:
             end = "finished"
-        elif any("is frozen" in line or "hangs" in line for line in errors) and "verdict" in attempt.allowed:
+        elif any(re.search(VERDICT, line) for line in errors) and "verdict" in attempt.allowed:
             end = "verdict"
         elif len(errors) == 1 and any(re.search(pattern, errors[0]) for pattern in (*attempt.lines, *self.lines)):
             end = "named"
-            killed = status == -signal.SIGKILL and "killed" in attempt.allowed  # after the line, and before the end
+            killed = status < 0 and "killed" in attempt.allowed  # after the line, and before the end
             if status in (0, 75) or status != 2 and attempt.drawn.ranks == 1 and not killed:
                 raise Failed(f"status {status} with the line {errors[0]}")
         elif errors:

@@ -138,9 +138,9 @@ class Run:
         assert process.returncode == 0, said
         return said
 
-    def pause(self, ranks: int, rank: int, place: str, **named) -> tuple[subprocess.Popen, int]:
-        """The command, and the process id of the rank that waits at the place."""
-        process = self.start(ranks, f"pause@{rank}@{place}", **named)
+    def pause(self, ranks: int, rank: int, place: str, earlier: str = "", **named) -> tuple[subprocess.Popen, int]:
+        """The command, and the process id of the rank that waits at the place; `earlier` is a fault before it."""
+        process = self.start(ranks, ",".join(filter(None, (earlier, f"pause@{rank}@{place}"))), **named)
         deadline = time.monotonic() + 60
         while not self.file.exists():
             assert process.poll() is None, f"{place} was never reached: {process.communicate()[1]}"
@@ -445,6 +445,24 @@ def test_a_rank_that_is_frozen_is_named_with_a_stack_of_the_other(trial, place, 
     while runs(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not runs(pid)
+
+
+@counts_for("rank-freezes")
+@pytest.mark.parametrize(
+    "earlier, options",
+    [("raise@1@work-14", ()), pytest.param("", ("--steps", "15"), marks=slow)],
+    ids=["after an error", "after a stop"],
+)
+def test_a_rank_that_freezes_while_it_records_the_end_is_named(trial, earlier, options, record_property):
+    """The other one has nothing more to do; without the first one it cannot end."""
+    patience = 3
+    process, pid = trial.pause(2, 0, "ending-15", earlier, options=["--patience", str(patience), *options])
+    began = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    trial.file.unlink()
+    _, said = ended(process, patience + 10)
+    record_property("seconds", time.monotonic() - began - patience)
+    assert process.returncode not in (0, 75) and f"error: rank 0 (process {pid} on " in said and "is frozen" in said
 
 
 @slow

@@ -698,6 +698,7 @@ def test_what_cannot_be_removed_from_the_heartbeats_yet_is_left(tiny, interrupte
     """NFS keeps a file that is still open under a name with a dot, and the folder with it."""
     folder = interrupted(4, tmp_path / "parts")
     hidden = [folder / "heartbeats" / ".nfs01", folder / "checkpoints" / ".nfs02"]
+    (folder / "heartbeats").mkdir()  # as a kill leaves it; a run that has been stopped on request has none
     for name in ("7", "7.stack", "verdict"):
         (folder / "heartbeats" / name).touch()
     for file in hidden:

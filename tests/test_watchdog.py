@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -127,7 +128,8 @@ def test_ranks_that_cannot_write_their_signs_do_not_take_each_other_for_frozen(t
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_ranks_that_have_trained_to_the_end_are_watched_until_the_run_is_complete(tmp_path, monkeypatch, caplog, frozen):
+@pytest.mark.parametrize("error", [None, OSError("no space left")])
+def test_ranks_are_watched_until_the_end_of_the_run_is_recorded(tmp_path, monkeypatch, caplog, error, frozen):
     ended, folder = [], tmp_path / "heartbeats"
     monkeypatch.setattr(watchdog.Watchdog, "_end", lambda self, rank, _, what: (ended.append((rank, what)), self.over.set()))
     folder.mkdir()
@@ -135,17 +137,20 @@ def test_ranks_that_have_trained_to_the_end_are_watched_until_the_run_is_complet
     for number, rank in enumerate(ranks):
         rank.rank, rank.size, rank.waits, rank.at = number, 2, True, "step 80 of 80"
     with (
+        suppress(OSError),
         watchdog.Watchdog(ranks[0], folder, patience=0.5) as first,
         watchdog.Watchdog(ranks[1], folder, patience=0.5) as second,
     ):
         time.sleep(0.3)
+        if error:
+            raise error
     if frozen:
         second.over.set()
         first.thread.join(timeout=20)
         assert [(rank, what[:9]) for rank, what in ended] == [(1, "is frozen")]
     else:
         time.sleep(1)
-        folder.rename(tmp_path / "gone")  # as when rank 0 has written that the run is complete
+        folder.rename(tmp_path / "gone")  # as when rank 0 has recorded the end
         for each in (first, second):
             each.thread.join(timeout=20)
             assert not each.thread.is_alive()

@@ -77,21 +77,32 @@ def _run(function: Callable | str, text: str, arguments: dict) -> None:
     except Stopped as stopped:
         if world.rank == 0:
             say_last(str(stopped), sys.stdout)
+        world.gather(None)  # as in `_leave`
         sys.exit(STATUS_STOPPED)
     except comm.PeerError:
-        world.abort()
+        _leave(world)
         sys.exit(2)
     except KeyboardInterrupt:
         at = f"rank {world.rank} was stopped at once, at {world.at}"
         say_last(f"{at}; the same command continues from the last checkpoint", sys.stderr)
-        world.abort()
+        _leave(world)
         sys.exit(STATUS_INTERRUPTED)
     except BaseException as error:
         explain(error)
-        world.abort()
+        _leave(world)
         sys.exit(2 if isinstance(error, ReproError) else 1)
     if world.rank == 0:
         show(_named(text)(result) if text and not as_json else result)
+
+
+def _leave(world) -> None:
+    """Ends all ranks. If all know of an error, each ends by itself, but not before the others: one may freeze on its way.
+
+    MPI would wait, too, but without the watchdog's thread, which Python ends first.
+    """
+    if world.leaving:
+        world.gather(None)
+    world.abort()
 
 
 def pack(world, data: str | None) -> None:

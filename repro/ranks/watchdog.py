@@ -35,17 +35,17 @@ class Watchdog:
         self.world, self.folder, self.patience = world, folder, patience
         self.tick = min(patience / 10, LONGEST_TICK)
         self.over = threading.Event()
-        self.trained = ""  # where this rank was, in words, when it left the block
+        self.left = ""  # where this rank was, in words, when it left the block
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         self.thread.start()
         return self
 
-    def __exit__(self, error, *_) -> None:
-        """Several ranks that have trained to the end are watched until the run is complete: one may freeze before that."""
-        if error is None and self.world.size > 1:
-            self.trained = self.world.at
+    def __exit__(self, *_) -> None:
+        """Several ranks are watched until rank 0 has recorded how the run ended: one may freeze before that."""
+        if self.world.size > 1:
+            self.left = self.world.at
         else:
             self.over.set()
             self.thread.join()
@@ -61,8 +61,8 @@ class Watchdog:
                 str(self.world.rank),
                 f"{number} {self.world.beats} {self.world.waits:d} {socket.gethostname()} {os.getpid()} {self.world.at}",
             )
-            if self.trained and (failed or self.world.leaving or self.world.at != self.trained):
-                return  # a complete run has no such folder any more; or these ranks are at another one
+            if self.left and (isinstance(failed, FileNotFoundError) or self.world.at != self.left):
+                return  # a run whose end is recorded has no such folder any more; or these ranks are at another one
             if self.world.size == 1:  # it has no other to watch
                 continue
             if self._read(VERDICT):

@@ -10,7 +10,7 @@ finds the same folder: a complete run is skipped, an incomplete one is continued
     ensembles.json results of the ensembles that were evaluated from the snapshots
     correct/       per evaluated model and view, which test images it recognised
     lock           held by the process that trains, so that no other process trains it too
-    heartbeats/    signs of life of the ranks (`watch`), while the run is incomplete
+    heartbeats/    signs of life of the ranks (`watch`), while the run is trained
 
 Runs that `python -m repro keep` has put into few files (`kept`) are read by the same functions.
 """
@@ -229,6 +229,7 @@ class Run:
         """Records how an attempt ended, unless it was interrupted when the run was complete already."""
         if not self.complete:
             self.update(status=status, end=now(), error=error)
+            shutil.rmtree(self.heartbeats, ignore_errors=True)  # from now on, ranks are not watched
 
     def _tidy(self) -> None:
         """Removes what a complete run does not need."""

@@ -16,9 +16,9 @@ import pandas as pd
 
 from repro import ReproError, choose, recipes
 from repro.images.packed import Packed, data_folder, pack_embedded
+from repro.paper.ask import core_seconds
 from repro.paper.choice import SEEDS, TRIES, chosen, following, means
-from repro.paper.overall import core_seconds
-from repro.paths import RESULTS, given, replacing
+from repro.paths import REFERENCE, RESULTS, given, replacing
 from repro.ranks import comm
 from repro.recipes.baselines import TUNED, Tuned
 from repro.run import records
@@ -71,7 +71,7 @@ def write(rows: pd.DataFrame, file: Path) -> None:
 def cost(methods: list[Tuned], data: str, shrink: str) -> str:
     """How much there is to train, in words; core-minutes by what an image took in the runs of the reference."""
     images = len(Packed(data_folder(data) / "train.lmdb", data, "train"))
-    known = core_seconds("laptop")
+    known = core_seconds(run for run in records.read_all(REFERENCE / "runs").values() if run["shrink"] == "laptop")
     each = median(seconds / recipes.shrink(recipes.find(name), "laptop", images).images() for name, seconds in known.items())
     small = [recipes.shrink(method.recipe, shrink, images) for method in methods]
     runs = TRIES * len(SEEDS)

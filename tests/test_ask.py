@@ -130,7 +130,8 @@ class Engine:
     def run(self, function, tasks):
         assert function == "repro.task:describe_all"
         names = [self.names.get((task["recipe"].name, task["seed"]), "never") for task in tasks]
-        return [[{"folder": str(self.out / name), "kernels": "AVX2"} for name in names]]
+        plan = {"kernels": "AVX2", "complete": False, "images": 1000}
+        return [[plan | {"folder": str(self.out / name)} for name in names]]
 
 
 @pytest.fixture
@@ -176,10 +177,26 @@ def test_runs_of_the_reference_that_this_code_would_train_stand_with_all_their_s
     assert np.isfinite([row.low, row.low_originals]).all(), "the predictions of both places are read"
     said = capsys.readouterr().out
     assert "one_model: 5 runs of the reference stand here, as code, images and processor kernels are the same\n" in said
-    assert said.splitlines()[-1].startswith(f"mine is better: {row.verdict}. {row.difference:+.2f} points (95% interval ")
+    sides = f"mine (collapse) has {row.top1:.2f}%, one_model (collapse_long) {row.against:.2f}%, with n = 3 and 5 seeds"
+    line = f"mine is better: {row.verdict}. {sides}; the first minus the second is {row.difference:+.2f} points (95% interval "
+    assert said.splitlines()[-1].startswith(line)
+    assert f", in other views {row.difference_zoom:+.2f} (zoom) and {row.difference_scale_aspect:+.2f} (scale_aspect)." in said
     assert row.verdict != "not resolved" or f"about {row.needed:.0f} seeds a side if" in said
     figure = figures.answers(answers)
-    assert "mine is better" in [text.get_text() for text in figure.findobj(Text)]
+    texts = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
+    assert "mine is better mine (collapse), n = 3, minus one_model (collapse_long), n = 5" in texts
+
+
+def test_before_training_it_says_what_the_runs_took_in_the_reference(asking, capsys):
+    """One model's runs took 30 seconds on 2 ranks, and mine have as many images."""
+    took = dict(seconds=30.0, ranks=2)
+    asking(same_names=False, **took)
+    said = ", about 6 core-minutes if an image takes as long as in the reference (a processor)\n"
+    assert f"runs to train: 6{said}" in capsys.readouterr().out
+    asking([Question("q", Side(MINE, "collapse"), Side(MINE, "main"))], **took)
+    assert "runs to train: 3\n" in capsys.readouterr().out, "the reference has none of mine"
+    asking([Question("q", Side("one_model", "plain"), LINEAR)], **took)
+    assert "runs to train" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

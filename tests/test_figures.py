@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from repro import recipes
@@ -231,6 +232,31 @@ def test_a_users_own_answers_are_drawn_with_their_numbers_and_verdicts():
     assert "Mine is better" in texts and "+0.50\nsupported" in texts and "\u22120.70\ncontradicted" in texts
     low, high = axis.get_xlim()
     assert low < -1.0 and 20 < high < 80, "an interval that is many times as wide as the others does not set the axis"
+
+
+def test_what_a_figure_of_answers_draws_is_said_in_it():
+    table = answers().query("topic == 'length'")
+    figure = figures.answers(table)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "test view, 95% interval; n = 6 seeds a side",
+        "the same, test images enlarged",
+        "the same, images cut as in training",
+        "within \u00b10.3: too small to count",
+        "\u22120.5 to 0: allowed by the claim",
+    ]
+    looks = {(names.LOOKS[verdict].colour, names.LOOKS[verdict].marker) for verdict in table.verdict}
+    handles = {(line.get_color(), line.get_marker()) for line in legend.findobj(Line2D)}
+    assert handles >= looks and len(looks) == 3
+
+
+def test_differences_that_are_far_apart_can_all_be_read():
+    """Without warm-up some runs fail: intervals are up to 65 points wide, and others are within one."""
+    for topic, scale in (("warm-up", "symlog"), ("ensemble", "linear")):
+        (axis,) = figures.answers(answers().query(f"topic == '{topic}'")).axes
+        assert axis.get_xscale() == scale
+        left, right = axis.transData.transform([(-0.3, 0), (0.3, 0)])[:, 0]
+        assert right - left > axis.bbox.width / 20, "the band around zero can be seen"
 
 
 def curve(folder, steps, losses, top1):

@@ -183,13 +183,13 @@ def test_packing_that_fails_in_the_background_is_an_error_where_the_data_is_need
 
 
 @pytest.mark.parametrize("listening", [False, True], ids=["while parameters are checked", "while training begins"])
-def test_an_interrupt_while_data_are_packed_ends_the_cell_at_once_and_the_packing_goes_on(monkeypatch, listening):
+def test_an_interrupt_while_data_are_packed_ends_the_cell_at_once_and_the_next_call_waits(monkeypatch, listening):
     go_on, done = threading.Event(), []
     monkeypatch.setattr(notebooks, "pack_embedded", lambda data: done.append(go_on.wait(20)))
     threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
     began = time.monotonic()
     with stop.listening(signal.SIGINT) if listening else contextlib.nullcontext():
-        with pytest.raises(records.Stopped, match="^stopped: digits is being packed in the background; run this cell again"):
+        with pytest.raises(records.Stopped, match="^stopped while digits was packed; run this cell again to continue$"):
             notebooks.pack("digits")
         assert time.monotonic() - began < 5
         stop.asked.clear()
@@ -614,6 +614,35 @@ def test_the_bar_of_an_interrupted_run_is_closed(kernel, digits, tmp_path):
     kernel.manager.interrupt_kernel()
     assert not kernel.follow(timeout=SOON) and kernel.error.kind == "Stopped"
     assert re.search(r"loss \d\.\d+\)\s*\n$", kernel.output), "what follows begins below it"
+
+
+PACKS = """
+import pathlib, sys, time
+begun = pathlib.Path(__file__).with_suffix(".begun")
+if not begun.exists():
+    begun.touch()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("block", ["contextlib.nullcontext()", "stop.listening(signal.SIGINT)"], ids=["before", "in training"])
+def test_an_interrupted_kernel_that_packs_ends_the_cell_in_one_line_and_packs_when_it_is_run_again(kernel, tmp_path, block):
+    """Jupyter sends the signal to the script, too, which ends."""
+    (tmp_path / "data_prep").mkdir()
+    (tmp_path / "data_prep" / "digits.py").write_text(PACKS)
+    kernel.run("import contextlib, pathlib, signal", "from repro.images import packed", "from repro.ranks import stop")
+    assert kernel.run("from repro.jupyter import notebooks", f"packed.ROOT = packed.DATA = pathlib.Path({str(tmp_path)!r})")
+    cell = f"with {block}:\n    notebooks.pack('digits')"
+    kernel.begin(cell)
+    kernel.follow(until="packing digits, once")
+    (script,) = [child for child in kernel.process.children() if "digits.py" in " ".join(child.cmdline())]
+    began = time.monotonic()
+    kernel.manager.interrupt_kernel()
+    assert not kernel.follow(timeout=SOON) and time.monotonic() - began < SOON
+    assert kernel.error.kind == "Stopped"
+    assert kernel.error.shown == "stopped while digits was packed; run this cell again to continue"
+    assert not psutil.wait_procs([script], timeout=SOON)[1]
+    assert kernel.run("stop.asked.clear()", cell), kernel.error
 
 
 class Engines:

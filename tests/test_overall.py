@@ -79,11 +79,11 @@ def test_a_run_costs_what_it_took_in_the_reference_or_by_its_images(tmp_path, mo
     costs = {run.recipe: run.cost * run.steps for run in overall.planned(full, 20_000, tmp_path)}
     assert costs["one_deep_model"] == pytest.approx(pd.Series(took).median())
     assert costs[DISTRIBUTED] == pytest.approx(KNOWN["seconds"] * KNOWN["ranks"])
-    monkeypatch.setattr(overall, "core_seconds", lambda shrink: {"one_model": 50.0})
+    monkeypatch.setattr(ask, "core_seconds", lambda runs: {"one_model": 50.0})
     runs = {run.recipe: run for run in overall.planned(full, 20_000, tmp_path)}
     deep, other = (find_and_shrink(name).global_batch for name in ("one_deep_model", "one_model"))
     assert runs["one_model"].cost * runs["one_model"].steps == pytest.approx(50)
-    assert runs["one_deep_model"].cost / deep == pytest.approx(overall.DEEP * runs["one_model"].cost / other)
+    assert runs["one_deep_model"].cost / deep == pytest.approx(ask.DEEP * runs["one_model"].cost / other)
 
 
 def find_and_shrink(name):

@@ -319,7 +319,8 @@ def test_of_many_runs_each_that_becomes_complete_has_a_line_and_one_line_has_the
     many = {live: progress.Many(runs, progress.Line(live, every=15)) for live in (True, False)}
     said = {}
     for step in (11, 22, 33):
-        first.write(row(step, step / 10) | ({"top1": 16, "top5": 32, "loss": 1.0, "images": 64} if step == 22 else {}))
+        tested = {"top1": 16, "top5": 32, "loss": 1.0, "images": 64} if step == 22 else {}
+        first.write(row(step, step / 10) | tested)
         clock[0] += 10
         for live, each in many.items():
             each.show()
@@ -329,6 +330,9 @@ def test_of_many_runs_each_that_becomes_complete_has_a_line_and_one_line_has_the
     assert (said[False, 11], said[False, 33]) == ("", "") and said[False, 22].endswith(
         "seed 0 at epoch 2 of 8 (top-1 25.00% in init)\n"
     )
+    first.write(row(34, 3.4) | {"stage": "a branch", "top1": 1, "top5": 2, "loss": 1.0, "images": 64})
+    many[True].show()
+    assert "(top-1 25.00% in init)" in capsys.readouterr().out, "the recipe's result is not from that stage"
     first.finish()
     clock[0] += 10
     for each in many.values():

@@ -214,6 +214,20 @@ def test_a_sentence_has_verdict_claim_number_and_interval_whatever_the_verdict()
     assert few == "Not resolved: A is better than B (difference -0.50 points, n = 1: too few for an interval)."
     failed = report._sentence(row("supported", failed=0, failed_other=2))
     assert failed.endswith("; 0 of 6 runs failed, against 2 of 16).")
+    alike = report._sentence(row("not resolved", low=float("nan"), high=float("nan")))
+    assert alike == "Not resolved: A is better than B (difference -0.50 points, no interval)."
+
+
+def test_an_interval_without_zero_of_a_question_that_is_not_resolved_has_the_reason_beside_it(results):
+    found = report._sentence(row("not resolved", compared="exact ranks", p=0.041, p_holm=0.082))
+    assert (
+        "95% interval by ranks -0.80 to -0.20; p = 0.041, but 0.082 after Holm's correction for the topic's questions)" in found
+    )
+    for other in (row("not resolved", p=0.3, p_holm=0.6), row("supported", p=0.01, p_holm=0.02)):
+        assert "Holm" not in report._sentence(other)
+    text, page = page_of(results)
+    assert "+0.16 to +1.95 (ranks)" in page.cells and "0.082" in page.cells
+    assert "of 11 that the code and the published numbers can test, 9 pass and 2 are not resolved." in text
 
 
 def test_the_first_page_says_what_was_found_before_it_counts_and_the_main_question_first(results):
@@ -222,10 +236,10 @@ def test_the_first_page_says_what_was_found_before_it_counts_and_the_main_questi
     said = re.findall(r'<li><a href="#finding-([\w-]+)"><b>.*?</b></a> (.*?)</li>', first)
     answered = pd.read_csv(results / "tables" / "answers.csv").query("n > 0 and n_other > 0").topic
     assert [topic for topic, _ in said][0] == "ensemble" and {topic for topic, _ in said} == set(answered)
-    sentence = (
-        r"(?:Not run: [^.]+|(?:Supported|Contradicted|Not resolved|Equivalent within [\d.]+ points): .*? points.*?\))\.(?: |$)"
-    )
-    assert all(len(re.findall(sentence, sentences)) in (1, 2) for _, sentences in said)
+    sentence = r"(?:Not run: [^.]+|(?:Supported|Contradicted|Not resolved|Equivalent within [\d.]+ points): .*? points.*?\))\."
+    shown = {topic: [re.fullmatch(sentence, each) for each in sentences.split("<br>")] for topic, sentences in said}
+    assert all(all(each) and len(each) in (1, 2) for each in shown.values()), "each is on a line of its own"
+    assert "other <i>views</i> are" in first[: first.index("in another view")]
     assert first.index("finding-ensemble") < first.index("<figure") < first.index("<table")
 
 
@@ -262,18 +276,36 @@ def test_the_page_shows_figures_that_are_made():
     assert len(named) > 6 and set(named) - others <= set(reproduce.names("figures"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [420, 1200])
-def test_nothing_is_wider_than_the_window(results, width):
-    """Tables become lists and figures move within themselves; the page itself never moves sideways."""
+@pytest.fixture
+def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: `make setup` installs it")
     chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
     if not chromium:
         pytest.skip("no Chromium on PATH: `make browser` installs it")
-    page = report.write(results, "digits", "laptop")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        window = browser.new_page(viewport={"width": width, "height": 900})
-        window.goto(page.as_uri())
-        assert window.evaluate("document.documentElement.scrollWidth") <= width
+        yield browser
         browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [420, 1200])
+def test_nothing_is_wider_than_the_window(results, browser, width):
+    """Tables become lists and figures move within themselves; the page itself never moves sideways."""
+    window = browser.new_page(viewport={"width": width, "height": 900})
+    window.goto(report.write(results, "digits", "laptop").as_uri())
+    assert window.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.slow
+def test_at_most_twelve_printed_pages_are_before_the_appendix(results, browser):
+    shutil.copytree(REFERENCE / "figures", results / "figures", dirs_exist_ok=True)
+    window = browser.new_page()
+    window.goto(report.write(results, "digits", "laptop").as_uri())
+    whole = pages(window)
+    window.evaluate("document.querySelectorAll('#appendix, #others, footer').forEach(part => part.remove())")
+    assert 6 < pages(window) <= 12 < whole
+
+
+def pages(window) -> int:
+    return len(re.findall(rb"/Type\s*/Page\b", window.pdf(prefer_css_page_size=True)))

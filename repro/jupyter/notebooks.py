@@ -176,7 +176,8 @@ class _Packing(threading.Thread):
 def pack(data: str) -> None:
     """Packs an embedded data set, unless it is packed, and shows a bar; waits if `begin` is already packing it.
 
-    An interrupt ends only the waiting, at once: it raises records.Stopped, and the packing goes on in the background.
+    An interrupt ends the waiting at once: it raises records.Stopped. JupyterLab interrupts the script that packs, too; if only
+    this process is interrupted, the script goes on in the background. Either way, the next call continues.
     """
     packing, line, began = _Packing(data), progress.Line(live=progress.in_notebook()), time.monotonic()
     packing.start()
@@ -186,12 +187,12 @@ def pack(data: str) -> None:
                 packing.join(LOOK)
                 if time.monotonic() - began > QUIET:
                     line.update(f"packing {data}, once  {progress.hashes(_packed(data))}")
-        stopped = packing.is_alive()
+        stopped = packing.is_alive() or stop.asked.is_set() and packing.error
     except KeyboardInterrupt:
         stopped = True
     line.clear()
     if stopped:
-        raise records.Stopped(f"stopped: {data} is being packed in the background; run this cell again to continue")
+        raise records.Stopped(f"stopped while {data} was packed; run this cell again to continue")
     if packing.error:
         raise packing.error
 

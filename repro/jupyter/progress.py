@@ -283,8 +283,9 @@ class Many:
                 elif rows:
                     self.work += rows[-1]["step"] * run.cost
                 if now == "running":
-                    at, tested = rows[-1]["epoch"] if rows else 0, [row for row in rows if "top1" in row]
-                    last = tested[-1] if tested else {}
+                    recipe, at = recipe_of(records.read(folder)), rows[-1]["epoch"] if rows else 0
+                    leading = {stage.name for stage in recipe.lineage(recipe.result)}  # other stages are side branches
+                    last = next((row for row in reversed(rows) if "top1" in row and row["stage"] in leading), {})
                     top1 = f" (top-1 {100 * last['top1'] / last['images']:.2f}% in {last['stage']})" if last else ""
                     self.training.append(f"{run.recipe} seed {run.seed} at epoch {at:.0f} of {run.epochs:.0f}{top1}")
             if run in self.complete:

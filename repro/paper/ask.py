@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ from repro.run.settings import MEANS, PRECISIONS
 from repro.schedule import MODELS, Recipe
 
 LIST = "a list of questions, each a repro.Question"
+DEEP = 3.0  # the cost of an image of the deep network, in images of the other
 
 
 def ask(
@@ -44,7 +46,8 @@ def ask(
     are as for `notebooks.train_all`.
 
     Runs in the folder `reference` stand on a side, with all their seeds, if this code would train the same weights: they
-    have its name, which is that of code, images, numbers and settings, and the same processor kernels.
+    have its name, which is that of code, images, numbers and settings, and the same processor kernels. Before training, it
+    says how many runs there are, and how many core-minutes such runs took in the reference, if it has any.
 
     Returns the table of `answering.answers` with the columns better and other (the sides, in words), needed and
     needed_at_most (`needed`). Raises ReproError, before anything runs, for questions or seeds that cannot be answered.
@@ -160,7 +163,7 @@ def tasks(asked: Sequence[Question], seeds: Iterable[int], **parameters) -> list
 
     def cost(training: tuple) -> float:
         recipe = recipes.find(training[0])
-        return recipe.images() * (3 if recipe.model == "resnet152" else 1)  # the deeper network takes three times as long
+        return recipe.images() * (DEEP if recipe.model == "resnet152" else 1)
 
     # The longest first: at the end no rank has to wait long for another.
     ordered = [
@@ -209,7 +212,38 @@ def _plan(
         elif alike:
             why = _otherwise(alike[0], plans[0])
             print(f"{label}: the reference's runs cannot stand here, as they were trained {why}; so it is trained here")
+    to_train = [(task["recipe"], plan) for task, plan in zip(wanted, plans) if task in missing and not plan["complete"]]
+    if to_train:
+        alike = [run for run in stored.values() if (run["shrink"], run["data"]["name"]) == (parameters["shrink"], data)]
+        print(f"runs to train: {len(to_train)}{_cost(to_train, alike)}")
     return missing, used
+
+
+def _cost(to_train: list[tuple[Recipe, dict]], alike: list[dict]) -> str:
+    """The core-minutes of these runs, in words, from finished runs of their size and data; "" if these are of other recipes."""
+    work = {recipe.name: plan["images"] * (DEEP if recipe.model == "resnet152" else 1) for recipe, plan in to_train}
+    seconds = costs(work, core_seconds(alike))
+    if not seconds:
+        return ""
+    minutes = sum(seconds[recipe.name] for recipe, _ in to_train) / 60
+    machines = " and ".join(sorted({run["processor"] for run in alike}))
+    return f", about {minutes:.0f} core-minutes if an image takes as long as in the reference ({machines})"
+
+
+def costs(work: dict[str, float], known: dict[str, float]) -> dict[str, float]:
+    """Core-seconds of a run of each recipe whose work is in images: what is known, and for the others their images at the same
+    pace. Empty if none is known."""
+    pace = [known[name] / work[name] for name in work if name in known]
+    return {name: known.get(name, median(pace) * images) for name, images in work.items()} if pace else {}
+
+
+def core_seconds(runs: Iterable[dict]) -> dict[str, float]:
+    """What a run of each recipe took, by these records: median seconds, times ranks."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        if run["status"] == "complete" and not run["variant"]:
+            found.setdefault(run["base"], []).append(run["seconds"] * run["ranks"])
+    return {name: median(seconds) for name, seconds in found.items()}
 
 
 def _otherwise(run: dict, plan: dict) -> str:
@@ -252,13 +286,15 @@ def told(answers: pd.DataFrame) -> list[str]:
     lines = []
     for row in answers.itertuples():
         interval = "no interval" if pd.isna(row.low) else f"95% interval {row.low:+.2f} to {row.high:+.2f}"
-        line = f"{row.claim}: {row.verdict}. {row.difference:+.2f} points ({interval}): {row.better} has {row.top1:.2f}%, "
-        line += f"{row.other} {row.against:.2f}%, with n = {row.n} and {row.n_other}."
+        line = f"{row.claim}: {row.verdict}. {row.better} has {row.top1:.2f}%, {row.other} {row.against:.2f}%, with"
+        line += f" n = {row.n} and {row.n_other} seeds; the first minus the second is {row.difference:+.2f} points ({interval})"
+        line += f", in other views {row.difference_zoom:+.2f} (zoom) and {row.difference_scale_aspect:+.2f} (scale_aspect)."
         if row.shrink == "smoke":
             line += " Tiny runs resolve nothing."
         elif row.verdict == "not resolved" and row.needed > 0:
             few, most = min(row.n, row.n_other), row.needed_at_most
             line += f" To know the difference to within {row.margin:g} points takes about {row.needed:.0f} seeds a side if"
-            line += f" seeds differ as much as these do. But {few} seeds show that only roughly: it may take up to {most:.0f}."
+            line += f" seeds differ as much as these do. But {few} seeds show that only roughly: it may take up to {most:.0f} a"
+            line += " side."
         lines.append(line)
     return lines

@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import SymmetricalLogLocator
 from scipy import stats
 
 from repro.paper import names
@@ -317,15 +319,17 @@ def groups(runs: pd.DataFrame, seconds: pd.DataFrame) -> plt.Figure:
 TEXT = 52  # letters in a line of one column, about
 SPACE = 0.06  # inches between questions
 LANE, OTHER = 0.28, 0.1  # inches, of an interval with its two lines of text beside it, and between those of two views
-VIEWS = {"zoom": ("enlarged view", "^"), "scale_aspect": ("training view", "v")}
+VIEWS = {"zoom": ("the same, test images enlarged", "^"), "scale_aspect": ("the same, images cut as in training", "v")}
+WIDE = 20.0  # points of difference; an axis of more is linear only around zero
 
 
 def answers(table: pd.DataFrame) -> plt.Figure:
     """Each question with its difference, 95% interval and verdict, as wide as one column; several topics take two.
 
     Expects a table of answers of one data set. Needed are its columns claim, n, n_other, difference, low, high, margin and
-    verdict; where they are there, topic, control, not_worse_by, failed, failed_other and difference_VIEW, low_VIEW and
-    high_VIEW are shown, too.
+    verdict; where they are there, topic, control, better and other (the sides, in words), not_worse_by, failed, failed_other
+    and difference_VIEW, low_VIEW and high_VIEW are shown, too. If differences are far apart, the axis is logarithmic
+    beyond one point.
     """
     table = table[(table.n > 0) & (table.n_other > 0)]
     topics = [part for _, part in table.groupby("topic", sort=False)] if "topic" in table else [table]
@@ -339,40 +343,52 @@ def answers(table: pd.DataFrame) -> plt.Figure:
         columns[int(_sum(heights, columns[0]) > _sum(heights, columns[1]))].append(number)
     columns = [sorted(column) for column in columns]
     key = _key(table, views)
-    above, below = 0.3 * several, 0.55  # inches, of a topic's title and its axis
+    above, below = 0.3 * several, 0.25 + 2 * LINE  # inches, of a topic's title and its axis
     height = max(_sum(heights, column) + (above + below) * len(column) for column in columns) + (len(key) + 0.5) * LINE
     width = TWO_COLUMNS if several else ONE_COLUMN
     figure = plt.figure(figsize=(width, height))
     for column, left in zip(columns, (0.1, TWO_COLUMNS - ONE_COLUMN + 0.1)):
-        top = height
+        top, drawn = height, []
         for number in column:
             top -= above + heights[number]
             axes = figure.add_axes((left / width, top / height, 2.1 / width, heights[number] / height))
             _lanes(axes, topics[number], blocks[number], views, lane)
+            drawn.append(axes.get_xscale())
             if several:
                 topic = topics[number].topic.iloc[0]
                 axes.set_title("\n".join(wrap(names.TOPICS.get(topic, topic), TEXT - 4)))
             top -= below
         if column:
-            axes.set_xlabel("difference in top-1, points\n(right of 0: the claim's side is better)", loc="left")
-    for line, handles in enumerate(key):
-        place = 0.03 / width, (len(key) - 1 - line + 0.1) * LINE / height
-        figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=2, borderaxespad=0, borderpad=0)
+            far = "; log beyond 1" if "symlog" in drawn else ""
+            label = f"points of top-1: the side that the claim is for\nminus the other (right of 0: it is better{far})"
+            axes.set_xlabel(label, loc="left")
+    figure.legend(
+        *zip(*key),
+        loc="lower left",
+        bbox_to_anchor=(0.03 / width, 0.1 * LINE / height),
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+        handlelength=3.5,
+        handletextpad=0.5,
+        labelspacing=LINE * 9 - 1,  # lines of 8 points in LINE
+        borderaxespad=0,
+        borderpad=0,
+    )
     return figure
 
 
-def _key(table: pd.DataFrame, views: list[str]) -> list[list]:
-    """What is drawn, in lines of a legend. Verdicts stand beside their points, so they have no entry."""
+def _key(table: pd.DataFrame, views: list[str]) -> list[tuple[Any, str]]:
+    """What is drawn, and what it means: the lines of a legend. Verdicts stand beside their points."""
     n = sorted({*table.n, *table.n_other})
     seeds = " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
-    key: list[list] = [[Line2D([], [], color=GREY, linewidth=1.6, label=f"test view, 95% interval; n = {seeds} seeds")]]
-    if views:
-        look: dict[str, Any] = dict(color=INK, fillstyle="none", linewidth=0.8, markersize=4, markeredgewidth=0.8)
-        key.append([Line2D([], [], marker=VIEWS[view][1], label=VIEWS[view][0], **look) for view in views])
-    kinds = set(table.not_worse_by > 0) if "not_worse_by" in table else {False}
-    said = {False: "too small to count", True: "allowed by the claim"}
-    key.append([Patch(color=PALE, alpha=0.6, linewidth=0, label=", or ".join(said[kind] for kind in sorted(kinds)))])
-    return key
+    looks = [LOOKS[verdict] for verdict in dict.fromkeys(table.verdict)]
+    marks = tuple(Line2D([], [], color=look.colour, marker=look.marker, linewidth=1.6) for look in looks)
+    key: list[tuple[Any, str]] = [(marks, f"test view, 95% interval; n = {seeds} seeds a side")]
+    look: dict[str, Any] = dict(color=INK, fillstyle="none", linewidth=0.8, markersize=4, markeredgewidth=0.8)
+    key += [(Line2D([], [], marker=VIEWS[view][1], **look), VIEWS[view][0]) for view in views]
+    allowed = table.not_worse_by if "not_worse_by" in table else 0 * table.margin
+    said = [f"within \u00b1{margin:g}: too small to count" for margin in table.margin[allowed == 0].unique()]
+    said += [f"\u2212{most:g} to 0: allowed by the claim" for most in allowed[allowed > 0].unique()]
+    return key + [(Patch(color=PALE, alpha=0.6, linewidth=0), text) for text in said]
 
 
 def beds(table: pd.DataFrame) -> plt.Figure:
@@ -411,8 +427,10 @@ def _sum(heights: list[float], chosen: list[int]) -> float:
 
 
 def _said(row: dict) -> list[str]:
-    """A question's lines of text: the claim, and how many runs failed if some did."""
+    """A question's lines of text: the claim, its sides if they have names, and how many runs failed if some did."""
     lines = wrap(row["claim"] + (" (control)" if row.get("control") else ""), TEXT)
+    if "better" in row:
+        lines += wrap(f"{row['better']}, n = {row['n']}, minus {row['other']}, n = {row['n_other']}", TEXT)
     if row.get("failed", 0) + row.get("failed_other", 0):
         lines.append(f"{row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}")
     return lines
@@ -444,6 +462,11 @@ def _lanes(axes: Axes, table: pd.DataFrame, texts: list[list[str]], views: list[
         number = f"{row['difference']:+.2f}".replace("-", "\u2212")
         axes.annotate(f"{number}\n{row['verdict']}", (1.03, y + LANE / 2), xycoords=("axes fraction", "data"), va="center")
         y = bottom + SPACE
+    if high - low > WIDE:
+        axes.set_xscale("symlog", linthresh=1)
+        ticks = [tick for tick in (-100, -10, -1, 0, 1, 10, 100) if low <= tick <= high]
+        axes.set_xticks(ticks, [f"{tick}".replace("-", "\u2212") for tick in ticks])
+        axes.xaxis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=range(2, 10)))
     axes.set(xlim=(low, high), ylim=(y, 0), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)

@@ -304,7 +304,7 @@ COLUMNS = {
     "failed_other": Column("of the other", ".0f", "the same of the other side"),
     "against": Column("of the other, %", ".2f", "`top1` of the other side, per cent; if compared by ranks, both are medians"),
     "difference": Column(
-        "difference, points", "+.2f", "better less other, points; if compared by ranks, the median of all pairs of runs"
+        "difference, points", "+.2f", "better minus other, points; if compared by ranks, the median of all pairs of runs"
     ),
     "low": Column("from", meaning="lower end of the 95% interval of `difference` or `ours`, or the 5% point of `seconds`"),
     "high": Column("to", meaning="upper end, or the 95% point"),

@@ -3,7 +3,6 @@
 import time
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 
 from repro import ReproError
 from repro.images.packed import Packed, data_folder
@@ -14,7 +13,6 @@ from repro.paths import REFERENCE
 from repro.recipes import RECIPES, shrink
 from repro.run import identity, kept, records
 
-DEEP = 3.0  # the cost of an image of the deep network, in images of the other
 NOT_TRAINING = {"11-scaling": 60.0, "20-tables": 40.0}  # seconds that notebooks take, besides training and measuring
 
 
@@ -27,24 +25,15 @@ def planned(profile: Profile, images: int, runs: Path) -> list[Planned]:
     wanted = [(DISTRIBUTED, 0)]
     for topic, seeds in profile.seeds.items():
         wanted += [(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))]
-    known, found = core_seconds(profile.shrink), []
+    reference = [run for run in records.read_all(REFERENCE / "runs").values() if run["shrink"] == profile.shrink]
     smalls = {name: shrink(RECIPES[name], profile.shrink, images) for name, _ in wanted}
-    work = {name: small.images() * (DEEP if RECIPES[name].model == "resnet152" else 1) for name, small in smalls.items()}
-    an_image = median([known[name] / work[name] for name in work if name in known] or [1.0])
+    work = {name: small.images() * (ask.DEEP if RECIPES[name].model == "resnet152" else 1) for name, small in smalls.items()}
+    costs, found = ask.costs(work, ask.core_seconds(reference)) or work, []
     for name, seed in dict.fromkeys(wanted):
-        small, cost = smalls[name], known.get(name, an_image * work[name])
+        small, cost = smalls[name], costs[name]
         folder = runs / f"{small.name}-{profile.data}-seed{seed}-"
         found.append(Planned(name, seed, folder, small.iterations, small.epochs(), cost / small.iterations))
     return found
-
-
-def core_seconds(shrink: str) -> dict[str, float]:
-    """What a run of each recipe took in the reference: median seconds, times ranks."""
-    found: dict[str, list[float]] = {}
-    for run in records.read_all(REFERENCE / "runs").values():
-        if run["status"] == "complete" and run["shrink"] == shrink and not run["variant"]:
-            found.setdefault(run["base"], []).append(run["seconds"] * run["ranks"])
-    return {name: median(seconds) for name, seconds in found.items()}
 
 
 class Overall(Many):

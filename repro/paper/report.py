@@ -19,6 +19,7 @@ from repro.paper.answering import Side
 from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
 from repro.paper.profiles import NOTEBOOKS
+from repro.paper.statistics import LEVEL
 from repro.paths import replacing
 
 # The two questions of each topic that the first page answers, as their sides (`_side`); of another topic the first two.
@@ -255,7 +256,10 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
     parameters = f"{{topics: [{topic}], data: {data}, shrink: {shrink}, seeds: {seeds}}}"
     notebook = next(name for name, asks in NOTEBOOKS.items() if topic in asks)
     claim = [row.claim + (" (control)" if row.control else "") for row in rows.itertuples()]
-    columns = ["claim", "top1", "against", "difference", "interval", "n", "detectable", "verdict", "views"]
+    columns = ["claim", "top1", "against", "difference", "interval", "n", "detectable", "p_holm", "verdict", "views"]
+    interval = [_interval(row.low, row.high, "+.2f") for row in rows.itertuples()]
+    by_ranks = rows.compared == "exact ranks"
+    interval = [f"{text} (ranks)" if text and ranks else text for text, ranks in zip(interval, by_ranks)]
     if "failed" in rows and (rows.failed + rows.failed_other).any():
         columns[6:6] = ["failed", "failed_other"]
     return {
@@ -267,7 +271,8 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
         if asked[0].claim in set(rows.claim)
         else [f"Not run: {asked[0].claim}."],
         "counts": _verdicts(rows),
-        "table": _table(rows.assign(claim=claim, interval=_intervals(rows, "+.2f")), columns),
+        "table": _table(rows.assign(claim=claim, interval=interval), columns),
+        "by_ranks": by_ranks.any(),
         "command": f'.venv/bin/papermill notebooks/{notebook}.ipynb out.ipynb -y "{parameters}"',
         "runs": sorted(used.folder),
     }
@@ -290,9 +295,13 @@ def _sentence(row: dict[str, Any]) -> str:
         verdict += f" within {row['margin']:g} points"
     found = f"difference {row['difference']:+.2f} points"
     if interval := _interval(row["low"], row["high"], "+.2f"):
-        found += f", 95% interval {interval}"
+        found += f", 95% interval{' by ranks' if row.get('compared') == 'exact ranks' else ''} {interval}"
     elif min(row["n"], row["n_other"]) < 3:
         found += f", n = {min(row['n'], row['n_other'])}: too few for an interval"
+    else:
+        found += ", no interval"
+    if row["verdict"] == "not resolved" and row.get("p", 1) < LEVEL <= row.get("p_holm", 0):
+        found += f"; p = {row['p']:.3f}, but {row['p_holm']:.3f} after Holm's correction for the topic's questions"
     if row.get("failed", 0) + row.get("failed_other", 0):
         found += f"; {row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}"
     if row.get("views") == "the sign depends on the view" and row["verdict"] != "not resolved":
@@ -324,9 +333,11 @@ def _networks(runs: pd.DataFrame) -> str:
 def _ledger_sentence(ledger: pd.DataFrame) -> str:
     published = ledger[~ledger.id.str.startswith("D")]
     imagenet, other = published[published.scale == "ImageNet"], published[published.scale.isin(["code", "arithmetic"])]
+    passed, rest = (other.state == "PASS").sum(), other.state[other.state != "PASS"].value_counts()
+    others = [f"{number} {'is' if number == 1 else 'are'} {state.lower().replace('-', ' ')}" for state, number in rest.items()]
     return (
         f"Of {len(imagenet)} claims that need ImageNet, {(imagenet.state == 'NOT-RUN').sum()} were not run; of {len(other)} "
-        f"that the code and the published numbers can test, {(other.state == 'PASS').sum()} pass."
+        f"that the code and the published numbers can test, {' and '.join([f'{passed} pass', *others])}."
     )
 
 

@@ -31,7 +31,6 @@ from repro.evaluate import VIEWS
 from repro.images.data import Images
 from repro.images.packed import pack_embedded
 from repro.paper import ask, questions
-from repro.paper.overall import DEEP
 from repro.paper.profiles import PROFILES, Profile
 from repro.paths import RESULTS, given, replacing
 from repro.run import records
@@ -131,7 +130,7 @@ def core_hours(rows: pd.DataFrame, profile: Profile, images: dict[str, int], epo
         work[topic] = np.zeros(2)
         for name, _ in wanted:
             made = recipes.shrink(recipes.find(name), small, images["train"])
-            deep = DEEP if recipes.find(name).model == "resnet152" else 1
+            deep = ask.DEEP if recipes.find(name).model == "resnet152" else 1
             work[topic] += np.multiply((made.images(), tested(name, made, images["test"])), deep)
     spent = rows.assign(training=rows.seconds - rows.evaluating).groupby("value").sum(numeric_only=True)
     an_image = {width: (row.training / row.images, row.evaluating / row.tested) for width, row in spent.iterrows()}

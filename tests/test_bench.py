@@ -14,7 +14,7 @@ from bench.report import Goal
 from repro.images.data import Images
 from repro.images.packed import Packed
 from repro.paper import tables
-from repro.paper.overall import DEEP
+from repro.paper.ask import DEEP
 from repro.paper.profiles import PROFILES, Profile
 from repro.paths import REFERENCE
 from repro.ranks.comm import World

@@ -74,8 +74,8 @@ def _lars(batch: int, factor: float, rule: str = "LARS", name: str = "", what: s
     )
 
 
-SGD_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 1.0}
-LARS_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 1.0}
+SGD_FACTORS = {2048: 0.5, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 0.125}
+LARS_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 2.0}
 NOT_DECAYED_FACTORS = {4096: 1.0, 32768: 1.0}
 WITHOUT_NORMS_FACTORS = {4096: 1.0, 32768: 1.0}
 _LEFT: dict[str, Any] = dict(
@@ -264,7 +264,7 @@ def _compensated(groups: int, factor: float, lam: float, rule: str = "DelayCompe
 
 _SEQUENTIAL = "sequential", GROUP_IMAGES, 0, "by SGD whose updates wait for nobody: as asynchronous SGD without delay"
 _SYNCHRONOUS = "synchronous_8_groups", 8 * GROUP_IMAGES, 0, "by SGD whose updates wait for 8 groups of 4096 images"
-ASYNCHRONOUS_FACTORS = {2: 1.0, 4: 1 / 3, 8: 1 / 7}
+ASYNCHRONOUS_FACTORS = {2: 1.0, 4: 1 / 3, 8: 0.101}
 _LAM = f"lam, at a factor of {ASYNCHRONOUS_FACTORS[8]:.3g} on the rates"
 
 OF_GROUPS = (

@@ -457,6 +457,7 @@ def test_a_rank_that_freezes_while_it_records_the_end_is_named(trial, earlier, o
     """The other one has nothing more to do; without the first one it cannot end."""
     patience = 3
     process, pid = trial.pause(2, 0, "ending-15", earlier, options=["--patience", str(patience), *options])
+    time.sleep(0.5)  # for its first sign of life, which says which process it is
     began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     trial.file.unlink()

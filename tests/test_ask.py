@@ -180,7 +180,10 @@ def test_runs_of_the_reference_that_this_code_would_train_stand_with_all_their_s
     sides = f"mine (collapse) has {row.top1:.2f}%, one_model (collapse_long) {row.against:.2f}%, with n = 3 and 5 seeds"
     line = f"mine is better: {row.verdict}. {sides}; the first minus the second is {row.difference:+.2f} points (95% interval "
     assert said.splitlines()[-1].startswith(line)
-    assert f", in other views {row.difference_zoom:+.2f} (zoom) and {row.difference_scale_aspect:+.2f} (scale_aspect)." in said
+    assert (
+        f"; with the test images enlarged {row.difference_zoom:+.2f}, cut as in training {row.difference_scale_aspect:+.2f}."
+        in said
+    )
     assert row.verdict != "not resolved" or f"about {row.needed:.0f} seeds a side if" in said
     figure = figures.answers(answers)
     texts = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
@@ -212,7 +215,7 @@ def test_runs_of_the_reference_that_would_be_others_here_are_trained(asking, cap
     assert set(trained) == {(name, seed) for name in ("mine", "one_model") for seed in range(3)}
     assert (answers.n[0], answers.n_other[0]) == (3, 3)
     assert (
-        f"one_model: the reference's runs cannot stand here, as they were trained {reason}; so it is trained here\n"
+        f"one_model: the reference's runs cannot stand here, as they were trained {reason}; so runs of this code do\n"
         in capsys.readouterr().out
     )
 

@@ -107,7 +107,7 @@ def lineages(*recipes: Recipe):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.9), dpi=144, layout="constrained")
-    axis = figure.subplots()
+    axis, thick = figure.subplots(), False
     for number, recipe in enumerate(recipes):
         colour, line = ((TRUNK, "-"), (HERE, "--"), (COLLAPSE, ":"))[number % 3]
         label = f"{recipe.name}: {' + '.join(recipe.result)}"
@@ -116,9 +116,10 @@ def lineages(*recipes: Recipe):
             first = recipe.starts[recipe.stages.index(stage)]
             epochs = [(before + (step - first) * recipe.batch(stage)) / recipe.epoch_images for step in steps]
             width = 3 if stage.name in other_views(recipe) else 1.5
+            thick = thick or width > 2
             axis.plot(epochs, [learning_rate(recipe, step) for step in steps], line, color=colour, linewidth=width, label=label)
             label = ""  # of its first stage only
-    axis.set(xlabel="epochs that lead to the result (thick: in another view)", ylabel="learning rate")
+    axis.set(xlabel="epochs that lead to the result" + " (thick: in another view)" * thick, ylabel="learning rate")
     axis.set_xlim(0, None)
     axis.set_ylim(0, None)
     axis.spines[["top", "right"]].set_visible(False)

@@ -211,8 +211,10 @@ def _plan(
             print(f"{label}: {number} runs of the reference stand here, as code, images and processor kernels are the same")
         elif alike:
             why = _otherwise(alike[0], plans[0])
-            print(f"{label}: the reference's runs cannot stand here, as they were trained {why}; so it is trained here")
+            print(f"{label}: the reference's runs cannot stand here, as they were trained {why}; so runs of this code do")
     to_train = [(task["recipe"], plan) for task, plan in zip(wanted, plans) if task in missing and not plan["complete"]]
+    if done := len(missing) - len(to_train):
+        print(f"runs that are complete, and not trained again: {done}")
     if to_train:
         alike = [run for run in stored.values() if (run["shrink"], run["data"]["name"]) == (parameters["shrink"], data)]
         print(f"runs to train: {len(to_train)}{_cost(to_train, alike)}")
@@ -288,7 +290,8 @@ def told(answers: pd.DataFrame) -> list[str]:
         interval = "no interval" if pd.isna(row.low) else f"95% interval {row.low:+.2f} to {row.high:+.2f}"
         line = f"{row.claim}: {row.verdict}. {row.better} has {row.top1:.2f}%, {row.other} {row.against:.2f}%, with"
         line += f" n = {row.n} and {row.n_other} seeds; the first minus the second is {row.difference:+.2f} points ({interval})"
-        line += f", in other views {row.difference_zoom:+.2f} (zoom) and {row.difference_scale_aspect:+.2f} (scale_aspect)."
+        line += f"; with the test images enlarged {row.difference_zoom:+.2f}"
+        line += f", cut as in training {row.difference_scale_aspect:+.2f}."
         if row.shrink == "smoke":
             line += " Tiny runs resolve nothing."
         elif row.verdict == "not resolved" and row.needed > 0:

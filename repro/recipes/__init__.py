@@ -63,32 +63,30 @@ class Shrink:
 # The second pair costs 2.8 and 3.0 times the first, in operations.
 SMALL_MODELS = {"resnet50": "resnet11", "resnet152": "resnet38"}
 
+LAPTOP = Shrink(
+    "laptop",
+    images=20_000,
+    divide_batch=64,
+    pass_images=128,
+    epochs=2 / 15,
+    rate=24,
+    bn_momentum=2,
+    evaluations=4,
+    summary="a sixty-fourth of the images and of the batch; two fifteenths of the epochs",
+)
+
 SHRINKS = {
     profile.name: profile
     for profile in (
-        Shrink(
-            "laptop",
-            images=20_000,
-            divide_batch=64,
-            pass_images=128,
-            epochs=2 / 15,
-            rate=24,
-            bn_momentum=2,
-            evaluations=4,
-            summary="a sixty-fourth of the images and of the batch; two fifteenths of the epochs",
-        ),
-        Shrink(
-            "photographs",
-            images=20_000,
-            divide_batch=64,
-            pass_images=128,
+        LAPTOP,
+        replace(
+            LAPTOP,
+            name="photographs",
             # NOT CHOSEN YET: `bench.regime --data fashion_mnist` chooses these three and prints them. Until then rate and width
             # are those of laptop, and the length is the longest that it tries.
             epochs=1 / 15,
             rate=24,
             widen=1,
-            bn_momentum=2,
-            evaluations=4,
             summary="as laptop, for photographs of clothes or things: a fifteenth of the epochs",
         ),
         Shrink(

@@ -7,7 +7,8 @@ What a question finds because of that says nothing about weights.
     python -m bench.precise_statistics [--results results]
 
 Needs the runs of `make reproduce` with their snapshots. Writes bench/precise_runs.csv, the top-1 of each model and ensemble
-with the statistics of the run and with recomputed ones, and bench/precise_statistics.csv, the answers by the latter.
+with the statistics of the run and with recomputed ones, and bench/precise_statistics.csv, the answers by the latter. In both,
+rows of topics and recipes that have no such runs stay as they are: a reference may be trained in parts.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from repro.images.data import Stream
 from repro.images.packed import pack_embedded
 from repro.model import Network
 from repro.paper import answering, questions, tables
-from repro.paths import RESULTS, given, replacing, writable_folder
+from repro.paths import RESULTS, given, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
 from repro.run.shapes import recipe_of
@@ -78,19 +79,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=given, default=RESULTS, help="folder of the results (default: %(default)s)")
     results = parser.parse_args().results
-    pack_embedded("digits")
     asked = {recipe for recipe, _ in questions.read()}
     found = [path for path in records.complete_runs(results / "runs") if (path / "snapshots").is_dir()]
     found = [path for path in found if records.read(path)["base"] in asked]
+    for data in {records.read(path)["data"]["name"] for path in found}:
+        pack_embedded(data)
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
-    table = answered(models)
+    table = pd.concat([answered(part).assign(data=data) for data, part in models.groupby("data")])
     print(table.to_string(index=False, float_format="{:.2f}".format))
-    of_runs = models[["recipe", "seed", "members", "average", "top1", "precise"]]
-    for name, written in (("precise_statistics", table), ("precise_runs", of_runs)):
-        with replacing(writable_folder(results / "bench") / f"{name}.csv") as temporary:
-            written.to_csv(temporary, index=False)  # all digits: whoever rounds does so once
+    folder = writable_folder(results / "bench")
+    tables.put(table, folder / "precise_statistics.csv", ["data", "topic"])
+    of_runs = models[["data", "recipe", "seed", "members", "average", "top1", "precise"]]
+    tables.put(of_runs, folder / "precise_runs.csv", ["data", "recipe"])
 
 
 if __name__ == "__main__":

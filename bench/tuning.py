@@ -16,9 +16,10 @@ import pandas as pd
 
 from repro import ReproError, choose, recipes
 from repro.images.packed import Packed, data_folder, pack_embedded
+from repro.paper import tables
 from repro.paper.ask import core_seconds
 from repro.paper.choice import SEEDS, TRIES, chosen, following, means
-from repro.paths import REFERENCE, RESULTS, given, replacing
+from repro.paths import REFERENCE, RESULTS, given
 from repro.ranks import comm
 from repro.recipes.baselines import TUNED, Tuned
 from repro.run import records
@@ -59,15 +60,6 @@ def _ensemble(recipe: Recipe) -> list[tuple[list[str], str]]:
     return [(recipe.result, "softmax")] if recipe.result[1:] else []
 
 
-def write(rows: pd.DataFrame, file: Path) -> None:
-    """Puts these methods' rows into the table, in place of those that it had of them."""
-    if file.exists():
-        others = pd.read_csv(file)
-        rows = pd.concat([others[~others.recipe.isin(rows.recipe)], rows])
-    with replacing(file) as temporary:
-        rows.to_csv(temporary, index=False)
-
-
 def cost(methods: list[Tuned], data: str, shrink: str) -> str:
     """How much there is to train, in words; core-minutes by what an image took in the runs of the reference."""
     images = len(Packed(data_folder(data) / "train.lmdb", data, "train"))
@@ -101,7 +93,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = tune(methods, arguments.out, data=arguments.data, shrink=arguments.shrink)
     if first:
-        write(rows, arguments.out.with_suffix(".csv"))
+        tables.put(rows, arguments.out.with_suffix(".csv"), ["recipe"])
         for name in dict.fromkeys(rows.recipe):
             tried = means(rows, name)
             print(f"{name}: {chosen(tried):g} of {', '.join(f'{value:g} ({top1:.1f}%)' for value, top1 in tried.items())}")

@@ -271,7 +271,7 @@ def digits_precise() -> str:
     running = {row["claim"]: row for row in answers()}
     lines = [
         [row["claim"], min(int(row["n"]), int(row["n_other"])), difference(running[row["claim"]]), difference(row)]
-        for row in rows_of(f"{REFERENCE}/bench/precise_statistics.csv")
+        for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv")
     ]
     return table(f"{heads('claim', 'n')} | difference, running statistics (95% interval) | recomputed (95% interval)", lines)
 
@@ -541,7 +541,7 @@ RATE = "largest rate for every 256 images of the batch"
 
 
 def precise(start: str) -> dict:
-    (row,) = [row for row in rows_of(f"{REFERENCE}/bench/precise_statistics.csv") if row["claim"].startswith(start)]
+    (row,) = [row for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv") if row["claim"].startswith(start)]
     return row
 
 

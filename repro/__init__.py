@@ -13,6 +13,8 @@ from repro.limits import cores as cores
 
 __version__ = "0.2.0"
 
+MANY = 40  # choices, such as the recipes, are too many to list in an error
+
 
 class ReproError(Exception):
     """An error that the user can fix: its message states what is wrong and what to do next."""
@@ -58,17 +60,24 @@ def load(file, model: str = ""):
 
 
 def choose(kind: str, value, choices):
-    """Return `value` if it is one of `choices`; otherwise raise an error that suggests the closest one and lists them all."""
+    """Return `value` if it is one of `choices`; otherwise raise an error that suggests the closest one.
+
+    The error also lists all of them; of more than `MANY`, those that are close, if any are.
+    """
     choices = list(choices)
     if value in choices:
         return value
     names = [str(choice) for choice in choices]
     closest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     letters, number = _split(str(value))
-    if closest and letters == _split(closest[0])[0] != closest[0]:  # resnet49: not resnet34, which shares more signs
+    # resnet49: not resnet34, which shares more signs; but batch_3276 lacks one of batch_32768
+    if closest and letters == _split(closest[0])[0] != closest[0] and not closest[0].startswith(str(value)):
         closest = [min((name for name in names if _split(name)[0] == letters), key=lambda name: abs(_split(name)[1] - number))]
     suggestion = f" Did you mean {closest[0]}?" if closest else ""
-    raise ReproError(f"unknown {kind} {value!r}.{suggestion} Choose one of: {', '.join(map(str, choices))}.")
+    if closest and len(names) > MANY:
+        near = difflib.get_close_matches(str(value), names, n=8, cutoff=0.5)
+        raise ReproError(f"unknown {kind} {value!r}.{suggestion} Of all {len(names)}, these are close: {', '.join(near)}.")
+    raise ReproError(f"unknown {kind} {value!r}.{suggestion} Choose one of: {', '.join(names)}.")
 
 
 def _split(name: str) -> tuple[str, int]:

@@ -14,7 +14,6 @@ from bench.report import Goal
 from repro.images.data import Images
 from repro.images.packed import Packed
 from repro.paper import tables
-from repro.paper.ask import DEEP
 from repro.paper.profiles import PROFILES, Profile
 from repro.paths import REFERENCE
 from repro.ranks.comm import World
@@ -165,7 +164,7 @@ def test_what_a_profile_takes_at_each_width_is_counted_run_by_run():
 
     shared = {"five_members", "one_model", "snapshot_ensemble", "snapshot_ensemble_crop", "three_models"}
     assert hours[1]["ensemble"] == pytest.approx(2 * sum(map(run, shared)))
-    deep = 3 * (run("one_deep_model", DEEP) + run("one_deep_model_third", DEEP))
+    deep = 3 * (run("one_deep_model", 3) + run("one_deep_model_third", 3))
     assert hours[1]["cost"] == pytest.approx(deep + run("five_members")), "the third seed alone is new"
     assert list(hours[2]) == pytest.approx(list(2 * hours[1]))
 

@@ -52,6 +52,10 @@ OPTIONS = [
         ("train one_model --seed x", "argument --seed: invalid int value: 'x'"),
         ("train", "the following arguments are required: recipe"),
         ("train one_modle", "unknown recipe 'one_modle'. Did you mean one_model?"),
+        (
+            "train batch_3276",
+            f"unknown recipe 'batch_3276'. Did you mean batch_32768? Of all {len(recipes.RECIPES)}, these are close: ",
+        ),
         ("train one_model --model resnet51", "unknown model 'resnet51'. Did you mean resnet50?"),
         ("train one_model --model resnet49", "unknown model 'resnet49'. Did you mean resnet50?"),
         ("train mine.py", "mine.py is a file: name also what is in it, as in mine.py:my_recipe or mine.py:my_net"),

@@ -250,6 +250,16 @@ def test_what_a_figure_of_answers_draws_is_said_in_it():
     assert handles >= looks and len(looks) == 3
 
 
+def test_the_number_of_seeds_is_said_once():
+    """In the legend, or at each side if they differ; there it stays on one line with its n."""
+    table = own_answers().assign(better="a side with a long name, which is wrapped", other="the other", n=5, n_other=5)
+    (same,) = figures.answers(table).axes
+    assert not any("n\xa0=" in text.get_text() for text in same.texts)
+    (differ,) = figures.answers(table.assign(n_other=6)).axes
+    said = [text.get_text() for text in differ.texts if "minus" in text.get_text()]
+    assert said and all("n\xa0=\xa05" in text and "n\xa0=\xa06" in text for text in said)
+
+
 def test_differences_that_are_far_apart_can_all_be_read():
     """Without warm-up some runs fail: intervals are up to 65 points wide, and others are within one."""
     for topic, scale in (("warm-up", "symlog"), ("ensemble", "linear")):

@@ -1,5 +1,6 @@
 """Runs in few files: read like the folders that they were, written alike twice, and every damage named."""
 
+import gzip
 import json
 import shutil
 
@@ -103,9 +104,17 @@ def test_a_folder_counts_before_a_kept_run_of_its_name(folders, files):
     assert records.read(files / name) == {}
 
 
+def change(path, how):
+    """Changes the text of a file, which is compressed if its name says so."""
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(how(gzip.decompress(path.read_bytes()).decode()).encode()))
+    else:
+        path.write_text(how(path.read_text(errors="replace")))
+
+
 def test_files_that_have_changed_are_read_again(folders, files):
-    path = files / "digits-runs.jsonl"
-    path.write_text(path.read_text().replace('"version": "0.1.0"', '"version": "0.9.0"'))
+    path = files / "digits-runs.jsonl.gz"
+    change(path, lambda text: text.replace('"version": "0.1.0"', '"version": "0.9.0"'))
     assert set(repro.runs(files)[0].version) == {"0.9.0", "0.1.0"}  # "0.1.0": the other data set
 
 
@@ -115,45 +124,45 @@ def test_files_that_have_changed_are_read_again(folders, files):
 def line(**changes):
     """A change of the first run's line."""
 
-    def change(text):
+    def changed(text):
         first, rest = text.split("\n", 1)
         return json.dumps(json.loads(first) | changes) + "\n" + rest
 
-    return change
+    return changed
 
 
 RUN = {"format": records.FORMAT, "recipe": {}}
 
 
 @pytest.mark.parametrize(
-    "name, change, words",
+    "name, how, words",
     [
-        ("runs.jsonl", lambda text: text[:1000], "Unterminated string|Expecting|delimiter"),
-        ("runs.jsonl", lambda text: "[3]\n" + text, "it is a list, not an object"),
-        ("runs.jsonl", lambda text: "[" * 100_000 + text, "recursion"),
-        ("runs.jsonl", line(run=[]), "run is a list, not an object"),
-        ("runs.jsonl", line(run=RUN | {"recipe": "nowhere"}), "nowhere"),
-        ("runs.jsonl", line(run=RUN), "is missing in it"),
-        ("runs.jsonl", line(ensembles=[3]), "is 3, not an object"),
-        ("runs.jsonl", line(folder="../../escaped"), "is no name of a folder"),
-        ("runs.jsonl", line(folder=".."), "is no name of a folder"),
-        ("runs.jsonl", line(folder=""), "is no name of a folder"),
-        ("metrics.csv", lambda text: text.replace(",main,", ",main,x", 1), "Expecting value"),
-        ("metrics.csv", lambda text: text.replace(",epoch,", ",else,", 1), "epoch is missing in row"),
-        ("metrics.csv", lambda text: text.partition("\n")[2], "is missing|KeyError|Expecting value"),
+        ("runs.jsonl.gz", lambda text: text[:1000], "Unterminated string|Expecting|delimiter"),
+        ("runs.jsonl.gz", lambda text: "[3]\n" + text, "it is a list, not an object"),
+        ("runs.jsonl.gz", lambda text: "[" * 100_000 + text, "recursion"),
+        ("runs.jsonl.gz", line(run=[]), "run is a list, not an object"),
+        ("runs.jsonl.gz", line(run=RUN | {"recipe": "nowhere"}), "nowhere"),
+        ("runs.jsonl.gz", line(run=RUN), "is missing in it"),
+        ("runs.jsonl.gz", line(ensembles=[3]), "is 3, not an object"),
+        ("runs.jsonl.gz", line(folder="../../escaped"), "is no name of a folder"),
+        ("runs.jsonl.gz", line(folder=".."), "is no name of a folder"),
+        ("runs.jsonl.gz", line(folder=""), "is no name of a folder"),
+        ("metrics.csv.gz", lambda text: text.replace(",main,", ",main,x", 1), "Expecting value"),
+        ("metrics.csv.gz", lambda text: text.replace(",epoch,", ",else,", 1), "epoch is missing in row"),
+        ("metrics.csv.gz", lambda text: text.partition("\n")[2], "is missing|KeyError|Expecting value"),
         ("correct.npz", lambda text: "no arrays", "pickle|zip"),
-        ("runs.jsonl", None, "No such file"),
-        ("metrics.csv", None, "No such file"),
+        ("runs.jsonl.gz", None, "No such file"),
+        ("metrics.csv.gz", None, "No such file"),
         ("correct.npz", None, "No such file"),
     ],
 )
-def test_damaged_files_are_named(files, name, change, words):
+def test_damaged_files_are_named(files, name, how, words):
     path = files / f"digits-{name}"
-    if change:
-        path.write_text(change(path.read_text(errors="replace")))
+    if how:
+        change(path, how)
     else:
         path.unlink()
-    if name == "runs.jsonl" and not change:  # then nothing is kept of this data set
+    if name == "runs.jsonl.gz" and not how:  # then nothing is kept of this data set
         assert {records.read(run)["data"]["name"] for run in records.all_runs(files)} == {"my letters"}
         return
     with pytest.raises(ReproError, match=rf"digits-\S+ .*({words}).*: restore it, or make it again by `python -m repro keep`"):
@@ -161,12 +170,13 @@ def test_damaged_files_are_named(files, name, change, words):
             records.metric_rows(folder), records.ensembles(folder)
 
 
+@pytest.mark.parametrize("name", kept.FILES)
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
-def test_predictions_that_were_cut_short_are_named(files, place):
-    path = files / "digits-correct.npz"
+def test_files_that_were_cut_short_are_named(files, name, place):
+    path = files / f"digits-{name}"
     content = path.read_bytes()
     path.write_bytes(content[: int(place * len(content))])
-    with pytest.raises(ReproError, match="digits-correct.npz is damaged .*: restore it"):
+    with pytest.raises(ReproError, match=f"digits-{name} is damaged .*: restore it"):
         records.all_runs(files)
 
 
@@ -195,8 +205,8 @@ def test_predictions_that_are_not_kept_are_named(files):
 
 
 def test_kept_runs_of_an_earlier_version_are_passed_over(files, caplog):
-    path = files / "digits-runs.jsonl"
-    path.write_text(path.read_text().replace('"format": 3', '"format": 2', 1))
+    path = files / "digits-runs.jsonl.gz"
+    change(path, lambda text: text.replace('"format": 3', '"format": 2', 1))
     assert len(records.all_runs(files)) == 3 * len(RUNS) + 2 and "skipped 1 run folder(s)" in caplog.text
 
 
@@ -227,12 +237,12 @@ def results(tmp_path):
 def test_what_is_kept_is_small_and_complete(results, tmp_path):
     reference = tmp_path / "reference"
     measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
-    for name in (*measured, "runs/old/run.json", "runs/letters-runs.jsonl", "tables/old.csv"):
+    for name in (*measured, "runs/old/run.json", "runs/letters-runs.jsonl.gz", "tables/old.csv"):
         (reference / name).parent.mkdir(parents=True, exist_ok=True)
         (reference / name).touch()
     reproduce.keep(results, reference)
     found = {str(path.relative_to(reference)) for path in reference.glob("**/*") if path.is_file()}
-    files = {f"runs/{name}" for name in ("digits-runs.jsonl", "digits-metrics.csv", "digits-correct.npz", "code.json")}
+    files = {f"runs/{name}" for name in ("digits-runs.jsonl.gz", "digits-metrics.csv.gz", "digits-correct.npz", "code.json")}
     assert found == {*measured, *files, "report/index.html", "tables/runs.csv", "figures/a.svg", "figures/a.pdf"}
     runs, _ = repro.runs(reference / "runs")
     assert list(runs.seed) == [0, 1] and set(runs.code) == {code_digest()}
@@ -244,12 +254,12 @@ def test_what_is_kept_is_small_and_complete(results, tmp_path):
 
 def test_runs_by_other_code_are_not_kept(results, tmp_path, monkeypatch):
     (tmp_path / "reference" / "runs").mkdir(parents=True)
-    (tmp_path / "reference" / "runs" / "digits-runs.jsonl").write_text("before")
+    (tmp_path / "reference" / "runs" / "digits-runs.jsonl.gz").write_text("before")
     for module in (reproduce, tables):
         monkeypatch.setattr(module, "code_digest", lambda: "changed")
     with pytest.raises(ReproError, match="are by other code than this: `make reproduce` trains them again"):
         reproduce.keep(results, tmp_path / "reference")
-    assert (tmp_path / "reference" / "runs" / "digits-runs.jsonl").read_text() == "before"
+    assert (tmp_path / "reference" / "runs" / "digits-runs.jsonl.gz").read_text() == "before"
 
 
 def test_a_reproduction_goes_on_from_kept_runs_and_all_are_kept_together(digits, whole, results, tmp_path, caplog):

@@ -83,7 +83,7 @@ def test_a_run_costs_what_it_took_in_the_reference_or_by_its_images(tmp_path, mo
     runs = {run.recipe: run for run in overall.planned(full, 20_000, tmp_path)}
     deep, other = (find_and_shrink(name).global_batch for name in ("one_deep_model", "one_model"))
     assert runs["one_model"].cost * runs["one_model"].steps == pytest.approx(50)
-    assert runs["one_deep_model"].cost / deep == pytest.approx(ask.DEEP * runs["one_model"].cost / other)
+    assert runs["one_deep_model"].cost / deep == pytest.approx(3 * runs["one_model"].cost / other)
 
 
 def find_and_shrink(name):
@@ -249,7 +249,7 @@ def results(data, tmp_path, monkeypatch):
         ("code/notebooks/b.ipynb", "code"),
         ("results/runs/r/run.json", "runs"),
         ("results/runs/r/correct/m.npz", "runs"),
-        ("results/runs/digits-runs.jsonl", "runs"),
+        ("results/runs/digits-runs.jsonl.gz", "runs"),
         ("results/tables/t.csv", "results"),
         ("results/figures/f.svg", "results"),
         ("results/bench/scaling.json", "measurements"),

@@ -262,6 +262,15 @@ def test_a_model_of_ones_own_starts_from_the_seed(mine, digits, tmp_path):
     assert torch.equal(task.build()[0].weight, expected)
 
 
+def test_the_names_of_a_file_are_those_that_it_defines(mine):
+    """A slip lists what the file has, and not what it imports; what it imports can be named all the same."""
+    with pytest.raises(ReproError, match="Did you mean my_net") as error:
+        own.load(f"{mine}:my_nett")
+    listed = str(error.value).partition("Choose one of: ")[2]
+    assert "my_recipe" in listed and not {"torch", "nn", "SGD", "Stage"} & set(re.split(r"\W+", listed))
+    assert own.load(f"{mine}:Stage") is Stage
+
+
 # --- What cannot work -------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bench import tuning
-from repro.paper import choice
+from repro.paper import choice, tables
 from repro.paper.profiles import FULL
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
@@ -95,8 +95,8 @@ def test_all_methods_get_as_many_runs_on_validation_images_with_seeds_apart(tmp_
     other = [methods[0]._replace(number="ratio")]
     said = "made: what was tuned is the factor on the rates, and not the ratio: tune it again"
     assert choice.differences(rows, other) == [said]
-    tuning.write(rows, tmp_path / "tuning.csv")
-    tuning.write(rows[rows.recipe == "other"].assign(validation_top1=1.0), tmp_path / "tuning.csv")
+    tables.put(rows, tmp_path / "tuning.csv", ["recipe"])
+    tables.put(rows[rows.recipe == "other"].assign(validation_top1=1.0), tmp_path / "tuning.csv", ["recipe"])
     again = pd.read_csv(tmp_path / "tuning.csv")
     assert choice.means(again, "made") == pytest.approx(tried) and set(choice.means(again, "other").values()) == {1.0}
 

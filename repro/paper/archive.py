@@ -25,7 +25,7 @@ RESULT_FILES = (
     (("figures/*.svg", "figures/*.pdf", "figures/*.csv"), "the figures, and beside each the table that it draws"),
     (("bench/*.json", "bench/*.csv"), "measurements of this machine"),
     (("runs/*/run.json", "runs/*/metrics.jsonl", "runs/*/ensembles.json", "runs/*/correct/*"), "a folder per run: its record"),
-    (("runs/*.jsonl", "runs/*.csv", "runs/*.npz", "runs/*.json"), "runs in few files; results.md in code/docs says how"),
+    (("runs/*.gz", "runs/*.npz", "runs/*.json"), "runs in few files; results.md in code/docs says how"),
     (
         ("plan.json", "runs/plan.json", "reproduced.json", "faults.json"),
         "forecasts, and digests of what the report was made from",

@@ -23,7 +23,7 @@ from repro.run.settings import MEANS, PRECISIONS
 from repro.schedule import MODELS, Recipe
 
 LIST = "a list of questions, each a repro.Question"
-DEEP = 3.0  # the cost of an image of the deep network, in images of the other
+DEEP = {"resnet152": 3.0, "resnet38": 3.0}  # the cost of an image of the deep networks, in images of the other
 
 
 def ask(
@@ -163,7 +163,7 @@ def tasks(asked: Sequence[Question], seeds: Iterable[int], **parameters) -> list
 
     def cost(training: tuple) -> float:
         recipe = recipes.find(training[0])
-        return recipe.images() * (DEEP if recipe.model == "resnet152" else 1)
+        return recipe.images() * DEEP.get(recipe.model, 1)
 
     # The longest first: at the end no rank has to wait long for another.
     ordered = [
@@ -223,7 +223,7 @@ def _plan(
 
 def _cost(to_train: list[tuple[Recipe, dict]], alike: list[dict]) -> str:
     """The core-minutes of these runs, in words, from finished runs of their size and data; "" if these are of other recipes."""
-    work = {recipe.name: plan["images"] * (DEEP if recipe.model == "resnet152" else 1) for recipe, plan in to_train}
+    work = {recipe.name: plan["images"] * DEEP.get(recipe.model, 1) for recipe, plan in to_train}
     seconds = costs(work, core_seconds(alike))
     if not seconds:
         return ""

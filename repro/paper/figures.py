@@ -334,7 +334,8 @@ def answers(table: pd.DataFrame) -> plt.Figure:
     table = table[(table.n > 0) & (table.n_other > 0)]
     topics = [part for _, part in table.groupby("topic", sort=False)] if "topic" in table else [table]
     several = len(topics) > 1
-    blocks = [[_said(row) for row in part.to_dict("records")] for part in topics]
+    differ = len({*table.n, *table.n_other}) > 1
+    blocks = [[_said(row, differ) for row in part.to_dict("records")] for part in topics]
     views = [view for view in VIEWS if f"low_{view}" in table]
     lane = max(LANE, OTHER * (len(views) + 1.6))
     heights = [sum(LINE * len(text) + lane + SPACE for text in block) for block in blocks]  # of the axes
@@ -426,11 +427,15 @@ def _sum(heights: list[float], chosen: list[int]) -> float:
     return sum(heights[number] for number in chosen)
 
 
-def _said(row: dict) -> list[str]:
-    """A question's lines of text: the claim, its sides if they have names, and how many runs failed if some did."""
+def _said(row: dict, counts: bool) -> list[str]:
+    """A question's lines of text: the claim, its sides if they have names, and how many runs failed if some did.
+
+    With `counts`, each side's number of seeds; without, the legend has the one that all share.
+    """
     lines = wrap(row["claim"] + (" (control)" if row.get("control") else ""), TEXT)
     if "better" in row:
-        lines += wrap(f"{row['better']}, n = {row['n']}, minus {row['other']}, n = {row['n_other']}", TEXT)
+        seeds = [f", n\xa0=\xa0{n}" if counts else "" for n in (row["n"], row["n_other"])]
+        lines += wrap(f"{row['better']}{seeds[0]} minus {row['other']}{seeds[1]}", TEXT)
     if row.get("failed", 0) + row.get("failed_other", 0):
         lines.append(f"{row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}")
     return lines

@@ -27,7 +27,7 @@ def planned(profile: Profile, images: int, runs: Path) -> list[Planned]:
         wanted += [(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))]
     reference = [run for run in records.read_all(REFERENCE / "runs").values() if run["shrink"] == profile.shrink]
     smalls = {name: shrink(RECIPES[name], profile.shrink, images) for name, _ in wanted}
-    work = {name: small.images() * (ask.DEEP if RECIPES[name].model == "resnet152" else 1) for name, small in smalls.items()}
+    work = {name: small.images() * ask.DEEP.get(RECIPES[name].model, 1) for name, small in smalls.items()}
     costs, found = ask.costs(work, ask.core_seconds(reference)) or work, []
     for name, seed in dict.fromkeys(wanted):
         small, cost = smalls[name], costs[name]

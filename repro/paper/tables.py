@@ -51,6 +51,15 @@ def save(table: pd.DataFrame, results: Path | str, name: str) -> None:
         table.to_csv(temporary, index=False)
 
 
+def put(rows: pd.DataFrame, file: Path, keys: list[str]) -> None:
+    """Writes the rows into a table in place of those that have the same values in the columns `keys`; its others stay."""
+    if file.exists():
+        before = pd.read_csv(file)
+        rows = pd.concat([before[~before.set_index(keys).index.isin(rows.set_index(keys).index)], rows])
+    with replacing(file) as temporary:
+        rows.to_csv(temporary, index=False)
+
+
 def shown(table: pd.DataFrame, columns: Iterable[str] = ()) -> Styler:
     """A table, or these columns of it, for a notebook: headings with units, and numbers with the digits that matter."""
     table = table[list(columns) or list(table)].reset_index(drop=True)

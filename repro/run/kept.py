@@ -1,14 +1,16 @@
 """Finished runs in three files for each data set, as `python -m repro keep` leaves them to be committed.
 
-digits-runs.jsonl   a run a line: its folder's name, run.json and ensembles.json. A recipe is written once: a run that has the
-                    recipe of an earlier line names that run. `ends` is left out where the metric rows repeat it.
-digits-metrics.csv  a metric row a line; the first row of a run names its folder. A view's counts are columns of their own.
-digits-correct.npz  for each model that the questions compare, which test images it recognised: a bit per image and model
+digits-runs.jsonl.gz   a run a line: its folder's name, run.json and ensembles.json. A recipe is written once: a run that has
+                       the recipe of an earlier line names that run. `ends` is left out where the metric rows repeat it.
+digits-metrics.csv.gz  a metric row a line; the first row of a run names its folder. A view's counts are columns of their own.
+digits-correct.npz     for each model that the questions compare, which test images it recognised: a bit per image and model
 
 Such a run has the path that its folder would have, and `records` reads it like a folder.
 """
 
 import csv
+import gzip
+import io
 import json
 import zipfile
 import zlib
@@ -22,7 +24,7 @@ import numpy as np
 from repro import ReproError
 from repro.paths import check_shape, is_name, replacing
 
-FILES = "runs.jsonl", "metrics.csv", "correct.npz"
+FILES = "runs.jsonl.gz", "metrics.csv.gz", "correct.npz"
 TEXTS = "folder", "stage"  # columns of text; the others are JSON
 DAMAGE = ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError  # of JSON or arrays that are none
 KEEP_AGAIN = "restore it, or make it again by `python -m repro keep`"
@@ -58,11 +60,13 @@ def keep_runs(out: Path, data: str, runs: dict[str, Kept]) -> None:
     arrays = {"models": np.array(list(correct), np.str_), "images": np.array([len(each) for each in correct.values()], int)}
     texts, metrics, predictions = (out / f"{data}-{name}" for name in FILES)
     with replacing(texts) as temporary:
-        temporary.write_text("".join(lines))
-    with replacing(metrics) as temporary, open(temporary, "w", newline="") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+        temporary.write_bytes(_packed("".join(lines)))
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    with replacing(metrics) as temporary:
+        temporary.write_bytes(_packed(text.getvalue()))
     with replacing(predictions) as temporary, open(temporary, "wb") as binary:
         np.savez_compressed(binary, correct=np.packbits(bits, axis=1), **arrays)  # type: ignore[arg-type]
 
@@ -86,6 +90,10 @@ def copied(value):
     return json.loads(json.dumps(value))
 
 
+def _packed(text: str) -> bytes:
+    return gzip.compress(text.encode(), mtime=0)  # without the time, which is not what is kept
+
+
 def _paths(out: Path | str) -> list[Path]:
     return sorted(Path(out).glob(f"*-{FILES[0]}"))
 
@@ -107,7 +115,7 @@ def _parsed(texts: Path, metrics: Path, bits: Path, *versions: tuple[int, ...]) 
         correct = _correct(bits)
     runs: dict[str, Kept] = {}
     with _reading(texts):
-        for line in map(json.loads, texts.read_text().splitlines()):
+        for line in map(json.loads, gzip.decompress(texts.read_bytes()).decode().splitlines()):
             check_shape(line, {"folder": str, "run": {"recipe": (dict, str)}, "ensembles": list})
             folder, run = line["folder"], line["run"]
             if not is_name(folder):
@@ -133,7 +141,7 @@ def _reading(path: Path):
 def _rows(path: Path) -> dict[str, list[dict]]:
     found: dict[str, list[dict]] = {}
     rows: list[dict] = []
-    with open(path, newline="") as file:
+    with gzip.open(path, "rt", newline="") as file:
         for cells in csv.DictReader(file):
             values = {name: cell if name in TEXTS else json.loads(cell) for name, cell in cells.items() if cell}
             if folder := values.pop("folder", ""):

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TypeGuard
 
 from repro import ReproError, choose
@@ -49,8 +49,14 @@ def load(name: str):
         raise ReproError(f"{name}: {error}. Name a file as mine.py:{wanted}, or a module that Python can import") from error
     except Exception as error:
         raise ReproError(f"{name}: {location} fails when it is imported ({type(error).__name__}: {error}): fix it") from error
-    public = [attribute for attribute in vars(module) if not attribute.startswith("_")]
-    return getattr(module, choose(f"object in {location}", wanted, public))
+    public = {attribute: value for attribute, value in vars(module).items() if not attribute.startswith("_")}
+    here = [attribute for attribute, value in public.items() if not _imports(module, value)]
+    return public[choose(f"object in {location}", wanted, public if wanted in public else here)]
+
+
+def _imports(module: ModuleType, value) -> bool:
+    """Whether this value of a module's is a module, or a class or function that another one defines."""
+    return isinstance(value, ModuleType) or isinstance(value, (type, FunctionType)) and value.__module__ != module.__name__
 
 
 def source_digest(name: str) -> str:

@@ -112,6 +112,7 @@ class Recipe:
     bn_momentum: float = 0.05
     update: str = ""  # the rule by which weights change, such as mine.py:MyRule (`optim.Update`); "": `optim.SGD`
     update_numbers: tuple[tuple[str, float], ...] = ()  # the rule's own: (name, value)
+    keep_decay: bool = False  # made small, it has these weight decays, whatever the sum of its rates: for rules such as LARS
     record_every: float = 1.0  # epochs between two metric rows; each stage's end has one too
     evaluate_every: float = 1.0  # epochs between two evaluations; each stage's end has one too
     summary: str = ""
@@ -153,6 +154,7 @@ class Recipe:
         choose("stride", self.stride, STRIDES)
         for switch in ("lr_formula", "momentum_correction", "decay_bn", "zero_gamma"):
             choose(f"value of {switch}", getattr(self, switch), SWITCHES[switch])
+        choose("value of keep_decay", self.keep_decay, (False, True))
 
     @property
     def global_batch(self) -> int:

@@ -319,7 +319,7 @@ def test_a_growing_batch_has_the_falling_rates_images_and_rate_over_batch():
 
 
 def test_ghosts_share_one_batch_and_one_schedule():
-    whole = shrink(RECIPES["batch_16384"], "laptop")
+    whole = shrink(RECIPES["sgd_16384"], "laptop")
     for images in GHOSTS:
         ghost = shrink(RECIPES[f"ghost_{images}"], "laptop")
         assert ghost.images_per_worker == images and ghost.global_batch == whole.global_batch == 256

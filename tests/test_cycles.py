@@ -87,12 +87,13 @@ def _tensors(network, vector):
 
 def test_warm_restarts_are_torchs_cosine_annealing_with_warm_restarts():
     recipe = RECIPES["warm_restarts"]
-    expected = torchs(lambda sgd: lr_scheduler.CosineAnnealingWarmRestarts(sgd, 3675, T_mult=2), recipe.iterations, 1.6)
+    top = cycles.WARM_RESTARTS_TOP
+    expected = torchs(lambda sgd: lr_scheduler.CosineAnnealingWarmRestarts(sgd, 3675, T_mult=2), recipe.iterations, top)
     assert rates(recipe, "cyc1", "cyc2", "cyc3")[1560:] == expected[1560:], "to the bit, after a warm-up that it has not"
     crop = RECIPES["warm_restarts_crop"]
     found = rates(crop, "cyc1", "cyc2", "cyc3", "end")
     assert found[1560 : 25725 - 4680] == expected[1560 : 25725 - 4680]
-    assert max(abs(one - other) for one, other in zip(found[-4680:], expected[-4680:])) < 0.021 * 1.6, "near its end a square"
+    assert max(abs(one - other) for one, other in zip(found[-4680:], expected[-4680:])) < 0.021 * top, "near its end a square"
 
 
 def test_triangles_are_torchs_cyclical_rates():
@@ -122,24 +123,25 @@ def test_a_cycle_of_snapshots_is_that_of_the_authors_one_step_later():
     for number, length in enumerate((8576, 8576, 8578), start=1):
         first = 1560 if number == 1 else 0
         assert rates(plain, f"cyc{number}")[first + 1 :] == authors(1.6, length)[first:-1]
-        rate = 1.6 if number == 1 else cycles.RESTART_RATE
+        rate = 1.6 * cycles.ENSEMBLE_FACTOR if number == 1 else cycles.RESTART_RATE
         found = rates(lower, f"cyc{number}")
         assert found[first + 1 :] == pytest.approx(authors(rate, length)[first : len(found) - 1], rel=1e-12)
 
 
-def test_the_average_is_of_a_constant_rate_at_which_the_decay_stands():
+def test_the_average_is_of_a_constant_rate_after_the_decay_of_one_model_as_tuned():
     for name in ("swa", "ema"):
         recipe = RECIPES[name]
-        assert recipe.stages[0] == RECIPES["one_model"].stages[0]
+        assert recipe.stages[0] == RECIPES["tuned_one_model"].stages[0]
+        assert {stage.weight_decay for stage in recipe.stages} == {5e-5}, "the collapse's decay is for a rate that falls"
         for end in ("average", "average_main"):
             assert set(rates(recipe, end)) == {cycles.SWA_RATE}
             assert recipe.origin(next(stage for stage in recipe.stages if stage.name == end)).name == "main"
-    assert rates(recipe, "main")[-1] == pytest.approx(cycles.SWA_RATE, abs=2e-4)
+    assert rates(recipe, "main")[-1] == pytest.approx(cycles.STANDS, abs=2e-4)
 
 
 def test_trunks_go_on_as_if_there_were_no_collapses():
     """One rate from end to end, momentum kept, and each collapse from the rate at which it branches off, on the next images."""
-    one = RECIPES["one_model"]
+    one = RECIPES["tuned_one_model"]
     wanted = {
         "constant_ensemble": lambda step: cycles.CONSTANT_RATE,
         "constant_trunk": lambda step: cycles.CONSTANT_RATE,
@@ -149,7 +151,8 @@ def test_trunks_go_on_as_if_there_were_no_collapses():
         recipe = RECIPES[name]
         trunk = [stage for stage in recipe.stages if stage.name.startswith("trunk")]
         found = rates(recipe, *(stage.name for stage in trunk))
-        climb = [0.1 + (trunk[0].base_rate - 0.1) * step / 1560 for step in range(1560)]
+        low = trunk[0].warmup_start_rate
+        climb = [low + (trunk[0].base_rate - low) * step / 1560 for step in range(1560)]
         assert found == pytest.approx([*climb, *(rate(step) for step in range(1560, len(found)))], rel=1e-9), name
         assert [stage.keep_momentum for stage in trunk] == [False] + [True] * (len(trunk) - 1)
     for name in (*wanted, "triangular_ensemble"):

@@ -44,7 +44,9 @@ def test_an_ablation_changes_one_thing(recipe):
     changed = differences(recipe, base(name))
     if "lars" in name:
         factors = [stage.base_rate / plain.base_rate for stage, plain in zip(recipe.stages, base(name).stages)]
-        assert set(changed) == {"stages", "update", "update_numbers"} and factors == pytest.approx(factors[:1] * 2)
+        assert set(changed) == {"stages", "update", "update_numbers", "keep_decay"} and factors == pytest.approx(
+            factors[:1] * 2
+        )
         assert recipe.stages[0].base_rate == pytest.approx(32 * (14336 / 32768) ** 0.5 * SWITCHED_TO_LARS.value)
         return
     if name not in KEPT:

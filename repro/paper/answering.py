@@ -55,6 +55,7 @@ class Question(NamedTuple):
     not_worse_by: with a number of points m above zero, the claim is that `better` is not worse than `other` by more than m
     (non-inferiority). "Loses nothing" and "is as good as" are such claims: nobody can show that a difference is exactly zero.
     by_ranks: the sides are compared by an exact rank test, because some of their runs may fail.
+    same_weights: the sides are different recipes, but a seed's runs have the same weights: only batch norm's statistics differ.
     control: the comparison should show nothing, or nothing new. It tests the test bed and not the paper.
     topic: questions of one topic are one family of tests, so that a question of another topic changes no verdict of theirs.
     """
@@ -65,6 +66,7 @@ class Question(NamedTuple):
     topic: str = "own"
     not_worse_by: float = 0.0
     by_ranks: bool = False
+    same_weights: bool = False
     control: bool = False
 
     @property
@@ -73,8 +75,8 @@ class Question(NamedTuple):
 
     @property
     def paired(self) -> bool:
-        """Whether both sides come from one run of each seed, and so have their noise partly in common."""
-        return self.better.training == self.other.training
+        """Whether both sides come from one run of each seed, or from the same weights, and so share most of their noise."""
+        return self.same_weights or self.better.training == self.other.training
 
 
 def answers(asked: Sequence[Question], models: pd.DataFrame, out: Path | str) -> pd.DataFrame:

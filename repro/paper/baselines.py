@@ -124,7 +124,7 @@ WHOLE = max(GHOSTS)
 GHOST = tuple(
     Question(
         f"At batch 16384, batch norm over {images} images is better than over {WHOLE}",
-        _end("batch_16384" if images == 16 else f"ghost_{images}"),
+        _end("sgd_16384" if images == 16 else f"ghost_{images}"),
         _end(f"ghost_{WHOLE}"),
         "ghost",
     )
@@ -181,7 +181,7 @@ DATA = (
 _RELEASED, _CYCLES = Side("resnet50_448nodes", "collapse"), Side("resnet50_custom_lr", "collapse")
 
 ABLATION = tuple(
-    Question(claim, better, Side(f"ablation_{other}", stage), "ablation")
+    Question(claim, better, Side(f"ablation_{other}", stage), "ablation", same_weights=other == "bn_momentum")
     for claim, better, other, stage in (
         (
             "The rate that steps down after warm-up, as released, is better than as designed",

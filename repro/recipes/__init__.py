@@ -52,7 +52,7 @@ class Shrink:
     pass_images: int = 0  # images that share a forward and backward pass, at the most; 0: one worker's
     epochs: float = 1  # factor on the epochs of every stage
     rate: float = 1  # factor on every rate, beyond the linear rule: a small model tolerates a higher rate per image
-    scale_decay: bool = True  # weight decay is divided by what rates and iterations are multiplied by
+    scale_decay: bool = True  # weight decay is divided by what rates and iterations are multiplied by (not `Recipe.keep_decay`)
     bn_momentum: float = 1  # factor: stages of tens of steps, not hundreds, need averages that adapt faster
     evaluations: int = 1  # approximate number during a whole run; each stage's end has one too
     small_model: bool = True  # `SMALL_MODELS` instead of the recipe's own
@@ -145,6 +145,7 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
     time = small.epochs * (images / recipe.epoch_images) * (recipe.global_batch / batch)  # iterations, small per large
     rate = small.rate * batch / recipe.global_batch
     passes = -(-batch // small.pass_images) if small.pass_images else workers
+    scale_decay = small.scale_decay and not recipe.keep_decay
     return replace(
         recipe,
         name=f"{recipe.name}-{small.name}",
@@ -156,9 +157,7 @@ def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES)
         bn_momentum=recipe.bn_momentum * small.bn_momentum,
         record_every=max(1.0, small.epochs),
         evaluate_every=recipe.epochs() * small.epochs / small.evaluations,
-        stages=scaled(
-            recipe.stages, time, rate, workers / recipe.workers, divide_decay=rate * time if small.scale_decay else 1
-        ),
+        stages=scaled(recipe.stages, time, rate, workers / recipe.workers, divide_decay=rate * time if scale_decay else 1),
     )
 
 

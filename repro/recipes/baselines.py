@@ -61,6 +61,8 @@ def _lars(batch: int, factor: float, rule: str = "LARS", name: str = "", what: s
 
     A factor of 1 is a base rate of 32 at batch 32768, and as the square root of the batch below (the README of
     NUS-HPC-AI-Lab/LARS-ImageNet-PyTorch at a8222c6), with the images, the shape of the schedule and the warm-up of SGD.
+    The weight decay is the release's in small recipes, too: it stands beside the gradient's norm, and twenty times as much
+    shrinks the tensors whose gradients are small at first to nothing, such as branches that begin with a gamma of zero.
     """
     of = at_batch(resnet50_448nodes_uncollapsed, batch)
     rate = 32 * sqrt(batch / 32768) / of.stages[0].base_rate
@@ -71,11 +73,12 @@ def _lars(batch: int, factor: float, rule: str = "LARS", name: str = "", what: s
         stages=scaled(of.stages, 1, rate * factor),
         update=f"repro.baselines.lars:{rule}",
         update_numbers=RATIO,
+        keep_decay=True,
     )
 
 
-SGD_FACTORS = {2048: 0.5, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 0.125}
-LARS_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 2.0}
+SGD_FACTORS = {2048: 0.5, 4096: 0.25, 8192: 0.3536, 16384: 0.25, 32768: 0.125}
+LARS_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 1.0}
 NOT_DECAYED_FACTORS = {4096: 1.0, 32768: 1.0}
 WITHOUT_NORMS_FACTORS = {4096: 1.0, 32768: 1.0}
 _LEFT: dict[str, Any] = dict(
@@ -131,12 +134,12 @@ GROWING = (
     _staircase("neither_changes", 1, 1, "batch_2048 at one rate"),
 )
 
-GHOSTS = 8, 32, 64, 128  # images of one batch norm; batch_16384 has 16
+GHOSTS = 8, 32, 64, 128  # images of one batch norm; sgd_16384 has 16
 
 
 def _ghost(images: int) -> Recipe:
-    of = at_batch(resnet50_448nodes_uncollapsed, 16384)
-    summary = f"batch_16384 with batch norm over {images} images instead of {of.images_per_worker}"
+    of = _sgd(16384, SGD_FACTORS[16384])
+    summary = f"sgd_16384 with batch norm over {images} images instead of {of.images_per_worker}"
     return _recipe(of, f"ghost_{images}", summary, workers=of.global_batch // images, images_per_worker=images)
 
 
@@ -162,12 +165,13 @@ BATCHED = (*GROWING, *map(_ghost, GHOSTS), *FEWER)
 OF_CYCLES = (
     Tuned(cycles.tuned_ensemble, cycles.ENSEMBLE_FACTOR),
     Tuned(cycles.tuned_one_model, cycles.ONE_MODEL_FACTOR),
-    Tuned(cycles.swa, cycles.SWA_RATE, 0.291, "rate while weights are averaged"),
-    Tuned(cycles.ema, cycles.EMA_HALF_LIFE, 0.2, "half life, as a share of the averaged stage"),
+    Tuned(cycles.swa, cycles.SWA_RATE, cycles.STANDS, "rate while weights are averaged"),
+    # At SWA's rate, so that is tuned before.
+    Tuned(cycles.ema, cycles.EMA_HALF_LIFE, 0.2, f"half life, as a share of the stage, at a rate of {cycles.SWA_RATE:g}"),
     Tuned(cycles.constant_ensemble, cycles.CONSTANT_RATE, 0.66, "constant rate"),
     Tuned(cycles.triangular_ensemble, cycles.TRIANGLES_TOP, 0.99, "top rate"),
     Tuned(cycles.warm_restarts_crop, cycles.WARM_RESTARTS_TOP, 1.6, "rate after a restart"),
-    Tuned(cycles.snapshot_ensemble_restarts, cycles.RESTART_RATE, 0.764, "rate after a restart"),
+    Tuned(cycles.snapshot_ensemble_restarts, cycles.RESTART_RATE, 0.764 * cycles.ENSEMBLE_FACTOR, "rate after a restart"),
     Tuned(cycles.one_cycle, cycles.ONE_CYCLE_TOP, 1.6, "top rate"),
     Tuned(cycles.schedule_free_crop, cycles.SCHEDULE_FREE_RATE, 16.0, "rate"),
 )
@@ -180,10 +184,10 @@ def _switched(of: Recipe, name: str, summary: str, **changes: Any) -> Recipe:
 
 
 def _with_lars(factor: float, rule: str = "LARS", name: str = "lars", what: str = "") -> Recipe:
-    """A factor of 1 as in `_lars`."""
+    """A factor of 1, and the weight decay, as in `_lars`."""
     of = resnet50_448nodes
     rate = 32 * sqrt(of.global_batch / 32768) / of.stages[0].base_rate
-    changes: dict[str, Any] = dict(update=f"repro.baselines.lars:{rule}", update_numbers=RATIO)
+    changes: dict[str, Any] = dict(update=f"repro.baselines.lars:{rule}", update_numbers=RATIO, keep_decay=True)
     return _switched(of, name, f"by LARS{what}", stages=scaled(of.stages, 1, rate * factor), **changes)
 
 
@@ -274,8 +278,9 @@ OF_GROUPS = (
     Tuned(partial(_without_momentum, 8), 10 / 7, 10 / 7),
     # First the linear rule's rate over the staleness (Zhang et al., arXiv 1511.05950).
     *(Tuned(partial(_asynchronous, n), ASYNCHRONOUS_FACTORS[n], 1 / (n - 1)) for n in reversed(GROUPS)),
-    # At the rate of asynchronous SGD, so that is tuned before; first the defaults of MXNet, and of torch_scala.
-    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 0.04, 0.04, _LAM),
+    # At the rate of asynchronous SGD, so that is tuned before. First a hundred times the default of MXNet, which changes these
+    # gradients by less than a thousandth, so that nothing within reach of it could act; and the default of torch_scala.
+    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 4.0, 4.0, _LAM),
     Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8], rule="AdaptivelyCompensated"), 2.0, 2.0, _LAM),
 )
 

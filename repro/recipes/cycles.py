@@ -16,20 +16,22 @@ from repro.recipes.released import COLLAPSE
 from repro.recipes.released import resnet50_custom_lr as cycles
 from repro.schedule import Recipe, Stage, scaled
 
-ENSEMBLE_FACTOR = 1.0  # on the rates of the ensemble: the released ones
-ONE_MODEL_FACTOR = 1.0  # on those of one model: the release's at this batch
-SWA_RATE = 0.291  # at which the decay stands when the average begins
+ENSEMBLE_FACTOR = 0.25  # on the rates of the ensemble, first the released ones
+ONE_MODEL_FACTOR = 0.3536  # on those of one model, first the release's at this batch
+STANDS = 0.291 * ONE_MODEL_FACTOR  # the rate at which the decay of one model stands when the average begins
+SWA_RATE = STANDS
 EMA_HALF_LIFE = 0.2  # of the averaged stage: about 1,000 iterations, as mosaicml/composer has by default
-CONSTANT_RATE = 0.66  # the mean rate of the ensemble's own trunk, so that the rates add up to the same
+CONSTANT_RATE = 0.165  # first the mean rate of the released ensemble's trunk, so that the rates add up to the same
 TRIANGLES_TOP = 0.99  # the same mean, of triangles from a third of it
-RESTART_RATE = 0.764  # at which the ensemble's second cycle starts
-WARM_RESTARTS_TOP = 1.6  # the release's at this batch
+RESTART_RATE = 0.764 * ENSEMBLE_FACTOR  # at which the ensemble's second cycle starts
+WARM_RESTARTS_TOP = 0.4  # first the release's at this batch
 ONE_CYCLE_TOP = 1.6  # the same
 SCHEDULE_FREE_RATE = 16.0  # ten times the release's, the least that the authors advise for SGD
 
 RELEASED = 1.6  # the rate to which the release warms up at this batch
 WARMUP: dict[str, Any] = dict(warmup_iterations=1560, warmup_start_rate=0.1)  # the release's
 END = replace(COLLAPSE, iterations=BUDGET - LONG)  # one in the collapse's view that is as long as the ensemble's three
+AT_ONE_RATE = replace(END, power=0, weight_decay=5e-5)  # the same without a fall of the rate, with the main stages' decay
 PLACES = 11550, 16300, 21050  # iterations of the ensemble's trunk after which its collapses begin
 
 
@@ -57,11 +59,12 @@ def tuned_one_model(factor: float) -> Recipe:
 
 
 def _averaged(name: str, summary: str, rule: str, rate: float, **numbers: float) -> Recipe:
-    """The main stage of `one_model`; then a rate that stays while weights are averaged, in either view."""
-    averaged: dict[str, Any] = dict(base_rate=rate, power=0, starts_from="main")
-    stages = one_model.stages[0], replace(END, name="average", **averaged), Stage("average_main", END.iterations, **averaged)
+    """The main stage of `tuned_one_model`; then a rate that stays while weights are averaged, in either view."""
+    average = replace(AT_ONE_RATE, name="average", base_rate=rate, starts_from="main")
+    in_main_view = replace(average, name="average_main", augmentation="scale_aspect", member=False)
+    main, *_ = scaled(one_model.stages, 1, ONE_MODEL_FACTOR)
     rule = f"repro.baselines.averages:{rule}"
-    return _own(name, summary, *stages, update=rule, update_numbers=tuple(numbers.items()))
+    return _own(name, summary, main, average, in_main_view, update=rule, update_numbers=tuple(numbers.items()))
 
 
 def swa(rate: float) -> Recipe:
@@ -171,8 +174,8 @@ def schedule_free(rate: float) -> Recipe:
 
 
 def schedule_free_crop(rate: float) -> Recipe:
-    what = "schedule_free with its end in the collapse's view, for as many images as in the ensemble's collapses"
-    end = replace(END, name="end", base_rate=rate, power=0, keep_momentum=True)
+    what = "schedule_free with an end in the collapse's view, averaged anew, for as many images as in the ensemble's collapses"
+    end = replace(AT_ONE_RATE, name="end", base_rate=rate)
     return _schedule_free("schedule_free_crop", what, rate, LONG, end)
 
 
@@ -204,8 +207,8 @@ def warm_restarts_crop(top: float) -> Recipe:
 
 
 def snapshot_ensemble_restarts(rate: float) -> Recipe:
-    what = "snapshot_ensemble_crop with another rate after each restart, and the momentum kept"
-    factors = [1 if number < 2 else rate / RELEASED for number in range(6)]  # of each cycle and its end
+    what = "snapshot_ensemble_crop with tuned_ensemble's first rate, another after each restart, and the momentum kept"
+    factors = [ENSEMBLE_FACTOR if number < 2 else rate / RELEASED for number in range(6)]  # of each cycle and its end
     stages = [
         replace(stage, base_rate=stage.base_rate * factor, keep_momentum=number > 0)
         for number, (stage, factor) in enumerate(zip(snapshot_ensemble_crop.stages, factors))

@@ -78,8 +78,8 @@ def _lars(batch: int, factor: float, rule: str = "LARS", name: str = "", what: s
 
 
 SGD_FACTORS = {2048: 0.5, 4096: 0.25, 8192: 0.3536, 16384: 0.25, 32768: 0.125}
-LARS_FACTORS = {2048: 1.0, 4096: 1.0, 8192: 1.0, 16384: 1.0, 32768: 1.0}
-NOT_DECAYED_FACTORS = {4096: 1.0, 32768: 1.0}
+LARS_FACTORS = {2048: 2.0, 4096: 2.0, 8192: 1.414, 16384: 2.0, 32768: 2.0}
+NOT_DECAYED_FACTORS = {4096: 0.25, 32768: 0.25}
 WITHOUT_NORMS_FACTORS = {4096: 1.0, 32768: 1.0}
 _LEFT: dict[str, Any] = dict(
     rule="WithoutNorms", name="_without_norms", what=", but not on batch norm and biases, which are not decayed"
@@ -268,20 +268,20 @@ def _compensated(groups: int, factor: float, lam: float, rule: str = "DelayCompe
 
 _SEQUENTIAL = "sequential", GROUP_IMAGES, 0, "by SGD whose updates wait for nobody: as asynchronous SGD without delay"
 _SYNCHRONOUS = "synchronous_8_groups", 8 * GROUP_IMAGES, 0, "by SGD whose updates wait for 8 groups of 4096 images"
-ASYNCHRONOUS_FACTORS = {2: 1.0, 4: 1 / 3, 8: 0.101}
+ASYNCHRONOUS_FACTORS = {2: 0.25, 4: 0.1667, 8: 0.101}
 _LAM = f"lam, at a factor of {ASYNCHRONOUS_FACTORS[8]:.3g} on the rates"
 
 OF_GROUPS = (
-    Tuned(partial(_of_groups, *_SEQUENTIAL), 1.0),
-    Tuned(partial(_of_groups, *_SYNCHRONOUS), 1.0),
+    Tuned(partial(_of_groups, *_SEQUENTIAL), 0.25),
+    Tuned(partial(_of_groups, *_SYNCHRONOUS), 0.25),
     # First a rate at which a gradient moves the weights as far as with momentum.
-    Tuned(partial(_without_momentum, 8), 10 / 7, 10 / 7),
+    Tuned(partial(_without_momentum, 8), 1.01, 10 / 7),
     # First the linear rule's rate over the staleness (Zhang et al., arXiv 1511.05950).
     *(Tuned(partial(_asynchronous, n), ASYNCHRONOUS_FACTORS[n], 1 / (n - 1)) for n in reversed(GROUPS)),
     # At the rate of asynchronous SGD, so that is tuned before. First a hundred times the default of MXNet, which changes these
     # gradients by less than a thousandth, so that nothing within reach of it could act; and the default of torch_scala.
     Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 4.0, 4.0, _LAM),
-    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8], rule="AdaptivelyCompensated"), 2.0, 2.0, _LAM),
+    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8], rule="AdaptivelyCompensated"), 8.0, 2.0, _LAM),
 )
 
 # --- All --------------------------------------------------------------------------------------------------------------

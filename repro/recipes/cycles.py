@@ -19,13 +19,13 @@ from repro.schedule import Recipe, Stage, scaled
 ENSEMBLE_FACTOR = 0.25  # on the rates of the ensemble, first the released ones
 ONE_MODEL_FACTOR = 0.3536  # on those of one model, first the release's at this batch
 STANDS = 0.291 * ONE_MODEL_FACTOR  # the rate at which the decay of one model stands when the average begins
-SWA_RATE = STANDS
+SWA_RATE = 0.1224  # first the same
 EMA_HALF_LIFE = 0.2  # of the averaged stage: about 1,000 iterations, as mosaicml/composer has by default
 CONSTANT_RATE = 0.165  # first the mean rate of the released ensemble's trunk, so that the rates add up to the same
-TRIANGLES_TOP = 0.99  # the same mean, of triangles from a third of it
-RESTART_RATE = 0.764 * ENSEMBLE_FACTOR  # at which the ensemble's second cycle starts
+TRIANGLES_TOP = 0.495  # first 0.99, the same mean of triangles from a third of it
+RESTART_RATE = 0.382  # first 0.191, at which the second cycle of the tuned ensemble starts
 WARM_RESTARTS_TOP = 0.4  # first the release's at this batch
-ONE_CYCLE_TOP = 1.6  # the same
+ONE_CYCLE_TOP = 1.6  # the release's
 SCHEDULE_FREE_RATE = 16.0  # ten times the release's, the least that the authors advise for SGD
 
 RELEASED = 1.6  # the rate to which the release warms up at this batch

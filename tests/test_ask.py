@@ -187,7 +187,7 @@ def test_runs_of_the_reference_that_this_code_would_train_stand_with_all_their_s
     assert row.verdict != "not resolved" or f"about {row.needed:.0f} seeds a side if" in said
     figure = figures.answers(answers)
     texts = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
-    assert "mine is better mine (collapse), n = 3, minus one_model (collapse_long), n = 5" in texts
+    assert "mine is better mine (collapse), n\xa0=\xa03, minus one_model (collapse_long), n\xa0=\xa05" in texts
 
 
 def test_before_training_it_says_what_the_runs_took_in_the_reference(asking, capsys):

@@ -434,7 +434,7 @@ def _said(row: dict, counts: bool) -> list[str]:
     """
     lines = wrap(row["claim"] + (" (control)" if row.get("control") else ""), TEXT)
     if "better" in row:
-        seeds = [f", n\xa0=\xa0{n}" if counts else "" for n in (row["n"], row["n_other"])]
+        seeds = (f", n\xa0=\xa0{row['n']},", f", n\xa0=\xa0{row['n_other']}") if counts else ("", "")
         lines += wrap(f"{row['better']}{seeds[0]} minus {row['other']}{seeds[1]}", TEXT)
     if row.get("failed", 0) + row.get("failed_other", 0):
         lines.append(f"{row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}")

@@ -130,8 +130,8 @@ def core_hours(rows: pd.DataFrame, profile: Profile, images: dict[str, int], epo
         work[topic] = np.zeros(2)
         for name, _ in wanted:
             made = recipes.shrink(recipes.find(name), small, images["train"])
-            of = ask.DEEP.get(recipes.find(name).model, 1)
-            work[topic] += np.multiply((made.images(), tested(name, made, images["test"])), of)
+            deep = ask.DEEP.get(recipes.find(name).model, 1)
+            work[topic] += np.multiply((made.images(), tested(name, made, images["test"])), deep)
     spent = rows.assign(training=rows.seconds - rows.evaluating).groupby("value").sum(numeric_only=True)
     an_image = {width: (row.training / row.images, row.evaluating / row.tested) for width, row in spent.iterrows()}
     return pd.DataFrame({width: {topic: of @ each / 3600 for topic, of in work.items()} for width, each in an_image.items()})

@@ -95,6 +95,12 @@ def test_the_switches_that_change_no_weights(acting):
         assert torch.equal(*weights) == same
 
 
+def test_a_switch_that_changes_no_weights_is_compared_seed_by_seed(acting):
+    alike = {f"ablation_{name}" for (name, _), row in acting.iterrows() if row.statistics_differ and not row.weights_differ}
+    paired = {each.other.recipe for each in of(["ablation"]) if each.paired and each.better.recipe != each.other.recipe}
+    assert paired == alike == {"ablation_bn_momentum"}
+
+
 def test_the_two_norms_of_lars_give_other_weights(digits):
     plain, decayed = (recipe for (name, _), recipe in switches.variants().items() if name == "lars")
     one, other = (switches._first_steps(recipe, digits, "laptop")[0] for recipe in (plain, decayed))

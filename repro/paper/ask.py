@@ -23,7 +23,7 @@ from repro.run.settings import MEANS, PRECISIONS
 from repro.schedule import MODELS, Recipe
 
 LIST = "a list of questions, each a repro.Question"
-DEEP = {"resnet152": 3.0, "resnet38": 3.0}  # the cost of an image of the deep networks, in images of the other
+DEEP = {"resnet152": 3.0, "resnet38": 3.0}  # what an image of the deep networks costs, in images of the other
 
 
 def ask(

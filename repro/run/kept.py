@@ -114,8 +114,8 @@ def _parsed(texts: Path, metrics: Path, bits: Path, *versions: tuple[int, ...]) 
     with _reading(bits):
         correct = _correct(bits)
     runs: dict[str, Kept] = {}
-    with _reading(texts):
-        for line in map(json.loads, gzip.decompress(texts.read_bytes()).decode().splitlines()):
+    with _reading(texts), gzip.open(texts, "rt") as file:
+        for line in map(json.loads, file):
             check_shape(line, {"folder": str, "run": {"recipe": (dict, str)}, "ensembles": list})
             folder, run = line["folder"], line["run"]
             if not is_name(folder):

@@ -73,7 +73,7 @@ def deviations(lock: Path = LOCK) -> dict[str, str]:
         return {}
     text = json.loads(lock.read_text())
     plan, now = text["plan"], parts()
-    given = {(each["part"], each["is"]): each["reason"] for each in text["deviations"]}
+    given = {part: each["reason"] for each in text["deviations"] for part in each["parts"].items()}
     names = [name for name in {**plan, **now} if plan.get(name, GONE) != now.get(name, GONE)]
     return {name: given.get((name, now.get(name, GONE)), "") for name in names}
 
@@ -82,10 +82,8 @@ def write(reason: str, lock: Path = LOCK) -> None:
     """Writes the plan down, with the reason for it; if there is one, adds the reason to all that deviates without one."""
     if lock.exists():
         text, now = json.loads(lock.read_text()), parts()
-        new = [name for name, given in deviations(lock).items() if not given]
-        text["deviations"] += [
-            {"when": identity.now(), "part": name, "is": now.get(name, GONE), "reason": reason} for name in new
-        ]
+        new = {name: now.get(name, GONE) for name, given in deviations(lock).items() if not given}
+        text["deviations"] += [{"when": identity.now(), "reason": reason, "parts": new}] if new else []
     else:
         text = {"locked": identity.now(), "why": reason, "plan": parts(), "deviations": []}
     with replacing(lock) as temporary:

@@ -198,6 +198,12 @@ def test_a_number_is_rounded_once_wherever_it_is_written():
         assert path.stem == "04-by-hand" or ".round(" not in path.read_text(), path
 
 
+def test_an_interval_has_the_digits_of_its_difference():
+    interval = pd.DataFrame([{"difference": 1.0, "low": -10.123, "high": 12.1}])
+    assert all(f">{text}</td>" in tables.shown(interval).to_html() for text in ("+1.00", "-10.12", "+12.10"))
+    assert ">0.01235</td>" in tables.shown(pd.DataFrame([{"seconds": 0.02, "low": 0.012345}])).to_html()
+
+
 def test_an_incomplete_run_is_there_with_its_status_and_in_no_table_of_the_paper(out):
     before = tables.accuracy(tables.models(out))
     folder = write_run(out, "one_model", seed=9, status="stopped")

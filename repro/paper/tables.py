@@ -64,7 +64,8 @@ def shown(table: pd.DataFrame, columns: Iterable[str] = ()) -> Styler:
     """A table, or these columns of it, for a notebook: headings with units, and numbers with the digits that matter."""
     table = table[list(columns) or list(table)].reset_index(drop=True)
     headings = [names.COLUMNS[name].heading if name in names.COLUMNS else name.replace("_", " ") for name in table]
-    texts = {name: partial(names.written, name=name) for name in table}
+    ends = dict.fromkeys(("low", "high"), "difference") if "difference" in table else {}  # with the digits of what they are of
+    texts = {name: partial(names.written, name=ends.get(name, name)) for name in table}
     cells = {"text-align": "left", "vertical-align": "top", "padding": "0.2em 0.6em", "white-space": "normal"}
     look = [{"selector": "th, td", "props": list((cells | {"max-width": "18em"}).items())}]
     styled = table.style.format(texts).hide(axis="index").set_table_styles(look)  # type: ignore[arg-type]

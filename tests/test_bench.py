@@ -3,13 +3,14 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, figures, precise_statistics, regime, report, scale, step
+from bench import apparent_size, figures, pilot, precise_statistics, regime, report, scale, step
 from bench.report import Goal
 from repro.images.data import Images
 from repro.images.packed import Packed
@@ -20,6 +21,7 @@ from repro.ranks.comm import World
 from repro.recipes import RECIPES, SHRINKS, shrink
 from repro.run import records
 from repro.schedule import due
+from repro.train import train
 
 
 def test_a_small_peer_computes_the_same_loss():
@@ -200,6 +202,17 @@ def test_answers_with_recomputed_statistics_follow_from_the_runs_accuracies():
     moved = precise_statistics.answered(models.assign(precise=models.top1 + 5 * better)).set_index("claim").difference
     changes = moved - found.set_index("claim").difference
     assert sorted(changes.round(6)) == [-5, 0, 0, 0, 0, 5]
+
+
+def test_a_model_that_several_questions_and_precisions_ask_about_is_tested_once(digits, tmp_path):
+    folder = Path(train("batch_2048", data=digits, shrink="smoke", out=str(tmp_path), device="cpu"))
+    (row,) = precise_statistics.tested(folder)
+    assert (row["folder"], row["members"], row["average"]) == (folder.name, "main", "") and 0 <= row["precise"] <= 100
+
+
+def test_a_pilots_runs_are_those_that_were_asked_for():
+    variants = {"split=val, device=cpu": "", "precision=bf16, split=val, device=cpu": "precision=bf16", "": ""}
+    assert {variant: pilot.as_asked(variant) for variant in variants} == variants
 
 
 def test_images_are_scaled_only_as_far_as_their_centre_fills_the_view(digits, monkeypatch):

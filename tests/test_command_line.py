@@ -108,6 +108,14 @@ def test_rates_are_those_of_the_shrunk_recipe_if_asked(cli):
     assert cli("lr", "one_model", "--shrink", "smoke", "--steps", f"{last + 1}")[0] == 2
 
 
+def test_rates_are_by_the_recipes_own_formula_if_none_is_named(cli):
+    own, released = (
+        cli("lr", "ablation_as_designed", "--steps", "0,446,900", *more)[1] for more in ((), ("--formula", "as_released"))
+    )
+    assert own != released == cli("lr", "resnet50_448nodes", "--steps", "0,446,900")[1]
+    assert own == cli("lr", "ablation_as_designed", "--steps", "0,446,900", "--formula", "as_designed")[1]
+
+
 COUNTS = {"images": 2000, "top1": 1501, "top5": 1990, "loss": 0.51234}
 
 

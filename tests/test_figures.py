@@ -121,7 +121,7 @@ def test_text_is_text_and_beside_each_svg_is_a_pdf_with_its_fonts(saved):
         texts = ["".join(text.itertext()) for text in ET.parse(path).iter(f"{SVG}text")]
         assert len(texts) > 5, path.name
         pdf = path.with_suffix(".pdf").read_bytes()
-        assert pdf.startswith(b"%PDF") and b"/CIDFontType2" in pdf or b"/TrueType" in pdf, path.name
+        assert pdf.startswith(b"%PDF") and (b"/CIDFontType2" in pdf or b"/TrueType" in pdf), path.name
         assert b"/Type3" not in pdf, path.name
     words = " ".join("".join(text.itertext()) for text in ET.parse(saved[0] / "headline.svg").iter(f"{SVG}text"))
     assert "cycle 1" in words and "the ensemble" in words

@@ -209,8 +209,8 @@ def test_a_plan_of_a_run_that_was_begun_says_what_is_left():
 
 
 def test_damaged_predictions_are_named(tmp_path):
-    (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(ReproError, match="plan.json is damaged"):
+    (tmp_path / "forecasts.json").write_text("{")
+    with pytest.raises(ReproError, match="forecasts.json is damaged"):
         records.predictions(tmp_path / "runs")
 
 

@@ -26,6 +26,7 @@ from jupyter_client import KernelManager
 from papermill.parameterize import parameterize_notebook
 
 from repro import ReproError, recipes
+from repro.images import packed
 from repro.jupyter import client, engines, notebooks
 from repro.ranks import stop
 from repro.run import records
@@ -203,7 +204,7 @@ def test_packing_shows_a_bar_in_a_notebook_and_one_line_elsewhere(monkeypatch, t
 
     def packing(data):
         for split in ("train", "test"):
-            (tmp_path / "digits" / f".{split}.lmdb.1234").write_bytes(bytes(notebooks.EMBEDDED_BYTES // 4))
+            (tmp_path / "digits" / f".{split}.lmdb.1234").write_bytes(bytes(notebooks.PACKED_BYTES["digits"] // 4))
             time.sleep(0.4)
 
     monkeypatch.setattr(notebooks, "DATA", tmp_path)
@@ -221,7 +222,11 @@ def test_packing_shows_a_bar_in_a_notebook_and_one_line_elsewhere(monkeypatch, t
 def test_the_bar_of_packing_ends_at_the_size_of_the_packed_files(all_digits, monkeypatch):
     monkeypatch.setattr(notebooks, "DATA", Path(all_digits).parent)
     assert notebooks._packed("digits") == 1.0
-    assert sum(path.stat().st_size for path in Path(all_digits).iterdir()) == notebooks.EMBEDDED_BYTES
+    assert sum(path.stat().st_size for path in Path(all_digits).iterdir()) == notebooks.PACKED_BYTES["digits"]
+
+
+def test_each_embedded_data_set_has_a_size_for_the_bar():
+    assert notebooks.PACKED_BYTES.keys() == {*packed.EMBEDDED}
 
 
 # --- Nothing is falsely green -----------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ def train(of: overall.Overall, run: progress.Planned, steps: int, status: str = 
     """Writes what a run has in its folder after so many steps."""
     folder = Path(f"{run.folder}{changed.get('code', 'ours')[:8]:0<8}")
     folder.mkdir(exist_ok=True)
-    facts = KNOWN | {"status": status, "code": of.code, "data": KNOWN["data"] | {"train": of.data}, "seconds": 40.0}
+    facts = KNOWN | {"status": status, "variant": run.variant, "code": of.code, "seconds": 40.0}
+    facts["data"] = KNOWN["data"] | {"train": of.data}
     ends = KNOWN["ends"] | {"collapse": {"top1": 9, "top5": 9, "images": 10}}
     (folder / "run.json").write_text(json.dumps(facts | {"ends": ends} | changed))
     (folder / "lock").write_text(f"process {os.getpid()} on {platform.node()}")
@@ -67,10 +68,14 @@ def train(of: overall.Overall, run: progress.Planned, steps: int, status: str = 
 def test_what_is_planned_is_what_the_notebooks_train(tmp_path):
     full = PROFILES["full"]
     runs = overall.planned(full, 20_000, tmp_path)
-    wanted = {(DISTRIBUTED, 0)}
+    wanted = {(DISTRIBUTED, 0, "auto")}
     for topic, seeds in full.seeds.items():
-        wanted |= {(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))}
-    assert {(run.recipe, run.seed) for run in runs} == wanted and len(runs) == len(wanted)
+        tasks = ask.tasks(questions.of([topic]), range(seeds))
+        assert not any(task["model"] or task["update"] for task in tasks), "which no planned run has"
+        wanted |= {(task["recipe"], task["seed"], task["precision"]) for task in tasks}
+    found = {(run.recipe, run.seed, run.variant.removeprefix("precision=") or "auto") for run in runs}
+    assert found == wanted and len(runs) == len(wanted)
+    assert sum(run.variant == "precision=bf16" for run in runs) == 3 * full.seeds["precision"]
 
 
 def test_a_run_costs_what_it_took_in_the_reference_or_by_its_images(tmp_path, monkeypatch):
@@ -91,11 +96,18 @@ def find_and_shrink(name):
 
 
 @pytest.mark.parametrize(
-    "profile, said", [("laptop", r"all runs took \d+ core-minutes on .*; "), ("smoke", ""), ("cifar10", "")]
+    "profile, said", [("laptop", r"all runs take about \d+ core-minutes if .* \(.*\); "), ("smoke", ""), ("cifar10", "")]
 )
 def test_what_it_costs_is_said_of_data_that_are_in_the_reference(reproduction, profile, said):
     reproduction.profile = PROFILES[profile]
     assert re.fullmatch(f"{said}the time left (here )?is known after the first( run)?", reproduction.cost)
+
+
+def test_a_run_of_another_precision_does_not_stand_for_the_plain_one(reproduction):
+    first, *_ = reproduction.planned
+    train(reproduction, first, first.steps, "complete", variant="precision=bf16")
+    reproduction.show()
+    assert reproduction.find(first) is None and not reproduction.complete
 
 
 def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace(reproduction, clock, capsys):
@@ -229,7 +241,8 @@ def test_engines_that_were_asked_to_stop_from_outside_stop_the_reproduction(tmp_
 def results(data, tmp_path, monkeypatch):
     """A folder of results that is current, and one of code beside it."""
     code = "repro/a.py", "repro/paper/report.css", "repro/paper/report.html.j2", "notebooks/b.ipynb"
-    made = "runs/r/run.json", "tables/t.csv", "notebooks/20-tables.ipynb"
+    made = "runs/r/run.json", "runs/r/correct/m.npz", "runs/digits-runs.jsonl.gz", "tables/t.csv", "figures/f.svg"
+    made += "bench/scaling.json", "figures/bench-apparent_size.svg", "notebooks/20-tables.ipynb"
     for name in (*(f"code/{name}" for name in code), *(f"results/{name}" for name in made)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
@@ -260,12 +273,9 @@ def results(data, tmp_path, monkeypatch):
 def test_whatever_changes_is_found(results, name, what, change):
     path = results.parent / name
     if change == "changed":
-        path.parent.mkdir(exist_ok=True)
         path.write_text("2")
-    elif path.exists():
-        path.unlink()
     else:
-        return
+        path.unlink()
     assert current.difference("smoke", results) == f"changed since the last time: {what}"
 
 

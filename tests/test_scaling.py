@@ -336,8 +336,8 @@ def test_more_ranks_than_images_are_left_out():
 
 def test_epochs_are_read_between_the_published_points_only():
     points = [(1000.0, 30.0), (4000.0, 50.0)]
-    assert steptime.epochs_to(points, 1000) == 30 and steptime.epochs_to(points, 2000) == pytest.approx(40)
-    assert np.isnan(steptime.epochs_to(points, 999)) and np.isnan(steptime.epochs_to(points, 4001))
+    assert accuracy.published_epochs(points, 1000) == 30 and accuracy.published_epochs(points, 2000) == pytest.approx(40)
+    assert np.isnan(accuracy.published_epochs(points, 999)) and np.isnan(accuracy.published_epochs(points, 4001))
 
 
 def test_epochs_to_an_accuracy_are_read_between_the_lengths_that_were_tried():

@@ -613,7 +613,7 @@ def test_every_run_of_the_reference_has_the_shape_that_is_checked():
     assert folders and all(records.metric_rows(folder) for folder in folders)
 
 
-@pytest.mark.parametrize("name, read", [("ensembles.json", records.ensembles), ("../plan.json", None)])
+@pytest.mark.parametrize("name, read", [("ensembles.json", records.ensembles), ("../forecasts.json", None)])
 @pytest.mark.parametrize("content", ["[3]", '{"a": 3}', "{", None])
 def test_a_list_of_ensembles_or_forecasts_that_is_none_is_named(tmp_path, name, read, content):
     folder = tmp_path / "runs"

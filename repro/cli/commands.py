@@ -528,7 +528,7 @@ def parser() -> Parser:
         default="none",
         help="as for train, on a data set that is large enough (default: none, the recipe as it is)",
     )
-    rates.add_argument("--formula", choices=LR_FORMULAS, default=LR_FORMULAS[0], help="(default: %(default)s)")
+    rates.add_argument("--formula", choices=LR_FORMULAS, default="", help="(default: the recipe's)")
     rates.add_argument("--steps", required=True, help="steps from the start of the recipe: 0,1,445,446")
     return top
 

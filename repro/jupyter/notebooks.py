@@ -31,7 +31,7 @@ MARK = "This notebook ran to its end."
 TELL = 15.0  # seconds between two lines on the progress of many runs, where no line is written over
 QUIET = 1.0  # seconds that a cell may take without a word
 LOOK = 0.2  # seconds between two looks at what is being packed
-EMBEDDED_BYTES = 20_791_296  # of each embedded data set's files when they are packed
+PACKED_BYTES = {"digits": 20_791_296, "letters": 20_791_296, "fashion_mnist": 72_212_480}  # of the files of the embedded ones
 AGAIN_SECONDS = 10.0  # between two looks at whether another process still trains a run
 
 
@@ -108,13 +108,13 @@ def check_run(
         raise ReproError(f"seeds is {seeds!r}: it must be a list of whole numbers, such as [0, 1, 2]")
     for seed in seeds:
         whole_number("seed", seed)
-    ranks = ranks_for([recipes.shrink(recipe, profile) for recipe, profile in zip(originals, shrinks)], ranks)
+    ranks = ranks_for([recipes.shrink(recipe, size) for recipe, size in zip(originals, shrinks)], ranks)
     if data:
         pack(data)
         folder = data_folder(data)
         train, _ = (Packed(folder / f"{split}.lmdb", folder.name, split) for split in ("train", asked.split))
-        for recipe, profile in zip(originals, shrinks):
-            recipes.shrink(recipe, profile, len(train))
+        for recipe, size in zip(originals, shrinks):
+            recipes.shrink(recipe, size, len(train))
             if own.is_own(model or recipe.model):
                 from repro.model import builder
 
@@ -200,7 +200,7 @@ def pack(data: str) -> None:
 def _packed(data: str) -> float:
     """The share of an embedded data set that is packed, from the size of the files."""
     with suppress(FileNotFoundError):  # a file may be renamed meanwhile
-        return min(1.0, sum(path.stat().st_size for path in (DATA / data).glob("*lmdb*")) / EMBEDDED_BYTES)
+        return min(1.0, sum(path.stat().st_size for path in (DATA / data).glob("*lmdb*")) / PACKED_BYTES[data])
     return 0.0
 
 

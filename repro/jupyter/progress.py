@@ -217,6 +217,7 @@ class Planned(NamedTuple):
     steps: int
     epochs: float
     cost: float  # of a step, in any unit
+    variant: str = ""  # as in the run's record
 
 
 class Many:

@@ -26,10 +26,7 @@ RESULT_FILES = (
     (("bench/*.json", "bench/*.csv"), "measurements of this machine"),
     (("runs/*/run.json", "runs/*/metrics.jsonl", "runs/*/ensembles.json", "runs/*/correct/*"), "a folder per run: its record"),
     (("runs/*.gz", "runs/*.npz", "runs/*.json"), "runs in few files; results.md in code/docs says how"),
-    (
-        ("plan.json", "runs/plan.json", "reproduced.json", "faults.json"),
-        "forecasts, and digests of what the report was made from",
-    ),
+    (("forecasts.json", "reproduced.json", "faults.json"), "forecasts, and digests of what the report was made from"),
 )
 ENVIRONMENT = "environment/machines.json"
 CHECKSUMS = "checksums.sha256"

@@ -22,17 +22,19 @@ def planned(profile: Profile, images: int, runs: Path) -> list[Planned]:
     A run costs what the same recipe took in the reference, in core-seconds: the machines differ, but by about the same
     factor for all recipes. Where the reference has none, it costs its images, as if each took what one takes there.
     """
-    wanted = [(DISTRIBUTED, 0)]
+    wanted = [(DISTRIBUTED, 0, "")]
     for topic, seeds in profile.seeds.items():
-        wanted += [(task["recipe"], task["seed"]) for task in ask.tasks(questions.of([topic]), range(seeds))]
+        asked = questions.of([topic])
+        variants = {side.training: side.variant for question in asked for side in question.sides}
+        wanted += [(training[0], seed, variant) for seed in range(seeds) for training, variant in variants.items()]
     reference = [run for run in records.read_all(REFERENCE / "runs").values() if run["shrink"] == profile.shrink]
-    smalls = {name: shrink(RECIPES[name], profile.shrink, images) for name, _ in wanted}
+    smalls = {name: shrink(RECIPES[name], profile.shrink, images) for name, *_ in wanted}
     work = {name: small.images() * ask.DEEP.get(RECIPES[name].model, 1) for name, small in smalls.items()}
     costs, found = ask.costs(work, ask.core_seconds(reference)) or work, []
-    for name, seed in dict.fromkeys(wanted):
+    for name, seed, variant in dict.fromkeys(wanted):
         small, cost = smalls[name], costs[name]
         folder = runs / f"{small.name}-{profile.data}-seed{seed}-"
-        found.append(Planned(name, seed, folder, small.iterations, small.epochs(), cost / small.iterations))
+        found.append(Planned(name, seed, folder, small.iterations, small.epochs(), cost / small.iterations, variant))
     return found
 
 
@@ -51,14 +53,15 @@ class Overall(Many):
 
     @property
     def cost(self) -> str:
-        """What the runs took in the reference, in words. How long they take here is known after the first one."""
+        """What the runs take by those of the reference, in words. How long they take here is known after the first one."""
         runs = [run for run in records.read_all(REFERENCE / "runs").values() if run["shrink"] == self.profile.shrink]
         machines = sorted({run["processor"] for run in runs if run["data"]["name"] == self.profile.data})
         if not machines:
             return "the time left is known after the first run"
         minutes = sum(run.steps * run.cost for run in self.planned) / 60
         return (
-            f"all runs took {minutes:.0f} core-minutes on {' and '.join(machines)}; the time left here is known after the first"
+            f"all runs take about {minutes:.0f} core-minutes if an image takes as long as in the reference "
+            f"({' and '.join(machines)}); the time left here is known after the first"
         )
 
     def begin(self, name: str) -> None:
@@ -99,9 +102,10 @@ class Overall(Many):
         return "where the time went: " + ", ".join(f"{name} {part / seconds:.0%}" for name, part in parts.items())
 
     def find(self, run: Planned) -> Path | None:
+        wanted = self.code, self.data, run.variant
         for folder in (folder for folder in self.folders if folder.name.startswith(run.folder.name)):
             with suppress(ReproError):  # an earlier version's run, or a damaged one: training says what to do
                 record = records.read(folder)
-                if record and (record["code"], record["data"]["train"]) == (self.code, self.data):
+                if record and (record["code"], record["data"]["train"], record["variant"]) == wanted:
                     return folder
         return None

@@ -22,7 +22,8 @@ from repro.paper.profiles import NOTEBOOKS
 from repro.paper.statistics import LEVEL
 from repro.paths import replacing
 
-# The two questions of each topic that the first page answers, as their sides (`_side`); of another topic the first two.
+# The two questions of each topic that the first page answers, as their sides (`_side`); of another topic the first two. Those
+# of the paper's references were chosen before any of them was run.
 LEADING = {
     ("five_members", "one_model collapse"),
     ("five_members", "one_model collapse_long"),
@@ -34,6 +35,21 @@ LEADING = {
     ("batch_16384 main", "batch_16384_no_warmup main"),
     ("epochs_120_batch_4096 collapse", "epochs_90_batch_4096 collapse"),
     ("epochs_120_batch_14336 collapse", "epochs_90_batch_14336 collapse"),
+    ("sgd_32768 main", "sgd_2048 main"),
+    ("sgd_32768 main", "batch_32768 main"),
+    ("lars_32768 main", "sgd_32768 main"),
+    ("lars_32768 main", "sgd_2048 main"),
+    ("tuned_ensemble", "tuned_ensemble"),  # the mean of the members' weights
+    ("swa average", "tuned_one_model collapse_long"),
+    ("tuned_ensemble", "constant_ensemble"),  # with collapses from each cycle's end, and from the constant rate
+    ("one_cycle end", "tuned_one_model collapse_long"),
+    ("tuned_ensemble", "snapshot_ensemble_restarts"),
+    ("batch_2048 main", "images_1_2_equal_epochs main"),
+    ("batch_2048 main", "images_1_2_equal_steps main"),
+    ("resnet50_448nodes collapse", "ablation_as_designed collapse"),
+    ("resnet50_448nodes collapse", "ablation_lars collapse"),
+    ("synchronous_8_groups main", "asynchronous_8_groups main"),
+    ("adaptive_delay_compensation_8_groups main", "asynchronous_8_groups main"),
 }
 FIRST_TOPIC = "ensemble"  # the paper's main question
 STATES = ["PASS", "SUPPORTED", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]

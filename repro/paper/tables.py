@@ -399,7 +399,7 @@ def extrapolated(probe: dict, images: int, batch: int, between: steptime.Interco
             layout = steptime.Layout(per_node=probe["ranks"], buckets=buckets)
             rows += steptime.extrapolate(probe["rows"], load, NODES, layout, between)
     table = pd.DataFrame(rows)
-    epochs_to_accuracy = table.global_batch.map(lambda size: steptime.epochs_to(points, size))
+    epochs_to_accuracy = table.global_batch.map(lambda size: reaching.published_epochs(points, size))
     # The highest throughput takes the least time.
     for point, rate in (("", "images_per_s"), ("_low", "images_per_s_high"), ("_high", "images_per_s_low")):
         minutes_per_epoch = IMAGENET_IMAGES / table[rate] / 60

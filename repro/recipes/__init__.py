@@ -76,8 +76,8 @@ LAPTOP = Shrink(
 )
 
 SHRINKS = {
-    profile.name: profile
-    for profile in (
+    size.name: size
+    for size in (
         LAPTOP,
         replace(
             LAPTOP,
@@ -122,15 +122,15 @@ def shrink_for(recipe: Recipe, asked: str = "") -> str:
     return asked or ("laptop" if recipe.name in RECIPES else "none")
 
 
-def shrink(recipe: Recipe, profile: str | Shrink, images: int = IMAGENET_IMAGES) -> Recipe:
+def shrink(recipe: Recipe, size: str | Shrink, images: int = IMAGENET_IMAGES) -> Recipe:
     """A small version of `recipe` for a data set of at most `images` training images; its name includes the shrink's.
 
-    `profile` is a name in `SHRINKS` or a `Shrink`; "none" keeps batch, rates and iterations unchanged, whatever the data
+    `size` is a name in `SHRINKS` or a `Shrink`; "none" keeps batch, rates and iterations unchanged, whatever the data
     set's size. Of our recipes, one for a part of ImageNet's images takes the same part of any data set's.
     """
-    if profile == "none":
+    if size == "none":
         return recipe
-    small = profile if isinstance(profile, Shrink) else SHRINKS[choose("shrink", profile, ["none", *SHRINKS])]
+    small = size if isinstance(size, Shrink) else SHRINKS[choose("shrink", size, ["none", *SHRINKS])]
     images = min(images, small.images)
     if recipe.name in RECIPES:  # a user's own has the number of images that its author has
         images = round(images * recipe.epoch_images / IMAGENET_IMAGES)

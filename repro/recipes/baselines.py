@@ -10,7 +10,7 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import repro.recipes.cycles as cycles
-from repro.recipes.controls import BATCHES, at_batch
+from repro.recipes.controls import BATCHES, OWN, at_batch
 from repro.recipes.released import resnet50_448nodes, resnet50_448nodes_uncollapsed, resnet50_custom_lr
 from repro.schedule import IMAGENET_IMAGES, Recipe, scaled
 
@@ -33,10 +33,8 @@ class Tuned(NamedTuple):
 
 
 def _recipe(of: Recipe, name: str, summary: str, **fields: Any) -> Recipe:
-    return replace(of, name=name, summary=summary, source=OWN, hardware="", cost="", reported="", **fields)
+    return replace(of, name=name, summary=summary, hardware="", **OWN, **fields)
 
-
-OWN = "this project; not a released configuration"
 
 # --- SGD and LARS over the batch --------------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 Each has the images of `collapsed_ensemble`, 25,730 iterations of 4,096, or up to five iterations less. Where its end is in the
 collapse's view, as many images are: those of the ensemble's three collapses, or, of members, of one collapse for each.
 
-A recipe with a free number is a function of it, which `baselines.TUNED` lists. The chosen numbers are in capitals: until
-`bench.tuning` has run, those that the comments beside them give a reason for.
+A recipe with a free number is a function of it, which `baselines.TUNED` lists. The numbers in capitals are those that
+`bench.tuning` chose; the comments beside them say what was tried first.
 """
 
 import math
@@ -28,7 +28,7 @@ WARM_RESTARTS_TOP = 0.4  # first the release's at this batch
 ONE_CYCLE_TOP = 0.4  # first the release's at this batch
 SCHEDULE_FREE_RATE = 4.0  # first ten times the release's, the least that the authors advise for SGD
 
-RELEASED = 1.6  # the rate to which the release warms up at this batch
+RELEASED_RATE = 1.6  # the rate to which the release warms up at this batch
 WARMUP: dict[str, Any] = dict(warmup_iterations=1560, warmup_start_rate=0.1)  # the release's
 END = replace(COLLAPSE, iterations=BUDGET - LONG)  # one in the collapse's view that is as long as the ensemble's three
 AT_ONE_RATE = replace(END, power=0, weight_decay=5e-5)  # the same without a fall of the rate, with the main stages' decay
@@ -99,7 +99,7 @@ def _pieces(*places: int) -> list[tuple[int, Stage]]:
     pieces = []
     for number, (start, end) in enumerate(zip((0, *places), places), start=1):
         warmup: dict[str, Any] = {} if start else WARMUP
-        pieces.append((start, Stage(f"trunk{number}", end - start, RELEASED, **warmup)))
+        pieces.append((start, Stage(f"trunk{number}", end - start, RELEASED_RATE, **warmup)))
     return pieces
 
 
@@ -110,7 +110,8 @@ def _constant(rate: float, *places: int) -> list[Stage]:
 def _falling(*places: int) -> list[Stage]:
     """The linear decay of `one_model`."""
     return [
-        replace(stage, base_rate=RELEASED * (1 - start / BUDGET), horizon=BUDGET - start) for start, stage in _pieces(*places)
+        replace(stage, base_rate=RELEASED_RATE * (1 - start / BUDGET), horizon=BUDGET - start)
+        for start, stage in _pieces(*places)
     ]
 
 
@@ -154,8 +155,8 @@ def triangular_ensemble(top: float) -> Recipe:
 def planned(tenth: int, factor: float) -> Recipe:
     images = TENTHS[tenth - 1] + COLLAPSE.iterations
     what = f"one_model with the released collapse, planned for the images that lead to collapse{tenth} of constant_trunk"
-    main = Stage("main", TENTHS[tenth - 1], RELEASED, horizon=images, **WARMUP)
-    collapse = replace(COLLAPSE, base_rate=RELEASED * COLLAPSE.iterations / images)
+    main = Stage("main", TENTHS[tenth - 1], RELEASED_RATE, horizon=images, **WARMUP)
+    collapse = replace(COLLAPSE, base_rate=RELEASED_RATE * COLLAPSE.iterations / images)
     return _own(f"planned_{tenth}_tenths", what, *scaled((main, collapse), 1, factor))
 
 
@@ -164,7 +165,7 @@ def planned(tenth: int, factor: float) -> Recipe:
 
 def _schedule_free(name: str, what: str, rate: float, iterations: int, *more: Stage) -> Recipe:
     """A constant rate after the release's warm-up, from the same share of the rate."""
-    warmup = WARMUP | dict(warmup_start_rate=rate * WARMUP["warmup_start_rate"] / RELEASED)
+    warmup = WARMUP | dict(warmup_start_rate=rate * WARMUP["warmup_start_rate"] / RELEASED_RATE)
     main = Stage("main", iterations, rate, power=0, **warmup)
     return _own(name, what, main, *more, update="repro.baselines.schedule_free:ScheduleFree")
 
@@ -208,7 +209,7 @@ def warm_restarts_crop(top: float) -> Recipe:
 
 def snapshot_ensemble_restarts(rate: float) -> Recipe:
     what = "snapshot_ensemble_crop with tuned_ensemble's first rate, another after each restart, and the momentum kept"
-    factors = [ENSEMBLE_FACTOR if number < 2 else rate / RELEASED for number in range(6)]  # of each cycle and its end
+    factors = [ENSEMBLE_FACTOR if number < 2 else rate / RELEASED_RATE for number in range(6)]  # of each cycle and its end
     stages = [
         replace(stage, base_rate=stage.base_rate * factor, keep_momentum=number > 0)
         for number, (stage, factor) in enumerate(zip(snapshot_ensemble_crop.stages, factors))

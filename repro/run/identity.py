@@ -1,4 +1,7 @@
-"""What identifies a run beside recipe, settings and data: training code, packages, processor. No torch, no MPI."""
+"""The digest of the training code, which is part of a run's identity, and what else is recorded of where it was trained.
+
+The commit, the packages and the processor. No torch, no MPI.
+"""
 
 import ast
 import hashlib

@@ -1,4 +1,4 @@
-"""A run folder, and one tidy table over all of them.
+"""The folder of one run: what it contains, and how it is written and read.
 
 A run's folder is named after everything that determines its result (recipe, settings, data, code), so the same command
 finds the same folder: a complete run is skipped, an incomplete one is continued.
@@ -67,8 +67,8 @@ class Run:
     def __init__(self, out: Path | str, recipe, settings, data: dict, **origin):
         """`data` has the data set's name, digests and preprocessing; `origin` describes where recipe and model come from.
 
-        It has base (the recipe's name before it was made small), shrink, variant (see `train`), and, for a user's own
-        model, model_source (a digest). Recipe, settings, data, code and model_source are the run's identity.
+        It has base (the recipe's name before it was made small), shrink, variant (see `task`), and, for a user's own
+        model or rule, model_source and update_source (digests). Recipe, settings, data, code and these are the run's identity.
         """
         numbers = {name: value for name, value in non_default(recipe).items() if name not in TEXTS}
         for part in ("model", "update"):
@@ -373,13 +373,13 @@ def describe(row: dict, epochs: float) -> str:
 
 def predict(out: Path | str, forecasts: dict[str, dict]) -> None:
     """Records forecasts of runs, by the names of their folders, beside the folder `out` of the runs."""
-    with replacing(writable_folder(Path(out).parent) / "plan.json") as temporary:
+    with replacing(writable_folder(Path(out).parent) / "forecasts.json") as temporary:
         temporary.write_text(json.dumps(predictions(out) | forecasts, indent=1))
 
 
 def predictions(out: Path | str) -> dict[str, dict]:
     """Returns what `predict` recorded; empty if it was never called."""
-    path = Path(out).parent / "plan.json"
+    path = Path(out).parent / "forecasts.json"
     return read_json(path, {str: {"ranks": int, "seconds": NUMBER}}, "delete it; `python -m repro plan` makes it again") or {}
 
 

@@ -19,6 +19,14 @@ from repro.scaling.steptime import MODEL, Assumed, Layout, Published, band, fitt
 NOT_REACHED = math.nan
 
 
+def published_epochs(accuracy_points: list[tuple[float, float]], batch: float) -> float:
+    """Epochs to a fixed accuracy at a global batch, interpolated between published (batch, epochs) points; NaN outside them."""
+    batches, epochs = zip(*sorted(accuracy_points))
+    if not batches[0] <= batch <= batches[-1]:
+        return float("nan")
+    return float(np.interp(np.log(batch), np.log(batches), epochs))
+
+
 def epochs_to(lengths: Iterable[tuple[float, float]], target: float) -> float:
     """Epochs after which an accuracy is reached, from (epochs, accuracy) at the ends of runs of several lengths.
 

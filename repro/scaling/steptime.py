@@ -445,14 +445,6 @@ def extrapolate(
     return rows
 
 
-def epochs_to(accuracy_points: list[tuple[float, float]], batch: float) -> float:
-    """Epochs to a fixed accuracy at a global batch, interpolated between published (batch, epochs) points; NaN outside them."""
-    batches, epochs = zip(*sorted(accuracy_points))
-    if not batches[0] <= batch <= batches[-1]:
-        return float("nan")
-    return float(np.interp(np.log(batch), np.log(batches), epochs))
-
-
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
 

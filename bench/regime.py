@@ -3,8 +3,10 @@
 Only validation images are used, and seeds that no reported run has. Each number has a criterion that was fixed before, and
 none of them compares two sides of a claim:
 
-rate     the largest factor at which a small batch (2048 of ImageNet's images) is stable: within one point of the best factor
-length   the shortest of the lengths at which twice the epochs gain one model less than one point, or the longest tried
+rate     the largest factor at which a small batch (2048 of ImageNet's images) is stable: within one point of the best factor.
+         While that is the largest that was tried, its double is tried
+length   the shortest of the lengths at which twice the epochs gain one model less than one point, or the longest tried. Only of
+         digits: other beds have the digits' length, so that their runs have as many steps
 width    of the factors on the channels, the largest for which the declared runs fit into the hours that there are. It is chosen
          by cost alone, from the seconds that one run takes on one core. Only of photographs
 noise    the standard deviation, in units of the digits' contrast, at which one model is right for about 76% of the images, as
@@ -42,19 +44,18 @@ RATES = 3.0, 6.0, 12.0, 24.0, 48.0
 LENGTHS = 1 / 60, 1 / 30, 1 / 15, 2 / 15
 SMALL_BATCH, ONE_MODEL = "batch_2048", "resnet50_448nodes_uncollapsed"
 POINT = 1.0
-HOURS = 5.0  # of one core, for all runs of a bed's profile
+HOURS = 10.0  # of one core, for all runs of a bed's profile
 
 
 class Bed(NamedTuple):
     """What is tried on a data set."""
 
     profile: str  # of `make reproduce`: its shrink has the images and the batches, its topics have the runs that must fit
-    lengths: tuple[float, ...] = LENGTHS
+    lengths: tuple[float, ...] = ()  # empty: only its shrink's
     widths: tuple[int, ...] = ()
 
 
-# Twice the longest would not fit into the hours at any width.
-BEDS = {"digits": Bed("full"), "fashion_mnist": Bed("photographs", LENGTHS[:-1], (1, 2, 4))}
+BEDS = {"digits": Bed("full", lengths=LENGTHS), "fashion_mnist": Bed("photographs", widths=(1, 2))}
 
 
 def trials(number: str, recipe: str, values: Iterable, data: str, out: Path, **chosen) -> pd.DataFrame:
@@ -90,6 +91,14 @@ def trials(number: str, recipe: str, values: Iterable, data: str, out: Path, **c
 def bed(data: str) -> Bed:
     """What is tried on a data set, given by its name or folder; on one that has no regime of its own, what is on digits."""
     return BEDS.get(Path(data).name, BEDS["digits"])
+
+
+def rates(data: str, out: Path, epochs: float) -> pd.DataFrame:
+    """The trials of the rate: of `RATES`, and of twice the largest while that is the one that `largest_stable` chooses."""
+    rows = trials("rate", SMALL_BATCH, RATES, data, out, epochs=epochs, widen=1)
+    while (largest := largest_stable(rows)) == rows.value.max():
+        rows = pd.concat([rows, trials("rate", SMALL_BATCH, [2 * largest], data, out, epochs=epochs, widen=1)])
+    return rows
 
 
 def largest_stable(rows: pd.DataFrame) -> float:
@@ -152,15 +161,18 @@ def main() -> None:
     out = arguments.out or RESULTS / "bench" / f"regime{'' if name == 'digits' else f'_{name}'}"
     pack_embedded(data)
     out.mkdir(parents=True, exist_ok=True)
-    rates = trials("rate", SMALL_BATCH, RATES, data, out, epochs=tried.lengths[-1], widen=1)
-    rate = largest_stable(rates)
+    profile = PROFILES[tried.profile]
+    epochs = recipes.SHRINKS[profile.shrink].epochs
+    of_rates = rates(data, out, max(tried.lengths, default=epochs))
+    rate = largest_stable(of_rates)
+    chosen = f"rate={rate:g}"
     lengths = trials("epochs", ONE_MODEL, tried.lengths, data, out, rate=rate, widen=1)
-    epochs = levelled_off(lengths)
+    if len(lengths):
+        epochs = levelled_off(lengths)
+        chosen += f", epochs={Fraction(epochs).limit_denominator(1000)}"
     widths = trials("widen", ONE_MODEL, tried.widths, data, out, rate=rate, epochs=epochs)
     with replacing(out.with_suffix(".csv")) as temporary:
-        pd.concat([rates, lengths, widths]).to_csv(temporary, index=False)
-    chosen = f"epochs={Fraction(epochs).limit_denominator(1000)}, rate={rate:g}"
-    profile = PROFILES[tried.profile]
+        pd.concat([of_rates, lengths, widths]).to_csv(temporary, index=False)
     if len(widths):
         hours = core_hours(widths, profile, {split: len(Images(data, split)) for split in ("train", "test")}, epochs)
         print(f"core-minutes of each topic of {tried.profile}, by width; all must fit into {60 * HOURS:.0f}:")

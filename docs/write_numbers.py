@@ -22,8 +22,9 @@ from repro import paths
 from repro.paper import answering, beds, questions, ratios, statistics, tables
 from repro.paper.choice import chosen, means
 from repro.paper.names import COLUMNS
-from repro.recipes import RECIPES
+from repro.recipes import RECIPES, shrink
 from repro.recipes.baselines import TUNED
+from repro.recipes.controls import BATCHES
 from repro.run import records
 
 sys.path.insert(0, str(paths.ROOT / "data_prep"))
@@ -346,9 +347,17 @@ def compared() -> str:
         return NOT_RUN
     lines = []
     for claim, rows in both.groupby("claim", sort=False):
-        cells = [f"{difference(row.to_dict() | {'failed_other': 0})} *{row.verdict}*" for _, row in rows.iterrows()]
-        lines.append([claim + (" (control)" if rows.control.iloc[0] else ""), *cells, rows.agreement.iloc[0]])
-    return table(" | ".join([heads("claim"), *dict.fromkeys(both.data), "do they agree"]), lines)
+        cells = [
+            f"{difference(row.to_dict() | {'failed_other': 0})} *{row.verdict}*, error {100 - row.top1:.1f}%"
+            for _, row in rows.iterrows()
+        ]
+        first = rows.iloc[0]
+        between = (
+            f"{first.apart:+.2f} ({first.apart_low:+.2f} to {first.apart_high:+.2f})" if first.apart == first.apart else ""
+        )
+        said = claim + (" (control)" if first.control else "") + (f" ({first.numbers})" if first.numbers else "")
+        lines.append([said, *cells, between, first.agreement])
+    return table(" | ".join([heads("claim"), *dict.fromkeys(both.data), "the former minus the latter", "do they agree"]), lines)
 
 
 def tuning() -> str:
@@ -508,6 +517,10 @@ def in_sentences() -> dict[str, str]:
     mains = [[row for row in rows if row["stage"] == "main"][-1] for rows in ends]
     best, effect = at_best_sizes(), list(effects().values())
     smallest = of("Over 30 epochs", form=".1f").lstrip("-"), of("Over 120 epochs", form=".1f").lstrip("-")
+    tuned = {method.recipe.name: method.value for method in TUNED}
+    batches = [tuned[f"sgd_{batch}"] for batch in BATCHES]
+    decay = {batch: ratios.of(shrink(RECIPES[f"batch_{batch}"], "laptop"))[DECAY] for batch in BATCHES}
+    momentum = RECIPES["batch_32768"].momentum
     return {
         "view-gain": of(view, form=".1f"),
         "collapse-gain": of(collapse, form=".1f"),
@@ -532,12 +545,20 @@ def in_sentences() -> dict[str, str]:
         "train-top1": f"{100 * mean(row['train_top1'] for row in mains):.1f}%",
         "main-top1": f"{parts('main').mean():.1f}%",
         "photographs-smallest": f"{fashion_mnist.PREPROCESSING.size / fashion_mnist.PREPROCESSING.short_side:.3f}",
+        "tuned-batches": f"{min(batches):.3g} to {max(batches):.3g}",
+        "tuned-ensemble": f"{tuned['tuned_ensemble']:.2g}",
+        "tuned-one-model": f"{tuned['tuned_one_model']:.2g}",
+        # A weight without a gradient follows z**2 - (1 + m - a) z + m = 0, a the rate times the decay: complex from a on.
+        "decay-swings": f"{(1 - momentum**0.5) ** 2 / (1 - momentum):.3f}",
+        "decay-32768": f"{decay[32768]:.3f}",
+        "decay-16384": f"{decay[16384]:.3f}",
         "left-out": without_a_seed()[16],
         "left-out-few": without_a_seed()[6],
     }
 
 
 RATE = "largest rate for every 256 images of the batch"
+DECAY = "largest weight decay of a step"
 
 
 def precise(start: str) -> dict:

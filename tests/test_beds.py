@@ -1,8 +1,13 @@
 """Two data sets side by side."""
 
+import numpy as np
 import pandas as pd
+import pytest
 
-from repro.paper import beds, figures
+from repro.paper import beds, figures, statistics
+from repro.paper.profiles import PHOTOGRAPHS
+from repro.paper.questions import QUESTIONS
+from repro.recipes.baselines import TUNED
 
 VERDICTS = {  # of two data sets, and what is said of them
     ("supported", "supported"): "agree",
@@ -27,6 +32,10 @@ def answers(**of_data):
                 shrink="laptop",
                 n=3,
                 n_other=3,
+                top1=80.0,
+                sd=0.3,
+                compared="Welch's t",
+                views="same sign in all views",
                 not_worse_by=0.0,
             )
             rows.append(row | dict(difference=1.0 + number, low=0.5, high=2.0, margin=0.3, verdict=verdict))
@@ -51,6 +60,35 @@ def test_of_two_sizes_of_a_data_set_the_one_with_most_runs_counts():
     tiny = answers(digits=["contradicted"], fashion_mnist=["contradicted"]).assign(shrink="smoke", n=1, n_other=1)
     table = beds.table(pd.concat([tiny, answers(digits=["supported"], fashion_mnist=["supported"])]))
     assert list(table.verdict) == ["supported"] * 2
+
+
+def test_how_far_two_data_sets_are_apart_is_the_interval_of_the_difference_of_differences():
+    """Beside a simulation: in so many of a thousand pairs of data sets with equal effects the interval contains zero."""
+    random = np.random.default_rng(0)
+    covered, half = 0, []
+    for _ in range(1000):
+        rows = []
+        for sd in (0.3, 0.6):
+            better, other = (pd.Series(random.normal(80, sd, 6)) for _ in range(2))
+            rows.append(statistics.unpaired(better, other))
+        between, low, high = beds.apart(pd.DataFrame(rows))
+        assert between == pytest.approx(rows[0]["difference"] - rows[1]["difference"]) == pytest.approx((low + high) / 2)
+        covered += low < 0 < high
+        half.append((high - low) / 2)
+    assert 950 <= covered <= 995, "at most too wide"
+    assert 0.7 < np.mean(half) < 1.3, "twice the standard error of 0.39, and more for few seeds"
+    paired = pd.DataFrame([statistics.paired(better, other) for _ in range(2)])
+    assert beds.apart(paired)[0] == 0
+    assert np.isnan(beds.apart(paired.assign(compared="exact ranks"))).all() and np.isnan(beds.apart(paired[:1])).all()
+
+
+def test_topics_whose_numbers_were_tuned_on_digits_are_marked():
+    both = answers(digits=["supported"] * 2, fashion_mnist=["supported"] * 2)
+    both.loc[both.claim == "claim 1", "topic"] = "lars"
+    assert list(beds.table(both).numbers) == ["", "tuned on digits"] * 2
+    recipes = {method.recipe.name for method in TUNED}
+    topics = {question.topic for question in QUESTIONS if recipes & {side.recipe for side in question.sides}}
+    assert topics & PHOTOGRAPHS.keys() == {*beds.TUNED}
 
 
 def test_the_figure_shows_every_interval_in_its_data_sets_look():

@@ -134,6 +134,19 @@ def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tm
         assert recipe.stages[0].base_rate == pytest.approx(expected)
 
 
+def test_the_largest_rate_is_chosen_only_if_its_double_was_tried(tmp_path, monkeypatch):
+    accuracy = {rate: rate for rate in (*regime.RATES, 96.0)} | {192.0: 40.0}  # better and better, up to a cliff
+
+    def trials(number, recipe, values, data, out, **chosen):
+        return pd.DataFrame([{"value": value, "validation_top1": accuracy[value]} for value in values])
+
+    monkeypatch.setattr(regime, "trials", trials)
+    rows = regime.rates("digits", tmp_path, 2 / 15)
+    assert list(rows.value) == [*regime.RATES, 96, 192] and regime.largest_stable(rows) == 96
+    accuracy[24.0] = 100.0
+    assert list(regime.rates("digits", tmp_path, 2 / 15).value) == [*regime.RATES]
+
+
 def test_a_beds_trials_have_its_own_images_batches_and_profile(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(regime, "Images", lambda data, split: range({"train": 55_000, "val": 5000}[split]))
@@ -171,7 +184,7 @@ def test_what_a_profile_takes_at_each_width_is_counted_run_by_run():
     assert list(hours[2]) == pytest.approx(list(2 * hours[1]))
 
 
-@pytest.mark.parametrize("hours, width", [((1.0, 2.0, 9.0), 2), ((1.0, 2.0, 5.0), 4), ((6.0, 9.0, 20.0), 1)])
+@pytest.mark.parametrize("hours, width", [((1.0, 2.0, 11.0), 2), ((1.0, 2.0, 10.0), 4), ((11.0, 12.0, 20.0), 1)])
 def test_the_width_is_the_largest_that_fits_into_the_hours(hours, width):
     assert regime.widest(pd.DataFrame({each: [hour / 2] * 2 for each, hour in zip((1, 2, 4), hours)})) == width
 
@@ -184,8 +197,8 @@ def test_photographs_have_what_their_regime_chose():
         assert not list((REFERENCE / "runs").glob("fashion_mnist-*")), "runs of which nobody has chosen the numbers"
         pytest.skip("the regime of photographs has not been run")
     rows, bed = pd.read_csv(CHOSEN), SHRINKS["photographs"]
-    rates, lengths, widths = (rows[rows.number == number] for number in ("rate", "epochs", "widen"))
-    assert (bed.rate, bed.epochs) == (regime.largest_stable(rates), pytest.approx(regime.levelled_off(lengths)))
+    rates, widths = (rows[rows.number == number] for number in ("rate", "widen"))
+    assert (bed.rate, bed.epochs) == (regime.largest_stable(rates), SHRINKS["laptop"].epochs)
     hours = regime.core_hours(widths, PROFILES["photographs"], {"train": 55_000, "test": 10_000}, bed.epochs)
     assert bed.widen == regime.widest(hours)
 

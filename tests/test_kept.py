@@ -237,7 +237,7 @@ def results(tmp_path):
 def test_what_is_kept_is_small_and_complete(results, tmp_path):
     reference = tmp_path / "reference"
     measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
-    for name in (*measured, "runs/old/run.json", "runs/letters-runs.jsonl.gz", "tables/old.csv"):
+    for name in (*measured, "runs/old/run.json", "runs/digits-old.npz", "tables/old.csv"):
         (reference / name).parent.mkdir(parents=True, exist_ok=True)
         (reference / name).touch()
     reproduce.keep(results, reference)
@@ -260,6 +260,15 @@ def test_runs_by_other_code_are_not_kept(results, tmp_path, monkeypatch):
     with pytest.raises(ReproError, match="are by other code than this: `make reproduce` trains them again"):
         reproduce.keep(results, tmp_path / "reference")
     assert (tmp_path / "reference" / "runs" / "digits-runs.jsonl.gz").read_text() == "before"
+
+
+def test_no_data_set_of_the_reference_is_lost(results, tmp_path):
+    file = tmp_path / "reference" / "runs" / "letters-runs.jsonl.gz"
+    file.parent.mkdir(parents=True)
+    file.write_text("before")
+    with pytest.raises(ReproError, match=f"has runs on letters, and {results / 'runs'} has none of this code"):
+        reproduce.keep(results, tmp_path / "reference")
+    assert file.read_text() == "before"
 
 
 def test_a_reproduction_goes_on_from_kept_runs_and_all_are_kept_together(digits, whole, results, tmp_path, caplog):

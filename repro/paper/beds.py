@@ -1,19 +1,30 @@
 """Two data sets side by side: which answers hold on both. What holds on one alone is a property of it, and no finding.
 
-table    the answers of every data set that was asked, with a word for each claim on whether they agree
+table    the answers of every data set that was asked, with a word for each claim on whether they agree, and how far the two
+         differences are apart
 """
 
+import math
+
 import pandas as pd
+from scipy import stats
+
+from repro.paper import statistics
 
 AGREE = "agree"  # all have the same verdict, and it is one
 OPPOSITE = "opposite"  # supported here, contradicted there
 DIFFER = "differ"  # all are resolved, and not the same: supported here, too small to count there
 OPEN = "not resolved"  # at least one is not resolved
-SHOWN = ["topic", "claim", "control", "data", "n", "n_other", "difference", "low", "high", "margin", "not_worse_by", "verdict"]
+SHOWN = ["topic", "claim", "control", "data", "n", "n_other", "top1", "difference", "low", "high", "margin", "not_worse_by"]
+TUNED = "tuned", "lars", "averages", "cooldown", "restarts"  # topics with numbers that were tuned on digits
 
 
 def table(answers: pd.DataFrame) -> pd.DataFrame:
-    """One row for each claim and data set, of claims that two or more data sets have answered: `SHOWN` and agreement.
+    """One row for each claim and data set, of claims that two or more data sets have answered.
+
+    It has the columns `SHOWN`, verdict, views; agreement: whether the verdicts agree; numbers: whether a side's were tuned on
+    digits, so may not suit another data set; apart, apart_low, apart_high (`apart`): two verdicts may differ although the
+    differences hardly do.
 
     `answers` are those of `answering.answers`. Of a data set's several sizes, the one with the most runs counts.
     """
@@ -22,7 +33,13 @@ def table(answers: pd.DataFrame) -> pd.DataFrame:
     most = runs.groupby(asked.data).transform("max")
     asked = asked[runs == most].drop_duplicates(["claim", "data"])
     several = asked[asked.groupby("claim").data.transform("nunique") > 1]
-    return several[SHOWN].assign(agreement=several.groupby("claim").verdict.transform(lambda found: agreement(set(found))))
+    found = several[[*SHOWN, "verdict", "views"]].assign(
+        agreement=several.groupby("claim").verdict.transform(lambda verdicts: agreement(set(verdicts))),
+        numbers=several.topic.isin(TUNED).map({True: "tuned on digits", False: ""}),
+    )
+    between = {claim: apart(rows) for claim, rows in several.groupby("claim")}
+    columns = ("apart", "apart_low", "apart_high")
+    return found.assign(**{name: [between[claim][place] for claim in found.claim] for place, name in enumerate(columns)})
 
 
 def agreement(verdicts: set[str]) -> str:
@@ -32,3 +49,18 @@ def agreement(verdicts: set[str]) -> str:
     if len(verdicts) == 1:
         return AGREE
     return OPPOSITE if {"supported", "contradicted"} <= verdicts else DIFFER
+
+
+def apart(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """A claim's difference on the first of two data sets minus that on the other, with its 95% interval.
+
+    Runs on two data sets are independent. The interval is Student's, with the degrees of freedom of the smallest n, which is
+    at most too wide. Missing for more data sets than two, and for rank tests.
+    """
+    fewest = int(rows[["n", "n_other"]].min().min())
+    if len(rows) != 2 or fewest < statistics.FEWEST or (rows.compared == "exact ranks").any():
+        return statistics.NONE, statistics.NONE, statistics.NONE
+    runs = 1 / rows.n + (1 / rows.n_other).where(rows.compared != "paired t", 0.0)
+    between = float(rows.difference.iloc[0] - rows.difference.iloc[1])
+    half = math.sqrt((rows.sd**2 * runs).sum()) * float(stats.t.ppf(1 - statistics.LEVEL / 2, fewest - 1))
+    return between, between - half, between + half

@@ -1,8 +1,8 @@
 """The plan: what the small test bed is asked, by which statistics and with how many runs, written down before the runs.
 
-`results/plan.lock.json` has a digest of each part: the questions with their sides, the recipes of the sides, the statistics,
-the rules by which the free numbers were chosen, and n. `make verify` compares it with the code and lists every deviation
-with its reason.
+`results/plan.lock.json` has a digest of each part: the questions with their sides, the recipes of the sides, how they are
+made small, the statistics, the rules by which the free numbers were chosen, and n. `make verify` compares it with the code
+and lists every deviation with its reason.
 
     python -m repro.paper.plan            what deviates from the plan
     python -m repro.paper.plan "REASON"   writes the plan down, or, if there is one, the reason of what deviates from it now
@@ -18,12 +18,12 @@ from repro.paper.answering import Question, Side
 from repro.paper.profiles import FULL, PHOTOGRAPHS
 from repro.paper.questions import QUESTIONS
 from repro.paths import RESULTS, ROOT, replacing
-from repro.recipes import RECIPES
+from repro.recipes import RECIPES, SHRINKS, Shrink
 from repro.run import identity
 from repro.schedule import Recipe, Stage
 
 LOCK = RESULTS / "plan.lock.json"
-KINDS = Question, Side, Recipe, Stage
+KINDS = Question, Side, Recipe, Stage, Shrink
 GONE = "nothing"  # what a part is that is not there
 
 
@@ -32,6 +32,7 @@ def parts() -> dict[str, str]:
     found = {f"question: {each.claim}": _digest(each) for each in QUESTIONS}
     recipes = sorted({side.recipe for each in QUESTIONS for side in (each.better, each.other)})
     found |= {f"recipe: {name}": _digest(RECIPES[name]) for name in recipes}
+    found |= {f"shrink: {name}": _digest(SHRINKS[name]) for name in ("laptop", "photographs")}
     files = {"statistics": "repro/paper/statistics.py", "choice": "bench/regime.py", "tuning": "repro/paper/choice.py"}
     for what, file in files.items():
         found |= {f"{what}: {name}": digest[:12] for name, digest in identity.definitions(ROOT / file).items()}

@@ -19,7 +19,7 @@ from repro.ranks import stop
 from repro.recipes import find, shrink
 from repro.run import records, tidy, trained
 from repro.run.identity import code_digest
-from repro.run.kept import Kept, keep_runs
+from repro.run.kept import FILES, Kept, keep_runs
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 LOOK = 1.0  # seconds between two looks at the runs
@@ -144,7 +144,8 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
 
     Leaves out models, notebooks, runs that do not count or that other code has trained, predictions that no question reads,
     and evaluations.csv, which `repro.runs` computes from the runs' metrics.
-    What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench.
+    What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench. Raises
+    ReproError, and leaves the reference as it is, if a data set would be lost.
     """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
@@ -152,6 +153,11 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     mine = counted[counted.code == code_digest()]
     if mine.empty:
         raise ReproError(f"the runs in {results / 'runs'} are by other code than this: `make reproduce` trains them again")
+    if lost := {path.name.removesuffix(f"-{FILES[0]}") for path in (reference / "runs").glob(f"*-{FILES[0]}")} - {*mine.data}:
+        there, here = reference / "runs", results / "runs"
+        raise ReproError(
+            f"{there} has runs on {', '.join(sorted(lost))}, and {here} has none of this code: train or copy them there"
+        )
     for folder in ("tables", "figures", "report", "runs"):
         for path in (reference / folder).glob("*"):
             if not path.name.startswith("bench-"):

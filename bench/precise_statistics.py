@@ -32,16 +32,19 @@ from repro.run.shapes import recipe_of
 from repro.schedule import Place, at
 
 
-def tested(folder: Path) -> list[dict]:
-    """A row per model and ensemble of a run that the questions compare: top1 with the recomputed statistics, in per cent."""
+def tested(folder: Path, data: str = "") -> list[dict]:
+    """A row per model and ensemble of a run that the questions compare: top1 with the recomputed statistics, in per cent.
+
+    `data` is the data set's folder, if it is not under data/.
+    """
     torch.set_num_threads(1)
     base = records.read(folder)["base"]
     sides = [side for question in questions.QUESTIONS for side in question.sides if side.recipe == base]
     compared = sorted({(side.members, side.average) for side in sides})  # of several precisions, too
     names = sorted({name for members, _ in compared for name in members.split(" + ")})
-    run, names, images = evaluate.open_run(folder, names)
+    run, names, images = evaluate.open_run(folder, names, data)
     recipe, seed, precision = recipe_of(run), run["settings"]["seed"], run["settings"]["precision"]
-    train = evaluate.training_images(run)
+    train = evaluate.training_images(run, data)
     stream = Stream(train.first(recipe.epoch_images), seed, recipe.images_per_worker)
     after = Place(recipe.iterations, recipe.images())  # of these steps no model has seen the drawing of images
     model = evaluate.build_again(run, images)

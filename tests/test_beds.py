@@ -92,11 +92,13 @@ def test_topics_whose_numbers_were_tuned_on_digits_are_marked():
 
 
 def test_the_figure_shows_every_interval_in_its_data_sets_look():
-    table = beds.table(answers(digits=["supported", "equivalent"], fashion_mnist=["supported", "contradicted"]))
+    both = answers(digits=["supported", "equivalent"], fashion_mnist=["supported", "contradicted"])
+    both.loc[both.claim == "claim 1", "topic"] = "lars"
+    table = beds.table(both)
     figure = figures.beds(table)
     (axes,) = figure.axes
     drawn = [line for line in axes.lines if line.get_marker() in ("o", "s") and len(line.get_xdata())]
     assert [line.get_marker() for line in drawn] == ["o", "s", "o", "s"]
     assert [float(line.get_xdata()[0]) for line in drawn] == [1.0, 1.0, 2.0, 2.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["digits", "fashion_mnist"]
-    assert {"claim 0: agree", "claim 1: differ"} <= {text.get_text() for text in axes.texts}
+    assert {"claim 0: agree", "claim 1 (tuned on digits): differ"} <= {text.get_text() for text in axes.texts}

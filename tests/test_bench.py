@@ -219,7 +219,7 @@ def test_answers_with_recomputed_statistics_follow_from_the_runs_accuracies():
 
 def test_a_model_that_several_questions_and_precisions_ask_about_is_tested_once(digits, tmp_path):
     folder = Path(train("batch_2048", data=digits, shrink="smoke", out=str(tmp_path), device="cpu"))
-    (row,) = precise_statistics.tested(folder)
+    (row,) = precise_statistics.tested(folder, digits)
     assert (row["folder"], row["members"], row["average"]) == (folder.name, "main", "") and 0 <= row["precise"] <= 100
 
 

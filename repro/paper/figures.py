@@ -396,9 +396,10 @@ def beds(table: pd.DataFrame) -> plt.Figure:
     """Each claim with its difference and 95% interval on every data set, and whether these agree. Expects `beds.table`."""
     data = list(dict.fromkeys(table.data))
     height, lane = 0.45, 0.15  # inches, of the axis below; of an interval
-    blocks = [
-        (wrap(f"{claim}: {rows.agreement.iloc[0]}", 2 * TEXT), rows) for claim, rows in table.groupby("claim", sort=False)
-    ]
+    blocks = []
+    for claim, rows in table.groupby("claim", sort=False):
+        tuned = f" ({rows.numbers.iloc[0]})" if rows.numbers.iloc[0] else ""
+        blocks.append((wrap(f"{claim}{tuned}: {rows.agreement.iloc[0]}", 2 * TEXT), rows))
     total = sum(LINE * len(text) + lane * len(rows) + SPACE for text, rows in blocks)
     figure = plt.figure(figsize=(TWO_COLUMNS, total + height + 2 * LINE))
     axes = figure.add_axes((0.02, height / figure.get_figheight(), 0.82, total / figure.get_figheight()))

@@ -333,11 +333,9 @@ COLUMNS = {
     "high_originals": Column("to, new originals", "+.2f", "as `high`, for new original images too"),
     "verdict": Column("verdict", meaning="what follows from an answer"),
     "interval": Column("95% interval"),
-    "apart": Column(
-        "between data sets, points", "+.2f", "the difference on the first data set minus that on the other, points"
-    ),
-    "apart_low": Column("from, between data sets", "+.2f", "as `low`, of `apart`"),
-    "apart_high": Column("to, between data sets", "+.2f", "as `high`, of `apart`"),
+    "apart": Column("between data sets, points", "+.2f"),
+    "apart_low": Column("from, between data sets", "+.2f"),
+    "apart_high": Column("to, between data sets", "+.2f"),
     # The ledger
     "id": Column("no.", meaning="a claim's or a published run's number"),
     "published": Column("published", meaning="what was published"),

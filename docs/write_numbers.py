@@ -36,6 +36,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE, PUBLISHED = "results/reference", "results/published"
 DIGITS, PHOTOGRAPHS = "digits", "fashion_mnist"
 NOT_RUN = "*Not run yet.*"
+FIRST = (
+    f"{REFERENCE}/bench/answers-2026-11-26.csv"  # the answers of the first reference; statistics were recomputed of its runs
+)
 PLACE = re.compile(r"(<!-- numbers: ([\w-]+) -->\n?).*?(<!-- end -->)", re.S)
 
 # The questions that the README shows, the paper's own comparison first, with what was published on ImageNet-1K about the same
@@ -218,6 +221,23 @@ def digits_answers(data: str = DIGITS) -> str:
     return table(f"{head} | {others}", lines) + "\n\n" + origin(data)
 
 
+def digits_twice() -> str:
+    """Each claim that both references of digits have answered, by each; a verdict that moved is bold."""
+    before = {row["claim"]: row for row in rows_of(FIRST)}
+    lines, moved = [], Counter()
+    for row in answers(DIGITS):
+        if (first := before.get(row["claim"])) and first["verdict"] != "not run":
+            same = row["verdict"] == first["verdict"]
+            moved[row["n"], same] += 1
+            verdicts = [each["verdict"] if same else f"**{each['verdict']}**" for each in (first, row)]
+            lines.append([row["claim"], row["n"], difference(first), verdicts[0], difference(row), verdicts[1]])
+    told = [
+        f"{moved[n, True]} of {moved[n, True] + moved[n, False]} with {n} seeds" for n in dict.fromkeys(n for n, _ in moved)
+    ]
+    found = table(f"{heads('claim', 'n')} | 26 November | {heads('verdict')} | 29 November | {heads('verdict')}", lines)
+    return f"{found}\n\nThe same verdict twice: {', '.join(told)}."
+
+
 def digits_pilot() -> str:
     lines = [
         [
@@ -269,7 +289,7 @@ def sizes(data: str, stored: int, ways: tuple[str, ...]) -> str:
 
 
 def digits_precise() -> str:
-    running = {row["claim"]: row for row in answers()}
+    running = {row["claim"]: row for row in rows_of(FIRST)}
     lines = [
         [row["claim"], min(int(row["n"]), int(row["n_other"])), difference(running[row["claim"]]), difference(row)]
         for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv")
@@ -517,6 +537,8 @@ def in_sentences() -> dict[str, str]:
     mains = [[row for row in rows if row["stage"] == "main"][-1] for rows in ends]
     best, effect = at_best_sizes(), list(effects().values())
     smallest = of("Over 30 epochs", form=".1f").lstrip("-"), of("Over 120 epochs", form=".1f").lstrip("-")
+    first = {row["claim"]: row for row in rows_of(FIRST)}
+    (gap,) = [-float(row["difference"]) for claim, row in first.items() if claim.startswith("Over 30 epochs")]
     tuned = {method.recipe.name: method.value for method in TUNED}
     batches = [tuned[f"sgd_{batch}"] for batch in BATCHES]
     decay = {batch: ratios.of(shrink(RECIPES[f"batch_{batch}"], "laptop"))[DECAY] for batch in BATCHES}
@@ -530,6 +552,8 @@ def in_sentences() -> dict[str, str]:
         "rest": difference(effect[6]),
         "rate-main": difference(effect[0]),
         "rate-crop": difference(effect[1]),
+        "rate-first": difference(first["In the main view, the rate's fall helps"]),
+        "gap-30-first": f"{gap:.1f}",
         "rate-precise": difference(precise("In the main view, the rate's fall")),
         "best-size": difference(best),
         "best-sizes": " and ".join(best["sizes"]),
@@ -537,6 +561,9 @@ def in_sentences() -> dict[str, str]:
         "exposure-training": of(exposure, "interval_scale_aspect"),
         "short": of(short, "interval"),
         "deep": of("The Collapsed Ensemble loses at most half a point against a deeper model of equal images", "interval"),
+        "deep-third": of(
+            "The Collapsed Ensemble loses at most half a point against a deeper model of equal training", "interval"
+        ),
         "gap-30": smallest[0],
         "gap-120": smallest[1],
         "gap-30-precise": f"{-float(precise('Over 30 epochs')['difference']):.1f}",
@@ -921,6 +948,7 @@ PLACES = {
     "digits-effects": digits_effects,
     "digits-later-seeds": digits_later_seeds,
     "digits-ratios": digits_ratios,
+    "digits-twice": digits_twice,
     "digits-pilot": digits_pilot,
     "photographs-ratios": photographs_ratios,
     "photographs-regime": photographs_regime,

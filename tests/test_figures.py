@@ -90,7 +90,7 @@ def drawings():
     yield "anytime", figures.budget(by_time())
     yield "method", figures.headline(rates(), points().iloc[:0])
     yield "answers", figures.answers(answers())
-    for topic, part in answers().groupby("topic"):
+    for topic, part in answers().query("n > 0 and n_other > 0").groupby("topic"):
         yield f"answers-{topic}", figures.answers(part)
     yield "own", figures.answers(own_answers())
     yield "time", figures.time_to_train(tables.time_to_train())

@@ -74,7 +74,7 @@ plan: .venv/options  ## probe for a minute and forecast what a run will take: RE
 APART = -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/options  ## run all tests but the slow ones, in two processes (minutes: docs/setup.md)
-	.venv/bin/python -m pytest -q -rs $(APART) $(ARGS)
+	.venv/bin/python -m pytest -q -rfEs $(APART) $(ARGS)
 
 test-all: .venv/options  ## run all tests
 	.venv/bin/python -m pytest -q -rs -m "slow or not slow" $(ARGS)

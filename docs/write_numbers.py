@@ -36,9 +36,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REFERENCE, PUBLISHED = "results/reference", "results/published"
 DIGITS, PHOTOGRAPHS = "digits", "fashion_mnist"
 NOT_RUN = "*Not run yet.*"
-FIRST = (
-    f"{REFERENCE}/bench/answers-2026-11-26.csv"  # the answers of the first reference; statistics were recomputed of its runs
-)
+FIRST = f"{REFERENCE}/bench/answers-2026-11-26.csv"  # of the first reference, of whose runs the statistics were recomputed
 PLACE = re.compile(r"(<!-- numbers: ([\w-]+) -->\n?).*?(<!-- end -->)", re.S)
 
 # The questions that the README shows, the paper's own comparison first, with what was published on ImageNet-1K about the same

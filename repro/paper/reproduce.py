@@ -19,7 +19,7 @@ from repro.ranks import stop
 from repro.recipes import find, shrink
 from repro.run import records, tidy, trained
 from repro.run.identity import code_digest
-from repro.run.kept import FILES, Kept, keep_runs
+from repro.run.kept import Kept, data_sets, keep_runs
 
 STOPPED = "stopped on request; what was trained so far is kept. The same command continues."
 LOOK = 1.0  # seconds between two looks at the runs
@@ -153,7 +153,7 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     mine = counted[counted.code == code_digest()]
     if mine.empty:
         raise ReproError(f"the runs in {results / 'runs'} are by other code than this: `make reproduce` trains them again")
-    if lost := {path.name.removesuffix(f"-{FILES[0]}") for path in (reference / "runs").glob(f"*-{FILES[0]}")} - {*mine.data}:
+    if lost := data_sets(reference / "runs") - {*mine.data}:
         there, here = reference / "runs", results / "runs"
         raise ReproError(
             f"{there} has runs on {', '.join(sorted(lost))}, and {here} has none of this code: train or copy them there"

@@ -76,6 +76,11 @@ def names(out: Path | str) -> set[str]:
     return {name for path in _paths(out) for name in _read(path)}
 
 
+def data_sets(out: Path | str) -> set[str]:
+    """The names of the data sets with kept runs in the folder `out`."""
+    return {path.name.removesuffix(f"-{FILES[0]}") for path in _paths(out)}
+
+
 def find(folder: Path | str) -> Kept | None:
     """What is kept of the run that had this folder, not to be changed; None if the folder is there, or nothing is kept."""
     folder = Path(folder)

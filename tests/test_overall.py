@@ -108,6 +108,7 @@ def test_a_run_of_another_precision_does_not_stand_for_the_plain_one(reproductio
     train(reproduction, first, first.steps, "complete", variant="precision=bf16")
     reproduction.show()
     assert reproduction.find(first) is None and not reproduction.complete
+    assert reproduction.find(first._replace(variant="precision=bf16"))
 
 
 def test_a_line_for_each_run_that_becomes_complete_and_the_time_left_by_the_pace(reproduction, clock, capsys):

@@ -234,13 +234,15 @@ def results(tmp_path):
     return results
 
 
-def test_what_is_kept_is_small_and_complete(results, tmp_path):
+def test_what_is_kept_is_small_and_complete(results, tmp_path, capsys):
     reference = tmp_path / "reference"
     measured = ["faults.json", "bench/step.json", "figures/bench-step.svg"]  # by other commands
     for name in (*measured, "runs/old/run.json", "runs/digits-old.npz", "tables/old.csv"):
         (reference / name).parent.mkdir(parents=True, exist_ok=True)
         (reference / name).touch()
     reproduce.keep(results, reference)
+    gone = "runs/digits-old.npz, runs/old, tables/old.csv"
+    assert capsys.readouterr().out == f"no longer in {reference}, since {results} has none: {gone}\n"
     found = {str(path.relative_to(reference)) for path in reference.glob("**/*") if path.is_file()}
     files = {f"runs/{name}" for name in ("digits-runs.jsonl.gz", "digits-metrics.csv.gz", "digits-correct.npz", "code.json")}
     assert found == {*measured, *files, "report/index.html", "tables/runs.csv", "figures/a.svg", "figures/a.pdf"}

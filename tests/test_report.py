@@ -247,7 +247,7 @@ def test_the_first_page_says_what_was_found_before_it_counts_and_the_main_questi
 
 
 def test_the_questions_of_the_first_page_are_questions():
-    asked = {(report._side(each.better), report._side(each.other)) for each in questions.QUESTIONS}
+    asked = {report.sides(each) for each in questions.QUESTIONS}
     assert asked >= report.LEADING
 
 

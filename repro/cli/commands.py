@@ -299,6 +299,12 @@ def parser() -> Parser:
         subparser.set_defaults(handler=handler, check=check)
         return subparser
 
+    for add in (_add_training, _add_models, _add_machine, _add_reproduction, _add_lookups):
+        add(command)
+    return top
+
+
+def _add_training(command: Callable[..., Parser]) -> None:
     train_ = command(
         "train",
         on_all_ranks(train),
@@ -370,6 +376,8 @@ def parser() -> Parser:
         help="write the forecast there as JSON, with the machine and the command",
     )
 
+
+def _add_models(command: Callable[..., Parser]) -> None:
     ensemble = command(
         "ensemble",
         on_all_ranks("repro.evaluate:ensemble", text="repro.cli.results:of_ensemble"),
@@ -426,6 +434,8 @@ def parser() -> Parser:
     classify.add_argument("--model", default="", help="the source of a user's own model: mine.py:my_net")
     _add_json(classify)
 
+
+def _add_machine(command: Callable[..., Parser]) -> None:
     copy = command(
         "copy-data",
         on_all_ranks("repro.images.copies:copy_to_nodes", loads=""),
@@ -456,6 +466,8 @@ def parser() -> Parser:
     measure.add_argument("--out", help="file to write (default: standard output)")
     _add_settings(measure, without="seed")
 
+
+def _add_reproduction(command: Callable[..., Parser]) -> None:
     costs = "; ".join(f"{name}: {profile.about}" for name, profile in PROFILES.items())
     whole = command(
         "reproduce", reproduce, "make a profile's runs, tables, figures and report", example=f"{US} reproduce --profile smoke"
@@ -515,6 +527,9 @@ def parser() -> Parser:
         "--results", type=Path, default=RESULTS, help="folder (default: results; if its runs are tiny or none, the reference)"
     )
     ledger.add_argument("--json", action="store_true", help="all columns, as JSON")
+
+
+def _add_lookups(command: Callable[..., Parser]) -> None:
     command("doctor", doctor, "check this machine: packages, MPI, limits, folders, clock; exit status 3 if something is broken")
 
     listing = command("recipes", list_recipes, "list the recipes")
@@ -530,7 +545,6 @@ def parser() -> Parser:
     )
     rates.add_argument("--formula", choices=LR_FORMULAS, default="", help="(default: the recipe's)")
     rates.add_argument("--steps", required=True, help="steps from the start of the recipe: 0,1,445,446")
-    return top
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:

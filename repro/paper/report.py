@@ -15,14 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from repro.paper import names, questions, svg, tables
-from repro.paper.answering import Side
+from repro.paper.answering import Question
 from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
 from repro.paper.profiles import NOTEBOOKS
 from repro.paper.statistics import LEVEL
 from repro.paths import replacing
 
-# The two questions of each topic that the first page answers, as their sides (`_side`); of another topic the first two. Those
+# The two questions of each topic that the first page answers, as their `sides`; of another topic the first two. Those
 # of the paper's references were chosen before any of them was run.
 LEADING = {
     ("five_members", "one_model collapse"),
@@ -294,13 +294,14 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
     }
 
 
-def _side(side: Side) -> str:
-    return side.recipe if side.average else f"{side.recipe} {side.members}"
+def sides(question: Question) -> tuple[str, ...]:
+    """What each side tests, as in LEADING."""
+    return tuple(side.recipe if side.average else f"{side.recipe} {side.members}" for side in (question.better, question.other))
 
 
 def _leading(rows: pd.DataFrame) -> pd.DataFrame:
     """The two rows of a topic's answers that the first page shows."""
-    first = {each.claim for each in questions.QUESTIONS if (_side(each.better), _side(each.other)) in LEADING}
+    first = {each.claim for each in questions.QUESTIONS if sides(each) in LEADING}
     return rows.iloc[(~rows.claim.isin(first)).argsort(kind="stable")[:2]]
 
 

@@ -144,8 +144,9 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
 
     Leaves out models, notebooks, runs that do not count or that other code has trained, predictions that no question reads,
     and evaluations.csv, which `repro.runs` computes from the runs' metrics.
-    What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench. Raises
-    ReproError, and leaves the reference as it is, if a data set would be lost.
+    What other commands measure stays unless it was measured again: faults.json, bench/ and the figures of bench. Prints which
+    tables and figures were not made again, and so are gone. Raises ReproError, and leaves the reference as it is, if a data set
+    would be lost.
     """
     if not (results / "report" / "index.html").exists():
         raise ReproError(f"there is no report in {results}: `make reproduce` makes it")
@@ -158,10 +159,14 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
         raise ReproError(
             f"{there} has runs on {', '.join(sorted(lost))}, and {here} has none of this code: train or copy them there"
         )
-    for folder in ("tables", "figures", "report", "runs"):
-        for path in (reference / folder).glob("*"):
-            if not path.name.startswith("bench-"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    replaced = [
+        path
+        for folder in ("tables", "figures", "report", "runs")
+        for path in (reference / folder).glob("*")
+        if not path.name.startswith("bench-")
+    ]
+    for path in replaced:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in [path for pattern in COPIED for path in results.glob(pattern) if path.name != "evaluations.csv"]:
         target = reference / path.relative_to(results)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +175,8 @@ def keep(results: Path = RESULTS, reference: Path = REFERENCE) -> Path:
     for data, runs in mine.groupby("data"):
         keep_runs(reference / "runs", str(data), {name: _to_keep(results / "runs" / name) for name in runs.folder})
     trained.note(reference / "runs")
+    if gone := [str(path.relative_to(reference)) for path in replaced if not path.exists()]:
+        print(f"no longer in {reference}, since {results} has none: {', '.join(sorted(gone))}")
     return reference
 
 

@@ -4,7 +4,7 @@ Running statistics are averages over the last steps of training. Where the rate 
 large batch, the weights move faster than the averages follow, and a model is tested with statistics that are not its own.
 What a question finds because of that says nothing about weights.
 
-    python -m bench.precise_statistics [--results results]
+    python -m bench.precise_statistics [--results results] [--topics growing tuned]
 
 Needs the runs of `make reproduce` with their snapshots. Writes bench/precise_runs.csv, the top-1 of each model and ensemble
 with the statistics of the run and with recomputed ones, and bench/precise_statistics.csv, the answers by the latter. In both,
@@ -12,6 +12,7 @@ rows of topics and recipes that have no such runs stay as they are: a reference 
 """
 
 import argparse
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -25,6 +26,7 @@ from repro.images.data import Stream
 from repro.images.packed import pack_embedded
 from repro.model import Network
 from repro.paper import answering, questions, tables
+from repro.paper.answering import Question
 from repro.paths import RESULTS, given, writable_folder
 from repro.ranks import comm
 from repro.run import checkpoint, records
@@ -68,10 +70,10 @@ def tested(folder: Path, data: str = "") -> list[dict]:
     return rows
 
 
-def answered(models: pd.DataFrame) -> pd.DataFrame:
+def answered(models: pd.DataFrame, asked: Iterable[Question]) -> pd.DataFrame:
     """The answers of `tables.models` of one data set and shrink by their column `precise`, of the questions that have runs."""
     rows = []
-    for question in questions.QUESTIONS:
+    for question in asked:
         sides = (answering.rows_of(models, side).precise for side in (question.better, question.other))
         rows.append(answering.compare(question, *sides))
     table = answering.verdicts(pd.DataFrame(rows))
@@ -82,8 +84,12 @@ def answered(models: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=given, default=RESULTS, help="folder of the results (default: %(default)s)")
-    results = parser.parse_args().results
-    asked = {recipe for recipe, _ in questions.read()}
+    parser.add_argument(
+        "--topics", nargs="+", default=questions.TOPICS, help="whose runs (default: all; minutes for each topic)"
+    )
+    arguments = parser.parse_args()
+    results, chosen = arguments.results, questions.of(arguments.topics)
+    asked = {side.recipe for question in chosen for side in question.sides}
     found = [path for path in records.complete_runs(results / "runs") if (path / "snapshots").is_dir()]
     found = [path for path in found if records.read(path)["base"] in asked]
     for data in {records.read(path)["data"]["name"] for path in found}:
@@ -91,7 +97,7 @@ def main() -> None:
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         precise = pd.DataFrame([row for rows in pool.map(tested, found) for row in rows])
     models = tables.models(results / "runs").merge(precise, on=["folder", "members", "average"])
-    table = pd.concat([answered(part).assign(data=data) for data, part in models.groupby("data")])
+    table = pd.concat([answered(part, chosen).assign(data=data) for data, part in models.groupby("data")])
     print(table.to_string(index=False, float_format="{:.2f}".format))
     folder = writable_folder(results / "bench")
     tables.put(table, folder / "precise_statistics.csv", ["data", "topic"])

@@ -12,14 +12,14 @@ import json
 import re
 import sys
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
 
 import pandas as pd
 
 from repro import paths
-from repro.paper import answering, beds, questions, ratios, statistics, tables
+from repro.paper import answering, baselines, beds, questions, ratios, report, statistics, tables
 from repro.paper.choice import chosen, means
 from repro.paper.names import COLUMNS
 from repro.recipes import RECIPES, shrink
@@ -51,6 +51,64 @@ FRONT_DOOR = {
     "At a falling rate, the collapse's view helps": "",
     "Batch 16384 loses at most half a point against 2048": "",
 }
+
+# Each method of the paper's references: where docs/baselines.md has it, its topics, and a pattern of the claims about it.
+REFERENCES = {
+    "linear rule and warm-up (Goyal et al.)": ("docs/baselines.md#sgd-at-its-own-rate", ("batch", "warm-up", "tuned"), ""),
+    "LARS (You et al.)": ("docs/baselines.md#lars", ("lars",), ""),
+    "a batch that grows (Smith, Kindermans et al.)": ("docs/baselines.md#a-batch-that-grows", ("growing",), ""),
+    "ghost batch norm (Hoffer et al.)": ("docs/baselines.md#ghost-batch-norm", ("ghost",), ""),
+    "longer training (Hoffer et al.)": ("docs/digits.md#the-answers", ("length",), ""),
+    "mixed precision (Micikevicius et al.)": ("docs/baselines.md#bf16-against-float32", ("precision",), ""),
+    "warm restarts (Loshchilov and Hutter)": (
+        "docs/baselines.md#restarts-triangles-and-one-cycle",
+        ("restarts",),
+        "warm restarts",
+    ),
+    "snapshot ensembles (Huang et al.)": (
+        "docs/baselines.md#restarts-triangles-and-one-cycle",
+        ("restarts", "ensemble"),
+        "snapshot ensemble",
+    ),
+    "cyclical rates, one cycle (Smith; Smith and Topin)": (
+        "docs/baselines.md#restarts-triangles-and-one-cycle",
+        ("restarts",),
+        "triangles|one cycle",
+    ),
+    "synchronous SGD (Chen et al.)": ("docs/baselines.md#asynchronous-sgd", ("asynchronous",), "^(?!.*compensation)"),
+    "delay compensation (Zheng et al.)": ("docs/baselines.md#asynchronous-sgd", ("asynchronous",), "compensation"),
+}
+OF_OTHERS = tuple(dict.fromkeys(question.topic for question in baselines.QUESTIONS))  # topics
+OWN = [question for question in questions.QUESTIONS if question.topic not in OF_OTHERS]  # of the paper's own claims
+# Numbers in the sentences of docs/baselines.md: how the claim begins that they answer, or which two recipes they compare.
+ANSWERED = {
+    "tuned-32768": "At its own best rate, batch 32768",
+    "own-16384": "At batch 16384, its own best rate",
+    "own-32768": "At batch 32768, its own best rate",
+    "lars-2048": "At batch 2048, LARS",
+    "lars-4096": "At batch 4096, LARS loses",
+    "lars-8192": "At batch 8192, LARS",
+    "lars-16384": "At batch 16384, LARS",
+    "lars-32768": "At batch 32768, LARS is better than SGD",
+    "grows": "A batch that grows loses",
+    "soup": "The Collapsed Ensemble beats the mean of its",
+    "swa": "The Collapsed Ensemble beats one model by SWA",
+    "ema": "The Collapsed Ensemble beats one model by an exp",
+    "constant": "Three collapses from the released cycles beat three from a constant rate",
+    "falling": "Three collapses from the released cycles beat three from one",
+    "trunks": "Three collapses from the released cycles beat three from a constant rate, all",
+    "high": "From the released cycles",
+    "long-constant": "One long collapse",
+    "snapshots": "The Collapsed Ensemble beats a snapshot",
+}
+NOT_DECLARED = {
+    "half-of-the-rate": ("sgd_2048", "batch_2048"),
+    "without-norms": ("lars_32768_without_norms", "sgd_32768"),
+    "rate-outside": ("lars_32768_rate_outside", "sgd_32768"),
+    "all-to-an-eighth": ("batch_2048", "images_1_8_equal_steps"),
+    "all-to-an-eighth-epochs": ("batch_2048", "images_1_8_equal_epochs"),
+}
+LEADING = {question.claim for question in questions.QUESTIONS if report.sides(question) in report.LEADING}
 
 STORED = 18  # pixels a side of a stored digit: a digit is scaled to a whole number of pixels
 REMOVED = "fast_bf16"  # a reduction that the trainer no longer has, in files that were measured with it
@@ -200,7 +258,11 @@ def origin(data: str = DIGITS) -> str:
     )
 
 
-def digits_answers(data: str = DIGITS) -> str:
+def digits_answers() -> str:
+    return every_answer(DIGITS, [row for row in answers() if row["topic"] not in OF_OTHERS])
+
+
+def every_answer(data: str, rows: list[dict]) -> str:
     lines = [
         [
             row["claim"] + (" (control)" if row["control"] == "True" else ""),
@@ -212,7 +274,7 @@ def digits_answers(data: str = DIGITS) -> str:
             row["verdict"],
             *(difference(row, view) for view in ("_zoom", "_scale_aspect")),
         ]
-        for row in answers(data)
+        for row in rows
     ]
     head = f"{heads('claim', 'n', 'top1', 'against', 'difference')} (95% interval)"
     others = heads("sd", "detectable", "p_holm", "verdict", "difference_zoom", "difference_scale_aspect")
@@ -291,6 +353,7 @@ def digits_precise() -> str:
     lines = [
         [row["claim"], min(int(row["n"]), int(row["n_other"])), difference(running[row["claim"]]), difference(row)]
         for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv")
+        if row["topic"] not in OF_OTHERS
     ]
     return table(f"{heads('claim', 'n')} | difference, running statistics (95% interval) | recomputed (95% interval)", lines)
 
@@ -354,8 +417,47 @@ def regime_table(path: str) -> str:
     return table("chosen | recipe | value | n | validation top-1, % | training top-1, %", lines)
 
 
+def told(row: dict) -> str:
+    """A verdict, and whether another view has another sign."""
+    depends = row["views"] == "the sign depends on the view" and row["verdict"] != "not resolved"
+    return row["verdict"] + "; in another view the sign is the opposite" * depends
+
+
+def topic_answers(topic: str) -> str:
+    """The answers of a topic about the paper's references, on digits."""
+    rows = [row for row in answers() if row["topic"] == topic]
+    if not rows:
+        return NOT_RUN
+    again = {row["claim"]: row for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv")}
+    recomputed = [again.get(row["claim"]) for row in rows]
+    lines = [
+        [row["claim"], *(f"{float(row[key]):.2f}" for key in ("top1", "against")), difference(row), row["verdict"]]
+        + [difference(row, "_scale_aspect")]
+        + ([f"{difference(precise)}, {precise['verdict']}" if precise else ""] if any(recomputed) else [])
+        for row, precise in zip(rows, recomputed)
+    ]
+    seeds = sorted({int(row[side]) for row in rows for side in ("n", "n_other")})
+    head = f"{heads('claim', 'top1', 'against', 'difference')} (95% interval) | {heads('verdict')}"
+    head += f" | {heads('difference_scale_aspect')}" + " | with recomputed statistics" * any(recomputed)
+    return table(head, lines) + f"\n\nOurs: top-1 on digits; n = {' to '.join(map(str, seeds))} seeds a side."
+
+
+def references() -> str:
+    """Each method of the paper's references with the answers to its leading questions, and the verdicts on all of its own."""
+    lines = []
+    for who, (section, topics, about) in REFERENCES.items():
+        asked = [row for row in answers() if row["topic"] in topics and re.search(about, row["claim"], re.I)]
+        leading = [row for row in asked if row["claim"] in LEADING] or asked[:1]
+        said = [f"{row['claim']}: {difference(row)}, *{told(row)}*" for row in leading]
+        verdicts = Counter(row["verdict"] for row in asked).items()
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts)
+        lines.append([f"[{who}]({section})", "<br>".join(said) or NOT_RUN, counts])
+    head = f"reference | leading questions: {heads('difference')} (95% interval), {heads('verdict')} | all its verdicts"
+    return table(head, lines)
+
+
 def photographs_answers() -> str:
-    return digits_answers(PHOTOGRAPHS) if answers(PHOTOGRAPHS) else NOT_RUN
+    return every_answer(PHOTOGRAPHS, answers(PHOTOGRAPHS)) if answers(PHOTOGRAPHS) else NOT_RUN
 
 
 def compared() -> str:
@@ -431,18 +533,25 @@ def digits_loss() -> str:
 def accuracies() -> dict[answering.Side, pd.Series]:
     """Top-1 of each side of a question and of each branch of collapse_parts, by seed."""
     models = tables.only(tables.models(ROOT / REFERENCE / "runs"), data=DIGITS, shrink="laptop")
-    sides = [side for question in questions.QUESTIONS for side in (question.better, question.other)]
+    sides = [side for question in OWN for side in question.sides]
     sides += [answering.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
+    sides += [answering.Side(recipe, "main") for pair in NOT_DECLARED.values() for recipe in pair]
     return {side: answering.rows_of(models, side).top1 for side in sides}
 
 
 def judged(without: list[int]) -> pd.DataFrame:
     """The answers without some seeds, without the columns that read predictions, by claim."""
     rows = []
-    for question in questions.QUESTIONS:
-        sides = (accuracies()[side].drop(without, errors="ignore") for side in (question.better, question.other))
+    for question in OWN:
+        sides = (accuracies()[side].drop(without, errors="ignore") for side in question.sides)
         rows.append(answering.compare(question, *sides))
     return answering.verdicts(pd.DataFrame(rows)).set_index("claim")
+
+
+def not_declared(name: str) -> str:
+    """A difference that nobody had declared, between the ends of two recipes."""
+    question = answering.Question(name, *(answering.Side(recipe, "main") for recipe in NOT_DECLARED[name]), "none")
+    return difference(answering.compare(question, *(accuracies()[side] for side in question.sides)))
 
 
 def parts(stage: str) -> pd.Series:
@@ -524,7 +633,9 @@ def in_sentences() -> dict[str, str]:
     ratio = {(row["recipe"], row["ratio"]): row for row in of_data(f"{REFERENCE}/tables/ratios.csv")}
 
     def of(start: str, column: str = "difference", form: str = "+.2f") -> str:
-        (row,) = [row for claim, row in found.items() if claim.startswith(start)]
+        (row,) = [row for claim, row in found.items() if claim == start] or [
+            row for claim, row in found.items() if claim.startswith(start)
+        ]
         in_view = column.removeprefix("interval")
         return format(float(row[column]), form) if in_view == column else difference(row, in_view)
 
@@ -577,6 +688,10 @@ def in_sentences() -> dict[str, str]:
         "decay-swings": f"{(1 - momentum**0.5) ** 2 / (1 - momentum):.3f}",
         "decay-32768": f"{decay[32768]:.3f}",
         "decay-16384": f"{decay[16384]:.3f}",
+        **{name: of(begins, "interval") for name, begins in ANSWERED.items()},
+        **{name: not_declared(name) for name in NOT_DECLARED},
+        "high-training": of("From the released cycles", "interval_scale_aspect"),
+        "grows-precise": difference(precise("A batch that grows loses")),
         "left-out": without_a_seed()[16],
         "left-out-few": without_a_seed()[6],
     }
@@ -943,6 +1058,8 @@ PLACES = {
     "ensemble-rescaled": ensemble_rescaled,
     "switches": switches,
     "digits-answers": digits_answers,
+    "references": references,
+    **{f"answers-{topic}": partial(topic_answers, topic) for topic in OF_OTHERS},
     "digits-effects": digits_effects,
     "digits-later-seeds": digits_later_seeds,
     "digits-ratios": digits_ratios,

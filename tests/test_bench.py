@@ -14,7 +14,7 @@ from bench import apparent_size, figures, pilot, precise_statistics, regime, rep
 from bench.report import Goal
 from repro.images.data import Images
 from repro.images.packed import Packed
-from repro.paper import tables
+from repro.paper import questions, tables
 from repro.paper.profiles import PROFILES, Profile
 from repro.paths import REFERENCE
 from repro.ranks.comm import World
@@ -207,12 +207,13 @@ def test_answers_with_recomputed_statistics_follow_from_the_runs_accuracies():
     """With statistics that change nothing they are the reference's answers; with ones that favour a side, by so much."""
     runs = REFERENCE / "runs"
     models = tables.models(runs, [path.name for path in records.complete_runs(runs) if path.name.startswith("collapse_parts-")])
-    found = precise_statistics.answered(models.assign(precise=models.top1))
+    asked = questions.of(["collapse"])
+    found = precise_statistics.answered(models.assign(precise=models.top1), asked)
     stored = pd.read_csv(REFERENCE / "tables" / "answers.csv").query("topic == 'collapse'").reset_index(drop=True)
     for column in ("claim", "n", "difference", "low", "high", "p_holm", "verdict"):
         pd.testing.assert_series_equal(found[column].reset_index(drop=True), stored[column])
     better = models.members == "zero-crop-x1"
-    moved = precise_statistics.answered(models.assign(precise=models.top1 + 5 * better)).set_index("claim").difference
+    moved = precise_statistics.answered(models.assign(precise=models.top1 + 5 * better), asked).set_index("claim").difference
     changes = moved - found.set_index("claim").difference
     assert sorted(changes.round(6)) == [-5, 0, 0, 0, 0, 5]
 

@@ -105,7 +105,8 @@ def test_columns_have_names_for_people_and_cells_say_their_column_on_a_narrow_wi
     text, page = page_of(results)
     headings = re.findall(r'<th scope="col" class="[\w ]+">(.*?)</th>', text)
     assert headings and not any("_" in heading for heading in headings)
-    assert all(page.all("td", "data-label"))
+    headings = re.findall(r'#(table-\d+) td:nth-child\(\d+\) { --heading: "[^"]+" }', text)
+    assert len(headings) == len(page.all("th", "scope")) and {*headings} == {*filter(None, page.all("table", "id"))}
 
 
 def test_two_runs_give_no_interval_and_no_nan(results):
@@ -115,7 +116,7 @@ def test_two_runs_give_no_interval_and_no_nan(results):
     text, _ = page_of(results)
     assert "nan" not in text and "n = 2 seeds" in text
     findings = text[text.index('<section id="findings">') : text.index('<section id="scaling">')]
-    assert 'data-label="95% interval"' not in findings
+    assert '--heading: "95% interval"' not in findings
 
 
 def test_names_from_files_are_text(results):

@@ -82,6 +82,7 @@ def write(results: Path | str, data: str = "digits", shrink: str = "laptop") -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["quoted"] = _quoted
     page = results / "report" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     text = environment.get_template("report.html.j2").render(**_contents(results, data, shrink), zip=zip)
@@ -151,6 +152,11 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "folders": sorted(mine.folder),
         "others": _table(others, ["folder", "data", "shrink", "variant", "status"]),
     }
+
+
+def _quoted(text: str) -> Markup:
+    """As a string of CSS, for a style sheet in the page."""
+    return Markup('"{}"').format(Markup(re.sub(r'[<>&"\\]', lambda found: f"\\{ord(found[0]):x} ", text)))
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------------

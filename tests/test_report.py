@@ -82,6 +82,16 @@ def test_every_figure_has_a_number_a_caption_and_a_description_and_every_table_a
     assert len(page.all("caption")) == len(page.all("table")) >= 10
 
 
+def test_a_verdict_that_recomputed_statistics_change_says_so(results):
+    claim = "The Collapsed Ensemble beats one model of equal images with the released collapse"
+    again = {"data": "digits", "claim": claim, "difference": 0.12, "low": -0.1, "high": 0.34, "verdict": "not resolved"}
+    said = "with batch norm&#39;s statistics computed anew: not resolved (+0.12, -0.10 to +0.34)"
+    (results / "bench").mkdir()
+    for verdict, expected in (("not resolved", 2), ("supported", 0), ("", 0)):  # the first page, and the finding
+        pd.DataFrame([again | {"verdict": verdict}]).to_csv(results / "bench" / "precise_statistics.csv")
+        assert page_of(results)[0].count(said) == expected
+
+
 def test_contents_and_links_lead_somewhere_and_no_id_occurs_twice(results):
     _, page = page_of(results)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -142,11 +152,12 @@ def test_runs_that_are_not_of_the_profile_are_listed_at_the_end_and_nowhere_else
 def test_runs_by_another_code_than_the_newest_are_listed_at_the_end(results):
     path = results / "tables" / "runs.csv"
     runs = pd.read_csv(path).assign(code="older")
+    runs = runs[runs.variant.isna()]  # the newest code is found for each variant
     newer = runs[runs.recipe == "one_model"].assign(code="newer", end="2100-01-01T00:00:00+00:00")
     pd.concat([runs[runs.recipe != "one_model"], newer]).to_csv(path, index=False)
     text, _ = page_of(results)
     assert f"from {len(newer)} complete runs" in text and f"{len(newer)} runs, " in text
-    assert text.index(runs.folder[0]) > text.index('<section id="others">')
+    assert text.index(runs.folder.iloc[0]) > text.index('<section id="others">')
 
 
 def test_a_page_of_another_data_set_shows_none_of_these_runs(results):

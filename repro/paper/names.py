@@ -328,6 +328,7 @@ COLUMNS = {
     "high_zoom": Column("to, enlarged view", "+.2f", "as `high`, of `difference_zoom`"),
     "low_scale_aspect": Column("from, training view", "+.2f", "as `low`, of `difference_scale_aspect`"),
     "high_scale_aspect": Column("to, training view", "+.2f", "as `high`, of `difference_scale_aspect`"),
+    "recomputed": Column("with recomputed statistics"),
     "views": Column("other views", meaning="whether the difference has the same sign in all views"),
     "low_originals": Column("from, new originals", "+.2f", "as `low`, for new original images too"),
     "high_originals": Column("to, new originals", "+.2f", "as `high`, for new original images too"),

@@ -94,10 +94,12 @@ def write(results: Path | str, data: str = "digits", shrink: str = "laptop") -> 
 def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
     runs = _read(results, "runs")
     counted = tables.that_count(runs)
-    mine = counted[(counted.data == data) & (counted["shrink"] == shrink) & (counted.variant == "")]
+    variants = {side.variant for question in questions.QUESTIONS for side in question.sides}
+    mine = counted[(counted.data == data) & (counted["shrink"] == shrink) & counted.variant.isin(variants)]
     others = runs.drop(mine.index)
-    ledger, answers, models = _read(results, "ledger"), _of(_read(results, "answers"), data, shrink), _read(results, "accuracy")
-    own = ledger.id.str.startswith("D")
+    ledger, models = _read(results, "ledger"), _read(results, "accuracy")
+    answers = _with_recomputed(_of(_read(results, "answers"), data, shrink), results, data)
+    own, of_references = ledger.id.str.startswith("D"), ledger.id.str.startswith("B")
     checks, measured = _read(results, "scaling_checks"), _read(results, "scaling_measured")
     return {
         "drawing": lambda name, alt: _drawing(results, name, alt),
@@ -127,13 +129,9 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "between": _between(_read(results, "scaling_published")),
         "checks": _table(checks, ["model", "check", "ranks", "images", *CHECKED, "error_percent"]),
         "checks_sentence": _checks_sentence(checks),
-        "claims": _table(
-            ledger[~own].assign(
-                ours=[with_interval(row) for row in ledger[~own].itertuples()],
-                cost=[price(row) for row in ledger[~own].itertuples()],
-            ),
-            ["id", "claim", "published", "source", "ours", "state", "cost"],
-        ),
+        "claims": _claims(ledger[~own & ~of_references]),
+        "costs": _table(_priced(ledger[~own]), ["id", "claim", "cost"]),
+        "of_references": _claims(ledger[of_references]),
         "questions": _table(
             ledger[own].assign(interval=_intervals(ledger[own], "+.2f")), ["id", "claim", "ours", "interval", "n", "state"]
         ),
@@ -172,6 +170,22 @@ def _read(results: Path, name: str) -> pd.DataFrame:
 
 def _of(table: pd.DataFrame, data: str, shrink: str) -> pd.DataFrame:
     return table[(table.data == data) & (table["shrink"] == shrink)]
+
+
+def _with_recomputed(answers: pd.DataFrame, results: Path, data: str) -> pd.DataFrame:
+    """The answers of a data set with `recomputed`: what becomes of a verdict if batch norm's statistics are computed anew.
+
+    Empty where it stays, or where `bench.precise_statistics` has not asked again.
+    """
+    file = results / "bench" / "precise_statistics.csv"
+    again = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["data", "claim", "verdict"])
+    again = again[again.data == data].dropna(subset="verdict").set_index("claim")
+    said = []
+    for row in answers.itertuples():
+        new = again.loc[row.claim] if row.claim in again.index else None
+        moved = new is not None and new.verdict != row.verdict
+        said.append(f"{new.verdict} ({new.difference:+.2f}, {_interval(new.low, new.high, '+.2f')})" if moved else "")
+    return answers.assign(recomputed=said)
 
 
 class Drawing(NamedTuple):
@@ -215,6 +229,17 @@ def _cell(value: Any, name: str) -> str:
     if text.startswith("MODEL: "):
         return Markup('<span class="badge model">MODEL</span> {}').format(text.removeprefix("MODEL: "))
     return text
+
+
+def _claims(ledger: pd.DataFrame) -> Table:
+    found = ledger.assign(ours=[with_interval(row) for row in ledger.itertuples()])
+    return _table(found, ["id", "claim", "published", "source", "ours", "state"])
+
+
+def _priced(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The claims whose runs have a price, with `cost`."""
+    costs = ledger.assign(cost=[price(row) for row in ledger.itertuples()])
+    return costs[costs.cost != ""]
 
 
 def _intervals(frame: pd.DataFrame, form: str) -> list[str]:
@@ -272,13 +297,25 @@ def _finding(topic: str, answers: pd.DataFrame, runs: pd.DataFrame, data: str, s
     if rows.empty:
         return None
     asked = [question for question in questions.QUESTIONS if question.topic == topic]
-    recipes = {side.recipe for question in asked for side in (question.better, question.other)}
-    used = runs[runs.recipe.isin(recipes)]
+    trained = {(side.recipe, side.variant) for question in asked for side in question.sides}
+    used = runs[[each in trained for each in zip(runs.recipe, runs.variant)]]
     seeds = sorted(int(seed) for seed in used.seed.unique())
     parameters = f"{{topics: [{topic}], data: {data}, shrink: {shrink}, seeds: {seeds}}}"
     notebook = next(name for name, asks in NOTEBOOKS.items() if topic in asks)
     claim = [row.claim + (" (control)" if row.control else "") for row in rows.itertuples()]
-    columns = ["claim", "top1", "against", "difference", "interval", "n", "detectable", "p_holm", "verdict", "views"]
+    columns = [
+        "claim",
+        "top1",
+        "against",
+        "difference",
+        "interval",
+        "n",
+        "detectable",
+        "p_holm",
+        "verdict",
+        "views",
+        "recomputed",
+    ]
     interval = [_interval(row.low, row.high, "+.2f") for row in rows.itertuples()]
     by_ranks = rows.compared == "exact ranks"
     interval = [f"{text} (ranks)" if text and ranks else text for text, ranks in zip(interval, by_ranks)]
@@ -329,6 +366,8 @@ def _sentence(row: dict[str, Any]) -> str:
         found += f"; {row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}"
     if row.get("views") == "the sign depends on the view" and row["verdict"] != "not resolved":
         found += "; in another view the sign is the opposite"
+    if row.get("recomputed"):
+        found += f"; with batch norm's statistics computed anew: {row['recomputed']}"
     return f"{verdict}: {row['claim']} ({found})."
 
 

@@ -179,12 +179,14 @@ def _with_recomputed(answers: pd.DataFrame, results: Path, data: str) -> pd.Data
     """
     file = results / "bench" / "precise_statistics.csv"
     again = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["data", "claim", "verdict"])
-    again = again[again.data == data].dropna(subset="verdict").set_index("claim")
+    found: dict[str, Any] = {row.claim: row for row in again[again.data == data].dropna(subset="verdict").itertuples()}
     said = []
     for row in answers.itertuples():
-        new = again.loc[row.claim] if row.claim in again.index else None
-        moved = new is not None and new.verdict != row.verdict
-        said.append(f"{new.verdict} ({new.difference:+.2f}, {_interval(new.low, new.high, '+.2f')})" if moved else "")
+        new = found.get(row.claim)
+        if new is None or new.verdict == row.verdict:
+            said.append("")
+        else:
+            said.append(f"{new.verdict} ({new.difference:+.2f}, {_interval(new.low, new.high, '+.2f')})")
     return answers.assign(recomputed=said)
 
 

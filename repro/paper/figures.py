@@ -512,8 +512,8 @@ def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
         (lines if line else single).append(entry)
     what = {"epochs": "epochs of all training that led to it", "operations": "multiply-adds for an image, millions"}
     axes.set(xlabel=what[over], ylabel="test top-1, %")
-    (lowest, at), (second, _) = sorted(means)[:2] if len(means) > 5 else [(0.0, 0.0)] * 2
-    if second - lowest > 2 * (max(means)[0] - second):  # alone far below: said in words, so that the others can be told apart
+    (lowest, at), (second, _), *others = sorted(means) if len(means) > 5 else [(0.0, 0.0)] * 2
+    if others and second - lowest > 2 * (others[-1][0] - second):  # alone far below: in words, so the others can be told apart
         axes.set_ylim(bottom=second - 1)
         axes.annotate(
             f"\u2193 {lowest:.1f}",

@@ -26,6 +26,7 @@ from repro.recipes import RECIPES, shrink
 from repro.recipes.baselines import TUNED
 from repro.recipes.controls import BATCHES
 from repro.run import records
+from repro.schedule import at
 
 sys.path.insert(0, str(paths.ROOT / "data_prep"))
 
@@ -80,7 +81,8 @@ REFERENCES = {
 }
 OF_OTHERS = tuple(dict.fromkeys(question.topic for question in baselines.QUESTIONS))  # topics
 OWN = [question for question in questions.QUESTIONS if question.topic not in OF_OTHERS]  # of the paper's own claims
-# Numbers in the sentences of docs/baselines.md: how the claim begins that they answer, or which two recipes they compare.
+# Numbers in the sentences of docs/baselines.md: how the claim begins that they answer, or which stages of two recipes
+# they compare.
 ANSWERED = {
     "tuned-32768": "At its own best rate, batch 32768",
     "own-16384": "At batch 16384, its own best rate",
@@ -96,14 +98,36 @@ ANSWERED = {
     "high": "From the released cycles",
     "long-constant": "One long collapse",
     "snapshots": "The Collapsed Ensemble beats a snapshot",
+    "norms": "Weight decay on batch norm",
+    "stride": "A stride in the 3x3",
+    "release-lars": "The release is better without LARS",
+    "asynchronous": "Of 8 groups, synchronous SGD is better than asynchronous",
+    "2-groups": "Asynchronous SGD of 2 groups",
+    "4-groups": "Asynchronous SGD of 4 groups",
+    "8-groups": "Asynchronous SGD of 8 groups",
+    "no-momentum": "Of 8 groups, asynchronous SGD is better without",
+    "synchronous-no-momentum": "Of 8 groups, synchronous SGD is better than asynchronous without",
+    "compensated": "Of 8 groups, delay compensation",
+    "adaptive": "Of 8 groups, adaptive delay compensation is better than asynchronous",
+    "adaptive-synchronous": "Of 8 groups, adaptive delay compensation is better than synchronous",
+    "adaptive-sequential": "Adaptive delay compensation of 8 groups loses",
 }
 NOT_DECLARED = {
-    "half-of-the-rate": ("sgd_2048", "batch_2048"),
-    "without-norms": ("lars_32768_without_norms", "sgd_32768"),
-    "rate-outside": ("lars_32768_rate_outside", "sgd_32768"),
-    "all-to-an-eighth": ("batch_2048", "images_1_8_equal_steps"),
-    "all-to-an-eighth-epochs": ("batch_2048", "images_1_8_equal_epochs"),
+    "half-of-the-rate": ("sgd_2048 main", "batch_2048 main"),
+    "without-norms": ("lars_32768_without_norms main", "sgd_32768 main"),
+    "rate-outside": ("lars_32768_rate_outside main", "sgd_32768 main"),
+    "all-to-an-eighth": ("batch_2048 main", "images_1_8_equal_steps main"),
+    "all-to-an-eighth-epochs": ("batch_2048 main", "images_1_8_equal_epochs main"),
+    # The released 448-node recipe's end, of which there are more seeds as a branch of collapse_parts
+    "more-designed": ("collapse_parts zero-crop-x2", "ablation_as_designed collapse"),
+    "more-corrected": ("collapse_parts zero-crop-x2", "ablation_corrected collapse"),
+    "more-norms": ("collapse_parts zero-crop-x2", "ablation_norms_not_decayed collapse"),
+    "more-identity": ("collapse_parts zero-crop-x2", "ablation_no_zero_gamma collapse"),
+    "more-stride": ("collapse_parts zero-crop-x2", "ablation_stride_v1 collapse"),
+    "more-lars": ("collapse_parts zero-crop-x2", "ablation_lars collapse"),
+    "sequential-no-momentum": ("sequential main", "asynchronous_8_groups_without_momentum main"),
 }
+FASTER_AVERAGES = "ablation_bn_momentum main", "resnet50_448nodes main"  # with the same weights, so seed by seed
 LEADING = {question.claim for question in questions.QUESTIONS if report.sides(question) in report.LEADING}
 
 STORED = 18  # pixels a side of a stored digit: a digit is scaled to a whole number of pixels
@@ -175,7 +199,11 @@ def commits(versions: set[str]) -> str:
     found = sorted({commit(version) for version in versions})
     both = [each for each in found if f"{each} with uncommitted changes" in found]
     said = [each + " (in part with uncommitted changes)" if each in both else each for each in found]
-    return ", ".join(each for each in said if each.removesuffix(" with uncommitted changes") not in both)
+    said = [each for each in said if each.removesuffix(" with uncommitted changes") not in both]
+    if len(said) > 1 and all(re.fullmatch("at commit [0-9a-f]+", each) for each in said):
+        *first, last = (each.removeprefix("at commit ") for each in said)
+        return f"at commits {', '.join(first)} and {last}"
+    return ", ".join(said)
 
 
 def made(path: str, command: str, when: str, versions: set, machine: str, more: str) -> str:
@@ -533,7 +561,7 @@ def accuracies() -> dict[answering.Side, pd.Series]:
     models = tables.only(tables.models(ROOT / REFERENCE / "runs"), data=DIGITS, shrink="laptop")
     sides = [side for question in OWN for side in question.sides]
     sides += [answering.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
-    sides += [answering.Side(recipe, "main") for pair in NOT_DECLARED.values() for recipe in pair]
+    sides += [answering.Side(*side.split()) for pair in (*NOT_DECLARED.values(), FASTER_AVERAGES) for side in pair]
     return {side: answering.rows_of(models, side).top1 for side in sides}
 
 
@@ -547,8 +575,8 @@ def judged(without: list[int]) -> pd.DataFrame:
 
 
 def not_declared(name: str) -> str:
-    """A difference that nobody had declared, between the ends of two recipes."""
-    question = answering.Question(name, *(answering.Side(recipe, "main") for recipe in NOT_DECLARED[name]), "none")
+    """A difference that nobody had declared, between stages of two recipes."""
+    question = answering.Question(name, *(answering.Side(*side.split()) for side in NOT_DECLARED[name]), "none")
     return difference(answering.compare(question, *(accuracies()[side] for side in question.sides)))
 
 
@@ -650,6 +678,7 @@ def in_sentences() -> dict[str, str]:
     batches = [tuned[f"sgd_{batch}"] for batch in BATCHES]
     decay = {batch: ratios.of(shrink(RECIPES[f"batch_{batch}"], "laptop"))[DECAY] for batch in BATCHES}
     momentum = RECIPES["batch_32768"].momentum
+    corrected = {size: corrected_momenta(size) for size in ("laptop", "none")}
     return {
         "view-gain": of(view, form=".1f"),
         "collapse-gain": of(collapse, form=".1f"),
@@ -689,10 +718,27 @@ def in_sentences() -> dict[str, str]:
         **{name: of(begins, "interval") for name, begins in ANSWERED.items()},
         **{name: not_declared(name) for name in NOT_DECLARED},
         "high-training": of("From the released cycles", "interval_scale_aspect"),
+        "synchronous-no-momentum-training": of(ANSWERED["synchronous-no-momentum"], "interval_scale_aspect"),
+        "stride-enlarged": of("A stride in the 3x3", "interval_zoom"),
+        "faster-averages": difference(
+            statistics.paired(*(accuracies()[answering.Side(*side.split())] for side in FASTER_AVERAGES))
+        ),
+        "corrected-momentum": ", ".join(f"{each:.2f}" for each in corrected["laptop"][:3]),
+        "corrected-steps": f"{sum(each >= 1 for each in corrected['laptop'])} of {len(corrected['laptop'])}",
+        "corrected-momentum-imagenet": f"{max(corrected['none']):.3f}",
+        "six-released": f"{parts('zero-crop-x2').loc[[*range(6)]].mean():.2f}%",
+        "all-released": f"{parts('zero-crop-x2').mean():.2f}%",
         "grows-precise": difference(precise("A batch that grows loses")),
         "left-out": without_a_seed()[16],
         "left-out-few": without_a_seed()[6],
     }
+
+
+def corrected_momenta(size: str) -> list[float]:
+    """The momentum of each step of the warm-up that momentum correction changes."""
+    recipe = shrink(RECIPES["ablation_corrected"], size)
+    steps = [at(recipe, step) for step in range(recipe.stages[0].warmup_iterations + 1)]
+    return [recipe.momentum * now.rate / now.previous_rate for now in steps if now.previous_rate]
 
 
 RATE = "largest rate for every 256 images of the batch"

@@ -120,6 +120,7 @@ def test_each_commit_of_several_versions_is_named_once():
     said = "at commit 4de64f5 (in part with uncommitted changes), at commit 95a8368 with uncommitted changes"
     assert write_numbers.commits({dirty, clean, other}) == said
     assert write_numbers.commits({dirty}) == "at commit 4de64f5 with uncommitted changes"
+    assert write_numbers.commits({"0.2.0+95a8368", "0.2.0+4de64f5"}) == "at commits 4de64f5 and 95a8368"
 
 
 def test_a_version_names_its_commit_after_a_tag_as_before_it(tmp_path, monkeypatch):

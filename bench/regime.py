@@ -4,7 +4,8 @@ Only validation images are used, and seeds that no reported run has. Each number
 none of them compares two sides of a claim:
 
 rate     the largest factor at which a small batch (2048 of ImageNet's images) is stable: within one point of the best factor.
-         While that is the largest that was tried, its double is tried
+         While that is the largest that was tried, its double is tried. Of photographs, which small batches bear at far larger
+         rates than others, one model of the batch of most questions (14336) has to be stable at it, too
 length   the shortest of the lengths at which twice the epochs gain one model less than one point, or the longest tried. Only of
          digits: other beds have the digits' length, so that their runs have as many steps
 width    of the factors on the channels, the largest for which the declared runs fit into the hours that there are. It is chosen
@@ -28,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from repro import recipes
+from repro import ReproError, recipes
 from repro.evaluate import VIEWS
 from repro.images.data import Images
 from repro.images.packed import pack_embedded
@@ -44,6 +45,7 @@ RATES = 3.0, 6.0, 12.0, 24.0, 48.0
 LENGTHS = 1 / 60, 1 / 30, 1 / 15, 2 / 15
 SMALL_BATCH, ONE_MODEL = "batch_2048", "resnet50_448nodes_uncollapsed"
 POINT = 1.0
+DIVERGED = "the run has diverged"  # in the message of a run that did (repro/allreduce.py)
 HOURS = 10.0  # of one core, for all runs of a bed's profile
 
 
@@ -51,15 +53,22 @@ class Bed(NamedTuple):
     """What is tried on a data set."""
 
     profile: str  # of `make reproduce`: its shrink has the images and the batches, its topics have the runs that must fit
+    stable: tuple[str, ...] = (SMALL_BATCH,)  # recipes that the rate must suit
     lengths: tuple[float, ...] = ()  # empty: only its shrink's
     widths: tuple[int, ...] = ()
 
 
-BEDS = {"digits": Bed("full", lengths=LENGTHS), "fashion_mnist": Bed("photographs", widths=(1, 2))}
+BEDS = {
+    "digits": Bed("full", lengths=LENGTHS),
+    "fashion_mnist": Bed("photographs", stable=(SMALL_BATCH, ONE_MODEL), widths=(1, 2)),
+}
 
 
 def trials(number: str, recipe: str, values: Iterable, data: str, out: Path, **chosen) -> pd.DataFrame:
-    """Trains `recipe` with each value of the shrink's field `number`; one row per value and seed, accuracies in per cent."""
+    """Trains `recipe` with each value of the shrink's field `number`; one row per value and seed, accuracies in per cent.
+
+    A run that diverges has no image right, and no seconds: its value is not a stable one.
+    """
     rows, base = [], PROFILES[bed(data).profile].shrink
     images, validated = (len(Images(data, split)) for split in ("train", "val"))
     for value in values:
@@ -67,15 +76,16 @@ def trials(number: str, recipe: str, values: Iterable, data: str, out: Path, **c
         profile = replace(recipes.SHRINKS[base], name=f"{number}-{value:.4g}", **fields)
         small = recipes.shrink(recipes.find(recipe), profile, images)
         for seed in SEEDS:
-            folder = train(small, data=data, shrink="none", seed=seed, split="val", out=str(out), device="cpu")
-            run = records.read(folder)
-            end = run["ends"]["main"]
-            rows.append(
-                {
-                    "number": number,
-                    "value": value,
-                    "recipe": recipe,
-                    "seed": seed,
+            row = {"number": number, "value": value, "recipe": recipe, "seed": seed, "validation_top1": 0.0}
+            try:
+                folder = train(small, data=data, shrink="none", seed=seed, split="val", out=str(out), device="cpu")
+            except ReproError as error:
+                if DIVERGED not in str(error):
+                    raise
+            else:
+                run = records.read(folder)
+                end = run["ends"]["main"]
+                row |= {
                     "validation_top1": 100 * end["top1"] / end["images"],
                     "train_top1": 100 * end["train_top1"],
                     "seconds": run["seconds"] * run["ranks"],
@@ -83,8 +93,8 @@ def trials(number: str, recipe: str, values: Iterable, data: str, out: Path, **c
                     "images": small.images(),
                     "tested": tested(recipe, small, validated),
                 }
-            )
-            print(rows[-1], flush=True)
+            rows.append(row)
+            print(row, flush=True)
     return pd.DataFrame(rows)
 
 
@@ -95,16 +105,26 @@ def bed(data: str) -> Bed:
 
 def rates(data: str, out: Path, epochs: float) -> pd.DataFrame:
     """The trials of the rate: of `RATES`, and of twice the largest while that is the one that `largest_stable` chooses."""
-    rows = trials("rate", SMALL_BATCH, RATES, data, out, epochs=epochs, widen=1)
+
+    def tried(values: Iterable[float]) -> list[pd.DataFrame]:
+        return [trials("rate", recipe, values, data, out, epochs=epochs, widen=1) for recipe in bed(data).stable]
+
+    rows = pd.concat(tried(RATES))
     while (largest := largest_stable(rows)) == rows.value.max():
-        rows = pd.concat([rows, trials("rate", SMALL_BATCH, [2 * largest], data, out, epochs=epochs, widen=1)])
+        rows = pd.concat([rows, *tried([2 * largest])])
     return rows
 
 
 def largest_stable(rows: pd.DataFrame) -> float:
-    """The largest value whose mean validation accuracy is within a point of the best."""
-    means = rows.groupby("value").validation_top1.mean()
-    return float(means[means >= means.max() - POINT].index.max())
+    """The largest value at which each recipe's mean validation accuracy is within a point of its best.
+
+    Raises ReproError if there is none.
+    """
+    means = rows.groupby(["value", "recipe"]).validation_top1.mean().unstack()
+    stable = means.index[(means >= means.max() - POINT).all(axis=1)]
+    if stable.empty:
+        raise ReproError(f"no value that was tried suits all of {', '.join(means)}")
+    return float(stable.max())
 
 
 def levelled_off(rows: pd.DataFrame) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from bench import apparent_size, figures, pilot, precise_statistics, regime, report, scale, step
 from bench.report import Goal
+from repro import ReproError
 from repro.images.data import Images
 from repro.images.packed import Packed
 from repro.paper import questions, tables
@@ -134,17 +135,50 @@ def test_trials_train_small_recipes_and_leave_the_shrinks_as_they_are(digits, tm
         assert recipe.stages[0].base_rate == pytest.approx(expected)
 
 
+def test_a_trial_that_diverges_has_no_image_right(digits, tmp_path, monkeypatch):
+    reason = "a gradient or batch statistic is 1e+12: the run has diverged"
+
+    def train(*_, **given):
+        raise ReproError(reason)
+
+    monkeypatch.setattr(regime, "train", train)
+    rows = regime.trials("rate", "batch_2048", (96.0,), digits, tmp_path)
+    assert list(rows.validation_top1) == [0.0, 0.0] and list(rows.seed) == [*regime.SEEDS]
+    reason = "the disk is full"
+    with pytest.raises(ReproError, match="disk is full"):
+        regime.trials("rate", "batch_2048", (96.0,), digits, tmp_path)
+
+
 def test_the_largest_rate_is_chosen_only_if_its_double_was_tried(tmp_path, monkeypatch):
     accuracy = {rate: rate for rate in (*regime.RATES, 96.0)} | {192.0: 40.0}  # better and better, up to a cliff
 
     def trials(number, recipe, values, data, out, **chosen):
-        return pd.DataFrame([{"value": value, "validation_top1": accuracy[value]} for value in values])
+        return pd.DataFrame([{"value": value, "recipe": recipe, "validation_top1": accuracy[value]} for value in values])
 
     monkeypatch.setattr(regime, "trials", trials)
     rows = regime.rates("digits", tmp_path, 2 / 15)
     assert list(rows.value) == [*regime.RATES, 96, 192] and regime.largest_stable(rows) == 96
     accuracy[24.0] = 100.0
     assert list(regime.rates("digits", tmp_path, 2 / 15).value) == [*regime.RATES]
+
+
+def test_the_rate_must_suit_each_recipe_of_the_bed():
+    rows = {"batch_2048": [80.0, 80.5, 80.9, 80.6], regime.ONE_MODEL: [78.0, 80.0, 79.5, 72.0]}
+    frame = pd.DataFrame(
+        [
+            {"recipe": recipe, "value": value, "validation_top1": accuracy}
+            for recipe, found in rows.items()
+            for value, accuracy in zip((6.0, 12.0, 24.0, 48.0), found)
+        ]
+    )
+    assert regime.largest_stable(frame[frame.recipe == "batch_2048"]) == 48
+    assert regime.largest_stable(frame) == 24
+    with pytest.raises(ReproError, match=f"suits all of batch_2048, {regime.ONE_MODEL}"):
+        regime.largest_stable(
+            frame[(frame.value == 24) & (frame.recipe == "batch_2048") | (frame.value == 12)].replace(80.9, 99)
+        )
+    assert set(regime.bed("fashion_mnist").stable) == {"batch_2048", regime.ONE_MODEL}
+    assert regime.bed("digits").stable == ("batch_2048",)
 
 
 def test_a_beds_trials_have_its_own_images_batches_and_profile(tmp_path, monkeypatch):

@@ -21,11 +21,12 @@ import torch
 from bench import figures
 from repro import ReproError, evaluate
 from repro.images.data import Images
+from repro.images.packed import Preprocessing
 from repro.images.views import test_view
 from repro.paper import ratios, tables
 from repro.paper.figures import save
-from repro.paths import RESULTS, ROOT, given, replacing, writable_folder
-from repro.run import checkpoint, tidy
+from repro.paths import RESULTS, ROOT, given, writable_folder
+from repro.run import checkpoint, records, tidy
 
 sys.path.insert(0, str(ROOT / "data_prep"))
 
@@ -82,14 +83,12 @@ def main() -> None:
     found = [folder for name in runs.folder if ((folder := results / "runs" / name) / "snapshots").is_dir()]
     if not found:
         raise ReproError(f"{results} has no complete run of {RECIPE} with its snapshots: `make reproduce` trains it")
-    rows: list[dict] = []
-    medians, seen = {}, {}
+    rows, seen = [], {}
     for folder in found:
         run, stages, images = evaluate.open_run(folder, list(STAGES))
         data = run["data"]["name"]
         if data not in seen:
             seen[data] = sized(images)
-            medians[data] = ratios.of_view(images.preprocessing)["median enlargement by the training view"]
         model = evaluate.build_again(run, images).eval()
         for stage in stages:
             model.load_state_dict(checkpoint.load(folder / "snapshots" / stage)[0])
@@ -106,11 +105,16 @@ def main() -> None:
                 }
                 row["true_size"] = true_size(how, size, images.preprocessing.short_side)
                 rows.append(row | {"images": NUMBER, "top1": 100 * float(right.double().mean())})
-    table = pd.DataFrame(rows)
+    file = writable_folder(results / "bench") / "apparent_size.csv"
+    tables.put(pd.DataFrame(rows), file, ["data"])
+    table = pd.read_csv(file)
     means = table.pivot_table(index=["data", "how", "size"], columns="stage", values="top1")[list(STAGES)]
     print(means.to_string(float_format="{:.2f}".format))
-    with replacing(writable_folder(results / "bench") / "apparent_size.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    views = {
+        run["data"]["name"]: Preprocessing(**run["data"]["preprocessing"])
+        for run in records.read_all(results / "runs").values()
+    }
+    medians = {data: ratios.of_view(views[data])["median enlargement by the training view"] for data in table.data.unique()}
     save(figures.apparent_size(table, medians), table, results, "bench-apparent_size")
 
 

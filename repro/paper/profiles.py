@@ -54,9 +54,7 @@ PROFILES = {
     "laptop": Profile("digits", "laptop", FEW, {}, "the questions with the largest effects"),
     "full": Profile("digits", "laptop", FULL, {}, "all questions"),
     "letters": Profile("letters", "laptop", FULL, {}, "all questions, on the second data set"),
-    "photographs": Profile(
-        "fashion_mnist", "photographs", PHOTOGRAPHS, {}, "most questions, on Fashion-MNIST; its regime has not been run yet"
-    ),
+    "photographs": Profile("fashion_mnist", "photographs", PHOTOGRAPHS, {}, "most questions, on Fashion-MNIST; hours"),
     "cifar10": Profile("cifar10", "photographs", FEW, {}, "not run by us; see `make plan`"),
     "smoke": Profile(
         "digits",

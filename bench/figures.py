@@ -26,7 +26,7 @@ def apparent_size(table: pd.DataFrame, medians: dict[str, float]) -> plt.Figure:
     figure, panels = plt.subplots(
         len(drawn), 1, layout="constrained", figsize=(ONE_COLUMN, 2 * len(drawn)), sharex=True, squeeze=False
     )
-    said = {"drawn": "only the size changes (drawn again)", "scaled": "size and sharpness change (scaled)"}
+    said = {"drawn": "drawn again (size alone)", "scaled": "scaled (size, sharpness)"}
     for axes, ((data, how), part) in zip(panels[:, 0], drawn):
         ends = []
         for stage, (label, look) in SIZES_SHOWN.items():

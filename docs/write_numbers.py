@@ -729,6 +729,7 @@ def in_sentences() -> dict[str, str]:
         "six-released": f"{parts('zero-crop-x2').loc[[*range(6)]].mean():.2f}%",
         "all-released": f"{parts('zero-crop-x2').mean():.2f}%",
         "grows-precise": difference(precise("A batch that grows loses")),
+        **of_photographs(),
         "left-out": without_a_seed()[16],
         "left-out-few": without_a_seed()[6],
     }
@@ -745,9 +746,43 @@ RATE = "largest rate for every 256 images of the batch"
 DECAY = "largest weight decay of a step"
 
 
-def precise(start: str) -> dict:
-    (row,) = [row for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv") if row["claim"].startswith(start)]
+def precise(start: str, data: str = DIGITS) -> dict:
+    (row,) = [row for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv", data) if row["claim"].startswith(start)]
     return row
+
+
+def of_photographs() -> dict[str, str]:
+    """Numbers in sentences about the photographs."""
+    claims = {
+        "released": "The released collapse",
+        "rate": "In the main view, the rate's fall",
+        "view": "At a falling rate, the collapse's view",
+        "decay": "In the collapse's view, the doubled weight decay",
+        "statistics": "New batch-norm statistics alone",
+    }
+    found = {}
+    for name, start in claims.items():
+        (row,) = [row for row in answers(PHOTOGRAPHS) if row["claim"].startswith(start)]
+        found |= {
+            f"photographs-{name}": difference(row),
+            f"photographs-{name}-enlarged": difference(row, "_zoom"),
+            f"photographs-{name}-training": difference(row, "_scale_aspect"),
+            f"photographs-{name}-precise": difference(precise(start, PHOTOGRAPHS)),
+        }
+    models = tables.only(tables.models(ROOT / REFERENCE / "runs"), data=PHOTOGRAPHS, shrink="photographs")
+    stages = ("zero-crop-x2", "plain", "zero-crop-x1", "zero-main-x1")
+    released, plain, crop, main_view = (
+        answering.rows_of(models, answering.Side("collapse_parts", stage)).top1 for stage in stages
+    )
+    sizes = pd.read_csv(ROOT / REFERENCE / "bench/apparent_size.csv").query("data == @PHOTOGRAPHS and size == 1")
+    at_one = sizes.pivot_table(index="seed", columns="stage", values="top1")
+    return found | {
+        # Both are differences, of which none has failed
+        "photographs-rest": difference(
+            statistics.paired(released - plain, crop - main_view) | {"failed": 0, "failed_other": 0}
+        ),
+        "photographs-at-one": difference(statistics.paired(at_one["zero-crop-x1"], at_one["zero-main-x1"])),
+    }
 
 
 def measured_rows(path: str) -> str:

@@ -138,15 +138,16 @@ def test_names_from_files_are_text(results):
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") > 50
 
 
-def test_runs_that_are_not_of_the_profile_are_listed_at_the_end_and_nowhere_else(results):
+def test_runs_that_are_not_of_the_profile_are_counted_at_the_end_and_are_nowhere_else(results):
     path = results / "tables" / "runs.csv"
     runs = pd.read_csv(path)
     stray = runs.iloc[[0]].assign(folder="a-stray-run", shrink="laptop-few")
-    pd.concat([runs, stray, runs.iloc[[1]].assign(folder="half-a-run", status="stopped")]).to_csv(path, index=False)
+    pd.concat([runs, stray, stray, runs.iloc[[1]].assign(folder="half-a-run", status="stopped")]).to_csv(path, index=False)
     text, _ = page_of(results)
-    start = text.index('<section id="others">')
-    assert "Other runs found" in text[start:] and text.count("a-stray-run") == text.count("half-a-run") == 1
-    assert text.index("a-stray-run") > start and f"{len(runs)} complete runs" in text
+    rows = others(text)
+    assert "Other runs found" in text and "a-stray-run" not in text and "half-a-run" not in text
+    assert ["digits", "laptop-few", "complete", "2"] in rows and f"{(runs.data == 'digits').sum()} complete runs" in text
+    assert ["digits", "laptop", "stopped", "1"] in [[row[0], row[1], row[-2], row[-1]] for row in rows]
 
 
 def test_runs_by_another_code_than_the_newest_are_listed_at_the_end(results):
@@ -157,7 +158,14 @@ def test_runs_by_another_code_than_the_newest_are_listed_at_the_end(results):
     pd.concat([runs[runs.recipe != "one_model"], newer]).to_csv(path, index=False)
     text, _ = page_of(results)
     assert f"from {len(newer)} complete runs" in text and f"{len(newer)} runs, " in text
-    assert text.index(runs.folder.iloc[0]) > text.index('<section id="others">')
+    assert sum(int(row[-1]) for row in others(text)) == len(pd.read_csv(path)) - len(newer)
+
+
+def others(text: str) -> list[list[str]]:
+    """The rows of the table of other runs."""
+    part = text[text.index('<section id="others">') :]
+    found = re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)
+    return [cells for row in found if (cells := [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", row)])]
 
 
 def test_a_page_of_another_data_set_shows_none_of_these_runs(results):
@@ -176,7 +184,8 @@ def test_commands_name_notebooks_and_targets_that_exist(results):
 
 def test_an_svg_becomes_part_of_the_page_with_ids_of_its_own_and_the_pages_colours():
     inline = svg.inline(PICTURE, "one", 'a "picture"')
-    assert 'id="one-m1"' in inline and 'href="#one-m1"' in inline and "url(#one-p1)" in inline and "axes_1" not in inline
+    marker, clip = (re.search(rf'<{shape} id="(one-[0-9]+)"', inline)[1] for shape in ("path", "clipPath"))
+    assert marker != clip and f'href="#{marker}"' in inline and f"url(#{clip})" in inline and "axes_1" not in inline
     assert "var(--blue)" in inline and "var(--ink)" in inline and "#222222" not in inline and "<style" not in inline
     assert "a &lt;b&gt; of a picture</text>" in inline and 'aria-label="a &quot;picture&quot;"' in inline
 

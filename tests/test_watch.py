@@ -71,6 +71,20 @@ def test_a_run_is_found_by_its_folder_its_name_or_as_the_last_begun(folder):
         state.find("", out / "nowhere")
 
 
+def test_of_many_runs_the_one_that_is_trained_is_found_though_others_ended_later(folder):
+    out = folder.parent
+    for name, status, start in (("ended", "complete", START), ("earlier", "running", START.replace("2020", "2019"))):
+        shutil.copytree(folder, out / name)
+        record(out / name, status, start=start)
+    os.utime(folder / "run.json", (1, 1))
+    assert state.find("", out) == folder
+    record(folder, "stopped")
+    assert state.find("", out) == out / "earlier"
+    record(out / "earlier", "complete")
+    os.utime(out / "earlier" / "run.json", (2**31, 2**31))
+    assert state.find("", out) == out / "earlier"
+
+
 def test_rows_are_printed_as_they_come_until_the_run_ends(folder, capsys, monkeypatch):
     monkeypatch.setattr(progress, "POLL", 0.01)
     add(folder, *(row(step) for step in range(1, 21)))

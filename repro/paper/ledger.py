@@ -37,6 +37,7 @@ HOURS = ["node_hours", "node_hours_cpu", "node_hours_gpu", "one_gpu_hours"]
 FOUND = ["state", "ours", "n", "low", "high", *HOURS, "runs", "commit"]
 QUESTION = "question, topic "
 TEST_IMAGES = 50_000  # of ImageNet-1K
+DIGITS = "digits"  # the data set of the questions that no data set has answered
 ABOUT = 2.5  # minutes: "about 60 minutes" is read as rounded to five
 
 
@@ -290,20 +291,23 @@ def _questions(counted: pd.DataFrame, results: Path) -> list[dict]:
         else:
             ids = "-".join(dict.fromkeys((asked[0][0], asked[-1][0])))
             claim = f"{names.TOPICS[topic]}: {len(asked)} question{'s' * (len(asked) > 1)}"
-            rows.append({"id": ids, "claim": claim, "test": QUESTION + topic, "scale": "digits", "state": "NOT-RUN"})
+            rows.append({"id": ids, "claim": claim, "test": QUESTION + topic, "scale": DIGITS, "state": "NOT-RUN"})
     return rows
 
 
 def _answers(id: str, question: Question, answers: pd.DataFrame, counted: pd.DataFrame) -> list[dict]:
-    """A row for each data set on which a question was asked."""
+    """A row for each data set that has answered a question, the digits first: D1, then D1.2 and so on; if none has, one row."""
     asked = {"id": id, "claim": question.claim + (" (control)" if question.control else "")}
     asked |= {"test": QUESTION + question.topic, "why": "Holm over the questions of its topic"}
-    found, rows = answers[answers.claim == question.claim], []
+    found = answers[(answers.claim == question.claim) & (answers.verdict != "not run")]
     if found.empty:
-        rows.append(asked | {"scale": "digits", "state": "NOT-RUN"})
-    for answer in found.itertuples():
+        return [asked | {"scale": DIGITS, "state": "NOT-RUN"}]
+    rows: list[dict] = []
+    for answer in found.iloc[(found.data != DIGITS).argsort(kind="stable")].itertuples():
         margin = question.not_worse_by or answer.margin
         row = asked | {"scale": answer.data, "tolerance": margin, "state": STATES[answer.verdict]}
+        if rows:
+            row |= {"id": f"{id}.{len(rows) + 1}", "claim": f"{row['claim']}, on {answer.data}"}
         if answer.n and answer.n_other:
             recipes = list(dict.fromkeys((question.better.recipe, question.other.recipe)))
             variants = {side.variant for side in question.sides}

@@ -7,6 +7,7 @@ comes from a file is escaped.
 import re
 from collections.abc import Iterable
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,10 +100,12 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
     others = runs.drop(mine.index)
     ledger, models = _read(results, "ledger"), _read(results, "accuracy")
     answers = _with_recomputed(_of(_read(results, "answers"), data, shrink), results, data)
+    ledger = ledger[~ledger.id.str.startswith("D") | ledger.scale.isin([data]) | (ledger.state == "NOT-RUN")]
     own, of_references = ledger.id.str.startswith("D"), ledger.id.str.startswith("B")
+    numbers = count(1)  # of the figures
     checks, measured = _read(results, "scaling_checks"), _read(results, "scaling_measured")
     return {
-        "drawing": lambda name, alt: _drawing(results, name, alt),
+        "drawing": lambda name, alt: _drawing(results, name, f"f{next(numbers)}", alt),
         "made": _made(mine),
         "smoke": shrink == "smoke",
         "bed": f"{data}, size {shrink}",
@@ -148,7 +151,10 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         "predictions": _table(_read(results, "predictions"), ["recipe", ("n", "n_runs"), "predicted", "measured", "error"]),
         "provenance": _provenance(mine),
         "folders": sorted(mine.folder),
-        "others": _table(others, ["folder", "data", "shrink", "variant", "status"]),
+        "others": _table(
+            others.groupby(["data", "shrink", "variant", "status"], as_index=False).agg(runs=("folder", "size")),
+            ["data", "shrink", "variant", "status", ("runs", "n_runs")],
+        ),
     }
 
 
@@ -195,11 +201,11 @@ class Drawing(NamedTuple):
     wide: bool  # more than one column of a paper, so more than the window of a phone
 
 
-def _drawing(results: Path, name: str, alt: str) -> Drawing | None:
+def _drawing(results: Path, name: str, prefix: str, alt: str) -> Drawing | None:
     path = results / "figures" / f"{name}.svg"
     if not path.exists():
         return None
-    inline = svg.inline(path.read_text(), name, alt)
+    inline = svg.inline(path.read_text(), prefix, alt)
     width = re.search(r"width: ([\d.]+)pt", inline)
     return Drawing(Markup(inline), not width or float(width[1]) > 300)
 

@@ -14,6 +14,8 @@ PAPER = "#ffffff"
 
 PLACES = {"d", "x", "y", "width", "height"}
 DECIMALS = re.compile(r"(\d\.\d)\d+")
+PLAIN_MOVE = re.compile(r"translate\([^()]*\)")  # a scale or a rotation needs its decimals
+URL = re.compile(r"url\((#?)([^)]*)\)")
 UPRIGHT = re.compile(r"rotate\(-?0 [^)]*\)")
 PLAIN = re.compile(r"[\w :;.,()'#-]+")  # of a style: nothing that would end its rule
 FONT = re.compile(r"font-family: ([^;]*);?\s*")
@@ -24,13 +26,14 @@ def inline(text: str, prefix: str, alt: str) -> str:
 
     To be small, coordinates keep a decimal, of a point, styles that come again become classes, and what has no effect is left
     out: groups that say nothing, spaces between elements, a font on each text. A page has several figures, so ids and classes
-    get the `prefix`. The colours of `names` become the page's variables (--ink, --blue), white becomes --paper. Of any file
-    only shapes, text and pixels are kept: no script, style sheet or link to elsewhere.
+    are numbers with the `prefix`. The colours of `names` become the page's variables (--ink, --blue), white becomes --paper.
+    Of any file only shapes, text and pixels are kept: no script, style sheet or link to elsewhere.
     Raises xml.etree.ElementTree.ParseError if the text is no XML.
     """
     root = ET.fromstring(text)
     _clean(root)
-    referred = set(re.findall(r"#([\w-]+)", " ".join(value for element in root.iter() for value in element.attrib.values())))
+    values = " ".join(value for element in root.iter() for value in element.attrib.values())
+    referred = {name: f"{prefix}-{number}" for number, name in enumerate(dict.fromkeys(re.findall(r"#([\w-]+)", values)))}
     fonts: set[str] = set()
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)
@@ -39,21 +42,19 @@ def inline(text: str, prefix: str, alt: str) -> str:
             name = "href" if name == LINK else name
             if name == "id":
                 if value in referred:
-                    kept[name] = f"{prefix}-{value}"
+                    kept[name] = referred[value]
             elif name.startswith(("on", "{")) or (name == "href" and not value.startswith(("#", PIXELS))):
                 continue
             elif name == "href" and value.startswith(PIXELS):
                 kept[name] = value
             elif name == "href":
-                kept[name] = f"#{prefix}-{value[1:]}"
+                kept[name] = f"#{referred[value[1:]]}"
             elif "url(" in value:
-                kept[name] = re.sub(
-                    r"url\((#?)([^)]*)\)", lambda found: f"url(#{prefix}-{found[2]})" if found[1] else "none", value
-                )
+                kept[name] = URL.sub(lambda found: f"url(#{referred[found[2]]})" if found[1] else "none", value)
             elif name == "style":
                 fonts.update(FONT.findall(value))
                 kept[name] = _variables(value)
-            elif name in PLACES:
+            elif name in PLACES or PLAIN_MOVE.fullmatch(value):
                 kept[name] = " ".join(DECIMALS.sub(r"\1", value).split())
             elif not UPRIGHT.fullmatch(value):
                 kept[name] = value

@@ -24,15 +24,20 @@ LOST = 600.0  # seconds without any sign after which a run on another machine co
 
 
 def find(run: str = "", out: Path | str = RUNS) -> Path:
-    """The folder of a run: `run` is its path or its name in `out`; by default the one in `out` that was begun last."""
+    """The folder of a run: `run` is its path or its name in `out`.
+
+    By default it is the one in `out` that was begun last of those that are being trained, or else of all.
+    """
     for place in (Path(run), ROOT / run) if run else ():
         if (place / "run.json").is_file():
             return place
     known = sorted(Path(out).glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not known:
         raise ReproError(f"there are no runs in {out}: `python -m repro train` makes one; --out names another folder")
-    names = [path.parent.name for path in known]
-    return Path(out) / (choose("run", run.rstrip("/").rpartition("/")[2], names) if run else names[0])
+    if run:
+        return Path(out) / choose("run", run.rstrip("/").rpartition("/")[2], [path.parent.name for path in known])
+    trained = [path.parent for path in known if trained_by(path.parent)]  # a run that has ended has a newer run.json
+    return max(trained, key=lambda folder: records.read(folder)["start"], default=known[0].parent)
 
 
 def state(folder: Path) -> str:

@@ -102,3 +102,15 @@ def test_the_figure_shows_every_interval_in_its_data_sets_look():
     assert [float(line.get_xdata()[0]) for line in drawn] == [1.0, 1.0, 2.0, 2.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["digits", "fashion_mnist"]
     assert {"claim 0: agree", "claim 1 (tuned on digits): differ"} <= {text.get_text() for text in axes.texts}
+
+
+def test_an_interval_that_goes_on_beyond_the_figure_ends_in_an_arrow():
+    both = answers(digits=["supported"] * 4, fashion_mnist=["supported"] * 4)
+    wide = (both.claim == "claim 1") & (both.data == "fashion_mnist")
+    both.loc[wide, ["low", "high"]] = -40.0, 60.0
+    figure = figures.beds(beds.table(both))
+    marks = [line.get_marker() for line in figure.axes[0].lines]
+    assert marks.count("<") == marks.count(">") == 1
+    both.loc[wide, ["low", "high"]] = both.loc[~wide, ["low", "high"]].iloc[0].tolist()
+    marks = [line.get_marker() for line in figures.beds(beds.table(both)).axes[0].lines]
+    assert "<" not in marks and ">" not in marks

@@ -411,6 +411,9 @@ def beds(table: pd.DataFrame) -> plt.Figure:
         for row in rows.itertuples():
             look, place = BEDS[data.index(row.data)], y + lane / 2
             axes.plot([max(row.low, low), min(row.high, high)], [place, place], look.line, color=look.colour)
+            for beyond, end, arrow in ((row.low < low, low, "<"), (row.high > high, high, ">")):
+                if beyond:  # the interval goes on
+                    axes.plot(end, place, arrow, color=look.colour, clip_on=False)
             axes.plot(row.difference, place, look.marker, color=look.colour)
             axes.text(1.02, place, row.verdict, va="center", transform=axes.get_yaxis_transform())
             y += lane

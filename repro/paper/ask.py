@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,7 @@ from repro.run.settings import MEANS, PRECISIONS
 from repro.schedule import MODELS, Recipe
 
 LIST = "a list of questions, each a repro.Question"
+LINE = 100  # characters: JupyterLab breaks longer ones within words
 DEEP = {"resnet152": 3.0, "resnet38": 3.0}  # what an image of the deep networks costs, in images of the other
 
 
@@ -72,7 +74,7 @@ def ask(
     answers = answering.answers(plain, _models(used, labels), "")
     answers["better"], answers["other"] = zip(*(map(_words, question.sides) for question in plain))
     answers["needed"], answers["needed_at_most"] = zip(*(needed(row)[1:] for row in answers.itertuples()))
-    print("\n".join(told(answers)))
+    print("\n".join(fill(line, LINE, break_long_words=False, break_on_hyphens=False) for line in told(answers)))
     return answers
 
 

@@ -511,7 +511,7 @@ def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
         mean, half = interval(part.groupby(over).top1)
         means += [(top1, place) for place, top1 in mean.items()]
         axes.errorbar(mean.index, mean, half, fmt=look.marker, linestyle=look.line if line else "", color=look.colour)
-        entry = (mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 24)) if line else label, look.colour)
+        entry = (mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 24 if line else 30)), look.colour)
         (lines if line else single).append(entry)
     what = {"epochs": "epochs of all training that led to it", "operations": "multiply-adds for an image, millions"}
     axes.set(xlabel=what[over], ylabel="test top-1, %")
@@ -529,7 +529,7 @@ def budget(points: pd.DataFrame, over: str = "epochs") -> plt.Figure:
     beside(axes, lines, 0.11)
     for place in sorted({entry[0] for entry in single}):  # beside their points: what has the same budget stands in a column
         at = axes.transLimits.transform((place, 0))[0]
-        beside(axes, [entry for entry in single if entry[0] == place], 0.05, at + 0.03)
+        beside(axes, [entry for entry in single if entry[0] == place], 0.1, at + 0.03)
     return figure
 
 

@@ -33,7 +33,7 @@ def inline(text: str, prefix: str, alt: str) -> str:
     root = ET.fromstring(text)
     _clean(root)
     values = " ".join(value for element in root.iter() for value in element.attrib.values())
-    referred = {name: f"{prefix}-{number}" for number, name in enumerate(dict.fromkeys(re.findall(r"#([\w-]+)", values)))}
+    referred = {name: f"{prefix}-{number}" for number, name in enumerate(dict.fromkeys(re.findall(r"#([^\s();\"']+)", values)))}
     fonts: set[str] = set()
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)

@@ -14,7 +14,7 @@ from repro import Question, ReproError, Side
 from repro.cli import commands
 from repro.jupyter.notebooks import FOLDER
 from repro.paper import ask, figures, questions
-from repro.recipes import RECIPES
+from repro.recipes import RECIPES, shrink
 from repro.run.identity import code_digest
 from repro.schedule import learning_rate
 
@@ -130,7 +130,7 @@ class Engine:
     def run(self, function, tasks):
         assert function == "repro.task:describe_all"
         names = [self.names.get((task["recipe"].name, task["seed"]), "never") for task in tasks]
-        plan = {"kernels": "AVX2", "complete": False, "images": 1000}
+        plan = {"kernels": "AVX2", "complete": False, "images": shrink(RECIPES["one_model"], "laptop").images()}
         return [[plan | {"folder": str(self.out / name)} for name in names]]
 
 
@@ -142,7 +142,7 @@ def asking(tmp_path, monkeypatch):
     returns the answers, and what would have been trained.
     """
 
-    def ask_(asked=None, seeds=range(3), same_names=True, **facts):
+    def ask_(asked=None, seeds=range(3), same_names=True, small="", **facts):
         names, here = {}, {"kernels": "AVX2", "code": code_digest()}
         for seed in range(5):
             kept = write_run(tmp_path / "reference", "one_model", seed, **here | facts)
@@ -156,7 +156,8 @@ def asking(tmp_path, monkeypatch):
         monkeypatch.setattr(ask.notebooks, "train_all", lambda engine, tasks, *_: trained.extend(tasks))
         asked = asked or [Question("mine is better", Side(MINE, "collapse"), LINEAR)]
         engine = Engine(tmp_path / "runs", names)
-        answers = ask.ask(asked, seeds, out=tmp_path / "runs", engine=engine, live=False, reference=tmp_path / "reference")
+        out, reference = tmp_path / "runs", tmp_path / "reference"
+        answers = ask.ask(asked, seeds, shrink=small, out=out, engine=engine, live=False, reference=reference)
         return answers, [(task["recipe"].name, task["seed"]) for task in trained]
 
     return ask_
@@ -183,10 +184,9 @@ def test_runs_of_the_reference_that_this_code_would_train_stand_with_all_their_s
     assert len(last) <= ask.LINE and not last.startswith("mine is better"), "a long sentence has several lines"
     said = " ".join(said.split())
     assert line in said
-    assert (
-        f"; with the test images enlarged {row.difference_zoom:+.2f}, cut as in training {row.difference_scale_aspect:+.2f}."
-        in said
-    )
+    enlarged = f"{row.difference_zoom:+.2f} ({row.low_zoom:+.2f} to {row.high_zoom:+.2f})"
+    cut = f"{row.difference_scale_aspect:+.2f}"  # without a spread in these runs
+    assert f"; with the test images enlarged {enlarged}, cut as in training {cut}." in said
     assert row.verdict != "not resolved" or f"about {row.needed:.0f} seeds a side if" in said
     figure = figures.answers(answers)
     texts = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
@@ -194,13 +194,15 @@ def test_runs_of_the_reference_that_this_code_would_train_stand_with_all_their_s
 
 
 def test_before_training_it_says_what_the_runs_took_in_the_reference(asking, capsys):
-    """One model's runs took 30 seconds on 2 ranks, and mine have as many images."""
+    """One model's runs took 30 seconds on 2 ranks, and mine have as many images, whether or not one model's are asked for."""
     took = dict(seconds=30.0, ranks=2)
     asking(same_names=False, **took)
     said = ", about 6 core-minutes if an image takes as long as in the reference (a processor)\n"
     assert f"runs to train: 6{said}" in capsys.readouterr().out
+    asking([Question("q", Side(MINE, "collapse"), Side(MINE, "main"))], small="laptop", **took)
+    assert "runs to train: 3" + said.replace("6", "3") in capsys.readouterr().out, "the reference has none of mine"
     asking([Question("q", Side(MINE, "collapse"), Side(MINE, "main"))], **took)
-    assert "runs to train: 3\n" in capsys.readouterr().out, "the reference has none of mine"
+    assert "runs to train: 3\n" in capsys.readouterr().out, "the reference has none of this size"
     asking([Question("q", Side("one_model", "plain"), LINEAR)], **took)
     assert "runs to train" not in capsys.readouterr().out
 
@@ -258,14 +260,16 @@ def test_the_command_writes_the_table_and_the_figure(asking, monkeypatch, tmp_pa
     (tmp_path / "mine.py").write_text(
         "from repro.paper.questions import *\nmine = Question('q', Side('one_model'), ENSEMBLE)\n"
     )
-    monkeypatch.setattr(
-        "sys.argv", ["repro", "ask", f"{tmp_path}/mine.py:mine", "--seeds", "4", "--results", str(tmp_path / "own")]
-    )
+    command = ["repro", "ask", f"{tmp_path}/mine.py:mine", "--seeds", "4", "--results", str(tmp_path / "own")]
+    monkeypatch.setattr("sys.argv", command)
     assert commands.main() == 0
     assert given["asked"] == ask.spelt_out(Question("q", LINEAR, questions.ENSEMBLE)) and list(given["seeds"]) == [0, 1, 2, 3]
+    assert "reference" not in given
     table, figure = map(Path, capsys.readouterr().out.splitlines()[-2:])
     assert [table.name, figure.name] == ["mine-mine.csv", "mine-mine.svg"], "another list of questions has other files"
     assert list(pd.read_csv(table).claim) == list(answers.claim) and figure.read_text().startswith("<?xml")
+    monkeypatch.setattr("sys.argv", [*command, "--no-reference"])
+    assert commands.main() == 0 and given["reference"] is None
 
 
 def test_the_notebooks_cosine_has_one_models_images_and_goes_over_into_its_collapse():

@@ -46,6 +46,9 @@ def test_a_question_of_ones_own_is_answered_by_a_notebook_and_by_the_questions_n
     folders = records.complete_runs(tmp_path / "runs")
     assert sorted(records.read(folder)["base"] for folder in folders) == ["my_cosine"] * 2 + ["one_model"] * 2
     assert "A cosine beats the linear decay: not resolved." in str(book.cells) and "image/png" in str(book.cells[-2].outputs)
+    assert {file.name for file in (tmp_path / "own").glob("*/*")} == {
+        f"my_cosine.{end}" for end in ("csv", "svg", "pdf", "png")
+    }
     (tmp_path / "mine.py").write_text(
         "from repro import Question, Side\nmine = Question('a collapse helps', Side('one_model'), Side('one_model', 'plain'))\n"
     )

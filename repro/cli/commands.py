@@ -211,6 +211,8 @@ def ask(arguments: dict) -> None:
 
     asked = load(name)
     say("starting the ranks, which load torch, takes some seconds")
+    if arguments.pop("no_reference"):
+        arguments["reference"] = None
     answers = ask(asked, range(seeds), **arguments)
     saved = own.short(name).replace(".py:", "-").replace(":", "-")  # mine.py:questions as mine-questions
     tables.save(answers, results, saved)
@@ -492,6 +494,11 @@ def _add_reproduction(command: Callable[..., Parser]) -> None:
         help="of all sides; none: unchanged (default: laptop, or none if no side is a recipe of ours)",
     )
     asking.add_argument("--out", default=str(RUNS), help="folder of the runs (default: results/runs)")
+    asking.add_argument(
+        "--no-reference",
+        action="store_true",
+        help="train all seeds of both sides here: no run of the reference stands on a side",
+    )
     asking.add_argument(
         "--results", type=Path, default=RESULTS / "own", help="folder of table and figure (default: results/own)"
     )

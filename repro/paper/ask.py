@@ -219,14 +219,17 @@ def _plan(
         print(f"runs that are complete, and not trained again: {done}")
     if to_train:
         alike = [run for run in stored.values() if (run["shrink"], run["data"]["name"]) == (parameters["shrink"], data)]
-        print(f"runs to train: {len(to_train)}{_cost(to_train, alike)}")
+        print(f"runs to train: {len(to_train)}{_cost(to_train, alike, parameters['shrink'])}")
     return missing, used
 
 
-def _cost(to_train: list[tuple[Recipe, dict]], alike: list[dict]) -> str:
-    """The core-minutes of these runs, in words, from finished runs of their size and data; "" if these are of other recipes."""
-    work = {recipe.name: plan["images"] * DEEP.get(recipe.model, 1) for recipe, plan in to_train}
-    seconds = costs(work, core_seconds(alike))
+def _cost(to_train: list[tuple[Recipe, dict]], alike: list[dict], shrink: str) -> str:
+    """The core-minutes of these runs, in words, from finished runs of their shrink and data; "" if there are none."""
+    known = core_seconds(alike)
+    theirs = {name: recipes.shrink(recipes.find(name), shrink) for name in known if name in recipes.RECIPES}
+    work = {name: recipe.images() * DEEP.get(recipe.model, 1) for name, recipe in theirs.items()}
+    work |= {recipe.name: plan["images"] * DEEP.get(recipe.model, 1) for recipe, plan in to_train}
+    seconds = costs(work, known)
     if not seconds:
         return ""
     minutes = sum(seconds[recipe.name] for recipe, _ in to_train) / 60
@@ -289,11 +292,11 @@ def told(answers: pd.DataFrame) -> list[str]:
     """The answers of `ask`, each in a sentence or two."""
     lines = []
     for row in answers.itertuples():
-        interval = "no interval" if pd.isna(row.low) else f"95% interval {row.low:+.2f} to {row.high:+.2f}"
         line = f"{row.claim}: {row.verdict}. {row.better} has {row.top1:.2f}%, {row.other} {row.against:.2f}%, with"
-        line += f" n = {row.n} and {row.n_other} seeds; the first minus the second is {row.difference:+.2f} points ({interval})"
-        line += f"; with the test images enlarged {row.difference_zoom:+.2f}"
-        line += f", cut as in training {row.difference_scale_aspect:+.2f}."
+        line += f" n = {row.n} and {row.n_other} seeds; the first minus the second is {row.difference:+.2f} points"
+        line += f" ({'no interval' if pd.isna(row.low) else f'95% interval {row.low:+.2f} to {row.high:+.2f}'})"
+        line += f"; with the test images enlarged {row.difference_zoom:+.2f}{_interval(row.low_zoom, row.high_zoom)}, cut as in"
+        line += f" training {row.difference_scale_aspect:+.2f}{_interval(row.low_scale_aspect, row.high_scale_aspect)}."
         if row.shrink == "smoke":
             line += " Tiny runs resolve nothing."
         elif row.verdict == "not resolved" and row.needed > 0:
@@ -303,3 +306,7 @@ def told(answers: pd.DataFrame) -> list[str]:
             line += " side."
         lines.append(line)
     return lines
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if pd.isna(low) else f" ({low:+.2f} to {high:+.2f})"

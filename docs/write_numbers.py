@@ -419,6 +419,29 @@ def photographs_regime() -> str:
     return regime_table(path) if (ROOT / path).exists() else NOT_RUN
 
 
+def photographs_yardsticks() -> str:
+    path = f"{REFERENCE}/bench/yardsticks.csv"
+    if not (ROOT / path).exists():
+        return NOT_RUN
+    lines = [
+        [
+            row["data"],
+            f"`{row['model']}`" if row["epochs"] else "a linear model of the pixels",
+            f"{int(row['images']):,}",
+            f"{float(row['epochs']):.1f}" if row["epochs"] else "",
+            f"{float(row['validation_top1']):.1f}",
+            f"{float(row['train_top1']):.1f}",
+            f"{float(row['test_top1']):.1f}" if row["test_top1"] else "",
+            f"{float(row['seconds']) / 60:.1f}" if row["seconds"] else "",
+        ]
+        for row in rows_of(path)
+    ]
+    head = (
+        "images of | model | training images | epochs | validation top-1, % | training top-1, % | test top-1, % | core-minutes"
+    )
+    return table(head, lines)
+
+
 def digits_regime() -> str:
     return regime_table(f"{REFERENCE}/bench/regime.csv")
 
@@ -478,6 +501,45 @@ def references() -> str:
         lines.append([f"[{who}]({section})", "<br>".join(said) or NOT_RUN, counts])
     head = f"reference | leading questions: {heads('difference')} (95% interval), {heads('verdict')} | all its verdicts"
     return table(head, lines)
+
+
+@cache
+def models_of(data: str, shrink: str) -> pd.DataFrame:
+    return tables.only(tables.models(ROOT / REFERENCE / "runs"), data=data, shrink=shrink)
+
+
+AVERAGED = [
+    questions.ENSEMBLE,
+    *questions.GROWING,
+    *(question.other for question in questions.ENSEMBLES if question.other.average == "softmax"),
+]
+
+
+def averaging() -> str:
+    """What ensembles gain over their members' mean and over the last of them, on both beds, and how far that is apart."""
+    by_bed = [models_of(DIGITS, "laptop"), models_of(PHOTOGRAPHS, "photographs")]
+    lines = []
+    for side in AVERAGED:
+        names = side.members.split(" + ")
+        cells, over_means, over_lasts = [], [], []
+        for models in by_bed:
+            mean_ = answering.rows_of(models, side).top1
+            members = [answering.rows_of(models, answering.Side(side.recipe, name)).top1 for name in names]
+            if mean_.empty:
+                return NOT_RUN
+            over_means.append(mean_ - sum(members) / len(members))
+            over_lasts.append(mean_ - members[-1])
+        for gains in (over_means, over_lasts):
+            cells += [difference(statistics.paired(gain, 0 * gain) | {"failed_other": 0}) for gain in gains]
+            cells.append(difference(statistics.unpaired(*gains) | {"failed_other": 0}))
+        lines.append([f"`{side.recipe}`, {len(names)} models", *cells])
+    seeds = " and ".join(f"{answering.rows_of(models, questions.ENSEMBLE).top1.size}" for models in by_bed)
+    head = "ensemble | over its members' mean: digits | photographs | the former minus the latter"
+    head += " | over its last member: digits | photographs | the former minus the latter"
+    return (
+        table(head, lines)
+        + f"\n\nOurs: points of top-1 in the test view (95% interval); {seeds} seeds; nothing here was declared."
+    )
 
 
 def photographs_answers() -> str:
@@ -558,7 +620,7 @@ def digits_loss() -> str:
 @cache
 def accuracies() -> dict[answering.Side, pd.Series]:
     """Top-1 of each side of a question and of each branch of collapse_parts, by seed."""
-    models = tables.only(tables.models(ROOT / REFERENCE / "runs"), data=DIGITS, shrink="laptop")
+    models = models_of(DIGITS, "laptop")
     sides = [side for question in OWN for side in question.sides]
     sides += [answering.Side("collapse_parts", stage.name) for stage in RECIPES["collapse_parts"].stages]
     sides += [answering.Side(*side.split()) for pair in (*NOT_DECLARED.values(), FASTER_AVERAGES) for side in pair]
@@ -759,7 +821,8 @@ def of_photographs() -> dict[str, str]:
         (row,) = [row for row in answers(PHOTOGRAPHS) if row["claim"].startswith(start)]
         return difference(row, view)
 
-    models = tables.only(tables.models(ROOT / REFERENCE / "runs"), data=PHOTOGRAPHS, shrink="photographs")
+    models = models_of(PHOTOGRAPHS, "photographs")
+    yardsticks = {(row["data"], row["model"], row["epochs"][:2]): row for row in rows_of(f"{REFERENCE}/bench/yardsticks.csv")}
     stages = ("zero-crop-x2", "plain", "zero-crop-x1", "zero-main-x1")
     released, plain, crop, main_view = (
         answering.rows_of(models, answering.Side("collapse_parts", stage)).top1 for stage in stages
@@ -778,6 +841,9 @@ def of_photographs() -> dict[str, str]:
         "photographs-rest": difference(
             statistics.paired(released - plain, crop - main_view) | {"failed": 0, "failed_other": 0}
         ),
+        "photographs-linear": f"{float(yardsticks[PHOTOGRAPHS, 'linear', '']['test_top1']):.1f}",
+        "digits-linear": f"{float(yardsticks[DIGITS, 'linear', '']['test_top1']):.1f}",
+        "photographs-long": f"{float(yardsticks[PHOTOGRAPHS, 'resnet11', '32']['validation_top1']):.1f}",
         "photographs-at-one": difference(statistics.paired(at_one["zero-crop-x1"], at_one["zero-main-x1"])),
     }
 
@@ -1143,7 +1209,9 @@ PLACES = {
     "digits-pilot": digits_pilot,
     "photographs-ratios": photographs_ratios,
     "photographs-regime": photographs_regime,
+    "photographs-yardsticks": photographs_yardsticks,
     "photographs-answers": photographs_answers,
+    "averaging": averaging,
     "photographs-size": photographs_size,
     "beds": compared,
     "digits-size": digits_size,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import apparent_size, figures, pilot, precise_statistics, regime, report, scale, step
+from bench import apparent_size, figures, pilot, precise_statistics, regime, report, scale, step, yardsticks
 from bench.report import Goal
 from repro import ReproError
 from repro.images.data import Images
@@ -222,6 +222,38 @@ def test_what_a_profile_takes_at_each_width_is_counted_run_by_run():
 @pytest.mark.parametrize("hours, width", [((1.0, 2.0, 11.0), 2), ((1.0, 2.0, 10.0), 4), ((11.0, 12.0, 20.0), 1)])
 def test_the_width_is_the_largest_that_fits_into_the_hours(hours, width):
     assert regime.widest(pd.DataFrame({each: [hour / 2] * 2 for each, hour in zip((1, 2, 4), hours)})) == width
+
+
+def test_a_trial_with_all_images_has_the_beds_batch_and_as_many_more_steps(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(yardsticks, "Images", lambda data, split: range(55_000))
+    monkeypatch.setattr(yardsticks, "train", lambda recipe, **given: asked.append((recipe, given)) or str(tmp_path))
+    end = {"top1": 3, "images": 4, "train_top1": 0.5, "epoch": 11.0}
+    run = {"ends": {"collapse_long": end}, "seconds": 5.0, "ranks": 2, "model": "resnet11"}
+    monkeypatch.setattr(yardsticks.records, "read", lambda _: run)
+    row = yardsticks.tried(yardsticks.Trial(3, 2), "fashion_mnist", tmp_path)
+    assert (row["images"], row["validation_top1"], row["train_top1"], row["seconds"]) == (55_000, 75.0, 50.0, 10.0)
+    (trained, given), bed = asked[0], shrink(RECIPES["one_model"], "photographs")
+    assert given["split"] == "val" and given["seed"] not in range(max(PROFILES["photographs"].seeds.values()))
+    assert (trained.model, trained.global_batch, trained.epoch_images) == ("resnet11x2", bed.global_batch, 55_000)
+    assert [stage.name for stage in trained.stages] == ["main", "collapse_long"]
+    for stage, small in zip(trained.stages, bed.stages):
+        assert stage.iterations == pytest.approx(3 * 2.75 * small.iterations, rel=1e-3)
+        assert stage.base_rate == pytest.approx(small.base_rate)
+
+
+def test_the_linear_model_is_the_best_of_its_penalties_on_the_test_view(digits, monkeypatch):
+    monkeypatch.setattr(yardsticks.recipes, "SHRINKS", SHRINKS | {"laptop": replace(SHRINKS["laptop"], images=500)})
+    tops = []
+    for penalty in (0.1, 1e-9):
+        monkeypatch.setattr(yardsticks, "PENALTIES", (penalty,))
+        tops.append(yardsticks.linear(digits)["validation_top1"])
+    monkeypatch.setattr(yardsticks, "PENALTIES", (0.1, 1e-9))
+    row = yardsticks.linear(digits)
+    assert row["images"] == 500 and row["validation_top1"] == max(tops) > 30 and tops[0] != tops[1]
+    expected, labels = Images(digits, "val").test_batch(0, 20)
+    rows, found = yardsticks.seen(Images(digits, "val"))
+    assert (rows[:20] == expected.flatten(1).numpy()).all() and (found[:20] == labels.numpy()).all()
 
 
 CHOSEN = REFERENCE / "bench" / "regime_fashion_mnist.csv"

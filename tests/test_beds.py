@@ -62,24 +62,27 @@ def test_of_two_sizes_of_a_data_set_the_one_with_most_runs_counts():
     assert list(table.verdict) == ["supported"] * 2
 
 
-def test_how_far_two_data_sets_are_apart_is_the_interval_of_the_difference_of_differences():
+@pytest.mark.parametrize("sides", [((6, 0.3), (6, 0.6)), ((12, 0.4), (6, 1.2)), ((6, 0.3), (12, 0.3))])
+def test_how_far_two_data_sets_are_apart_is_the_interval_of_the_difference_of_differences(sides):
     """Beside a simulation: in so many of a thousand pairs of data sets with equal effects the interval contains zero."""
     random = np.random.default_rng(0)
     covered, half = 0, []
     for _ in range(1000):
         rows = []
-        for sd in (0.3, 0.6):
-            better, other = (pd.Series(random.normal(80, sd, 6)) for _ in range(2))
+        for factor in (1, 1.5):  # seeds of one data set differ by more
+            better, other = (pd.Series(random.normal(80, factor * sd, n)) for n, sd in sides)
             rows.append(statistics.unpaired(better, other))
         between, low, high = beds.apart(pd.DataFrame(rows))
         assert between == pytest.approx(rows[0]["difference"] - rows[1]["difference"]) == pytest.approx((low + high) / 2)
         covered += low < 0 < high
         half.append((high - low) / 2)
-    assert 950 <= covered <= 995, "at most too wide"
-    assert 0.7 < np.mean(half) < 1.3, "twice the standard error of 0.39, and more for few seeds"
-    paired = pd.DataFrame([statistics.paired(better, other) for _ in range(2)])
+    assert 935 <= covered <= 995
+    error = np.sqrt(sum((factor * sd) ** 2 / n for factor in (1, 1.5) for n, sd in sides))
+    assert 1.9 * error < np.mean(half) < 3.3 * error
+    paired = pd.DataFrame([statistics.paired(better[:6], other[:6]) for _ in range(2)])
     assert beds.apart(paired)[0] == 0
     assert np.isnan(beds.apart(paired.assign(compared="exact ranks"))).all() and np.isnan(beds.apart(paired[:1])).all()
+    assert np.isnan(beds.apart(paired.assign(low=np.nan, high=np.nan))).all()
 
 
 def test_topics_whose_numbers_were_tuned_on_digits_are_marked():

@@ -1,4 +1,4 @@
-"""Two data sets side by side: which answers hold on both. What holds on one alone is a property of it, and no finding.
+"""Two data sets side by side: which answers hold on both. What one alone answers may be a property of it.
 
 table    the answers of every data set that was asked, with a word for each claim on whether they agree, and how far the two
          differences are apart
@@ -7,7 +7,6 @@ table    the answers of every data set that was asked, with a word for each clai
 import math
 
 import pandas as pd
-from scipy import stats
 
 from repro.paper import statistics
 
@@ -54,13 +53,11 @@ def agreement(verdicts: set[str]) -> str:
 def apart(rows: pd.DataFrame) -> tuple[float, float, float]:
     """A claim's difference on the first of two data sets minus that on the other, with its 95% interval.
 
-    Runs on two data sets are independent. The interval is Student's, with the degrees of freedom of the smallest n, which is
-    at most too wide. Missing for more data sets than two, and for rank tests.
+    Runs on two data sets are independent, so half the interval's width is the root of the sum of the squares of the halves of
+    both differences' intervals. Missing for more data sets than two, for rank tests, and where a difference has no interval.
     """
-    fewest = int(rows[["n", "n_other"]].min().min())
-    if len(rows) != 2 or fewest < statistics.FEWEST or (rows.compared == "exact ranks").any():
+    if len(rows) != 2 or (rows.compared == "exact ranks").any() or rows.low.isna().any():
         return statistics.NONE, statistics.NONE, statistics.NONE
-    runs = 1 / rows.n + (1 / rows.n_other).where(rows.compared != "paired t", 0.0)
     between = float(rows.difference.iloc[0] - rows.difference.iloc[1])
-    half = math.sqrt((rows.sd**2 * runs).sum()) * float(stats.t.ppf(1 - statistics.LEVEL / 2, fewest - 1))
+    half = math.hypot(*(rows.high - rows.low) / 2)
     return between, between - half, between + half

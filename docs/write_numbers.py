@@ -112,6 +112,36 @@ ANSWERED = {
     "adaptive-synchronous": "Of 8 groups, adaptive delay compensation is better than synchronous",
     "adaptive-sequential": "Adaptive delay compensation of 8 groups loses",
 }
+BEATS = "The Collapsed Ensemble beats"
+DEEPER = "The Collapsed Ensemble loses at most half a point against a deeper model of equal"
+# Numbers in sentences about photographs: how a claim begins, and the view
+ASKED_OF_PHOTOGRAPHS = {
+    "released": ("The released collapse",),
+    "released-enlarged": ("The released collapse", "_zoom"),
+    "released-training": ("The released collapse", "_scale_aspect"),
+    "view": ("At a falling rate, the collapse's view",),
+    "rate": ("In the main view, the rate's fall",),
+    "last": (f"{BEATS} its last member",),
+    "short": (f"{BEATS} one model of equal images with",),
+    "exposure": (f"{BEATS} one model of equal images and equal",),
+    "exposure-training": (f"{BEATS} one model of equal images and equal", "_scale_aspect"),
+    "snapshots-enlarged": (f"{BEATS} an untuned snapshot ensemble (Huang", "_zoom"),
+    "snapshots-training": (f"{BEATS} an untuned snapshot ensemble (Huang", "_scale_aspect"),
+    "deep-third": (f"{DEEPER} training",),
+    "deep": (f"{DEEPER} images",),
+    "8192": ("Batch 8192 loses",),
+    "16384": ("Batch 16384 loses",),
+    "gap-30": ("Over 30 epochs",),
+    "gap-60": ("Over 60 epochs",),
+    "gap-120": ("Over 120 epochs",),
+    "soup": (f"{BEATS} the mean of its",),
+    "swa": (f"{BEATS} one model by SWA",),
+    "ema": (f"{BEATS} one model by an exp",),
+    "swa-main": ("In the main view, SWA",),
+    "high": ("From the released cycles",),
+    "high-training": ("From the released cycles", "_scale_aspect"),
+    "long-constant": ("One long collapse",),
+}
 NOT_DECLARED = {
     "half-of-the-rate": ("sgd_2048 main", "batch_2048 main"),
     "without-norms": ("lars_32768_without_norms main", "sgd_32768 main"),
@@ -813,12 +843,28 @@ def precise(start: str, data: str = DIGITS) -> dict:
     return row
 
 
+def counts(agreements: pd.Series) -> str:
+    """On how many claims both beds agree, in words."""
+    number_ = agreements.value_counts()
+    said = [f"{number_.get(word, 0)} {what}" for word, what in AGREEMENTS.items() if number_.get(word, 0)]
+    return f"{number_.sum()} claims, {', '.join(said[:-1])} and {said[-1]}"
+
+
+AGREEMENTS = {
+    beds.AGREE: "have the same verdict on both beds",
+    beds.OPPOSITE: "has opposite ones",
+    beds.DIFFER: "have different ones",
+    beds.OPEN: "are not resolved on one of them, or on both",
+}
+
+
 def of_photographs() -> dict[str, str]:
     """Numbers in sentences about the photographs."""
-    released_claim, rate = "The released collapse", "In the main view, the rate's fall"
+    rate = "In the main view, the rate's fall"
 
     def of(start: str, view: str = "") -> str:
-        (row,) = [row for row in answers(PHOTOGRAPHS) if row["claim"].startswith(start)]
+        found = [row for row in answers(PHOTOGRAPHS) if row["claim"].startswith(start)]
+        (row,) = [row for row in found if row["claim"] == start] or found[:1]
         return difference(row, view)
 
     models = models_of(PHOTOGRAPHS, "photographs")
@@ -827,14 +873,30 @@ def of_photographs() -> dict[str, str]:
     released, plain, crop, main_view = (
         answering.rows_of(models, answering.Side("collapse_parts", stage)).top1 for stage in stages
     )
+    both = beds.table(pd.read_csv(ROOT / REFERENCE / "tables/answers.csv"))
+
+    def apart(start: str) -> str:
+        row = both[both.claim.str.startswith(start)].iloc[0]
+        return f"{row.apart:+.2f} ({row.apart_low:+.2f} to {row.apart_high:+.2f})"
+
     sizes = pd.read_csv(ROOT / REFERENCE / "bench/apparent_size.csv").query("data == @PHOTOGRAPHS and size == 1")
     at_one = sizes.pivot_table(index="seed", columns="stage", values="top1")
     return {
-        "photographs-released": of(released_claim),
-        "photographs-released-enlarged": of(released_claim, "_zoom"),
-        "photographs-released-training": of(released_claim, "_scale_aspect"),
-        "photographs-view": of("At a falling rate, the collapse's view"),
-        "photographs-rate": of(rate),
+        **{f"photographs-{name}": of(*asked) for name, asked in ASKED_OF_PHOTOGRAPHS.items()},
+        "photographs-own-rate": difference(
+            statistics.unpaired(
+                *(
+                    answering.rows_of(models, answering.Side(recipe, "collapse_long")).top1
+                    for recipe in ("tuned_one_model", "one_model")
+                )
+            )
+            | {"failed_other": 0}
+        ),
+        "beds-last": apart(f"{BEATS} its last member"),
+        "beds-short": apart(f"{BEATS} one model of equal images with"),
+        "beds-counts": counts(both.drop_duplicates("claim").agreement),
+        "beds-swa-main": apart("In the main view, SWA"),
+        "beds-high": apart("From the released cycles"),
         "photographs-rate-precise": difference(precise(rate, PHOTOGRAPHS)),
         "photographs-statistics-precise": difference(precise("New batch-norm statistics alone", PHOTOGRAPHS)),
         # Both are differences, of which none has failed

@@ -395,31 +395,31 @@ def _key(table: pd.DataFrame, views: list[str]) -> list[tuple[Any, str]]:
 def beds(table: pd.DataFrame) -> plt.Figure:
     """Each claim with its difference and 95% interval on every data set, and whether these agree. Expects `beds.table`."""
     data = list(dict.fromkeys(table.data))
-    height, lane = 0.45, 0.15  # inches, of the axis below; of an interval
+    below, lane = 0.45, 0.15  # inches, of the axis below; of an interval
     blocks = []
     for claim, rows in table.groupby("claim", sort=False):
         tuned = f" ({rows.numbers.iloc[0]})" if rows.numbers.iloc[0] else ""
-        blocks.append((wrap(f"{claim}{tuned}: {rows.agreement.iloc[0]}", 2 * TEXT), rows))
-    total = sum(LINE * len(text) + lane * len(rows) + SPACE for text, rows in blocks)
-    figure = plt.figure(figsize=(TWO_COLUMNS, total + height + 2 * LINE))
-    axes = figure.add_axes((0.02, height / figure.get_figheight(), 0.82, total / figure.get_figheight()))
-    low, high = _limits(table, [])
+        text = wrap(f"{claim}{tuned}: {rows.agreement.iloc[0]}", TEXT)
+        blocks.append((text, rows, max(LINE * len(text), lane * len(rows)) + SPACE))
+    total = sum(height for *_, height in blocks)
+    figure = plt.figure(figsize=(TWO_COLUMNS, total + below + 2 * LINE))
+    axes = figure.add_axes((0.5, below / figure.get_figheight(), 0.35, total / figure.get_figheight()))
     y = 0.0
-    for text, rows in blocks:
-        axes.text(0, y, "\n".join(text), va="top", transform=axes.get_yaxis_transform(), linespacing=1.25)
-        y += LINE * len(text)
-        for row in rows.itertuples():
-            look, place = BEDS[data.index(row.data)], y + lane / 2
-            axes.plot([max(row.low, low), min(row.high, high)], [place, place], look.line, color=look.colour)
-            for beyond, end, arrow in ((row.low < low, low, "<"), (row.high > high, high, ">")):
-                if beyond:  # the interval goes on
-                    axes.plot(end, place, arrow, color=look.colour, clip_on=False)
-            axes.plot(row.difference, place, look.marker, color=look.colour)
-            axes.text(1.02, place, row.verdict, va="center", transform=axes.get_yaxis_transform())
-            y += lane
-        y += SPACE
+    for text, rows, height in blocks:
+        axes.text(-1.38, y, "\n".join(text), va="top", transform=axes.get_yaxis_transform(), linespacing=1.25)
+        for place, row in enumerate(rows.itertuples()):
+            look, at = BEDS[data.index(row.data)], y + lane * (place + 0.5)
+            axes.plot([row.low, row.high], [at, at], look.line, color=look.colour)
+            axes.plot(row.difference, at, look.marker, color=look.colour)
+            axes.text(1.03, at, row.verdict, va="center", transform=axes.get_yaxis_transform())
+        y += height
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(xlim=(low, high), ylim=(y, 0), yticks=[], xlabel="difference in top-1, points, with 95% interval")
+    # Differences are of tenths of a point and of tens: linear up to one point, logarithmic beyond.
+    axes.set_xscale("symlog", linthresh=1, linscale=1)
+    axes.set(ylim=(y, 0), yticks=[], xlabel="difference in top-1, points, with 95% interval; logarithmic beyond \u00b11")
+    ticks = [tick for tick in (-10, -1, 0, 1, 10) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [f"{tick}".replace("-", "\u2212") for tick in ticks])
+    axes.xaxis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=range(2, 10)))
     axes.spines["left"].set_visible(False)
     for each, look in zip(data, BEDS):
         axes.plot([], [], look.line, color=look.colour, marker=look.marker, label=each)

@@ -141,6 +141,8 @@ ASKED_OF_PHOTOGRAPHS = {
     "high": ("From the released cycles",),
     "high-training": ("From the released cycles", "_scale_aspect"),
     "long-constant": ("One long collapse",),
+    "tuned-snapshots": (f"{BEATS} a snapshot",),
+    "restarts": ("In the collapse's view, warm restarts",),
 }
 NOT_DECLARED = {
     "half-of-the-rate": ("sgd_2048 main", "batch_2048 main"),
@@ -845,17 +847,10 @@ def precise(start: str, data: str = DIGITS) -> dict:
 
 def counts(agreements: pd.Series) -> str:
     """On how many claims both beds agree, in words."""
-    number_ = agreements.value_counts()
-    said = [f"{number_.get(word, 0)} {what}" for word, what in AGREEMENTS.items() if number_.get(word, 0)]
-    return f"{number_.sum()} claims, {', '.join(said[:-1])} and {said[-1]}"
-
-
-AGREEMENTS = {
-    beds.AGREE: "have the same verdict on both beds",
-    beds.OPPOSITE: "has opposite ones",
-    beds.DIFFER: "have different ones",
-    beds.OPEN: "are not resolved on one of them, or on both",
-}
+    on = {word: int((agreements == word).sum()) for word in (beds.AGREE, beds.OPPOSITE, beds.DIFFER, beds.OPEN)}
+    resolved = f"the beds have the same verdict on {on[beds.AGREE]}, opposite ones on {on[beds.OPPOSITE]}"
+    others = f"different ones on {on[beds.DIFFER]}; {on[beds.OPEN]} are not resolved on one bed, or on both"
+    return f"{len(agreements)} claims, {resolved}, and {others}"
 
 
 def of_photographs() -> dict[str, str]:

@@ -43,8 +43,6 @@ class Trial(NamedTuple):
 TRIALS = Trial(3, 1), Trial(1, 2), Trial(1, 1)  # the longest first, since each has a core
 ONE_MODEL = recipes.find("one_model")
 ONE_END = replace(ONE_MODEL, name="one_end", stages=ONE_MODEL.stages[:2])  # the linear decay and the long collapse
-
-
 PENALTIES = 0.1, 0.01, 0.001  # inverse strengths; the best one counts, so the linear model is not behind for want of tuning
 
 

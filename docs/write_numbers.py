@@ -858,8 +858,7 @@ def of_photographs() -> dict[str, str]:
     rate = "In the main view, the rate's fall"
 
     def of(start: str, view: str = "") -> str:
-        found = [row for row in answers(PHOTOGRAPHS) if row["claim"].startswith(start)]
-        (row,) = [row for row in found if row["claim"] == start] or found[:1]
+        (row,) = [row for row in answers(PHOTOGRAPHS) if row["claim"].startswith(start)]
         return difference(row, view)
 
     models = models_of(PHOTOGRAPHS, "photographs")
@@ -871,7 +870,8 @@ def of_photographs() -> dict[str, str]:
     both = beds.table(pd.read_csv(ROOT / REFERENCE / "tables/answers.csv"))
 
     def apart(start: str) -> str:
-        row = both[both.claim.str.startswith(start)].iloc[0]
+        (claim,) = {claim for claim in both.claim if claim.startswith(start)}
+        row = both[both.claim == claim].iloc[0]  # the same in the row of either bed
         return f"{row.apart:+.2f} ({row.apart_low:+.2f} to {row.apart_high:+.2f})"
 
     sizes = pd.read_csv(ROOT / REFERENCE / "bench/apparent_size.csv").query("data == @PHOTOGRAPHS and size == 1")

@@ -120,7 +120,9 @@ coverage: .venv/options  ## run the tests and print the lines that their process
 	.venv/bin/coverage run -m pytest -q -rs $(ARGS)
 	.venv/bin/coverage report
 
+DATA_SETS := digits letters fashion_mnist cifar10 folder imagenet places365 stand_in
 data: .venv/options  ## pack a data set: DATA=digits, letters or fashion_mnist; data_prep/README.md has the others
+	@$(if $(filter $(DATA),$(DATA_SETS)),,echo "error: DATA is '$(DATA)': choose one of $(DATA_SETS)" >&2; exit 2)
 	.venv/bin/python data_prep/$(DATA).py $(ARGS)
 
 bench-data: .venv/options  ## measure the loader against torchvision's, packing and memory (run nothing else meanwhile)
@@ -130,7 +132,7 @@ bench: .venv/options  ## measure training against PyTorch's data parallelism and
 	.venv/bin/python -m bench.step
 	.venv/bin/python -m bench.step profile
 
-bench-size: .venv/options  ## test the models of make reproduce on digits of other sizes (a minute)
+bench-size: .venv/options  ## test the models of make reproduce on images of other sizes (minutes)
 	.venv/bin/python -m bench.apparent_size
 
 bench-scaling: .venv/options  ## measure on 1 and 2 ranks and over TCP, and check the scaling model (20 minutes; run nothing else meanwhile)

@@ -11,9 +11,9 @@ from repro.paper.names import GREY, INK, LOOKS, MEMBER
 
 matplotlib.use("agg")  # figures are only saved, so no display is needed that the user's matplotlibrc may ask for
 
-SIZES_SHOWN = {  # stage of collapse_parts: label, look
-    "plain": ("plain end, training view", LOOKS["trunk"]._replace(marker="s")),
-    "zero-crop-x1": ("collapse in the crop's view", LOOKS[MEMBER]),
+SIZES_SHOWN = {  # stage of collapse_parts, which differ in the view alone: label, look
+    "zero-main-x1": ("ended in the training view", LOOKS["trunk"]._replace(marker="s")),
+    "zero-crop-x1": ("ended in the collapse's view", LOOKS[MEMBER]),
 }
 
 
@@ -35,6 +35,8 @@ def apparent_size(table: pd.DataFrame, medians: dict[str, float]) -> plt.Figure:
             ends.append((mean.index[-1], mean.iloc[-1], "\n".join(wrap(label, 16)), look.colour))
         axes.set(title=f"{data}: {said[how]}", ylabel="top-1, %")
         beside(axes, ends, 0.3)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom - 0.15 * (top - bottom), top)  # room for the two words
         for size, text in ((1, "test\nview"), (medians[data], "training\nview")):
             axes.axvline(size, color=GREY, linewidth=0.8, zorder=0)
             axes.annotate(text, (size, 0.02), (3, 0), ("data", "axes fraction"), "offset points")

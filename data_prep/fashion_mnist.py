@@ -91,6 +91,7 @@ def source(asked: Path | None) -> Path:
         return asked
     if DEBIAN.is_dir():
         return DEBIAN
+    print(f"downloading Fashion-MNIST to {DOWNLOADED}; without a network, {ADVICE}", flush=True)
     from torchvision.datasets import FashionMNIST  # takes seconds to import
 
     try:

@@ -112,6 +112,8 @@ ANSWERED = {
     "adaptive-synchronous": "Of 8 groups, adaptive delay compensation is better than synchronous",
     "adaptive-sequential": "Adaptive delay compensation of 8 groups loses",
 }
+OTHER = tuple(f"_{view}" for view in records.OTHER_VIEWS)
+OWN_RATE = "At its own best rate, batch"
 BEATS = "The Collapsed Ensemble beats"
 DEEPER = "The Collapsed Ensemble loses at most half a point against a deeper model of equal"
 # Numbers in sentences about photographs: how a claim begins, and the view
@@ -131,6 +133,17 @@ ASKED_OF_PHOTOGRAPHS = {
     "deep": (f"{DEEPER} images",),
     "8192": ("Batch 8192 loses",),
     "16384": ("Batch 16384 loses",),
+    "tuned-4096": (f"{OWN_RATE} 4096 loses",),
+    "tuned-8192": (f"{OWN_RATE} 8192 loses",),
+    "tuned-16384": (f"{OWN_RATE} 16384 loses",),
+    "tuned-32768": (f"{OWN_RATE} 32768 loses",),
+    "tuned-16384-training": (f"{OWN_RATE} 16384 loses", "_scale_aspect"),
+    "own-16384": ("At batch 16384, its own best rate",),
+    "own-32768": ("At batch 32768, its own best rate",),
+    "lars-2048": ("At batch 2048, LARS loses",),
+    "lars-2048-training": ("At batch 2048, LARS loses", "_scale_aspect"),
+    "lars-16384": ("At batch 16384, LARS is better than SGD",),
+    "lars-against-smallest": ("LARS at batch 32768 loses at most half a point against SGD at 2048",),
     "gap-30": ("Over 30 epochs",),
     "gap-60": ("Over 60 epochs",),
     "gap-120": ("Over 120 epochs",),
@@ -160,7 +173,6 @@ NOT_DECLARED = {
     "sequential-no-momentum": ("sequential main", "asynchronous_8_groups_without_momentum main"),
 }
 FASTER_AVERAGES = "ablation_bn_momentum main", "resnet50_448nodes main"  # with the same weights, so seed by seed
-LEADING = {question.claim for question in questions.QUESTIONS if report.sides(question) in report.LEADING}
 
 STORED = 18  # pixels a side of a stored digit: a digit is scaled to a whole number of pixels
 REMOVED = "fast_bf16"  # a reduction that the trainer no longer has, in files that were measured with it
@@ -327,7 +339,7 @@ def every_answer(data: str, rows: list[dict]) -> str:
             difference(row),
             *(f"{float(row[key]):.2f}" if row[key] else "" for key in ("sd", "detectable")),
             f"{float(row['p_holm']):.2g}" if row["p_holm"] else "",
-            row["verdict"],
+            hanging(row),
             *(difference(row, view) for view in ("_zoom", "_scale_aspect")),
         ]
         for row in rows
@@ -378,7 +390,7 @@ def photographs_size() -> str:
 
 
 def sizes(data: str, stored: int, ways: tuple[str, ...]) -> str:
-    """Top-1 of the plain end and of the collapse at each size that was tested, in each way; blank where it has no such size."""
+    """Top-1 at each size that was tested, of two ends that differ in the view alone; blank where a way has no such size."""
     rows = of_data(f"{REFERENCE}/bench/apparent_size.csv", data)
     if not rows:
         return NOT_RUN
@@ -394,12 +406,12 @@ def sizes(data: str, stored: int, ways: tuple[str, ...]) -> str:
                 cells += [""] * 4
                 continue
             true = float(size) if how == "drawn" else round(float(size) * stored) / stored
-            plain, collapsed = mean(found["plain"]), mean(found["zero-crop-x2"])
-            cells += [f"{true:.3g}", f"{plain:.1f}", f"{collapsed:.1f}", f"{collapsed - plain:+.1f}"]
+            ends = [mean(found[f"zero-{view}-x1"]) for view in ("main", "crop")]
+            cells += [f"{true:.3g}", *(f"{end:.1f}" for end in ends), f"{ends[1] - ends[0]:+.1f}"]
         if any(cells):
             lines.append(cells)
     said = {"drawn": "drawn at size", "scaled": "scaled to size"}
-    head = " | ".join(f"{said[how]} | plain end, % | collapse, % | difference" for how in ways)
+    head = " | ".join(f"{said[how]} | training view, % | collapse's view, % | difference" for how in ways)
     seeds = len({row["seed"] for row in rows})
     return table(head, lines) + f"\n\nOurs: top-1 on the first 5,000 test images, means over {seeds} seeds."
 
@@ -482,24 +494,33 @@ def regime_table(path: str) -> str:
     found: dict[tuple, list] = {}
     for row in rows_of(path):
         found.setdefault((row["number"], row["recipe"], float(row["value"])), []).append(row)
+    timed = all(row.get("seconds") for rows in found.values() for row in rows)
     lines = [
         [
             number_,
             f"`{recipe}`",
             f"{value:.3g}",
             len(rows),
-            f"{mean(float(row['validation_top1']) for row in rows):.1f}",
-            f"{mean(float(row['train_top1']) for row in rows):.1f}",
+            *(f"{mean(float(row[key]) for row in rows):.1f}" for key in ("validation_top1", "train_top1")),
+            *([f"{mean(float(row['seconds']) for row in rows) / 60:.1f}"] if timed else []),
         ]
         for (number_, recipe, value), rows in found.items()
     ]
-    return table("chosen | recipe | value | n | validation top-1, % | training top-1, %", lines)
+    head = "chosen | recipe | value | n | validation top-1, % | training top-1, %" + " | core-minutes a run" * timed
+    return table(head, lines)
+
+
+def hanging(row: dict) -> str:
+    """A verdict, and on how many single seeds it hangs."""
+    seeds = float(row["hangs_on"] or 0)
+    hangs = seeds > 0 and row["verdict"] not in ("not resolved", "not run")
+    return row["verdict"] + (f", hangs on {seeds:.0f} seed{'s' * (seeds > 1)}" if hangs else "")
 
 
 def told(row: dict) -> str:
-    """A verdict, and whether another view has another sign."""
+    """The same, and whether another view has another sign."""
     depends = row["views"] == "the sign depends on the view" and row["verdict"] != "not resolved"
-    return row["verdict"] + "; in another view the sign is the opposite" * depends
+    return hanging(row) + "; in another view the sign is the opposite" * depends
 
 
 def topic_answers(topic: str) -> str:
@@ -510,7 +531,7 @@ def topic_answers(topic: str) -> str:
     again = {row["claim"]: row for row in of_data(f"{REFERENCE}/bench/precise_statistics.csv")}
     recomputed = [again.get(row["claim"]) for row in rows]
     lines = [
-        [row["claim"], *(f"{float(row[key]):.2f}" for key in ("top1", "against")), difference(row), row["verdict"]]
+        [row["claim"], *(f"{float(row[key]):.2f}" for key in ("top1", "against")), difference(row), hanging(row)]
         + [difference(row, "_scale_aspect")]
         + ([f"{difference(precise)}, {precise['verdict']}" if precise else ""] if any(recomputed) else [])
         for row, precise in zip(rows, recomputed)
@@ -526,7 +547,7 @@ def references() -> str:
     lines = []
     for who, (section, topics, about) in REFERENCES.items():
         asked = [row for row in answers() if row["topic"] in topics and re.search(about, row["claim"], re.I)]
-        leading = [row for row in asked if row["claim"] in LEADING] or asked[:1]
+        leading = [row for row in asked if row["claim"] in report.leading_claims()] or asked[:1]
         said = [f"{row['claim']}: {difference(row)}, *{told(row)}*" for row in leading]
         verdicts = Counter(row["verdict"] for row in asked).items()
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts)
@@ -586,7 +607,7 @@ def compared() -> str:
     lines = []
     for claim, rows in both.groupby("claim", sort=False):
         cells = [
-            f"{difference(row.to_dict() | {'failed_other': 0})} *{row.verdict}*, error {100 - row.top1:.1f}%"
+            f"{difference(row.to_dict() | {'failed_other': 0})} *{hanging(row)}*, error {100 - row.top1:.1f}%"
             for _, row in rows.iterrows()
         ]
         first = rows.iloc[0]
@@ -723,16 +744,16 @@ def digits_later_seeds() -> str:
     )
 
 
-@cache
-def without_a_seed() -> dict[int, str]:
-    """By the number of seeds, how many verdicts are lost if some seed is left out, of how many."""
-    every = judged([])
-    resolved = every[~every.verdict.isin(["not resolved", "not run"])]
-    lost = set()
-    for seed in range(resolved.n.max()):
-        part = judged([seed]).verdict[resolved.index]
-        lost |= {claim for claim in resolved.index[part != resolved.verdict]}
-    return {n: f"{resolved.index[resolved.n == n].isin(lost).sum()} of {(resolved.n == n).sum()}" for n in resolved.n.unique()}
+def hangs_on(data: str, start: str) -> str:
+    """On how many seeds the verdict on the claim hangs that begins so."""
+    (row,) = [row for row in answers(data) if row["claim"].startswith(start)]
+    return f"{float(row['hangs_on']):.0f}"
+
+
+def hang(rows: list[dict], n: int) -> str:
+    """How many of the verdicts with n seeds hang on single ones, of how many."""
+    resolved = [row for row in rows if row["verdict"] not in ("not resolved", "not run") and row["n"] == str(n)]
+    return f"{sum(float(row['hangs_on'] or 0) > 0 for row in resolved)} of {len(resolved)}"
 
 
 @cache
@@ -824,8 +845,12 @@ def in_sentences() -> dict[str, str]:
         "all-released": f"{parts('zero-crop-x2').mean():.2f}%",
         "grows-precise": difference(precise("A batch that grows loses")),
         **of_photographs(),
-        "left-out": without_a_seed()[16],
-        "left-out-few": without_a_seed()[6],
+        "left-out": hang([row for row in answers() if row["topic"] not in OF_OTHERS], 16),
+        "left-out-few": hang([row for row in answers() if row["topic"] not in OF_OTHERS], 6),
+        "control-hangs": hangs_on(DIGITS, "Batch 2048 needs"),
+        "baselines-left-out": hang([row for row in answers() if row["topic"] in OF_OTHERS], 6),
+        "photographs-left-out": hang(answers(PHOTOGRAPHS), 12),
+        "photographs-left-out-few": hang(answers(PHOTOGRAPHS), 6),
     }
 
 
@@ -845,12 +870,19 @@ def precise(start: str, data: str = DIGITS) -> dict:
     return row
 
 
-def counts(agreements: pd.Series) -> str:
-    """On how many claims both beds agree, in words."""
-    on = {word: int((agreements == word).sum()) for word in (beds.AGREE, beds.OPPOSITE, beds.DIFFER, beds.OPEN)}
-    resolved = f"the beds have the same verdict on {on[beds.AGREE]}, opposite ones on {on[beds.OPPOSITE]}"
-    others = f"different ones on {on[beds.DIFFER]}; {on[beds.OPEN]} are not resolved on one bed, or on both"
-    return f"{len(agreements)} claims, {resolved}, and {others}"
+def improves(models: pd.DataFrame) -> str:
+    """By how much the ensemble's last member is better than its first."""
+    first, *_, last = (
+        answering.rows_of(models, answering.Side(questions.ENSEMBLE.recipe, name)).top1
+        for name in questions.ENSEMBLE.members.split(" + ")
+    )
+    return difference(statistics.paired(last, first) | {"failed_other": 0})
+
+
+def of_lars(both: pd.DataFrame) -> str:
+    """By how much LARS's differences from SGD at the same batch are larger on photographs than on digits, over the batches."""
+    asked = both[both.claim.str.match(r"At batch \d+, LARS .* SGD, each") & (both.data == DIGITS)]
+    return f"{-asked.apart.max():.1f} to {-asked.apart.min():.1f}"
 
 
 def of_photographs() -> dict[str, str]:
@@ -874,24 +906,28 @@ def of_photographs() -> dict[str, str]:
         row = both[both.claim == claim].iloc[0]  # the same in the row of either bed
         return f"{row.apart:+.2f} ({row.apart_low:+.2f} to {row.apart_high:+.2f})"
 
+    def own_rate(top1: str) -> str:
+        recipes = "tuned_one_model", "one_model"
+        tuned, other = (answering.rows_of(models, answering.Side(recipe, "collapse_long"))[top1] for recipe in recipes)
+        return difference(statistics.unpaired(tuned, other) | {"failed_other": 0})
+
     sizes = pd.read_csv(ROOT / REFERENCE / "bench/apparent_size.csv").query("data == @PHOTOGRAPHS and size == 1")
     at_one = sizes.pivot_table(index="seed", columns="stage", values="top1")
     return {
         **{f"photographs-{name}": of(*asked) for name, asked in ASKED_OF_PHOTOGRAPHS.items()},
-        "photographs-own-rate": difference(
-            statistics.unpaired(
-                *(
-                    answering.rows_of(models, answering.Side(recipe, "collapse_long")).top1
-                    for recipe in ("tuned_one_model", "one_model")
-                )
-            )
-            | {"failed_other": 0}
-        ),
+        **{f"photographs-own-rate{view}": own_rate(f"top1{view}") for view in ("", *OTHER)},
+        **{f"{data}-improve": improves(of) for data, of in (("digits", models_of(DIGITS, "laptop")), ("photographs", models))},
+        "photographs-swa-main-hangs": hangs_on(PHOTOGRAPHS, "In the main view, SWA"),
+        "photographs-restarts-hangs": hangs_on(PHOTOGRAPHS, "In the collapse's view, warm restarts"),
+        "photographs-warm-8192-hangs": hangs_on(PHOTOGRAPHS, "Batch 8192 needs"),
         "beds-last": apart(f"{BEATS} its last member"),
         "beds-short": apart(f"{BEATS} one model of equal images with"),
-        "beds-counts": counts(both.drop_duplicates("claim").agreement),
+        "beds-counts": beds.counts(both.drop_duplicates("claim").agreement),
         "beds-swa-main": apart("In the main view, SWA"),
         "beds-high": apart("From the released cycles"),
+        "beds-lars": of_lars(both),
+        "beds-lars-2048": apart("At batch 2048, LARS loses"),
+        "beds-lars-16384": apart("At batch 16384, LARS is better than SGD"),
         "photographs-rate-precise": difference(precise(rate, PHOTOGRAPHS)),
         "photographs-statistics-precise": difference(precise("New batch-norm statistics alone", PHOTOGRAPHS)),
         # Both are differences, of which none has failed

@@ -193,6 +193,13 @@ def test_runs_of_the_reference_that_this_code_would_train_stand_with_all_their_s
     assert "mine is better mine (collapse), n\xa0=\xa03, minus one_model (collapse_long), n\xa0=\xa05" in texts
 
 
+def test_a_verdict_that_hangs_on_single_seeds_says_so(asking):
+    answers, _ = asking(seeds=range(4))
+    for seeds, said in ((0, False), (float("nan"), False), (2, True)):
+        (sentence,) = ask.told(answers.assign(hangs_on=seeds))
+        assert ("hangs on 2 of the seeds: without any one of them it would be another" in sentence) == said
+
+
 def test_before_training_it_says_what_the_runs_took_in_the_reference(asking, capsys):
     """One model's runs took 30 seconds on 2 ranks, and mine have as many images, whether or not one model's are asked for."""
     took = dict(seconds=30.0, ranks=2)

@@ -35,11 +35,18 @@ def answers(**of_data):
                 top1=80.0,
                 sd=0.3,
                 compared="Welch's t",
+                hangs_on=0.0,
                 views="same sign in all views",
                 not_worse_by=0.0,
             )
             rows.append(row | dict(difference=1.0 + number, low=0.5, high=2.0, margin=0.3, verdict=verdict))
     return pd.DataFrame(rows)
+
+
+def test_the_claims_are_counted_by_whether_they_agree():
+    words = pd.Series([beds.AGREE, beds.AGREE, beds.OPPOSITE, beds.OPEN, beds.OPEN, beds.OPEN])
+    said = "6 claims, the data sets have the same verdict on 2, opposite ones on 1, and different ones on 0; 3 are not resolved"
+    assert beds.counts(words) == f"{said} on at least one"
 
 
 def test_answers_agree_only_if_both_are_resolved_and_the_same():

@@ -95,7 +95,7 @@ def test_the_figure_of_sizes_draws_the_means_over_seeds():
     figure = figures.apparent_size(table, {"digits": 1.2, "fashion_mnist": 1.3})
     panels = ("digits", "drawn"), ("digits", "scaled"), ("fashion_mnist", "scaled")
     for axes, (data, how) in zip(figure.axes, panels, strict=True):
-        for bars, stage in zip(axes.containers, ("plain", "zero-crop-x1")):
+        for bars, stage in zip(axes.containers, ("zero-main-x1", "zero-crop-x1")):
             rows = table[(table.data == data) & (table.how == how) & (table.stage == stage)]
             means = [rows[rows["size"] == size].top1.mean() for size in sorted(set(rows["size"]))]
             assert bars[0].get_ydata() == pytest.approx(means)

@@ -372,7 +372,9 @@ def test_without_package_and_network_it_says_what_to_install(tmp_path, monkeypat
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     assert pack_clothes(monkeypatch, "--out", tmp_path / "o") == 2
-    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr()
+    assert said.out.startswith("downloading") and fashion_mnist.ADVICE in said.out, "before it waits"
+    assert "apt-get install dataset-fashion-mnist" in said.err.splitlines()[-1]
 
 
 def test_photographs_are_seen_as_imagenets_images_are():

@@ -178,6 +178,20 @@ def test_a_second_data_set_has_a_row_only_for_what_it_has_answered(found):
             f", on {answer.data}"
         )
         assert found.loc[numbers[answer.claim]].scale == "digits"
+    assert {*found.index[found.agreement.notna()]} == {f"{numbers[claim]}{end}" for claim in others.claim for end in ("", ".2")}
+
+
+def test_verify_says_on_how_many_claims_the_data_sets_agree(found):
+    text, _ = ledger.verify(REFERENCE)
+    blocks = dict(re.findall(r"^(D\d+) (.*?)(?=^\S)", text + "\nend", flags=re.M | re.S))
+    resolved = {"SUPPORTED", "CONTRADICTED", "EQUIVALENT"}
+    agree = 0
+    for number in found.index[found.agreement.notna() & ~found.index.str.endswith(".2")]:
+        states = {found.state[number], found.state[f"{number}.2"]}
+        alike = len(states) == 1 and states <= resolved
+        assert ("on all data sets: agree\n" in blocks[number]) == alike
+        agree += alike
+    assert f"the data sets have the same verdict on {agree}, " in text.splitlines()[-1]
 
 
 def test_a_topic_of_which_nothing_was_run_is_one_line(found, tmp_path):

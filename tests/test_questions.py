@@ -107,6 +107,22 @@ def test_only_a_data_set_with_a_run_of_a_recipe_asked_about_has_answers(tmp_path
     assert none.empty and list(none.columns) == list(found.columns)
 
 
+def test_a_verdict_hangs_on_the_seeds_without_any_one_of_which_it_is_another(tmp_path):
+    table = runs(tmp_path, {PLAIN: 75.0, COLLAPSED: 75.0})
+    plain = table[table.members == PLAIN.members].top1.to_numpy()
+    table.loc[table.members == COLLAPSED.members, "top1"] = plain + [0.2, 0.9, 1.2, 1.4, 0.6, 1.0]
+    found = answering.answers(QUESTIONS, table, tmp_path)
+    without = [answering.answers(QUESTIONS, table[table.seed != seed], tmp_path).verdict for seed in SEEDS]
+    pd.testing.assert_series_equal(
+        found.hangs_on, sum(verdicts != found.verdict for verdicts in without).where(found.n > 0), check_names=False
+    )
+    row = found.set_index("claim").loc[RELEASED]
+    assert row.verdict == "supported" and 0 < row.hangs_on < len(SEEDS)
+    few = answering.answers(QUESTIONS, table[table.seed < 3], tmp_path)
+    tiny = answering.answers(QUESTIONS, table.assign(shrink="smoke"), tmp_path)
+    assert few.hangs_on.isna().all() and tiny.hangs_on.isna().all()
+
+
 def test_runs_that_fail_are_counted_and_compared_by_ranks(tmp_path):
     question = next(q for q in questions.WARMUP if not q.control)
     warm, cold = runs(tmp_path, {question.better: 80.0}), runs(tmp_path, {question.other: 70.0})

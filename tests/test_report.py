@@ -235,6 +235,11 @@ def test_a_sentence_has_verdict_claim_number_and_interval_whatever_the_verdict()
     assert few == "Not resolved: A is better than B (difference -0.50 points, n = 1: too few for an interval)."
     failed = report._sentence(row("supported", failed=0, failed_other=2))
     assert failed.endswith("; 0 of 6 runs failed, against 2 of 16).")
+    for seeds, said in ((2, "each of 2 seeds"), (1, "1 seed")):
+        narrow = report._sentence(row("supported", hangs_on=seeds))
+        assert narrow.endswith(f"; the verdict hangs on {said}).")
+    for stays in (0, float("nan")):
+        assert "hangs" not in report._sentence(row("supported", hangs_on=stays))
     alike = report._sentence(row("not resolved", low=float("nan"), high=float("nan")))
     assert alike == "Not resolved: A is better than B (difference -0.50 points, no interval)."
 
@@ -265,6 +270,17 @@ def test_the_first_page_says_what_was_found_before_it_counts_and_the_main_questi
     assert all(all(each) and len(each) in (1, 2) for each in shown.values()), "each is on a line of its own"
     assert first.index("a short <i>collapse</i>") < first.index("in other <i>views</i>") < first.index("in another view")
     assert first.index("finding-ensemble") < first.index("<figure") < first.index("<table")
+
+
+def test_the_first_page_says_what_two_data_sets_answer_alike(results):
+    answers = pd.read_csv(results / "tables" / "answers.csv")
+    text, _ = page_of(results)
+    (said,) = re.findall(r"<li><a[^>]*><b>On another data set\..*?</li>", text, flags=re.S)
+    claim = "The released collapse is better than the plain end of the linear decay"
+    for row in answers[answers.claim == claim].itertuples():
+        assert f"{row.verdict} on {row.data} ({row.difference:+.2f}, {row.low:+.2f} to {row.high:+.2f})" in said
+    answers[answers.data == "digits"].to_csv(results / "tables" / "answers.csv", index=False)
+    assert "On another data set" not in page_of(results)[0]
 
 
 def test_the_questions_of_the_first_page_are_questions():

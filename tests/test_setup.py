@@ -92,6 +92,16 @@ def test_one_table_or_figure_is_a_target():
     )
 
 
+def test_a_data_set_that_does_not_exist_is_refused_with_those_that_do():
+    said = make("-o", ".venv/options", "data", "DATA=fashion")
+    *_, names = said.stderr.splitlines()[0].partition("choose one of ")
+    assert said.returncode == 2 and "fashion" in said.stderr
+    scripts = {path.stem for path in (ROOT / "data_prep").glob("*.py")}
+    assert {*names.split()} == scripts - {"archives", "drawing", "packing"}, "which are no data sets"
+    for name in names.split():
+        assert f"data_prep/{name}.py" in make("-n", "data", f"DATA={name}").stdout
+
+
 def test_make_hands_options_on():
     plan = make("-n", "reproduce", "PROFILE=tiny", "ARGS=--seed 3").stdout
     assert ".venv/bin/python -m repro reproduce --profile tiny --seed 3\n" in plan

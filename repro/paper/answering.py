@@ -85,8 +85,9 @@ def answers(asked: Sequence[Question], models: pd.DataFrame, out: Path | str) ->
     `models` are `tables.models` of them; variants that no side names and other models are left out. The
     columns are those of `statistics.judge`, and low_originals and high_originals, an interval that holds for new originals
     too (`statistics.over_originals`; none of rank tests); difference_VIEW, low_VIEW and high_VIEW, the same in other views
-    (zoom, scale_aspect) of the first test images, not corrected; and `views`, which says whether the sign is the same in
-    all. The questions of a topic are one family of tests, its controls another. Tiny runs (smoke) have learnt nothing, so
+    (zoom, scale_aspect) of the first test images, not corrected; `views`, which says whether the sign is the same in
+    all; and hangs_on, the number of seeds without any one of which the verdict would be another, missing where no seed can be
+    spared. The questions of a topic are one family of tests, its controls another. Tiny runs (smoke) have learnt nothing, so
     they resolve nothing.
     """
     recipes = {side.recipe for question in asked for side in (question.better, question.other)}
@@ -99,9 +100,32 @@ def answers(asked: Sequence[Question], models: pd.DataFrame, out: Path | str) ->
 
 
 def _judged(asked: Sequence[Question], models: pd.DataFrame, out: Path, data: str, shrink: str) -> pd.DataFrame:
-    rows = pd.DataFrame({"data": data, "shrink": shrink} | _answer(question, models, out) for question in asked)
-    table = verdicts(rows)
-    return table.assign(verdict=table.verdict.replace(UNTRAINED)) if shrink == "smoke" else table
+    sides = [(rows_of(models, question.better), rows_of(models, question.other)) for question in asked]
+    rows = (
+        {"data": data, "shrink": shrink} | _answer(question, *both, out) for question, both in zip(asked, sides, strict=True)
+    )
+    table = verdicts(pd.DataFrame(rows))
+    if shrink == "smoke":
+        table = table.assign(verdict=table.verdict.replace(UNTRAINED))
+        return table.assign(hangs_on=statistics.NONE)
+    return table.assign(hangs_on=_hangs_on(asked, sides, table))
+
+
+def _hangs_on(asked: Sequence[Question], sides: Sequence[tuple[pd.DataFrame, pd.DataFrame]], table: pd.DataFrame) -> pd.Series:
+    """Of each row of `table`, how many seeds there are without which its verdict would be another.
+
+    A seed is left out on every side of every question, since a topic's questions are corrected together.
+    """
+    spare = table[["n", "n_other"]].min(axis=1) > statistics.FEWEST
+    changed = pd.Series(0, index=table.index)
+    for _, family in table.groupby(["topic", "control"], sort=False):
+        if not spare[family.index].any():
+            continue
+        top1 = {place: [rows.top1 for rows in sides[place]] for place in family.index}
+        for seed in sorted({seed for both in top1.values() for side in both for seed in side.index}):
+            rows = [compare(asked[place], *(side.drop(seed, errors="ignore") for side in both)) for place, both in top1.items()]
+            changed[family.index] += statistics.judge(rows).verdict.to_numpy() != family.verdict
+    return changed.where(spare)
 
 
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
@@ -116,8 +140,7 @@ def compare(question: Question, better: pd.Series, other: pd.Series) -> dict:
     return asked | by(better, other, question.not_worse_by)
 
 
-def _answer(question: Question, models: pd.DataFrame, out: Path) -> dict:
-    better, other = (rows_of(models, side) for side in (question.better, question.other))
+def _answer(question: Question, better: pd.DataFrame, other: pd.DataFrame, out: Path) -> dict:
     row = compare(question, better.top1, other.top1)
     for view in records.OTHER_VIEWS:
         seen = compare(question, better[f"top1_{view}"], other[f"top1_{view}"])

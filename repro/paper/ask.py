@@ -297,6 +297,8 @@ def told(answers: pd.DataFrame) -> list[str]:
         line += f" ({'no interval' if pd.isna(row.low) else f'95% interval {row.low:+.2f} to {row.high:+.2f}'})"
         line += f"; with the test images enlarged {row.difference_zoom:+.2f}{_interval(row.low_zoom, row.high_zoom)}, cut as in"
         line += f" training {row.difference_scale_aspect:+.2f}{_interval(row.low_scale_aspect, row.high_scale_aspect)}."
+        if row.hangs_on > 0:
+            line += f" The verdict hangs on {row.hangs_on:.0f} of the seeds: without any one of them it would be another."
         if row.shrink == "smoke":
             line += " Tiny runs resolve nothing."
         elif row.verdict == "not resolved" and row.needed > 0:

@@ -15,13 +15,14 @@ OPPOSITE = "opposite"  # supported here, contradicted there
 DIFFER = "differ"  # all are resolved, and not the same: supported here, too small to count there
 OPEN = "not resolved"  # at least one is not resolved
 SHOWN = ["topic", "claim", "control", "data", "n", "n_other", "top1", "difference", "low", "high", "margin", "not_worse_by"]
+JUDGED = ["verdict", "hangs_on", "views"]
 TUNED = "tuned", "lars", "averages", "cooldown", "restarts"  # topics with numbers that were tuned on digits
 
 
 def table(answers: pd.DataFrame) -> pd.DataFrame:
     """One row for each claim and data set, of claims that two or more data sets have answered.
 
-    It has the columns `SHOWN`, verdict, views; agreement: whether the verdicts agree; numbers: whether a side's were tuned on
+    It has the columns `SHOWN` and `JUDGED`; agreement: whether the verdicts agree; numbers: whether a side's were tuned on
     digits, so may not suit another data set; apart, apart_low, apart_high (`apart`): two verdicts may differ although the
     differences hardly do.
 
@@ -32,7 +33,7 @@ def table(answers: pd.DataFrame) -> pd.DataFrame:
     most = runs.groupby(asked.data).transform("max")
     asked = asked[runs == most].drop_duplicates(["claim", "data"])
     several = asked[asked.groupby("claim").data.transform("nunique") > 1]
-    found = several[[*SHOWN, "verdict", "views"]].assign(
+    found = several[SHOWN + JUDGED].assign(
         agreement=several.groupby("claim").verdict.transform(lambda verdicts: agreement(set(verdicts))),
         numbers=several.topic.isin(TUNED).map({True: "tuned on digits", False: ""}),
     )
@@ -48,6 +49,13 @@ def agreement(verdicts: set[str]) -> str:
     if len(verdicts) == 1:
         return AGREE
     return OPPOSITE if {"supported", "contradicted"} <= verdicts else DIFFER
+
+
+def counts(agreements: pd.Series) -> str:
+    """On how many claims several data sets agree, in words; `agreements` has one row for each claim."""
+    on = {word: int((agreements == word).sum()) for word in (AGREE, OPPOSITE, DIFFER, OPEN)}
+    resolved = f"the data sets have the same verdict on {on[AGREE]}, opposite ones on {on[OPPOSITE]}, and different ones on"
+    return f"{len(agreements)} claims, {resolved} {on[DIFFER]}; {on[OPEN]} are not resolved on at least one"
 
 
 def apart(rows: pd.DataFrame) -> tuple[float, float, float]:

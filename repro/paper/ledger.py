@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro.paper import names, plan, questions, tables
+from repro.paper import beds, names, plan, questions, tables
 from repro.paper.answering import Question
 from repro.paths import REFERENCE
 from repro.recipes import RECIPES
@@ -34,7 +34,7 @@ VERDICTS = "supported", "equivalent", "contradicted", "not resolved", "not run"
 STATES = {verdict: verdict.upper().replace(" ", "-") for verdict in VERDICTS}
 CLAIM = ["id", "claim", "published", "source", "scale", "test", "tolerance", "why"]
 HOURS = ["node_hours", "node_hours_cpu", "node_hours_gpu", "one_gpu_hours"]
-FOUND = ["state", "ours", "n", "low", "high", *HOURS, "runs", "commit"]
+FOUND = ["state", "agreement", "ours", "n", "low", "high", *HOURS, "runs", "commit"]
 QUESTION = "question, topic "
 TEST_IMAGES = 50_000  # of ImageNet-1K
 DIGITS = "digits"  # the data set of the questions that no data set has answered
@@ -65,12 +65,15 @@ def verify(results: Path | str, as_json: bool = False) -> tuple[str, bool]:
         return table.to_json(orient="records", indent=1), bool((table.state == "MISSED").any())
     lines = [f"claims by the runs in {results}, {trained.by(results / 'runs', zip(counted.code, counted.version))}"]
     lines += plan.told()
-    for row in table.fillna({"ours": "", "published": ""}).itertuples():
+    for row in table.fillna({"ours": "", "published": "", "agreement": ""}).itertuples():
         lines.append(f"{row.id:7} {row.state:12} {row.claim}" + (f": {row.published}" if row.published else ""))
-        ours, cost = with_interval(row), price(row)
-        lines += [f"{'':20} {word}: {text}" for word, text in (("ours", ours), ("cost", cost)) if text]
+        said = {"ours": with_interval(row), "cost": price(row), "on all data sets": row.agreement}
+        lines += [f"{'':20} {word}: {text}" for word, text in said.items() if text]
     counts = table.state.value_counts()
     lines.append(", ".join(f"{number} {state}" for state, number in counts.items()))
+    asked = table[table.agreement.notna() & ~table.id.str.contains(".", regex=False)]
+    if len(asked):
+        lines.append(f"of {beds.counts(asked.agreement)}")
     return "\n".join(lines), bool((table.state == "MISSED").any())
 
 
@@ -296,7 +299,10 @@ def _questions(counted: pd.DataFrame, results: Path) -> list[dict]:
 
 
 def _answers(id: str, question: Question, answers: pd.DataFrame, counted: pd.DataFrame) -> list[dict]:
-    """A row for each data set that has answered a question, the digits first: D1, then D1.2 and so on; if none has, one row."""
+    """A row for each data set that has answered a question, the digits first: D1, then D1.2 and so on; if none has, one row.
+
+    `agreement` says of several whether their verdicts agree (`beds.agreement`).
+    """
     asked = {"id": id, "claim": question.claim + (" (control)" if question.control else "")}
     asked |= {"test": QUESTION + question.topic, "why": "Holm over the questions of its topic"}
     found = answers[(answers.claim == question.claim) & (answers.verdict != "not run")]
@@ -316,6 +322,9 @@ def _answers(id: str, question: Question, answers: pd.DataFrame, counted: pd.Dat
             row |= {"low": answer.low, "high": answer.high, "commit": _commits(used)}
             row["runs"] = " ".join(f"{recipe}-{answer.shrink}-{answer.data}-*" for recipe in recipes)
         rows.append(row)
+    if found.data.nunique() > 1:
+        agreement = beds.agreement({*found.verdict})
+        rows = [row | {"agreement": agreement} for row in rows]
     return rows
 
 

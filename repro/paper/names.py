@@ -333,6 +333,9 @@ COLUMNS = {
     "low_originals": Column("from, new originals", "+.2f", "as `low`, for new original images too"),
     "high_originals": Column("to, new originals", "+.2f", "as `high`, for new original images too"),
     "verdict": Column("verdict", meaning="what follows from an answer"),
+    "hangs_on": Column(
+        "seeds it hangs on", ".0f", "how many seeds there are without which, each alone, the verdict would be another"
+    ),
     "interval": Column("95% interval"),
     "apart": Column("between data sets, points", "+.2f"),
     "apart_low": Column("from, between data sets", "+.2f"),

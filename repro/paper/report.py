@@ -15,7 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from repro.paper import names, questions, svg, tables
+from repro.paper import beds, names, questions, svg, tables
 from repro.paper.answering import Question
 from repro.paper.ledger import price, with_interval
 from repro.paper.names import COLUMNS
@@ -53,6 +53,7 @@ LEADING = {
     ("adaptive_delay_compensation_8_groups main", "asynchronous_8_groups main"),
 }
 FIRST_TOPIC = "ensemble"  # the paper's main question
+ON_ALL = FIRST_TOPIC, "collapse"  # topics whose leading answers the first page shows on each data set
 STATES = ["PASS", "SUPPORTED", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
 
 
@@ -117,6 +118,7 @@ def _contents(results: Path, data: str, shrink: str) -> dict[str, Any]:
         ],
         "networks": _networks(mine),
         "counts": _counts(ledger),
+        "beds": _beds(beds.table(_read(results, "answers")), data),
         "ledger_sentence": _ledger_sentence(ledger),
         "scaling_sentence": _scaling_sentence(measured),
         "released": _table(
@@ -352,8 +354,12 @@ def sides(question: Question) -> tuple[str, ...]:
 
 def _leading(rows: pd.DataFrame) -> pd.DataFrame:
     """The two rows of a topic's answers that the first page shows."""
-    first = {each.claim for each in questions.QUESTIONS if sides(each) in LEADING}
-    return rows.iloc[(~rows.claim.isin(first)).argsort(kind="stable")[:2]]
+    return rows.iloc[(~rows.claim.isin(leading_claims())).argsort(kind="stable")[:2]]
+
+
+def leading_claims() -> set[str]:
+    """The claims of `LEADING`."""
+    return {each.claim for each in questions.QUESTIONS if sides(each) in LEADING}
 
 
 def _sentence(row: dict[str, Any]) -> str:
@@ -374,6 +380,8 @@ def _sentence(row: dict[str, Any]) -> str:
         found += f"; {row['failed']} of {row['n']} runs failed, against {row['failed_other']} of {row['n_other']}"
     if row.get("views") == "the sign depends on the view" and row["verdict"] != "not resolved":
         found += "; in another view the sign is the opposite"
+    if (seeds := row.get("hangs_on", 0)) > 0 and row["verdict"] != "not resolved":
+        found += f"; the verdict hangs on {'each of ' * (seeds > 1)}{seeds:.0f} seed{'s' * (seeds > 1)}"
     if row.get("recomputed"):
         found += f"; with batch norm's statistics computed anew: {row['recomputed']}"
     return f"{verdict}: {row['claim']} ({found})."
@@ -389,6 +397,21 @@ def _verdicts(rows: pd.DataFrame) -> str:
             said.append(f"{len(part)} {word}{'s' * (len(part) > 1)}: {verdicts}")
     seeds = " to ".join(map(str, dict.fromkeys((rows[["n", "n_other"]].min().min(), rows[["n", "n_other"]].max().max()))))
     return f"{'; '.join(said)} (n = {seeds} seeds)"
+
+
+def _beds(compared: pd.DataFrame, data: str) -> list[str]:
+    """Sentences on what several data sets answer alike: how many claims, and the main ones; none if there is one data set."""
+    if data not in {*compared.data}:
+        return []
+    said = [f"Of {beds.counts(compared.drop_duplicates('claim').agreement)}."]
+    main = compared[compared.topic.isin(ON_ALL) & compared.claim.isin(leading_claims())]
+    for claim, rows in main.groupby("claim", sort=False):
+        found = [
+            f"{row.verdict} on {row.data} ({row.difference:+.2f}, {_interval(row.low, row.high, '+.2f')})"
+            for row in rows.itertuples()
+        ]
+        said.append(f"{claim}: {', '.join(found)}.")
+    return said
 
 
 def _networks(runs: pd.DataFrame) -> str:

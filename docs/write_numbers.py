@@ -144,6 +144,7 @@ ASKED_OF_PHOTOGRAPHS = {
     "lars-2048-training": ("At batch 2048, LARS loses", "_scale_aspect"),
     "lars-16384": ("At batch 16384, LARS is better than SGD",),
     "lars-against-smallest": ("LARS at batch 32768 loses at most half a point against SGD at 2048",),
+    "lars-outside": ("At batch 32768, LARS as released loses at most half a point against LARS with rate and",),
     "gap-30": ("Over 30 epochs",),
     "gap-60": ("Over 60 epochs",),
     "gap-120": ("Over 120 epochs",),

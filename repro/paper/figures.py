@@ -344,7 +344,7 @@ def answers(table: pd.DataFrame) -> plt.Figure:
         columns[int(_sum(heights, columns[0]) > _sum(heights, columns[1]))].append(number)
     columns = [sorted(column) for column in columns]
     key = _key(table, views)
-    above, below = 0.3 * several, 0.25 + 2 * LINE  # inches, of a topic's title and its axis
+    above, below = 0.32 * several, 0.25 + 2 * LINE  # inches, of a topic's title and its axis
     height = max(_sum(heights, column) + (above + below) * len(column) for column in columns) + (len(key) + 0.5) * LINE
     width = TWO_COLUMNS if several else ONE_COLUMN
     figure = plt.figure(figsize=(width, height))

@@ -333,6 +333,7 @@ COLUMNS = {
     "low_originals": Column("from, new originals", "+.2f", "as `low`, for new original images too"),
     "high_originals": Column("to, new originals", "+.2f", "as `high`, for new original images too"),
     "verdict": Column("verdict", meaning="what follows from an answer"),
+    "agreement": Column("do data sets agree", meaning="whether the verdicts of all data sets that answered a question agree"),
     "hangs_on": Column(
         "seeds it hangs on", ".0f", "how many seeds there are without which, each alone, the verdict would be another"
     ),

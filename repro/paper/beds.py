@@ -15,14 +15,14 @@ OPPOSITE = "opposite"  # supported here, contradicted there
 DIFFER = "differ"  # all are resolved, and not the same: supported here, too small to count there
 OPEN = "not resolved"  # at least one is not resolved
 SHOWN = ["topic", "claim", "control", "data", "n", "n_other", "top1", "difference", "low", "high", "margin", "not_worse_by"]
-JUDGED = ["verdict", "hangs_on", "views"]
+SHOWN += ["verdict", "hangs_on", "views"]
 TUNED = "tuned", "lars", "averages", "cooldown", "restarts"  # topics with numbers that were tuned on digits
 
 
 def table(answers: pd.DataFrame) -> pd.DataFrame:
     """One row for each claim and data set, of claims that two or more data sets have answered.
 
-    It has the columns `SHOWN` and `JUDGED`; agreement: whether the verdicts agree; numbers: whether a side's were tuned on
+    It has the columns `SHOWN`; agreement: whether the verdicts agree; numbers: whether a side's were tuned on
     digits, so may not suit another data set; apart, apart_low, apart_high (`apart`): two verdicts may differ although the
     differences hardly do.
 
@@ -33,7 +33,7 @@ def table(answers: pd.DataFrame) -> pd.DataFrame:
     most = runs.groupby(asked.data).transform("max")
     asked = asked[runs == most].drop_duplicates(["claim", "data"])
     several = asked[asked.groupby("claim").data.transform("nunique") > 1]
-    found = several[SHOWN + JUDGED].assign(
+    found = several[SHOWN].assign(
         agreement=several.groupby("claim").verdict.transform(lambda verdicts: agreement(set(verdicts))),
         numbers=several.topic.isin(TUNED).map({True: "tuned on digits", False: ""}),
     )

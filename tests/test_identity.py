@@ -100,3 +100,24 @@ def test_git_that_will_not_say_is_quoted_once(checkout, tmp_path, monkeypatch, c
         patch.setattr(identity, "ROOT", tmp_path)
         patch.setenv("LANGUAGE", "de")
         assert "not a git repository" in said()
+
+
+def test_code_of_the_same_bits_makes_no_other_run(tmp_path, monkeypatch):
+    before, after = tmp_path / "before.py", tmp_path / "after.py"
+    before.write_text("def f(x):\n    return x + x\n")
+    after.write_text("def f(x):\n    return 2 * x\n")
+    digests = [identity.definitions(file)["f"] for file in (before, after)]
+
+    def known(file):
+        monkeypatch.setattr(identity, "definitions", lambda *_: {"f": digests[file == after]})
+        return identity.code_definitions.__wrapped__()
+
+    assert known(before) != known(after)
+    monkeypatch.setitem(identity.SAME_BITS, digests[1], digests[0])
+    assert known(before) == known(after) == {"f": digests[0]}
+
+
+def test_each_definition_of_the_same_bits_is_in_this_code():
+    """One that has been changed since is no longer what was compared: take it out, and train again."""
+    files = (identity.ROOT / "repro" / f"{name}.py" for name in identity.TRAINING_CODE)
+    assert set(identity.SAME_BITS) <= set(identity.definitions(*files).values())

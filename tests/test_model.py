@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,47 @@ def test_several_workers_contribute_at_once_the_sum_of_what_each_does(workers, p
     alone = small_network()
     whole = workers * alone.contribute(images, labels, precision)  # all normalised by the same statistics
     assert float((whole - expected)[:size].norm() / expected[:size].norm()) > 4 * tolerance
+
+
+def _split(norm, x):
+    """How one worker was normalised at first: a split into one part, whose gradient is a copy (`identity.SAME_BITS`)."""
+    (part,) = x.split(len(x))
+    assert norm.training
+    return norm._normalise(part, norm.batch_mean, norm.batch_var, 1.0)
+
+
+@pytest.mark.parametrize("after", ["as it comes", "the same for all pixels", "transposed"])
+@pytest.mark.parametrize("kind, shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["", "channels last"])
+def test_one_workers_norm_has_the_bits_of_a_split_into_one_part(kind, shape, dtype, memory, after):
+    x = torch.randn(shape).to(dtype)
+    x = (x.to(memory_format=memory) if len(shape) == 4 else x).requires_grad_()
+    norm = BatchNorm.adopt(kind(shape[1])).train()
+    factor = torch.randn(shape[1] if after == "the same for all pixels" else shape[::-1]).to(dtype)
+    found = []
+    for normalise in (norm, partial(_split, norm)):
+        norm.zero_grad()
+        x.grad = None
+        out = normalise(x)
+        if after == "as it comes":
+            (out * out).sum().backward()
+        elif after == "transposed":
+            (out.permute(*range(len(shape))[::-1]) * factor).sum().backward()
+        else:
+            (out.flatten(2).mean(2) * factor if len(shape) > 2 else out * factor).sum().backward()
+        found.append([out, x.grad, norm.weight.grad, norm.bias.grad, norm.batch_mean.clone(), norm.batch_var.clone()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name, size", [("resnet11", 24), ("resnet50", 64)])
+def test_one_worker_a_pass_has_the_bits_of_a_split_into_one_part(name, size, precision, monkeypatch):
+    images, labels = torch.randn(4, 3, size, size), torch.arange(4)
+    network = Network(build(name, 10), "cpu", 4)
+    found = network.contribute(images, labels, precision).clone()
+    monkeypatch.setattr(BatchNorm, "forward", _split)
+    assert torch.equal(found, network.contribute(images, labels, precision)) and bool(found.abs().sum() > 0)
 
 
 def test_a_norm_that_sees_more_samples_than_images_still_keeps_workers_apart():

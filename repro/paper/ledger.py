@@ -114,9 +114,12 @@ def _found(claim: dict, counted: pd.DataFrame, small: list[dict]) -> dict:
 
 def _parameters(with_bias: bool) -> int:
     """Those of ResNet-50, with or without the bias of the first convolution."""
-    from repro.model import builder  # it loads torch, for which those who read a ledger need not wait
+    import torch  # for which those who read a ledger need not wait
 
-    parameters = builder("resnet50", 1000, 3, 224)().named_parameters()
+    from repro.model import builder
+
+    with torch.device("meta"):  # shapes alone
+        parameters = builder("resnet50", 1000, 3, 224)().named_parameters()
     return sum(value.numel() for name, value in parameters if with_bias or name != "conv1.bias")
 
 

@@ -82,7 +82,7 @@ def runs_or_reference(runs: Path | str = "", results: Path | str = RESULTS) -> P
 
 def of_size(runs: Path | str) -> bool:
     """Whether a folder has complete runs other than tiny ones, such as the tour's, which answer nothing."""
-    return any(run["status"] == "complete" and run["shrink"] != "smoke" for run in records.read_all(runs).values())
+    return any(run["status"] == "complete" and run["shrink"] != "smoke" for _, run in records.each(runs))
 
 
 def recipes() -> pd.DataFrame:
@@ -137,9 +137,10 @@ def models(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFram
     another one by --model). `that_count` says which runs count; `folders` are the names of the run folders to choose from,
     by default all.
     """
-    ends = _counted(out, folders).groupby(["folder", "stage"], sort=False).tail(1).sort_values("folder", kind="stable")
-    columns = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS]
-    known, rows = records.read_all(out), []
+    known = records.read_all(out)
+    counted = _counted(*tidy.tables(out, known), folders)
+    ends = counted.groupby(["folder", "stage"], sort=False).tail(1).sort_values("folder", kind="stable")
+    columns, rows = ["members", "average", "epochs", "top1", "top5", "test_images", *tidy.IN_VIEWS], []
     for folder, stages in groupby(ends.to_dict("records"), key=itemgetter("folder")):
         record = known[Path(out) / folder]
         recipe = recipe_of(record)
@@ -164,11 +165,10 @@ def _default_model(record: dict) -> str:
 
 def curves(out: Path | str) -> pd.DataFrame:
     """`repro.run.tidy.runs`'s evaluations of the runs in `out` `that_count`."""
-    return _counted(out)
+    return _counted(*tidy.runs(out))
 
 
-def _counted(out: Path | str, folders: Iterable[str] | None = None) -> pd.DataFrame:
-    runs, evaluations = tidy.runs(out)
+def _counted(runs: pd.DataFrame, evaluations: pd.DataFrame, folders: Iterable[str] | None = None) -> pd.DataFrame:
     counted = that_count(runs if folders is None else runs[runs.folder.isin(list(folders))])
     return evaluations[evaluations.folder.isin(counted.folder)]
 

@@ -25,6 +25,7 @@ import platform
 import shutil
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -457,15 +458,19 @@ def read_all(out: Path | str) -> dict[Path, dict]:
 
     A run that is kept in files (`kept`) has the path that its folder would have.
     """
-    found, old = {}, []
+    return dict(each(out))
+
+
+def each(out: Path | str) -> Iterator[tuple[Path, dict]]:
+    """`read_all`, one run after the other, for those who need not read all."""
+    old = []
     for name in sorted({path.parent.name for path in Path(out).glob("*/run.json")} | kept.names(out)):
         try:
-            found[Path(out) / name] = read(Path(out) / name)
+            yield Path(out) / name, read(Path(out) / name)
         except OldRun:
             old.append(name)
     if old:
         log.warning("skipped %d run folder(s) of an earlier version in %s, such as %s", len(old), out, old[0])
-    return found
 
 
 def all_runs(out: Path | str) -> list[Path]:

@@ -55,8 +55,13 @@ def runs(out: Path | str = RUNS) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Raises ReproError if there are no runs in `out`.
     """
+    return tables(out, records.read_all(out))
+
+
+def tables(out: Path | str, known: dict[Path, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`runs` of the runs in `out`, for those who have read them already (`records.read_all`)."""
     of_runs, of_evaluations = [], []
-    for folder, run in records.read_all(out).items():
+    for folder, run in known.items():
         row = _run(folder, run)
         of_runs.append(row)
         keys = {"folder": row["folder"]} | {key: row[key] for key in KEYS}

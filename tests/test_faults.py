@@ -794,19 +794,20 @@ def test_a_command_that_is_killed_leaves_nothing_in_shared_memory(real, ranks):
 @slow
 @counts_for("stop")
 def test_a_reproduction_stops_on_request_and_continues(tmp_path):
-    """Its engines finish their step and save; the same command goes on from there."""
-    command = [sys.executable, "-m", "repro", "reproduce", "--profile", "smoke", "--results", tmp_path]
-    process = launch(*command)
-    deadline = time.monotonic() + 120
-    while not any("epoch" in path.read_text() for path in tmp_path.glob("runs/*/metrics.jsonl")):
-        assert process.poll() is None and time.monotonic() < deadline, ended(process, 1)
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    told, said = ended(process, 60)
-    assert process.returncode == 75 and "The same command continues." in told and "asked to stop by SIGINT" in said
-    stopped = [path.parent for path in tmp_path.glob("runs/*/run.json") if records.read(path.parent)["status"] == "stopped"]
-    assert len(stopped) == 1 and list(stopped[0].glob("checkpoints/*.json"))
-    again = run(*command, timeout=300)
-    assert again.returncode == 0, again.stdout + again.stderr
-    record = records.read(stopped[0])
-    assert record["status"] == "complete" and [attempt["status"] for attempt in record["attempts"]] == ["stopped"]
+    """Its engines finish their step and save; the same command goes on from there, and stops again when the run is complete."""
+
+    def stopped_when(ready):
+        process = launch(sys.executable, "-m", "repro", "reproduce", "--profile", "smoke", "--results", tmp_path)
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert process.poll() is None and time.monotonic() < deadline, ended(process, 1)
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        told, said = ended(process, 60)
+        assert process.returncode == 75 and "The same command continues." in told and "asked to stop by SIGINT" in said
+
+    stopped_when(lambda: any("epoch" in path.read_text() for path in tmp_path.glob("runs/*/metrics.jsonl")))
+    (stopped,) = [path.parent for path in tmp_path.glob("runs/*/run.json") if records.read(path.parent)["status"] == "stopped"]
+    assert list(stopped.glob("checkpoints/*.json"))
+    stopped_when(lambda: records.read(stopped)["status"] == "complete")
+    assert [attempt["status"] for attempt in records.read(stopped)["attempts"]] == ["stopped"]

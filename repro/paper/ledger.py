@@ -116,10 +116,10 @@ def _parameters(with_bias: bool) -> int:
     """Those of ResNet-50, with or without the bias of the first convolution."""
     import torch  # for which those who read a ledger need not wait
 
-    from repro.model import builder
+    from repro.resnet import ResNet
 
-    with torch.device("meta"):  # shapes alone
-        parameters = builder("resnet50", 1000, 3, 224)().named_parameters()
+    with torch.device("meta"):  # shapes alone: `resnet.build` draws the values, on "meta" by code that takes seconds to load
+        parameters = ResNet("resnet50", 1000).named_parameters()
     return sum(value.numel() for name, value in parameters if with_bias or name != "conv1.bias")
 
 

@@ -200,8 +200,8 @@ distclean: clean  ## also remove .venv and the tables, figures and report made f
 WITH_MPI = $(if $(filter none,$(MPI)),$(EXTRAS),$(EXTRAS),$(MPI))
 BUILD    = $(if $(filter default,$(TORCH_BACKEND)),,--torch-backend $(TORCH_BACKEND) --no-verify-hashes)
 
-# Compiled at once: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, as in many images, or a read-only .venv), each
-# process would compile 1,700 modules when it loads torch, which takes seconds.
+# Compiled at once: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, or a read-only .venv), each process would
+# compile torch's modules again, which takes seconds.
 # The options are written last, so an interrupted setup is repeated; one that could not begin changes nothing.
 .venv/options: $(if $(filter-out $(SAVED),$(OPTIONS)),FORCE) | HERE .venv/bin/uv
 	@echo "setup: installing the pinned packages ($(wordlist 1,3,$(OPTIONS)): 3 GB to download if torch includes CUDA)"

@@ -104,6 +104,16 @@ def test_what_it_costs_is_said_of_data_that_are_in_the_reference(reproduction, p
     assert re.fullmatch(f"{said}the time left (here )?is known after the first( run)?", reproduction.cost)
 
 
+def test_what_the_others_cost_is_said_of_a_reproduction_that_goes_on(reproduction):
+    runs = [run._replace(steps=60, cost=60.0) for run in reproduction.planned]  # an hour of a core each
+    reproduction.planned, reproduction.profile = runs, PROFILES["laptop"]
+    assert reproduction.cost.startswith(f"all runs take about {60 * len(runs)} core-minutes if")
+    reproduction.complete = {runs[0]}
+    assert reproduction.cost.startswith(f"the others take about {60 * (len(runs) - 1)} core-minutes if")
+    reproduction.complete = {*runs}
+    assert reproduction.cost == ""
+
+
 def test_a_run_of_another_precision_does_not_stand_for_the_plain_one(reproduction):
     first, *_ = reproduction.planned
     train(reproduction, first, first.steps, "complete", variant="precision=bf16")

@@ -294,6 +294,14 @@ def test_an_efficiency_that_was_not_measured_is_not_written(results):
     assert "nan%" not in text and "Too few steps were timed" in text
 
 
+def test_an_efficiency_stands_with_the_range_of_its_steps(results):
+    change(results, "scaling_measured", efficiency=96.0, seconds=1.0, low=0.8, high=1.2, n=9)
+    assert (
+        "at 96% of the images/s per rank of one rank alone (n = 9 steps; 80 to 120% at their 5 and 95% points)"
+        in (page_of(results)[0])
+    )
+
+
 def test_the_page_names_the_networks(results):
     text, page = page_of(results)
     assert "The network is resnet11, but resnet38 in one deep model" in text

@@ -53,14 +53,18 @@ class Overall(Many):
 
     @property
     def cost(self) -> str:
-        """What the runs take by those of the reference, in words. How long they take here is known after the first one."""
+        """What the runs that are left take by those of the reference, in words; "" if none is. Known better after the first."""
+        left = [run for run in self.planned if run not in self.complete]
+        if not left:
+            return ""
         runs = [run for run in records.read_all(REFERENCE / "runs").values() if run["shrink"] == self.profile.shrink]
         machines = sorted({run["processor"] for run in runs if run["data"]["name"] == self.profile.data})
         if not machines:
             return "the time left is known after the first run"
-        minutes = sum(run.steps * run.cost for run in self.planned) / 60
+        minutes = sum(run.steps * run.cost for run in left) / 60
+        which = "the others" if self.complete else "all runs"
         return (
-            f"all runs take about {minutes:.0f} core-minutes if an image takes as long as in the reference "
+            f"{which} take about {minutes:.0f} core-minutes if an image takes as long as in the reference "
             f"({' and '.join(machines)}); the time left here is known after the first"
         )
 

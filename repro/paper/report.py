@@ -440,9 +440,10 @@ def _scaling_sentence(measured: pd.DataFrame) -> str:
     if several.empty:
         return f"Too few steps were timed to compare several ranks with one. {cluster}"
     row = several.sort_values(["ranks", "images"]).iloc[-1]
+    band = _interval(row.efficiency * row.seconds / row.high, row.efficiency * row.seconds / row.low, ".0f")
     return (
         f"On one machine, {row.ranks} ranks train {row.model} at {row.efficiency:.0f}% of the images/s per rank of one rank "
-        f"alone. {cluster}"
+        f"alone (n = {row.n} steps; {band}% at their 5 and 95% points). {cluster}"
     )
 
 

@@ -50,7 +50,8 @@ def reproduce(profile: str, ranks: int = 0, results: Path = RESULTS, verbose: bo
         return page
     overall = Overall(chosen, runs)
     print(f"{changed}; {len(overall.complete)} of {len(overall.planned)} runs are complete", flush=True)
-    print(overall.cost, flush=True)
+    if cost := overall.cost:
+        print(cost, flush=True)
     shared = dict(data=chosen.data, shrink=chosen.shrink, out=runs, live=False)
     together = min(ranks or notebooks.cores(), shrink(find(DISTRIBUTED), chosen.shrink).passes)
     apart = ranks or notebooks.cores()

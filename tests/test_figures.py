@@ -89,6 +89,7 @@ def drawings():
     yield "budget", figures.budget(points())
     yield "anytime", figures.budget(by_time())
     yield "method", figures.headline(rates(), points().iloc[:0])
+    yield "long name", figures.headline(rates(), points().assign(data="imagenet_folder"))
     yield "answers", figures.answers(answers())
     for topic, part in answers().query("n > 0 and n_other > 0").groupby("topic"):
         yield f"answers-{topic}", figures.answers(part)

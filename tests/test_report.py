@@ -294,6 +294,12 @@ def test_an_efficiency_that_was_not_measured_is_not_written(results):
     assert "nan%" not in text and "Too few steps were timed" in text
 
 
+def test_an_efficiency_of_one_step_is_not_written(results):
+    change(results, "scaling_measured", efficiency=99.0, n=1)
+    text, _ = page_of(results)
+    assert "at 99% of the images/s" not in text and "Too few steps were timed" in text
+
+
 def test_an_efficiency_stands_with_the_range_of_its_steps(results):
     change(results, "scaling_measured", efficiency=96.0, seconds=1.0, low=0.8, high=1.2, n=9)
     assert (

@@ -786,7 +786,7 @@ def headline(rates: pd.DataFrame, points: pd.DataFrame) -> plt.Figure:
         right.annotate(f"{top1.mean():.1f}", (1.02, position), xycoords=("axes fraction", "data"), va="center")
     right.set_yticks(range(len(rows)), rows.values())
     right.tick_params(axis="y", length=0)
-    right.set_title(f"Its result on {points.data.iloc[0]}, n = {points.seed.nunique()}")
+    right.set_title(f"Its result\non {points.data.iloc[0]}, n = {points.seed.nunique()}")
     right.set(xlabel="test top-1, %\n(a point per seed; bar: mean)", ylim=(len(rows) - 0.5, -0.5))
     right.grid(axis="y", visible=False)
     return figure

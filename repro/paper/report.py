@@ -57,6 +57,7 @@ ON_ALL = FIRST_TOPIC, "collapse"  # topics whose leading answers the first page 
 STATES = ["PASS", "SUPPORTED", "EQUIVALENT", "NOT-RESOLVED", "CONTRADICTED", "MISSED", "NOT-RUN"]
 
 
+FEWEST_STEPS = 3  # of which an efficiency is said in words: a slow machine times one or two in the probe's seconds
 CHECKED = ("n", "n_steps"), ("predicted", "predicted_s"), ("measured", "measured_s")
 
 
@@ -435,7 +436,7 @@ def _ledger_sentence(ledger: pd.DataFrame) -> str:
 
 
 def _scaling_sentence(measured: pd.DataFrame) -> str:
-    several = measured[(measured.ranks > 1) & measured.efficiency.notna()]
+    several = measured[(measured.ranks > 1) & measured.efficiency.notna() & (measured.n >= FEWEST_STEPS)]
     cluster = "No cluster was available, so the efficiency above 90% on many nodes and the 28 minutes were not measured."
     if several.empty:
         return f"Too few steps were timed to compare several ranks with one. {cluster}"

@@ -420,7 +420,7 @@ def _networks(runs: pd.DataFrame) -> str:
     if runs.empty:
         return ""
     usual, *others = runs.model.value_counts().index
-    said = [f"{model} in {', '.join(map(names.recipe, runs[runs.model == model].recipe.unique()))}" for model in others]
+    said = [f"{model} in {' and in '.join(map(names.recipe, runs[runs.model == model].recipe.unique()))}" for model in others]
     return f"The network is {usual}" + "".join(f", but {each}" for each in said) + "."
 
 
